@@ -1,0 +1,130 @@
+# gsa.c: `make` builds the programs, `make help` says what else there is.
+#   config=release|debug|sanitize   NO_OMP=1   NO_DNNL=1   CC=clang   MARCH=native
+
+CC      ?= cc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
+config  ?= release
+MARCH   ?= native
+
+# ---- what is here: each probe compiles or asks, nothing is guessed
+
+have     = $(shell printf '%s\n' $(1) | $(CC) $(2) -x c - -o /dev/null 2>/dev/null $(3) && echo yes)
+ifndef NO_OMP
+OMP     := $(call have,'int main(void){return 0;}',-fopenmp)
+endif
+ifndef NO_DNNL
+DNNL    := $(call have,'#include <dnnl.h>' 'int main(void){return dnnl_version() == 0;}',,-ldnnl)
+endif
+NVCC    := $(shell command -v nvcc 2>/dev/null)
+
+CPPFLAGS += -D_GNU_SOURCE
+CFLAGS   := -std=c11 -Wall -Wextra -march=$(MARCH) $(CFLAGS)
+LDLIBS   += -lm
+ifeq ($(config),release)
+CFLAGS   += -O3 -g
+OUT      :=
+else ifeq ($(config),debug)
+CFLAGS   += -O0 -g3
+OUT      := build/debug/
+else ifeq ($(config),sanitize)
+CFLAGS   += -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+OUT      := build/sanitize/
+else
+$(error config=$(config) is not known: release, debug or sanitize)
+endif
+ifdef OMP
+CFLAGS   += -fopenmp
+endif
+# everything that changes the objects without changing a source is in the folder's name
+BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL),-dnnl)
+
+# ---- programs: each from its own source and the objects it shares
+
+PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories
+TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
+
+all: probe $(PROGRAMS:%=$(OUT)%)
+
+COMMON    := gsa/util gsa/flags
+TOKENIZER := tokenizer/tokenizer
+MODEL     := gsa/model gsa/checkpoint gsa/train gsa/loader data/stories $(TOKENIZER) $(COMMON)
+
+# program.parts: objects beside the program's own; program.libs: libraries beside -lm
+train_gsa.parts            := $(MODEL)
+infer.parts                := gsa/model gsa/checkpoint gsa/loader $(TOKENIZER) $(COMMON)
+tokenizer/train_bpe.parts  := $(TOKENIZER) $(COMMON)
+tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
+data/prepare.parts         := gsa/loader $(TOKENIZER) $(COMMON)
+data/make_stories.parts    := data/stories $(COMMON)
+$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL)))
+
+NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc
+train_gsa.libs             := $(NETWORK_LIBS)
+infer.libs                 := $(NETWORK_LIBS)
+tokenizer/train_bpe.libs   := -lutf8proc -lcjson
+tokenizer/tokenize.libs    := -lutf8proc
+data/prepare.libs          := -lutf8proc
+$(foreach t,$(TESTS),$(eval test/$(t).libs := $(NETWORK_LIBS)))
+
+# ---- rules
+
+# $(1): the program's file, $(2): its name above
+define program
+$(1): $$(addprefix $(BUILD)/,$(2).o $$(addsuffix .o,$$($(2).parts))) build/$(config)/linked
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS) $$(LDFLAGS) -o $$@ $$(filter %.o,$$^) $$($(2).libs) $$(LDLIBS)
+endef
+$(foreach p,$(PROGRAMS),$(eval $(call program,$(OUT)$(p),$(p))))
+$(foreach t,$(TESTS),$(eval $(call program,build/$(config)/test/$(t),test/$(t))))
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(if $(DNNL),-DUSE_DNNL) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# remembers which build the programs were linked from, so that another compiler or flag links them anew
+build/$(config)/linked: FORCE
+	@mkdir -p $(@D)
+	@echo '$(BUILD) $(LDFLAGS)' | cmp -s - $@ || echo '$(BUILD) $(LDFLAGS)' > $@
+FORCE:
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+probe:
+	@echo "$(if $(shell command -v $(CC)),✓ $(CC) $(shell $(CC) -dumpfullversion 2>/dev/null || $(CC) -dumpversion),✗ $(CC) not found: make deps)"
+	@echo "$(if $(OMP),✓ OpenMP,✗ OpenMP $(if $(NO_OMP),switched off,not found): one thread)"
+	@echo "$(if $(DNNL),✓ oneDNN,✗ oneDNN $(if $(NO_DNNL),switched off,not found): the built-in matrix product (about half as fast))"
+	@echo "$(if $(NVCC),✓ nvcc,✗ nvcc not found: CPU programs only)"
+
+test: deps
+	@$(MAKE) --no-print-directory run-tests
+run-tests: all $(TESTS:%=build/$(config)/test/%)
+	@OUT='$(OUT)' test/run build/$(config)/test $(TESTS)
+
+# ---- what the programs need, from the distribution
+
+PACKAGES := gcc libgomp1 libdnnl-dev libutf8proc-dev libcjson-dev libstb-dev
+deps:
+	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	[ -z "$$missing" ] && exit 0; \
+	command -v apt-get >/dev/null || { echo "missing:$$missing (Debian's names); install them with this system's packages"; exit 1; }; \
+	if [ "$$(id -u)" = 0 ]; then run=; elif sudo -n true 2>/dev/null; then run="sudo -n"; \
+	else echo "first: sudo apt-get install$$missing"; exit 1; fi; \
+	echo "installing$$missing"; \
+	$$run apt-get -qq update && $$run env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install $$missing >/dev/null
+
+clean:
+	rm -rf build $(PROGRAMS)
+
+help:
+	@echo "make               the programs: $(PROGRAMS)"
+	@echo "make quickstart    install what is missing, build, train on made-up stories, write new ones (4 minutes)"
+	@echo "make test          install what is missing, build, run all tests"
+	@echo "make clean         remove what was built; runs/ stays"
+	@echo "config=debug       -O0 -g3, programs under build/debug/"
+	@echo "config=sanitize    AddressSanitizer and UBSan, programs under build/sanitize/"
+	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1"
+
+.PHONY: all probe test run-tests deps clean help FORCE
+.DEFAULT_GOAL := all

@@ -1,0 +1,21 @@
+/* Made-up stories in the manner of TinyStories, from a grammar of our own: the embedded data set, so that nothing need
+   be downloaded. Story i of a seed is always the same text, whatever was made before it. */
+#ifndef GSA_STORIES_H
+#define GSA_STORIES_H
+
+#include "../gsa/util.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Story number index of this seed; malloc'd, ends without a newline, *bytes without the final 0. About 400 to 1,000 bytes. */
+char *story(uint64_t seed, uint64_t index, size_t *bytes);
+
+/* Stories 0, 1, 2 ... of this seed, each followed by a line <|endoftext|>, until at least `bytes` bytes; malloc'd; *got their length. */
+char *stories(uint64_t seed, size_t bytes, size_t *got);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,130 @@
+#include "flags.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+Flag *find_flag(Flag *flags, const char *name) {
+    for (Flag *f = flags; f->help; f++)
+        if (f->kind != FLAG_ROOM && strcmp(f->name, name) == 0) return f;
+    return NULL;
+}
+
+static bool is_choice(const char *choices, const char *text) {
+    size_t n = strlen(text);
+    for (const char *p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
+        if (strncmp(p, text, n) == 0 && (p[n] == '|' || p[n] == 0) && n > 0) return true;
+    return false;
+}
+
+bool set_flag(Flag *f, const char *text, char *error) {
+    char *end = NULL;
+    double number = 0;
+    errno = 0;
+    switch (f->kind) {
+    case FLAG_ROOM: break;
+    case FLAG_SWITCH:
+        if (strcmp(text, "yes") != 0 && strcmp(text, "no") != 0) {
+            snprintf(error, 256, "--%s takes no value", f->name);
+            return false;
+        }
+        *(bool *)f->value = text[0] == 'y';
+        break;
+    case FLAG_INT:
+    case FLAG_REAL:
+        number = strtod(text, &end);
+        if (end != text && f->kind == FLAG_INT && *end) {
+            double unit = *end == 'k' ? 1e3 : *end == 'M' ? 1e6 : *end == 'G' ? 1e9 : 0;
+            if (unit > 0) number *= unit, end++;
+        }
+        if (end == text || *end || !isfinite(number) || (f->kind == FLAG_INT && (number != floor(number) || fabs(number) > 9e15))) {
+            snprintf(error, 256, "--%s needs %s, not '%.60s'", f->name, f->kind == FLAG_INT ? "a whole number" : "a number", text);
+            return false;
+        }
+        if (f->low < f->high && (number < f->low || number > f->high)) {
+            snprintf(error, 256, "--%s must be between %.10g and %.10g, not %.60s", f->name, f->low, f->high, text);
+            return false;
+        }
+        if (f->kind == FLAG_INT) *(int64_t *)f->value = (int64_t)number;
+        else *(double *)f->value = number;
+        break;
+    case FLAG_CHOICE:
+        if (!is_choice(f->choices, text)) {
+            snprintf(error, 256, "--%s must be one of %s, not '%.60s'", f->name, f->choices, text);
+            return false;
+        }
+        *(const char **)f->value = text;
+        break;
+    case FLAG_TEXT: *(const char **)f->value = text; break;
+    }
+    f->given = true;
+    return true;
+}
+
+void flag_text(const Flag *f, char *out, size_t room) {
+    out[0] = 0;
+    switch (f->kind) {
+    case FLAG_ROOM: break;
+    case FLAG_SWITCH: snprintf(out, room, "%s", *(bool *)f->value ? "yes" : "no"); break;
+    case FLAG_INT: snprintf(out, room, "%lld", (long long)*(int64_t *)f->value); break;
+    case FLAG_REAL: snprintf(out, room, "%.10g", *(double *)f->value); break;
+    case FLAG_TEXT:
+    case FLAG_CHOICE: snprintf(out, room, "%s", *(const char **)f->value ? *(const char **)f->value : ""); break;
+    }
+}
+
+static void print_help(Flag *flags, const char *usage) {
+    printf("%s", usage);
+    for (Flag *f = flags; f->help; f++) {
+        if (f->kind == FLAG_ROOM) {
+            printf("\n%s\n", f->help);
+            continue;
+        }
+        char left[160], value[128];
+        bool takes = f->kind != FLAG_SWITCH;
+        const char *placeholder = f->choices ? f->choices : f->kind == FLAG_INT ? "N" : f->kind == FLAG_REAL ? "X" : "TEXT";
+        snprintf(left, sizeof left, "--%s%s%s", f->name, takes ? " " : "", takes ? placeholder : "");
+        flag_text(f, value, sizeof value);
+        printf("  %-28s %s", left, strlen(left) > 28 ? "\n                               " : "");
+        printf("%s", f->help);
+        if (takes && value[0]) printf(" (%s)", value);
+        printf("\n");
+    }
+}
+
+int parse_flags(Flag *flags, int argc, char **argv, const char *usage) {
+    int positional = 0;
+    bool flags_ended = false;
+    for (int i = 1; i < argc; i++) {
+        char *arg = argv[i];
+        if (flags_ended || arg[0] != '-' || arg[1] == 0) {
+            argv[1 + positional++] = arg;
+            continue;
+        }
+        if (strcmp(arg, "--") == 0) {
+            flags_ended = true;
+            continue;
+        }
+        if (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0) {
+            print_help(flags, usage);
+            exit(0);
+        }
+        char name[64], error[256];
+        const char *equals = strchr(arg, '=');
+        snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - arg) : (int)strlen(arg), arg);
+        Flag *f = strncmp(name, "--", 2) == 0 ? find_flag(flags, name + 2) : NULL;
+        if (!f) die_usage("unknown flag %s; --help lists them all", name);
+        if (f->given) die_usage("--%s is given twice", f->name);
+        const char *text = equals ? equals + 1 : NULL;
+        if (f->kind == FLAG_SWITCH) {
+            if (text) die_usage("--%s takes no value", f->name);
+            text = "yes";
+        } else if (!text) {
+            if (i + 1 == argc) die_usage("--%s needs a value; --help says which", f->name);
+            text = argv[++i];
+        }
+        if (!set_flag(f, text, error)) die_usage("%s", error);
+    }
+    return positional;
+}

@@ -1,0 +1,238 @@
+#include "util.h"
+
+#include <errno.h>
+#include <glob.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---------------------------------------------------------------------------------------------- errors */
+
+static const char *program = "gsa";
+
+void program_name(const char *argv0) {
+    const char *slash = strrchr(argv0, '/');
+    program = slash ? slash + 1 : argv0;
+}
+
+static void complain(const char *format, va_list args) {
+    fflush(stdout);
+    fprintf(stderr, "%s: ", program);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+}
+
+void die(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    complain(format, args);
+    va_end(args);
+    exit(1);
+}
+
+void die_usage(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    complain(format, args);
+    va_end(args);
+    exit(2);
+}
+
+void warn(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    complain(format, args);
+    va_end(args);
+}
+
+/* ---------------------------------------------------------------------------------------------- memory and files */
+
+void *xmalloc(size_t bytes) {
+    void *p = malloc(bytes ? bytes : 1);
+    if (!p) die("out of memory: %.1f MiB could not be had; use a smaller model, batch or sequence", bytes / 1048576.0);
+    return p;
+}
+
+void *xcalloc(size_t count, size_t size) {
+    void *p = calloc(count ? count : 1, size ? size : 1);
+    if (!p) die("out of memory: %.1f MiB could not be had; use a smaller model, batch or sequence", (double)count * size / 1048576.0);
+    return p;
+}
+
+void *xrealloc(void *old, size_t bytes) {
+    void *p = realloc(old, bytes ? bytes : 1);
+    if (!p) die("out of memory: %.1f MiB could not be had", bytes / 1048576.0);
+    return p;
+}
+
+char *xstrdup(const char *s) {
+    size_t n = strlen(s) + 1;
+    return (char *)memcpy(xmalloc(n), s, n);
+}
+
+char *xasprintf(const char *format, ...) {
+    va_list args;
+    char *s = NULL;
+    va_start(args, format);
+    if (vasprintf(&s, format, args) < 0) die("out of memory");
+    va_end(args);
+    return s;
+}
+
+FILE *xfopen(const char *path, const char *mode) {
+    struct stat st;
+    if (mode[0] == 'r' && stat(path, &st) == 0 && S_ISDIR(st.st_mode)) die("%s is a folder, not a file", path);
+    FILE *f = fopen(path, mode);
+    if (!f) die("cannot open %s: %s", path, strerror(errno));
+    return f;
+}
+
+void xfread(void *out, size_t size, size_t count, FILE *f, const char *path) {
+    if (fread(out, size, count, f) == count) return;
+    if (feof(f)) die("%s is truncated: it ends before its header says it should; make it again", path);
+    die("cannot read %s: %s", path, strerror(errno));
+}
+
+void xfwrite(const void *in, size_t size, size_t count, FILE *f, const char *path) {
+    if (fwrite(in, size, count, f) == count) return;
+    int error = errno;
+    char *temporary = xasprintf("%s.tmp", path);
+    unlink(temporary); /* of create_file; where the file was opened otherwise there is none */
+    die("cannot write %s: %s; what was there before is unchanged", path, strerror(error));
+}
+
+int64_t file_bytes(FILE *f, const char *path) {
+    struct stat st;
+    if (fstat(fileno(f), &st) != 0) die("cannot read the length of %s: %s", path, strerror(errno));
+    return (int64_t)st.st_size;
+}
+
+char *read_file(const char *path, size_t *bytes) {
+    bool standard_input = strcmp(path, "-") == 0;
+    FILE *f = standard_input ? stdin : xfopen(path, "rb");
+    size_t n = 0, room = 1 << 16;
+    char *text = (char *)xmalloc(room);
+    for (size_t got; (got = fread(text + n, 1, room - n - 1, f)) > 0;) {
+        n += got;
+        if (n + 1 == room) text = (char *)xrealloc(text, room *= 2);
+    }
+    if (ferror(f)) die("cannot read %s: %s", standard_input ? "standard input" : path, strerror(errno));
+    if (!standard_input) fclose(f);
+    text[n] = 0;
+    *bytes = n;
+    return text;
+}
+
+void make_folder(const char *path) {
+    char *partial = xstrdup(path);
+    for (char *p = partial + 1;; p++) {
+        char c = *p;
+        if (c != '/' && c != 0) continue;
+        *p = 0;
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST) die("cannot make the folder %s: %s", partial, strerror(errno));
+        *p = c;
+        if (c == 0) break;
+    }
+    struct stat st;
+    if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)) die("%s is not a folder; give another name", path);
+    free(partial);
+}
+
+char **glob_files(const char *pattern, int *count) {
+    glob_t found;
+    *count = 0;
+    int status = glob(pattern, 0, NULL, &found);
+    if (status == GLOB_NOMATCH) return NULL;
+    if (status != 0) die("cannot search for %s: %s", pattern, strerror(errno));
+    char **files = (char **)xmalloc(found.gl_pathc * sizeof *files);
+    for (size_t i = 0; i < found.gl_pathc; i++) files[i] = xstrdup(found.gl_pathv[i]);
+    *count = (int)found.gl_pathc;
+    globfree(&found);
+    return files;
+}
+
+void free_files(char **files, int count) {
+    for (int i = 0; i < count; i++) free(files[i]);
+    free(files);
+}
+
+FILE *create_file(const char *path) {
+    char *temporary = xasprintf("%s.tmp", path);
+    FILE *f = fopen(temporary, "wb");
+    if (!f) die("cannot write %s: %s", temporary, strerror(errno));
+    free(temporary);
+    return f;
+}
+
+void commit_file(FILE *f, const char *path) {
+    char *temporary = xasprintf("%s.tmp", path);
+    bool good = fflush(f) == 0 && fsync(fileno(f)) == 0;
+    int error = errno;
+    if (fclose(f) != 0 && good) good = false, error = errno;
+    if (good && rename(temporary, path) != 0) good = false, error = errno;
+    if (!good) {
+        unlink(temporary);
+        die("cannot write %s: %s; what was there before is unchanged", path, strerror(error));
+    }
+    free(temporary);
+}
+
+/* ---------------------------------------------------------------------------------------------- random numbers */
+
+static uint64_t scramble(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+uint64_t rng_next(uint64_t *state) { return scramble(*state += 0x9E3779B97F4A7C15ull); }
+
+uint64_t rng_mix(uint64_t a, uint64_t b) { return scramble(scramble(a + 0x9E3779B97F4A7C15ull) ^ (b * 0xD6E8FEB86659FD93ull)); }
+
+uint64_t rng_below(uint64_t *state, uint64_t n) {
+    uint64_t limit = UINT64_MAX - UINT64_MAX % n, x;
+    do x = rng_next(state);
+    while (x >= limit);
+    return x % n;
+}
+
+double rng_uniform(uint64_t *state) { return (double)(rng_next(state) >> 11) * 0x1.0p-53; }
+
+double rng_normal(uint64_t *state) {
+    double u = 1.0 - rng_uniform(state), v = rng_uniform(state); /* Box-Muller; u > 0 */
+    return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
+}
+
+/* ---------------------------------------------------------------------------------------------- time and progress */
+
+double now_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+void progress(const char *what, double done, double total) {
+    static double last, start;
+    static const char *current;
+    double t = now_seconds();
+    if (!isatty(2)) return;
+    if (current != what || done <= 0) current = what, start = t, last = 0;
+    bool end = total > 0 && done >= total;
+    if (!end && t - last < 0.1) return;
+    last = t;
+    if (total > 0) {
+        double share = done / total, left = done > 0 ? (t - start) * (total - done) / done : 0;
+        char bar[31];
+        for (int i = 0; i < 30; i++) bar[i] = i < (int)(30 * share) ? '#' : '.';
+        bar[30] = 0;
+        fprintf(stderr, "\r%s [%s] %3.0f %%  %.0f s left \033[K", what, bar, 100 * share, left);
+    } else {
+        fprintf(stderr, "\r%s %.4g \033[K", what, done);
+    }
+    if (end) fputc('\n', stderr), current = NULL;
+    fflush(stderr);
+}

@@ -1,0 +1,74 @@
+/* What every program here needs and C does not give: errors in one sentence, checked memory and files,
+   files that appear whole or not at all, a random generator whose state is one integer, a progress bar.
+   This header and all others in gsa/ stay in the common subset of C11 and C++17, so .c and .cu include them. */
+#ifndef GSA_UTIL_H
+#define GSA_UTIL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define GSA_PRINTF(a, b) __attribute__((format(printf, a, b)))
+#define GSA_NORETURN __attribute__((noreturn))
+#else
+#define GSA_PRINTF(a, b)
+#define GSA_NORETURN
+#endif
+
+/* ---- errors: one sentence on stderr, "program: sentence", that names the file, flag or value and says what to do */
+
+void program_name(const char *argv0);                                        /* call first in main */
+GSA_NORETURN void die(const char *format, ...) GSA_PRINTF(1, 2);             /* exit status 1: the input or the machine is at fault */
+GSA_NORETURN void die_usage(const char *format, ...) GSA_PRINTF(1, 2);       /* exit status 2: the command line is at fault */
+void warn(const char *format, ...) GSA_PRINTF(1, 2);
+
+/* ---- memory and files; each of these dies with a sentence instead of returning an error */
+
+void *xmalloc(size_t bytes);
+void *xcalloc(size_t count, size_t size);                                    /* zeroed */
+void *xrealloc(void *old, size_t bytes);
+char *xstrdup(const char *s);
+char *xasprintf(const char *format, ...) GSA_PRINTF(1, 2);
+
+FILE *xfopen(const char *path, const char *mode);
+void xfread(void *out, size_t size, size_t count, FILE *f, const char *path);
+void xfwrite(const void *in, size_t size, size_t count, FILE *f, const char *path);
+int64_t file_bytes(FILE *f, const char *path);                               /* length; leaves the position where it was */
+char *read_file(const char *path, size_t *bytes);                            /* whole file plus a final 0 that is not counted; "-" is standard input */
+void make_folder(const char *path);                                          /* and its parents; an existing folder is fine */
+char **glob_files(const char *pattern, int *count);                          /* sorted; count 0 where nothing matches */
+void free_files(char **files, int count);
+
+/* A file being written under a temporary name beside its final one: readers see the old file or the new one, never
+   a half. create_file starts it, commit_file flushes it to the disk and renames it. On any failure (full disk, file
+   size limit) the temporary file is removed and the program dies with a sentence; the old file is untouched.
+   xfwrite on f as for any file. Interrupted programs may leave PATH.tmp behind; it is overwritten next time. */
+FILE *create_file(const char *path);
+void commit_file(FILE *f, const char *path);
+
+/* ---- random numbers: splitmix64, state is one integer */
+
+uint64_t rng_next(uint64_t *state);
+uint64_t rng_below(uint64_t *state, uint64_t n);                             /* uniform in [0, n), no modulo bias */
+double rng_uniform(uint64_t *state);                                         /* [0, 1) */
+double rng_normal(uint64_t *state);                                          /* mean 0, deviation 1 */
+uint64_t rng_mix(uint64_t a, uint64_t b);                                    /* a hash of two integers: independent streams from (seed, purpose) */
+
+/* ---- time and progress */
+
+double now_seconds(void);                                                    /* monotonic */
+
+/* A progress bar on stderr, redrawn at most ten times a second, only where stderr is a terminal; done == total ends it
+   with a line. total 0: unknown. */
+void progress(const char *what, double done, double total);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
