@@ -34,9 +34,7 @@ OUT      := build/sanitize/
 else
 $(error config=$(config) is not known: release, debug or sanitize)
 endif
-ifdef OMP
-CFLAGS   += -fopenmp
-endif
+CFLAGS   += $(if $(OMP),-fopenmp,-fopenmp-simd -Wno-unknown-pragmas)
 # everything that changes the objects without changing a source is in the folder's name
 BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL),-dnnl)
 

@@ -1,0 +1,193 @@
+#include "checkpoint.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { MAGIC = 20261123, VERSION = 1, HEADER = 256, CONFIG_AT = 16, HEADS_AT = 128, ALIGN = 64, MAX_ENTRIES = 4096 };
+static const int64_t type_bytes[] = {4, 1, 8};
+static const char *const type_names[] = {"fp32", "bytes", "int64"};
+
+static void shape_text(const int64_t *shape, int dimensions, char *out, size_t room) {
+    size_t n = (size_t)snprintf(out, room, "(");
+    for (int i = 0; i < dimensions && n < room; i++) n += (size_t)snprintf(out + n, room - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    if (n < room) snprintf(out + n, room - n, ")");
+}
+
+/* ---------------------------------------------------------------------------------------------- writing */
+
+Entry checkpoint_entry(const char *name, int type, int dimensions, const int64_t *shape) {
+    Entry e;
+    memset(&e, 0, sizeof e);
+    snprintf(e.name, sizeof e.name, "%s", name);
+    e.type = type, e.dimensions = dimensions, e.bytes = type_bytes[type];
+    for (int i = 0; i < dimensions; i++) e.shape[i] = shape[i], e.bytes *= shape[i];
+    return e;
+}
+
+void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data, int *count) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%s%s", prefix, tensors[i].name);
+        data[*count] = flat + tensors[i].offset;
+        entries[(*count)++] = checkpoint_entry(name, TYPE_F32, 3, tensors[i].shape);
+    }
+}
+
+void checkpoint_write(const char *path, int kind, const Config *c, int64_t step, Entry *entries, const void **data, int count) {
+    int32_t header[HEADER] = {0};
+    static const char zeros[ALIGN];
+    int64_t at = (int64_t)sizeof header + count * (int64_t)sizeof(Entry);
+    for (int i = 0; i < count; i++) {
+        at = (at + ALIGN - 1) / ALIGN * ALIGN;
+        entries[i].offset = at;
+        at += entries[i].bytes;
+    }
+    header[0] = MAGIC, header[1] = VERSION, header[2] = kind, header[3] = count;
+    memcpy(header + 4, &at, 8);
+    header[6] = (int32_t)step;
+    int field = CONFIG_AT;
+#define X(name, what) header[field++] = c->name;
+    CONFIG_FIELDS(X)
+#undef X
+    memcpy(header + HEADS_AT, c->gsa_heads, sizeof c->gsa_heads);
+
+    FILE *f = create_file(path);
+    xfwrite(header, sizeof header, 1, f, path);
+    xfwrite(entries, sizeof *entries, (size_t)count, f, path);
+    int64_t written = (int64_t)sizeof header + count * (int64_t)sizeof(Entry);
+    for (int i = 0; i < count; i++) {
+        xfwrite(zeros, 1, (size_t)(entries[i].offset - written), f, path);
+        xfwrite(data[i], 1, (size_t)entries[i].bytes, f, path);
+        written = entries[i].offset + entries[i].bytes;
+    }
+    commit_file(f, path);
+}
+
+/* ---------------------------------------------------------------------------------------------- reading */
+
+/* Opens and checks; NULL on success, else the sentence (malloc'd). Nothing of the file is believed before it is checked. */
+static char *open_checked(const char *path, int kind, Checkpoint *k) {
+    memset(k, 0, sizeof *k);
+    int fd = open(path, O_RDONLY);
+    struct stat st;
+    if (fd < 0) return xasprintf("cannot open %s: %s", path, strerror(errno));
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        close(fd);
+        return xasprintf("%s is not a regular file", path);
+    }
+    int32_t header[HEADER];
+    if ((size_t)st.st_size < sizeof header) {
+        close(fd);
+        return xasprintf("%s is %s: no checkpoint is so short", path, st.st_size ? "truncated" : "empty");
+    }
+    k->bytes = (size_t)st.st_size;
+    k->map = (const char *)mmap(NULL, k->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    close(fd);
+    if (k->map == MAP_FAILED) {
+        k->map = NULL;
+        return xasprintf("cannot map %s: %s", path, strerror(errno));
+    }
+    memcpy(header, k->map, sizeof header);
+    if (header[0] != MAGIC) {
+        if (header[0] == 20240326) return xasprintf("%s is a checkpoint of llm.c, which this program does not read", path);
+        return xasprintf("%s is not a gsa.c checkpoint (magic %d, not %d)", path, header[0], MAGIC);
+    }
+    if (header[1] != VERSION) return xasprintf("%s has checkpoint version %d; this program reads version %d", path, header[1], VERSION);
+    if (header[2] != kind)
+        return xasprintf("%s is a %s file; a %s file is needed here", path, header[2] == CHECKPOINT_STATE ? "state_*.bin" : "model_*.bin",
+                         kind == CHECKPOINT_STATE ? "state_*.bin" : "model_*.bin");
+    int64_t length;
+    memcpy(&length, header + 4, 8);
+    if (length != (int64_t)k->bytes) return xasprintf("%s is %lld bytes long, its header says %lld: it is truncated or damaged", path, (long long)k->bytes, (long long)length);
+    k->count = header[3], k->step = header[6];
+    int field = CONFIG_AT;
+#define X(name, what) k->config.name = header[field++];
+    CONFIG_FIELDS(X)
+#undef X
+    memcpy(k->config.gsa_heads, header + HEADS_AT, sizeof k->config.gsa_heads);
+    const char *unsound = config_check(&k->config);
+    if (unsound) return xasprintf("%s is damaged: %s", path, unsound);
+    if (k->step < 0 || k->count < 1 || k->count > MAX_ENTRIES || sizeof header + k->count * sizeof(Entry) > k->bytes)
+        return xasprintf("%s is damaged: its directory of %d entries does not fit", path, k->count);
+    k->entries = (const Entry *)(k->map + sizeof header);
+    for (int i = 0; i < k->count; i++) {
+        const Entry *e = &k->entries[i];
+        bool good = memchr(e->name, 0, sizeof e->name) && e->type >= 0 && e->type <= TYPE_I64 && e->dimensions >= 1 && e->dimensions <= 4 && e->offset % ALIGN == 0 &&
+                    e->offset >= 0 && e->bytes >= 0 && e->offset <= length && e->bytes <= length - e->offset;
+        int64_t bytes = good ? type_bytes[e->type] : 0;
+        for (int d = 0; good && d < e->dimensions; d++) good = e->shape[d] >= 0 && !__builtin_mul_overflow(bytes, e->shape[d], &bytes);
+        if (!good || bytes != e->bytes) return xasprintf("%s is damaged: entry %d of its directory is not sound", path, i);
+    }
+    return NULL;
+}
+
+static void unmap(Checkpoint *k) {
+    if (k->map) munmap((void *)k->map, k->bytes);
+}
+
+Checkpoint *checkpoint_open(const char *path, int kind) {
+    Checkpoint *k = (Checkpoint *)xmalloc(sizeof *k);
+    char *wrong = open_checked(path, kind, k);
+    if (wrong) die("%s", wrong);
+    k->path = xstrdup(path);
+    return k;
+}
+
+bool checkpoint_is_whole(const char *path, int kind) {
+    Checkpoint k;
+    char *wrong = open_checked(path, kind, &k);
+    unmap(&k);
+    free(wrong);
+    return !wrong;
+}
+
+void checkpoint_close(Checkpoint *k) {
+    if (!k) return;
+    unmap(k);
+    free(k->path);
+    free(k);
+}
+
+const void *checkpoint_find(const Checkpoint *k, const char *name, int type, int dimensions, const int64_t *shape, int64_t *length) {
+    for (int i = 0; i < k->count; i++) {
+        const Entry *e = &k->entries[i];
+        if (strcmp(e->name, name) != 0) continue;
+        bool same = e->type == type && e->dimensions == (dimensions ? dimensions : 1);
+        for (int d = 0; same && d < dimensions; d++) same = e->shape[d] == shape[d];
+        if (!same) {
+            char theirs[96], ours[96];
+            shape_text(e->shape, e->dimensions, theirs, sizeof theirs);
+            shape_text(shape, dimensions, ours, sizeof ours);
+            die("%s: tensor %s is %s %s, but %s %s is needed", k->path, name, type_names[e->type], theirs, type_names[type], dimensions ? ours : "of one dimension");
+        }
+        if (length) *length = e->shape[0];
+        return k->map + e->offset;
+    }
+    die("%s has no tensor %s", k->path, name);
+}
+
+void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *flat) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(&k->config, tensors);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%s%s", prefix, tensors[i].name);
+        memcpy(flat + tensors[i].offset, checkpoint_find(k, name, TYPE_F32, 3, tensors[i].shape, NULL), tensors[i].size * sizeof(float));
+    }
+}
+
+void checkpoint_match(const Checkpoint *k, const Config *c) {
+#define X(name, what) \
+    if (k->config.name != c->name) die("%s: its %s is %d, that of this run %d", k->path, what, k->config.name, c->name);
+    CONFIG_FIELDS(X)
+#undef X
+    for (int l = 0; l < c->L; l++)
+        if (k->config.gsa_heads[l] != c->gsa_heads[l]) die("%s: its GSA heads in layer %d are not those of this run; give the same --gsa-heads", k->path, l);
+}

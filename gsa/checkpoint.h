@@ -1,0 +1,61 @@
+/* Checkpoint files: 256 int32, then a directory of named tensors, then their bytes. The same format holds models
+   (weights and tokenizer) and states (optimiser and position in the data).
+
+   header  0 magic 20261123   1 version 1   2 kind (1 model, 2 state)   3 entries   4, 5 file length in bytes (low, high)
+           6 step   16.. the CONFIG_FIELDS of model.h in order   128.. GSA heads: for each of 64 layers a mask of 64 bits (low, high)
+   entry   128 bytes: name[64], int32 type (0 fp32, 1 bytes, 2 int64), int32 dimensions, int64 shape[4], int64 offset, int64 length
+   Tensors start at multiples of 64 bytes, so that a mapped file can be used as it is. Little-endian throughout. */
+#ifndef GSA_CHECKPOINT_H
+#define GSA_CHECKPOINT_H
+
+#include "model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { CHECKPOINT_MODEL = 1, CHECKPOINT_STATE = 2 };
+enum { TYPE_F32, TYPE_BYTES, TYPE_I64 };
+
+typedef struct {
+    char name[64];
+    int32_t type, dimensions;
+    int64_t shape[4];
+    int64_t offset, bytes; /* offset is filled in by checkpoint_write */
+} Entry;
+
+/* Writes the file whole or not at all (create_file, commit_file). data[i] are the bytes of entries[i]. */
+void checkpoint_write(const char *path, int kind, const Config *c, int64_t step, Entry *entries, const void **data, int count);
+Entry checkpoint_entry(const char *name, int type, int dimensions, const int64_t *shape); /* bytes are computed from the shape */
+
+typedef struct {
+    char *path;
+    Config config;
+    int64_t step;
+    const char *map; /* the file, mapped for reading */
+    size_t bytes;
+    const Entry *entries;
+    int count;
+} Checkpoint;
+
+/* Maps a file and checks header, length, configuration and directory; a wrong one is one sentence that names the file and
+   what is wrong with it. checkpoint_is_whole answers instead of dying, for choosing the file to resume from. */
+Checkpoint *checkpoint_open(const char *path, int kind);
+bool checkpoint_is_whole(const char *path, int kind);
+void checkpoint_close(Checkpoint *k);
+
+/* The bytes of an entry, in the mapping; dies naming entry, both types and both shapes where they differ. dimensions 0: any
+   one-dimensional length, stored in *length. */
+const void *checkpoint_find(const Checkpoint *k, const char *name, int type, int dimensions, const int64_t *shape, int64_t *length);
+
+/* All tensors of model.h's table, entry PREFIX + name, into a flat buffer. */
+void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *flat);
+/* Appends an entry for each tensor of the table to entries and data at *count. */
+void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data, int *count);
+/* Dies with a sentence naming the first field in which the file's configuration differs from c. */
+void checkpoint_match(const Checkpoint *k, const Config *c);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,139 @@
+/* What a model is: its configuration, its parameters as one table, their starting values. No arithmetic of the network
+   here; that is train_gsa.c's and train_gsa.cu's. */
+#ifndef GSA_MODEL_H
+#define GSA_MODEL_H
+
+#include "util.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------------------------------------- configuration */
+
+/* Each enumeration is in the order of its flag's choices: the flag's text is looked up by position. */
+#define ATTENTION_CHOICES "standard|gsa|hybrid"
+enum { ATTENTION_STANDARD, ATTENTION_GSA, ATTENTION_HYBRID };
+#define POSITION_CHOICES "learned|rope|both"
+enum { POSITION_LEARNED, POSITION_ROPE, POSITION_BOTH };
+#define ENVELOPE_CHOICES "none|cosine"
+enum { ENVELOPE_NONE, ENVELOPE_COSINE };
+#define COVARIANCE_CHOICES "iso|diag"
+enum { COVARIANCE_ISO, COVARIANCE_DIAG };
+
+/* All fields are one int32 each in a checkpoint's header, in this order; a file that differs is refused by this name. */
+#define CONFIG_FIELDS(X)                                                     \
+    X(T, "sequence length")                                                  \
+    X(V, "vocabulary size")                                                  \
+    X(Vp, "padded vocabulary size")                                          \
+    X(L, "number of layers")                                                 \
+    X(NH, "number of heads")                                                 \
+    X(C, "number of channels")                                               \
+    X(position, "kind of positions (learned, rope, both)")                   \
+    X(attention, "kind of attention (standard, gsa, hybrid)")                \
+    X(S, "number of splats per head")                                        \
+    X(envelope, "envelope (none, cosine)")                                   \
+    X(covariance, "covariance (iso, diag)")
+
+enum { MAX_LAYERS = 64, MAX_HEADS = 64 }; /* one 64-bit mask of GSA heads per layer */
+
+typedef struct {
+#define X(name, what) int name;
+    CONFIG_FIELDS(X)
+#undef X
+    uint64_t gsa_heads[MAX_LAYERS]; /* bit h of word l: head h of layer l is a GSA head */
+} Config;
+
+/* The whole configuration checked: NULL where it is sound, else a sentence (static memory) that names the flag. */
+const char *config_check(const Config *c);
+/* Fills gsa_heads from c->attention and the text of --gsa-heads: NULL (all heads for gsa, the last half for hybrid), "N"
+   (the last N heads of each layer) or "0:3,2:1-4" (layer:head). NULL where it fits, else a sentence. */
+const char *config_head_map(Config *c, const char *gsa_heads);
+int choice_index(const char *choices, const char *text);                 /* position of text in "a|b|c"; -1 where it is none */
+void choice_name(const char *choices, int index, char *out, size_t room);
+
+static inline int config_head_size(const Config *c) { return c->C / c->NH; }
+static inline bool config_is_gsa(const Config *c, int l, int h) { return c->gsa_heads[l] >> h & 1; }
+int config_gsa_before(const Config *c, int l, int h); /* number of GSA heads before (l, h), in order of layer and head: the index of its splats */
+static inline int config_gsa_heads(const Config *c) { return config_gsa_before(c, c->L, 0); }
+
+/* ---------------------------------------------------------------------------------------------- parameters */
+
+/* Optimiser groups. Splat scalars train at ten times the rate: their natural step is ten times that of a weight. They have
+   a gradient norm of their own, because d loss / d ln theta grows with T and could throttle all others. */
+enum { GROUP_MATRIX, GROUP_VECTOR, GROUP_CENTRE, GROUP_SCALAR, NUM_GROUPS };
+enum { CLIP_WEIGHTS, CLIP_SPLATS, NUM_CLIPS };
+typedef struct {
+    double rate;  /* times the learning rate */
+    bool decay;   /* weight decay applies */
+    int clip;     /* whose norm it is clipped by */
+} Group;
+extern const Group groups[NUM_GROUPS];
+
+enum { START_NORMAL, START_RESIDUAL, START_ZERO, START_ONE, START_SPHERE, START_PRECISION, START_AMPLITUDE, START_FREQUENCY };
+
+/* THE table: name, shape as expressions of the configuration c, start, group. The parameter struct of both programs, all sizes,
+   the optimiser's groups, the checkpoint's directory and the tests' reports come from it; to add a tensor, add a line.
+   A first dimension of 0: the model has no such tensor. */
+#define PARAMETERS(X)                                                                                                          \
+    X(wte, c->Vp, c->C, 1, START_NORMAL, GROUP_MATRIX)                              /* token embedding and classifier */       \
+    X(wpe, c->position == POSITION_ROPE ? 0 : c->T, c->C, 1, START_NORMAL, GROUP_MATRIX)                                       \
+    X(ln1w, c->L, c->C, 1, START_ONE, GROUP_VECTOR)                                                                            \
+    X(ln1b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                           \
+    X(qkvw, c->L, 3 * c->C, c->C, START_NORMAL, GROUP_MATRIX)                                                                  \
+    X(qkvb, c->L, 3 * c->C, 1, START_ZERO, GROUP_VECTOR)                                                                       \
+    X(mu, config_gsa_heads(c), c->S, config_head_size(c), START_SPHERE, GROUP_CENTRE)                /* centres */             \
+    X(lnp, config_gsa_heads(c), c->S, c->covariance == COVARIANCE_DIAG ? config_head_size(c) : 1, START_PRECISION, GROUP_SCALAR) \
+    X(lnalpha, config_gsa_heads(c), c->S, 1, START_AMPLITUDE, GROUP_SCALAR)                                                    \
+    X(lntheta, c->envelope == ENVELOPE_COSINE ? config_gsa_heads(c) : 0, c->S, 1, START_FREQUENCY, GROUP_SCALAR)               \
+    X(attprojw, c->L, c->C, c->C, START_RESIDUAL, GROUP_MATRIX)                                                                \
+    X(attprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                       \
+    X(ln2w, c->L, c->C, 1, START_ONE, GROUP_VECTOR)                                                                            \
+    X(ln2b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                           \
+    X(fcw, c->L, 4 * c->C, c->C, START_NORMAL, GROUP_MATRIX)                                                                   \
+    X(fcb, c->L, 4 * c->C, 1, START_ZERO, GROUP_VECTOR)                                                                        \
+    X(fcprojw, c->L, c->C, 4 * c->C, START_RESIDUAL, GROUP_MATRIX)                                                             \
+    X(fcprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                        \
+    X(lnfw, 1, c->C, 1, START_ONE, GROUP_VECTOR)                                                                               \
+    X(lnfb, 1, c->C, 1, START_ZERO, GROUP_VECTOR)
+
+enum {
+#define X(name, ...) TENSOR_##name,
+    PARAMETERS(X)
+#undef X
+    NUM_TENSORS
+};
+
+typedef struct {
+    const char *name;
+    int64_t shape[3];
+    size_t offset, size; /* in numbers, within the flat buffer; offsets are multiples of 32 (128 bytes of fp32) */
+    int start, group;
+} Tensor;
+
+/* Fills tensors[NUM_TENSORS]; returns the length of the flat buffer, padding between tensors included. */
+size_t model_tensors(const Config *c, Tensor *tensors);
+/* Number of parameters; without the padding of the buffer and of the vocabulary. */
+size_t model_parameters(const Config *c);
+/* Starting values of all parameters into a flat buffer; depends on the configuration and seed alone. */
+void model_start(const Config *c, float *params, uint64_t seed);
+
+/* ---------------------------------------------------------------------------------------------- splats */
+
+/* Bounds of splat parameters, applied after each update. */
+#define SPLAT_PRECISION_START 4.0
+#define SPLAT_PRECISION_MIN 0.4
+#define SPLAT_PRECISION_MAX 40.0
+#define SPLAT_CENTRE_MAX 2.0         /* |mu| */
+#define SPLAT_SLOPE_MAX 40.0         /* |Lambda mu| */
+#define SPLAT_AMPLITUDE_RANGE 2.302585092994046 /* ln 10: |ln alpha - its start| */
+#define SPLAT_FREQUENCY_MAX 3.141592653589793
+
+/* The starting ln alpha: logits sum_s alpha phi_s(q) phi_s(k) of random unit vectors q, k have standard deviation 1,
+   for S centres that are random unit vectors of dimension d and isotropic precision SPLAT_PRECISION_START. */
+double splat_amplitude_start(int S, int d);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,45 @@
+/* What a run does: one loop of batches, updates, evaluations, samples, logs and checkpoints for every back end. */
+#ifndef GSA_TRAIN_H
+#define GSA_TRAIN_H
+
+#include "model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The flat buffers of a model, all in the order of model_tensors. */
+enum { BUFFER_PARAMS, BUFFER_GRADS, BUFFER_ADAM_M, BUFFER_ADAM_V };
+
+enum { MEMORY_PARAMS, MEMORY_GRADS, MEMORY_OPTIMISER, MEMORY_ACTIVATIONS, NUM_MEMORY };
+
+typedef struct {
+    double rate;             /* learning rate of this step, before a group's factor */
+    double beta1, beta2, weight_decay;
+    double scale[NUM_CLIPS]; /* what gradients are multiplied by: clipping */
+    int64_t step;            /* 1 for the first update */
+} Update;
+
+/* A back end: the network's arithmetic. B and T of a call may be smaller than those given to create. */
+typedef struct {
+    const char *(*name)(void);                                       /* machine, threads, libraries: for the first line of a run */
+    void (*memory)(const Config *c, int B, size_t bytes[NUM_MEMORY]); /* what create(c, B) will take */
+    void *(*create)(const Config *c, int B);                         /* room for batches of (B, c->T); buffers are zero */
+    void (*destroy)(void *model);
+    void (*write)(void *model, int buffer, const float *from);       /* from the host into the model */
+    const float *(*read)(void *model, int buffer);                   /* on the host, valid until the next call */
+    double (*forward)(void *model, const int *x, const int *y, int B, int T); /* x, y (B, T); mean loss in nats; y NULL: logits only, returns 0 */
+    void (*backward)(void *model, double scale);                     /* of the last forward; adds scale times its gradients */
+    void (*zero_gradients)(void *model);
+    void (*gradient_norms)(void *model, double norms[NUM_CLIPS]);
+    void (*update)(void *model, const Update *u);                    /* AdamW on all parameters, then the bounds of the splats */
+    void (*logits)(void *model, int b, int t, float *out);           /* of the last forward, V numbers */
+} Backend;
+
+/* The whole program: flags, data, training. Returns the exit status. */
+int train(int argc, char **argv, const Backend *backend);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
