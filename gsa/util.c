@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <glob.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,7 @@ static const char *program = "gsa";
 void program_name(const char *argv0) {
     const char *slash = strrchr(argv0, '/');
     program = slash ? slash + 1 : argv0;
+    signal(SIGXFSZ, SIG_IGN); /* at the file size limit a write then fails and is reported, where the signal would kill us */
 }
 
 static void complain(const char *format, va_list args) {
