@@ -68,7 +68,10 @@ void flag_text(const Flag *f, char *out, size_t room) {
     case FLAG_ROOM: break;
     case FLAG_SWITCH: snprintf(out, room, "%s", *(bool *)f->value ? "yes" : "no"); break;
     case FLAG_INT: snprintf(out, room, "%lld", (long long)*(int64_t *)f->value); break;
-    case FLAG_REAL: snprintf(out, room, "%.10g", *(double *)f->value); break;
+    case FLAG_REAL: /* as short as it can be without becoming another number */
+        snprintf(out, room, "%.10g", *(double *)f->value);
+        if (strtod(out, NULL) != *(double *)f->value) snprintf(out, room, "%.17g", *(double *)f->value);
+        break;
     case FLAG_TEXT:
     case FLAG_CHOICE: snprintf(out, room, "%s", *(const char **)f->value ? *(const char **)f->value : ""); break;
     }

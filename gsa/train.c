@@ -1,0 +1,616 @@
+/* One run, from flags to the last checkpoint. Reading order: settings and their flags -> data -> checkpoints of a run -> evaluation,
+   samples -> the loop. */
+#include "train.h"
+
+#include "../data/stories.h"
+#include "../tokenizer/tokenizer.h"
+#include "checkpoint.h"
+#include "flags.h"
+#include "loader.h"
+#include "sample.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+/* ---------------------------------------------------------------------------------------------- settings */
+
+typedef struct {
+    /* model */
+    int64_t depth, layers, heads, channels, seq, splats;
+    const char *preset, *attention, *gsa_heads, *position, *covariance, *envelope;
+    /* data */
+    const char *data, *val, *tokenizer;
+    int64_t vocab;
+    bool doc_start;
+    /* optimisation */
+    int64_t batch, accum, steps, warmup, seed;
+    double lr, min_lr, weight_decay, beta1, beta2, clip;
+    const char *schedule, *init_from;
+    bool overfit_batch;
+    /* run */
+    const char *out;
+    bool resume;
+    int64_t eval_every, eval_tokens, sample_every, save_every, keep, threads;
+} Settings;
+
+static const Settings defaults = {
+    3, 0, 0, 0, 256, 32, NULL, "hybrid", NULL, "rope", "iso", "cosine",
+    NULL, NULL, NULL, 1024, false,
+    8, 1, 800, 50, 1, 2e-3, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
+    "runs/default", false, 100, 65536, 200, 200, 2, 0,
+};
+
+static const char usage[] =
+    "usage: %s [flags]\n"
+    "Trains a GPT whose attention heads are standard or Gaussian Splat Attention. Without flags: a small hybrid model on\n"
+    "made-up stories, checkpoints in runs/default. Defaults stand in brackets.\n";
+
+/* The flags of s. Those after FREE may differ when a run is resumed: they do not change what it computes. */
+#define FREE "run (these may be changed when a run is resumed)"
+static void make_flags(Flag *flags, Settings *s) {
+    Flag table[] = {
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "model", false},
+        {FLAG_INT, "depth", &s->depth, 1, 64, NULL, "one dial for the shape: N layers, N heads, 64 N channels", false},
+        {FLAG_CHOICE, "preset", &s->preset, 0, 0, "gpt2-124m|gpt2-350m|gpt2-774m", "a shape of GPT-2 instead: layers, heads, channels, --seq 1024", false},
+        {FLAG_INT, "layers", &s->layers, 1, MAX_LAYERS, NULL, "layers; from --depth or --preset if not given", false},
+        {FLAG_INT, "heads", &s->heads, 1, MAX_HEADS, NULL, "attention heads per layer; likewise", false},
+        {FLAG_INT, "channels", &s->channels, 2, 65536, NULL, "channels, a multiple of twice the heads; likewise", false},
+        {FLAG_INT, "seq", &s->seq, 1, 1 << 24, NULL, "sequence length T in tokens", false},
+        {FLAG_CHOICE, "pos", &s->position, 0, 0, POSITION_CHOICES, "positions: added at the input (learned), rotations in standard heads (rope), or both", false},
+        {FLAG_CHOICE, "attention", &s->attention, 0, 0, ATTENTION_CHOICES, "no head is a GSA head, all are, or some (the last half of each layer)", false},
+        {FLAG_TEXT, "gsa-heads", &s->gsa_heads, 0, 0, "N|MAP", "hybrid: the last N heads of each layer, or layer:head such as 0:3,2:1-4", false},
+        {FLAG_INT, "splats", &s->splats, 1, 65536, NULL, "splats per GSA head; at most half the head size with an envelope", false},
+        {FLAG_CHOICE, "envelope", &s->envelope, 0, 0, ENVELOPE_CHOICES, "factor of a splat's contribution by distance", false},
+        {FLAG_CHOICE, "covariance", &s->covariance, 0, 0, COVARIANCE_CHOICES, "a splat's precision: one number, or one for each dimension", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "data", false},
+        {FLAG_TEXT, "data", &s->data, 0, 0, "GLOB", "training shards, from data/prepare; made-up stories if not given", false},
+        {FLAG_TEXT, "val", &s->val, 0, 0, "GLOB", "validation shards; none: no evaluation", false},
+        {FLAG_TEXT, "tokenizer", &s->tokenizer, 0, 0, "FILE", "the tokenizer that made the shards; stored in the checkpoints", false},
+        {FLAG_INT, "vocab", &s->vocab, 258, 65536, NULL, "vocabulary learned from the made-up stories", false},
+        {FLAG_SWITCH, "doc-start", &s->doc_start, 0, 0, NULL, "training windows begin at the start of a document", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "optimisation", false},
+        {FLAG_INT, "steps", &s->steps, 1, 1e9, NULL, "updates", false},
+        {FLAG_INT, "batch", &s->batch, 1, 65536, NULL, "sequences per pass", false},
+        {FLAG_INT, "accum", &s->accum, 1, 65536, NULL, "passes per update, gradients averaged", false},
+        {FLAG_REAL, "lr", &s->lr, 0, 10, NULL, "highest learning rate; splat scalars train at ten times this", false},
+        {FLAG_REAL, "min-lr", &s->min_lr, 0, 10, NULL, "learning rate at the end; a tenth of --lr if not given", false},
+        {FLAG_INT, "warmup", &s->warmup, 0, 1e9, NULL, "steps until the highest rate is reached", false},
+        {FLAG_CHOICE, "schedule", &s->schedule, 0, 0, "cosine|wsd|constant", "after the warm-up: a cosine; constant, then linear over the last fifth; constant", false},
+        {FLAG_REAL, "weight-decay", &s->weight_decay, 0, 10, NULL, "of matrices and embeddings", false},
+        {FLAG_REAL, "beta1", &s->beta1, 0, 0.9999, NULL, "AdamW: memory of the gradient", false},
+        {FLAG_REAL, "beta2", &s->beta2, 0, 0.999999, NULL, "AdamW: memory of its square", false},
+        {FLAG_REAL, "clip", &s->clip, 0, 1e9, NULL, "largest gradient norm, of weights and of splat scalars each; 0: no limit", false},
+        {FLAG_INT, "seed", &s->seed, 0, 9e15, NULL, "of the starting weights, the order of the data and the samples", false},
+        {FLAG_TEXT, "init-from", &s->init_from, 0, 0, "FILE", "start with the weights of this model: fresh optimiser and schedule", false},
+        {FLAG_SWITCH, "overfit-batch", &s->overfit_batch, 0, 0, NULL, "train on the first batch again and again: a test of the code", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, FREE, false},
+        {FLAG_TEXT, "out", &s->out, 0, 0, "DIR", "checkpoints and main.log go here", false},
+        {FLAG_SWITCH, "resume", &s->resume, 0, 0, NULL, "go on from the newest checkpoint in --out, with its settings", false},
+        {FLAG_INT, "eval-every", &s->eval_every, 0, 1e9, NULL, "steps between evaluations; 0: none", false},
+        {FLAG_INT, "eval-tokens", &s->eval_tokens, 1, 1e12, NULL, "validation tokens per evaluation, at most", false},
+        {FLAG_INT, "sample-every", &s->sample_every, 0, 1e9, NULL, "steps between samples of text; 0: none", false},
+        {FLAG_INT, "save-every", &s->save_every, 0, 1e9, NULL, "steps between checkpoints; 0: only at the end", false},
+        {FLAG_INT, "keep", &s->keep, 0, 1e9, NULL, "checkpoints kept, the newest; 0: all", false},
+        {FLAG_INT, "threads", &s->threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses, as a rule one a core", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+    };
+    memcpy(flags, table, sizeof table);
+}
+enum { MAX_FLAGS = 64 };
+
+/* "name=value\n" for every flag up to the free ones: what a state file stores */
+static char *settings_text(const Flag *flags) {
+    char *text = xstrdup("");
+    for (const Flag *f = flags; f->help && strcmp(f->help, FREE) != 0; f++) {
+        char value[512];
+        if (f->kind == FLAG_ROOM) continue;
+        flag_text(f, value, sizeof value);
+        char *longer = xasprintf("%s%s=%s\n", text, f->name, value);
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
+/* Takes all settings from the text; a flag that was given and differs is refused. */
+static void settings_from_text(Flag *flags, const char *text, size_t bytes, const char *path) {
+    char *copy = (char *)xmalloc(bytes + 1); /* never freed: flags point into it */
+    memcpy(copy, text, bytes);
+    copy[bytes] = 0;
+    for (char *line = copy, *next; *line; line = next) {
+        next = line + strcspn(line, "\n");
+        if (*next) *next++ = 0;
+        char *value = strchr(line, '='), error[256], given[512];
+        Flag *f = NULL;
+        if (value) *value++ = 0, f = find_flag(flags, line);
+        if (!f) die("%s: unknown setting '%.60s'; it was written by another version of this program", path, line);
+        if (f->given) {
+            flag_text(f, given, sizeof given);
+            if (strcmp(given, value) != 0)
+                die("--%s %s contradicts the run to be resumed, where it is '%s' (%s); leave it out, or start a new run with --init-from", f->name, given, value, path);
+        } else if (*value || f->kind == FLAG_TEXT) {
+            if (f->kind == FLAG_TEXT && !*value) continue;
+            if (!set_flag(f, value, error)) die("%s: %s", path, error);
+        }
+    }
+}
+
+static void print_settings(const Flag *flags, FILE *log, int64_t step) {
+    fprintf(log, "s:%lld cfg:1", (long long)step);
+    int column = 0;
+    for (const Flag *f = flags; f->help; f++) {
+        char value[512];
+        if (f->kind == FLAG_ROOM) {
+            column = printf("%s%-14s", f == flags ? "" : "\n", strcmp(f->help, FREE) == 0 ? "run" : f->help) - (f != flags);
+            continue;
+        }
+        flag_text(f, value, sizeof value);
+        if (!value[0] || strcmp(value, "no") == 0) continue;
+        if (column > 90) column = printf("\n%14s", "") - 1;
+        column += printf("%s %s  ", f->name, value);
+        fprintf(log, " %s=%s", f->name, value);
+    }
+    printf("\n");
+    fprintf(log, "\n");
+}
+
+/* The shape from --depth, --preset and the single flags, the latter winning. */
+static void resolve_shape(Settings *s, Flag *flags) {
+    static const struct {
+        const char *name;
+        int64_t layers, heads, channels;
+    } presets[] = {{"gpt2-124m", 12, 12, 768}, {"gpt2-350m", 24, 16, 1024}, {"gpt2-774m", 36, 20, 1280}};
+    int64_t layers = s->depth, heads = s->depth, channels = 64 * s->depth;
+    if (s->preset && find_flag(flags, "depth")->given) die_usage("--depth and --preset both set the shape: give one of them");
+    for (size_t i = 0; s->preset && i < sizeof presets / sizeof *presets; i++)
+        if (strcmp(presets[i].name, s->preset) == 0) {
+            layers = presets[i].layers, heads = presets[i].heads, channels = presets[i].channels;
+            if (!find_flag(flags, "seq")->given) s->seq = 1024;
+        }
+    if (!s->layers) s->layers = layers;
+    if (!s->heads) s->heads = heads;
+    if (!s->channels) s->channels = channels;
+    if (!find_flag(flags, "min-lr")->given) s->min_lr = s->lr / 10;
+}
+
+static Config make_config(const Settings *s, int V, const Flag *splats) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.T = (int)s->seq, c.V = V, c.Vp = (V + 127) / 128 * 128;
+    c.L = (int)s->layers, c.NH = (int)s->heads, c.C = (int)s->channels, c.S = (int)s->splats;
+    c.position = choice_index(POSITION_CHOICES, s->position);
+    c.attention = choice_index(ATTENTION_CHOICES, s->attention);
+    c.envelope = choice_index(ENVELOPE_CHOICES, s->envelope);
+    c.covariance = choice_index(COVARIANCE_CHOICES, s->covariance);
+    int d = c.NH > 0 && c.C % c.NH == 0 ? c.C / c.NH : 0;
+    if (!splats->given && d >= 2) c.S = d / 2;
+    const char *wrong = config_head_map(&c, s->gsa_heads);
+    if (!wrong) wrong = config_check(&c);
+    if (wrong) die_usage("%s", wrong);
+    return c;
+}
+
+/* --init-from: the file's configuration, where no flag contradicts it. Without learned positions any length will do. */
+static Config config_from_file(Settings *s, Flag *flags, const Checkpoint *k) {
+    Config c = k->config;
+    char text[512];
+    struct {
+        const char *flag, *choices;
+        int value;
+    } shape[] = {{"layers", NULL, c.L},
+                 {"heads", NULL, c.NH},
+                 {"channels", NULL, c.C},
+                 {"pos", POSITION_CHOICES, c.position},
+                 {"attention", ATTENTION_CHOICES, c.attention},
+                 {"splats", NULL, c.S},
+                 {"envelope", ENVELOPE_CHOICES, c.envelope},
+                 {"covariance", COVARIANCE_CHOICES, c.covariance}};
+    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
+        Flag *f = find_flag(flags, shape[i].flag);
+        char value[64], error[256];
+        if (shape[i].choices) choice_name(shape[i].choices, shape[i].value, value, sizeof value);
+        else snprintf(value, sizeof value, "%d", shape[i].value);
+        flag_text(f, text, sizeof text);
+        if (f->given && strcmp(text, value) != 0) die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
+        if (!set_flag(f, xstrdup(value), error)) die("%s: %s", k->path, error);
+    }
+    const char *fixed[] = {"depth", "preset", "gsa-heads"};
+    for (int i = 0; i < 3; i++)
+        if (find_flag(flags, fixed[i])->given) die_usage("--%s does not go with --init-from: the shape is that of %s", fixed[i], k->path);
+    if (!find_flag(flags, "seq")->given) s->seq = c.T;
+    if (s->seq != c.T && c.position != POSITION_ROPE) die_usage("--seq %lld: %s has learned positions for %d tokens and no others", (long long)s->seq, k->path, c.T);
+    c.T = (int)s->seq;
+    return c;
+}
+
+/* ---------------------------------------------------------------------------------------------- data */
+
+/* Made-up stories as tokens, each behind its <|endoftext|>, until there are `wanted` tokens. */
+static uint16_t *story_tokens(const Tokenizer *t, uint64_t seed, size_t wanted, size_t *count) {
+    int *ids = NULL;
+    size_t n = 0, room = 0;
+    uint16_t *tokens = NULL;
+    size_t have = 0, size = 0;
+    for (uint64_t i = 0; have < wanted; i++) {
+        size_t bytes;
+        char *text = story(seed, i, &bytes);
+        n = 0;
+        tokenizer_encode(t, text, bytes, false, &ids, &n, &room);
+        free(text);
+        if (have + n + 1 > size) tokens = (uint16_t *)xrealloc(tokens, (size = 2 * (have + n + 1)) * sizeof *tokens);
+        tokens[have++] = (uint16_t)tokenizer_eot(t);
+        for (size_t k = 0; k < n; k++) tokens[have++] = (uint16_t)ids[k];
+    }
+    free(ids);
+    *count = have;
+    return tokens;
+}
+
+/* ---------------------------------------------------------------------------------------------- checkpoints of a run */
+
+static char *run_path(const char *out, const char *kind, int64_t step) { return xasprintf("%s/%s_%08lld.bin", out, kind, (long long)step); }
+
+/* Steps for which OUT holds a model file, ascending. */
+static int64_t *saved_steps(const char *out, int *count) {
+    char *pattern = xasprintf("%s/model_????????.bin", out);
+    char **files = glob_files(pattern, count);
+    int64_t *steps = (int64_t *)xmalloc((size_t)(*count + 1) * sizeof *steps);
+    for (int i = 0; i < *count; i++) steps[i] = strtoll(strrchr(files[i], '_') + 1, NULL, 10);
+    free_files(files, *count);
+    free(pattern);
+    return steps;
+}
+
+typedef struct {
+    const Backend *backend;
+    void *model;
+    Config config;
+    const Settings *settings;
+    char *settings_text;
+    void *tokenizer_bytes;
+    size_t tokenizer_size;
+    const char *out;
+    int64_t step;  /* updates done */
+    Loader *train;
+} Run;
+
+static void save(Run *r) {
+    Entry entries[2 * NUM_TENSORS + 2];
+    const void *data[2 * NUM_TENSORS + 2];
+    int n = 0;
+    LoaderState at = loader_state(r->train);
+    int64_t position[] = {r->step, (int64_t)at.epoch, (int64_t)at.window, (int64_t)loader_tokens(r->train)};
+    int64_t length = sizeof position / sizeof *position, text_length = (int64_t)strlen(r->settings_text);
+    char *state = run_path(r->out, "state", r->step), *model = run_path(r->out, "model", r->step);
+    size_t total;
+    Tensor tensors[NUM_TENSORS];
+    total = model_tensors(&r->config, tensors);
+    float *m = (float *)xmalloc(2 * total * sizeof *m), *v = m + total; /* a back end's view is valid only until the next */
+    memcpy(m, r->backend->read(r->model, BUFFER_ADAM_M), total * sizeof *m);
+    memcpy(v, r->backend->read(r->model, BUFFER_ADAM_V), total * sizeof *v);
+    data[n] = r->settings_text, entries[n++] = checkpoint_entry("settings", TYPE_BYTES, 1, &text_length);
+    data[n] = position, entries[n++] = checkpoint_entry("position", TYPE_I64, 1, &length);
+    checkpoint_add_tensors(&r->config, "adam_m.", m, entries, data, &n);
+    checkpoint_add_tensors(&r->config, "adam_v.", v, entries, data, &n);
+    checkpoint_write(state, CHECKPOINT_STATE, &r->config, r->step, entries, data, n);
+    free(m);
+
+    n = 0;
+    length = (int64_t)r->tokenizer_size;
+    data[n] = r->tokenizer_bytes, entries[n++] = checkpoint_entry("tokenizer", TYPE_BYTES, 1, &length);
+    checkpoint_add_tensors(&r->config, "", r->backend->read(r->model, BUFFER_PARAMS), entries, data, &n);
+    checkpoint_write(model, CHECKPOINT_MODEL, &r->config, r->step, entries, data, n); /* last: a step counts when both are whole */
+    printf("saved %s\n", model);
+    free(state), free(model);
+
+    int count;
+    int64_t *steps = saved_steps(r->out, &count);
+    for (int i = 0; r->settings->keep > 0 && i < count - r->settings->keep; i++) {
+        char *old_model = run_path(r->out, "model", steps[i]), *old_state = run_path(r->out, "state", steps[i]);
+        unlink(old_model), unlink(old_state);
+        free(old_model), free(old_state);
+    }
+    free(steps);
+}
+
+/* The newest step in OUT whose two files are whole; dies where there is none. */
+static int64_t newest_step(const char *out) {
+    int count;
+    int64_t *steps = saved_steps(out, &count), step = -1;
+    for (int i = count - 1; i >= 0 && step < 0; i--) {
+        char *model = run_path(out, "model", steps[i]), *state = run_path(out, "state", steps[i]);
+        if (checkpoint_is_whole(model, CHECKPOINT_MODEL) && checkpoint_is_whole(state, CHECKPOINT_STATE)) step = steps[i];
+        else warn("step %lld in %s is not whole and is passed over", (long long)steps[i], out);
+        free(model), free(state);
+    }
+    if (step < 0) die("--resume: %s holds no checkpoint to go on from; start without --resume", out);
+    free(steps);
+    return step;
+}
+
+/* ---------------------------------------------------------------------------------------------- evaluation, samples */
+
+static double evaluate(Run *r, Loader *val, int *x, int *y) {
+    int B = (int)r->settings->batch, T = r->config.T;
+    uint64_t windows = loader_windows(val), batches;
+    if (windows < (uint64_t)B) B = (int)windows;
+    batches = (uint64_t)r->settings->eval_tokens / ((uint64_t)B * (uint64_t)T);
+    if (batches > windows / (uint64_t)B) batches = windows / (uint64_t)B;
+    if (batches < 1) batches = 1;
+    LoaderState start = {0, 0};
+    double sum = 0;
+    loader_set_state(val, start);
+    for (uint64_t i = 0; i < batches; i++) {
+        loader_next(val, x, y, B);
+        sum += r->backend->forward(r->model, x, y, B, T);
+    }
+    return sum / (double)batches;
+}
+
+static void print_sample(Run *r, const Tokenizer *tokenizer, int *x) {
+    Sampler sampler = {0.8, 0, 0.95, rng_mix((uint64_t)r->settings->seed, (uint64_t)r->step)};
+    int most = r->config.T < 128 ? r->config.T : 128, n = 1;
+    float *logits = (float *)xmalloc((size_t)r->config.V * sizeof *logits);
+    x[0] = tokenizer_eot(tokenizer);
+    printf("--- sample after step %lld: ", (long long)r->step);
+    while (n < most) {
+        r->backend->forward(r->model, x, NULL, 1, n);
+        r->backend->logits(r->model, 0, n - 1, logits);
+        x[n] = sample_token(&sampler, logits, r->config.V);
+        if (x[n] == tokenizer_eot(tokenizer)) break;
+        size_t bytes;
+        const char *piece = tokenizer_piece(tokenizer, x[n], &bytes);
+        if (piece) fwrite(piece, 1, bytes, stdout);
+        n++;
+    }
+    printf("\n---\n");
+    free(logits);
+}
+
+/* ---------------------------------------------------------------------------------------------- the loop */
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number) {
+    if (interrupted) _exit(130); /* asked twice */
+    interrupted = number;
+}
+
+static double learning_rate(const Settings *s, int64_t step) {
+    double share = s->steps > s->warmup ? (double)(step - s->warmup) / (double)(s->steps - s->warmup) : 1;
+    if (step < s->warmup) return s->lr * (double)(step + 1) / (double)s->warmup;
+    if (strcmp(s->schedule, "cosine") == 0) return s->min_lr + 0.5 * (s->lr - s->min_lr) * (1 + cos(3.141592653589793 * share));
+    double tail = (double)(s->steps - step) / (0.2 * (double)s->steps);
+    if (strcmp(s->schedule, "wsd") == 0 && tail < 1) return s->min_lr + (s->lr - s->min_lr) * tail;
+    return s->lr;
+}
+
+static void duration(double seconds, char *out, size_t room) {
+    long t = (long)(seconds + 0.5);
+    if (t >= 3600) snprintf(out, room, "%ldh%02ldm", t / 3600, t / 60 % 60);
+    else snprintf(out, room, "%ldm%02lds", t / 60, t % 60);
+}
+
+static void write_log(FILE *log, const char *path) {
+    if (fflush(log) != 0 || ferror(log)) die("cannot write %s: %s", path, strerror(errno));
+}
+
+int train(int argc, char **argv, const Backend *backend) {
+    static Settings s;
+    static Flag flags[MAX_FLAGS];
+    s = defaults;
+    program_name(argv[0]);
+    make_flags(flags, &s);
+    char *help = xasprintf(usage, argv[0]);
+    if (parse_flags(flags, argc, argv, help) > 0) die_usage("'%s' is not a flag; --help lists them all", argv[1]);
+    free(help);
+
+    /* settings: of the run to be resumed, of the model to start from, or as given */
+    Checkpoint *start = NULL, *state = NULL;
+    if (s.resume) {
+        if (s.init_from) die_usage("--resume and --init-from exclude each other");
+        int64_t step = newest_step(s.out), length;
+        char *path = run_path(s.out, "state", step);
+        state = checkpoint_open(path, CHECKPOINT_STATE);
+        free(path);
+        path = run_path(s.out, "model", step);
+        start = checkpoint_open(path, CHECKPOINT_MODEL);
+        free(path);
+        const char *text = (const char *)checkpoint_find(state, "settings", TYPE_BYTES, 0, NULL, &length);
+        settings_from_text(flags, text, (size_t)length, state->path);
+        s.init_from = NULL; /* the weights are the run's own now */
+    } else {
+        int count;
+        free(saved_steps(s.out, &count));
+        if (count > 0) die("%s holds the checkpoints of an earlier run: add --resume to go on with it, or name another folder with --out", s.out);
+        if (s.init_from) start = checkpoint_open(s.init_from, CHECKPOINT_MODEL);
+    }
+#ifdef _OPENMP
+    if (s.threads > 0) omp_set_num_threads((int)s.threads);
+#else
+    if (s.threads > 1) die_usage("--threads %lld: this program was built without OpenMP and has one thread", (long long)s.threads);
+#endif
+
+    /* tokenizer and configuration */
+    Config config;
+    Tokenizer *tokenizer;
+    if (s.data && !s.tokenizer && !start) die_usage("--data needs --tokenizer FILE, the tokenizer that made the shards");
+    if (s.val && !s.data) die_usage("--val needs --data: the made-up stories bring their own validation set");
+    if (find_flag(flags, "vocab")->given && !s.resume && (s.data || s.tokenizer || start)) die_usage("--vocab is for the made-up stories; here the tokenizer is given");
+    bool shape_from_file = start && !s.resume;
+    if (shape_from_file) config = config_from_file(&s, flags, start);
+    else if (!s.resume) resolve_shape(&s, flags);
+    int64_t tokenizer_length = 0;
+    if (start) {
+        const void *bytes = checkpoint_find(start, "tokenizer", TYPE_BYTES, 0, NULL, &tokenizer_length);
+        char *name = xasprintf("the tokenizer in %s", start->path);
+        tokenizer = tokenizer_from_memory(bytes, (size_t)tokenizer_length, name);
+        free(name);
+        if (s.tokenizer && !s.resume) {
+            size_t size;
+            char *given = read_file(s.tokenizer, &size);
+            if (size != (size_t)tokenizer_length || memcmp(given, bytes, size) != 0) die("%s is not the tokenizer of %s; a model can only go on with its own", s.tokenizer, start->path);
+            free(given);
+        }
+    } else if (s.tokenizer) {
+        tokenizer = tokenizer_load(s.tokenizer);
+    } else {
+        size_t bytes;
+        char *text = stories((uint64_t)s.seed, 1 << 20, &bytes);
+        tokenizer = tokenizer_train(text, bytes, (int)s.vocab, false);
+        free(text);
+    }
+    if (state) config = state->config;
+    else if (!shape_from_file) config = make_config(&s, tokenizer_vocab_size(tokenizer), find_flag(flags, "splats"));
+    s.splats = config.S;
+    if (state) checkpoint_match(start, &config);
+
+    Run run;
+    memset(&run, 0, sizeof run);
+    run.backend = backend, run.config = config, run.settings = &s, run.out = s.out;
+    run.settings_text = settings_text(flags);
+    run.tokenizer_bytes = tokenizer_to_memory(tokenizer, &run.tokenizer_size);
+
+    /* data */
+    const int B = (int)s.batch, T = config.T, eot = s.doc_start ? tokenizer_eot(tokenizer) : -1;
+    const double tokens_a_step = (double)B * T * (double)s.accum;
+    Loader *val = NULL;
+    uint16_t *train_tokens = NULL, *val_tokens = NULL;
+    if (s.data) {
+        run.train = loader_open(s.data, T, config.V, eot, true, (uint64_t)s.seed);
+        if (s.val) val = loader_open(s.val, T, config.V, -1, false, 0);
+    } else { /* as many stories as the run needs, within reason; the validation stories are those of another seed */
+        size_t n, wanted = (size_t)fmin(fmax(tokens_a_step * (double)s.steps, 4.0 * B * (T + 1)), 16e6);
+        train_tokens = story_tokens(tokenizer, (uint64_t)s.seed, wanted, &n);
+        run.train = loader_from_tokens(train_tokens, n, "the made-up stories", T, config.V, eot, true, (uint64_t)s.seed);
+        val_tokens = story_tokens(tokenizer, rng_mix((uint64_t)s.seed, 1), (size_t)fmax(65536, 2.0 * (T + 1)), &n);
+        val = loader_from_tokens(val_tokens, n, "the validation stories", T, config.V, -1, false, 0);
+    }
+
+    /* the model */
+    size_t bytes[NUM_MEMORY], total_bytes = 0;
+    const char *memory_names[NUM_MEMORY] = {"parameters", "gradients", "optimiser", "activations"};
+    Tensor tensors[NUM_TENSORS];
+    size_t total = model_tensors(&config, tensors), splat_parameters = 0;
+    for (int i = 0; i < NUM_TENSORS; i++)
+        if (groups[tensors[i].group].clip == CLIP_SPLATS || tensors[i].group == GROUP_CENTRE) splat_parameters += tensors[i].size;
+    backend->memory(&config, B, bytes);
+    printf("%s\n", backend->name());
+    printf("memory        ");
+    for (int i = 0; i < NUM_MEMORY; i++) {
+        printf("%s %.1f MiB  ", memory_names[i], (double)bytes[i] / 1048576);
+        total_bytes += bytes[i];
+    }
+    printf("sum %.1f MiB\n", (double)total_bytes / 1048576);
+    printf("parameters    %zu, of them %zu in the splats of %d GSA heads (of %d heads)\n", model_parameters(&config), splat_parameters, config_gsa_heads(&config), config.L * config.NH);
+    printf("tokens        %llu for training, %llu for validation, vocabulary %d; %.0f a step, %.2f epochs\n", (unsigned long long)loader_tokens(run.train),
+           val ? (unsigned long long)loader_tokens(val) : 0ull, config.V, tokens_a_step, tokens_a_step * (double)s.steps / ((double)loader_windows(run.train) * T));
+    fflush(stdout);
+    run.model = backend->create(&config, B);
+    float *flat = (float *)xcalloc(total, sizeof *flat);
+    if (start) checkpoint_read_tensors(start, "", flat);
+    else model_start(&config, flat, (uint64_t)s.seed);
+    backend->write(run.model, BUFFER_PARAMS, flat);
+    if (state) {
+        int64_t four = 4;
+        const int64_t *position = (const int64_t *)checkpoint_find(state, "position", TYPE_I64, 1, &four, NULL);
+        LoaderState at = {(uint64_t)position[1], (uint64_t)position[2]};
+        run.step = position[0];
+        if ((uint64_t)position[3] != loader_tokens(run.train) || at.window > loader_windows(run.train))
+            die("%s: the training data has %llu tokens now and had %lld then; put the old shards back or start anew with --init-from", state->path,
+                (unsigned long long)loader_tokens(run.train), (long long)position[3]);
+        loader_set_state(run.train, at);
+        checkpoint_read_tensors(state, "adam_m.", flat);
+        backend->write(run.model, BUFFER_ADAM_M, flat);
+        checkpoint_read_tensors(state, "adam_v.", flat);
+        backend->write(run.model, BUFFER_ADAM_V, flat);
+        printf("going on from step %lld of %lld\n", (long long)run.step, (long long)s.steps);
+    }
+    free(flat);
+    checkpoint_close(start);
+    checkpoint_close(state);
+
+    make_folder(s.out);
+    char *log_path = xasprintf("%s/main.log", s.out);
+    FILE *log = xfopen(log_path, state ? "a" : "w");
+    print_settings(flags, log, run.step);
+    write_log(log, log_path);
+
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+
+    const size_t window = (size_t)B * T;
+    int *x = (int *)xmalloc(2 * window * sizeof *x), *y = x + window;
+    double training_time = 0, recent = 0;
+    int64_t first_step = run.step, saved = state ? run.step : -1;
+    if (s.overfit_batch) loader_next(run.train, x, y, B);
+    int *batch_x = NULL; /* the overfitted batch, safe from evaluations and samples */
+    if (s.overfit_batch) {
+        batch_x = (int *)xmalloc(2 * window * sizeof *batch_x);
+        memcpy(batch_x, x, 2 * window * sizeof *x);
+    }
+    while (!interrupted) {
+        bool last = run.step == s.steps;
+        if (val && s.eval_every && (last || run.step % s.eval_every == 0) && (run.step > first_step || !s.resume)) {
+            double loss = evaluate(&run, val, x, y);
+            printf("step %lld/%lld | validation loss %.6f | perplexity %.3f\n", (long long)run.step, (long long)s.steps, loss, exp(loss));
+            fprintf(log, "s:%lld tel:%.9g\n", (long long)run.step, loss);
+            write_log(log, log_path);
+        }
+        if (s.sample_every && run.step > first_step && (last || run.step % s.sample_every == 0)) print_sample(&run, tokenizer, x);
+        fflush(stdout);
+        if (last) break;
+
+        double began = now_seconds(), loss = 0, norms[NUM_CLIPS];
+        backend->zero_gradients(run.model);
+        for (int64_t i = 0; i < s.accum; i++) {
+            if (s.overfit_batch) memcpy(x, batch_x, 2 * window * sizeof *x);
+            else loader_next(run.train, x, y, B);
+            loss += backend->forward(run.model, x, y, B, T) / (double)s.accum;
+            backend->backward(run.model, 1.0 / (double)s.accum);
+        }
+        backend->gradient_norms(run.model, norms);
+        if (!isfinite(loss) || !isfinite(norms[CLIP_WEIGHTS]) || !isfinite(norms[CLIP_SPLATS]))
+            die("step %lld: loss %g, gradient norm %g (weights) and %g (splats): training diverged; lower --lr or --clip%s", (long long)run.step + 1, loss, norms[CLIP_WEIGHTS],
+                norms[CLIP_SPLATS], saved > 0 ? ", or go on from the last checkpoint" : "");
+        Update u;
+        u.rate = learning_rate(&s, run.step), u.beta1 = s.beta1, u.beta2 = s.beta2, u.weight_decay = s.weight_decay, u.step = run.step + 1;
+        for (int c = 0; c < NUM_CLIPS; c++) u.scale[c] = s.clip > 0 && norms[c] > s.clip ? s.clip / norms[c] : 1;
+        backend->update(run.model, &u);
+        run.step++;
+
+        double took = now_seconds() - began;
+        training_time += took;
+        recent = recent > 0 ? 0.9 * recent + 0.1 * took : took;
+        char left[32];
+        duration(recent * (double)(s.steps - run.step), left, sizeof left);
+        printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s | %s left\n", (long long)run.step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
+               norms[CLIP_SPLATS], u.rate, 1e3 * took, tokens_a_step / recent, left);
+        fprintf(log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g\n", (long long)run.step, loss, u.rate, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS]);
+        write_log(log, log_path);
+        if (run.step == s.steps || (s.save_every && run.step % s.save_every == 0)) save(&run), saved = run.step;
+    }
+    if (interrupted && saved != run.step) save(&run);
+    if (run.step > first_step)
+        printf("%lld steps in %.1f s, %.0f tokens/s; the model is %s/model_%08lld.bin\n", (long long)(run.step - first_step), training_time,
+               tokens_a_step * (double)(run.step - first_step) / training_time, s.out, (long long)run.step);
+    else printf("%s: nothing was left to do at step %lld\n", s.out, (long long)run.step);
+    if (interrupted) printf("interrupted; go on with --resume --out %s\n", s.out);
+
+    fclose(log);
+    backend->destroy(run.model);
+    loader_free(run.train), loader_free(val);
+    tokenizer_free(tokenizer);
+    free(train_tokens), free(val_tokens), free(run.settings_text), free(run.tokenizer_bytes), free(x), free(batch_x), free(log_path);
+    return interrupted ? 130 : 0;
+}
