@@ -1,0 +1,63 @@
+/* The network itself, inside a test program: train_gsa.c whole, and what tests of it share. With GSA_DOUBLE defined before,
+   all its numbers are double. */
+#ifndef GSA_TEST_NETWORK_H
+#define GSA_TEST_NETWORK_H
+
+#define GSA_NO_MAIN
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function" /* no test calls every layer */
+#include "../train_gsa.c"
+#pragma GCC diagnostic pop
+#include "test.h"
+
+/* Random arrays that live until the end of a test: one call frees them all. */
+static void *test_memory[4096];
+static int test_memory_count;
+
+__attribute__((unused)) static real *numbers(size_t n, double deviation, uint64_t *rng) {
+    real *x = (real *)xcalloc(n ? n : 1, sizeof(real));
+    if (test_memory_count == (int)(sizeof test_memory / sizeof *test_memory)) die("a test makes too many arrays");
+    test_memory[test_memory_count++] = x;
+    if (deviation > 0)
+        for (size_t i = 0; i < n; i++) x[i] = (real)(deviation * rng_normal(rng));
+    return x;
+}
+
+__attribute__((unused)) static void free_numbers(void) {
+    while (test_memory_count > 0) free(test_memory[--test_memory_count]);
+}
+
+/* A small model of odd sizes: nothing is a multiple of a block or of a vector register, the splats do not fill a head, the
+   vocabulary is padded. heads: the text of --gsa-heads or NULL. */
+static Config small_config(int attention, const char *heads, int position, int covariance, int envelope) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.T = 70, c.V = 13, c.Vp = 16, c.L = 2, c.NH = 2, c.C = 20, c.S = 3;
+    c.attention = attention, c.position = position, c.covariance = covariance, c.envelope = envelope;
+    const char *problem = config_head_map(&c, heads);
+    if (!problem) problem = config_check(&c);
+    if (problem) die("%s", problem);
+    return c;
+}
+
+/* A model far from its symmetric start: every gradient is generic, no tensor's is near zero, attention is not uniform. */
+static GSA *scattered_model(const Config *c, size_t B, uint64_t seed) {
+    GSA *m = gsa_create(c, B);
+    float *start = (float *)xmalloc(m->total * sizeof(float));
+    model_start(c, start, seed);
+    uint64_t rng = rng_mix(seed, 1000);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &m->tensors[i];
+        size_t n = i == TENSOR_wte ? (size_t)c->V * c->C : t->size; /* the padding of the vocabulary stays 0 */
+        double noise = t->group == GROUP_MATRIX ? 0.3 : 0.2;
+        for (size_t k = 0; k < n; k++) m->params[t->offset + k] = (real)(start[t->offset + k] + noise * rng_normal(&rng));
+    }
+    free(start);
+    return m;
+}
+
+__attribute__((unused)) static void random_tokens(int *tokens, size_t n, int V, uint64_t *rng) {
+    for (size_t i = 0; i < n; i++) tokens[i] = (int)rng_below(rng, (uint64_t)V);
+}
+
+#endif

@@ -1,0 +1,606 @@
+/* Every gradient of train_gsa.c against central differences, with the program's own layers compiled in double: first the layers
+   one by one, then whole models of every kind. A gradient passes where it is wrong by at most 1e-6 of its norm, in random directions
+   and in single entries, and where that norm is not near zero. The checker itself is checked: it must refuse wrong gradients. */
+#define GSA_DOUBLE
+#include "network.h"
+
+#include <stdarg.h>
+
+#define TOLERANCE 1e-6
+#define SMALLEST_NORM 1e-3 /* of a gradient that says something; the functions below have values of about 1 */
+
+typedef double (*Function)(void *of); /* a function of numbers that the caller changes in place */
+
+/* df/dh at x + h u, four points: the error is h^4 / 30 times the fifth derivative */
+static double slope(Function f, void *of, real *x, const real *u, size_t n, double h) {
+    const double at[4] = {-2, -1, 1, 2}, weight[4] = {1, -8, 8, -1};
+    real *keep = (real *)xmalloc(n * sizeof(real));
+    double sum = 0;
+    memcpy(keep, x, n * sizeof(real));
+    for (int i = 0; i < 4; i++) {
+        for (size_t k = 0; k < n; k++) x[k] = keep[k] + at[i] * h * u[k];
+        sum += weight[i] * f(of);
+    }
+    memcpy(x, keep, n * sizeof(real));
+    free(keep);
+    return sum / (12 * h);
+}
+
+static double norm(const real *x, size_t n) {
+    double sum = 0;
+    for (size_t k = 0; k < n; k++) sum += x[k] * x[k];
+    return sqrt(sum);
+}
+
+/* The largest error of the gradient g of f at x, relative to the norm of g: along two random directions, whose entries have
+   deviation 1, in the entry where g is largest and in two others. Infinite where g is not finite or near zero. */
+static double gradient_error(Function f, void *of, real *x, const real *g, size_t n, double h) {
+    uint64_t rng = n;
+    double size = norm(g, n), worst = 0;
+    if (!(size >= SMALLEST_NORM) || !isfinite(size)) return INFINITY;
+    real *u = (real *)xcalloc(n, sizeof(real));
+    for (int trial = 0; trial < 5; trial++) {
+        double expected = 0;
+        size_t entry = rng_below(&rng, n);
+        if (trial == 2)
+            for (size_t k = 0; k < n; k++) entry = fabs(g[k]) > fabs(g[entry]) ? k : entry;
+        for (size_t k = 0; k < n; k++) {
+            u[k] = trial < 2 ? rng_normal(&rng) : k == entry;
+            expected += g[k] * u[k];
+        }
+        double error = fabs(slope(f, of, x, u, n, h) - expected) / size;
+        if (!isfinite(error)) worst = INFINITY;
+        if (error > worst) worst = error;
+    }
+    free(u);
+    return worst;
+}
+
+#define CHECK_GRADIENT(f, of, x, g, n, h, ...) check_gradient(f, of, x, g, n, h, __LINE__, __VA_ARGS__)
+__attribute__((format(printf, 8, 9))) static void check_gradient(Function f, void *of, real *x, const real *g, size_t n, double h, int line, const char *format, ...) {
+    char what[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    double error = gradient_error(f, of, x, g, n, h);
+    check(error <= TOLERANCE, __FILE__, line, "%s: error %.1e of the gradient's norm %.1e", what, error, norm(g, n));
+}
+
+/* ---------------------------------------------------------------------------------------------- single layers */
+
+/* A layer as a function: the dot product of its output with fixed random numbers dout, which so are the output's gradient. */
+typedef struct Layer {
+    void (*forward)(struct Layer *);
+    real *in, *weight, *bias, *out, *dout, *scratch[2];
+    const int *tokens;
+    size_t outputs, B, T, N, C, OC, first;
+} Layer;
+
+static double layer_value(void *of) {
+    Layer *l = (Layer *)of;
+    double sum = 0;
+    l->forward(l);
+    for (size_t i = 0; i < l->outputs; i++) sum += l->out[i] * l->dout[i];
+    return sum;
+}
+
+static void run_encoder(Layer *l) { encoder_forward(l->out, l->tokens, l->weight, l->bias, l->B, l->T, l->C, l->first); }
+
+static void test_encoder(void) {
+    uint64_t rng = 1;
+    enum { V = 9 };
+    int tokens[14];
+    random_tokens(tokens, 14, V, &rng);
+    Layer l = {.forward = run_encoder, .B = 2, .T = 7, .C = 37, .tokens = tokens, .outputs = 14 * 37};
+    l.weight = numbers(V * l.C, 1, &rng), l.bias = numbers(l.T * l.C, 1, &rng), l.out = numbers(l.outputs, 0, NULL), l.dout = numbers(l.outputs, 1, &rng);
+    real *dwte = numbers(V * l.C, 0, NULL), *dwpe = numbers(l.T * l.C, 0, NULL), *alone = numbers(V * l.C, 0, NULL);
+    encoder_backward(dwte, dwpe, l.dout, tokens, l.B, l.T, l.C);
+    CHECK_GRADIENT(layer_value, &l, l.weight, dwte, V * l.C, 1e-2, "encoder, wte");
+    CHECK_GRADIENT(layer_value, &l, l.bias, dwpe, l.T * l.C, 1e-2, "encoder, wpe");
+    encoder_backward(alone, NULL, l.dout, tokens, l.B, l.T, l.C);
+    CHECK(memcmp(alone, dwte, V * l.C * sizeof(real)) == 0, "encoder without positions: the same gradient of wte");
+    free_numbers();
+}
+
+static void run_layernorm(Layer *l) { layernorm_forward(l->out, l->scratch[0], l->scratch[1], l->in, l->weight, l->bias, l->N, l->C); }
+
+static void test_layernorm(void) {
+    uint64_t rng = 2;
+    Layer l = {.forward = run_layernorm, .N = 5, .C = 67, .outputs = 5 * 67};
+    l.in = numbers(l.outputs, 1, &rng), l.weight = numbers(l.C, 1, &rng), l.bias = numbers(l.C, 1, &rng), l.out = numbers(l.outputs, 0, NULL), l.dout = numbers(l.outputs, 1, &rng);
+    l.scratch[0] = numbers(l.N, 0, NULL), l.scratch[1] = numbers(l.N, 0, NULL);
+    real *din = numbers(l.outputs, 1, &rng), *before = numbers(l.outputs, 0, NULL), *dweight = numbers(l.C, 0, NULL), *dbias = numbers(l.C, 0, NULL);
+    memcpy(before, din, l.outputs * sizeof(real));
+    l.forward(&l);
+    layernorm_backward(din, dweight, dbias, l.dout, l.in, l.weight, l.scratch[0], l.scratch[1], l.N, l.C);
+    for (size_t i = 0; i < l.outputs; i++) din[i] -= before[i]; /* it adds to the residual stream's gradient */
+    CHECK_GRADIENT(layer_value, &l, l.in, din, l.outputs, 1e-3, "layernorm, input");
+    CHECK_GRADIENT(layer_value, &l, l.weight, dweight, l.C, 1e-2, "layernorm, weight");
+    CHECK_GRADIENT(layer_value, &l, l.bias, dbias, l.C, 1e-2, "layernorm, bias");
+    free_numbers();
+}
+
+static void run_matmul(Layer *l) { matmul_forward(l->out, l->in, l->weight, l->bias, l->N, l->C, l->OC); }
+
+static void test_matmul(size_t N, size_t C, size_t OC) {
+    uint64_t rng = 3;
+    Layer l = {.forward = run_matmul, .N = N, .C = C, .OC = OC, .outputs = N * OC};
+    l.in = numbers(N * C, 1, &rng), l.weight = numbers(OC * C, 1, &rng), l.bias = numbers(OC, 1, &rng), l.out = numbers(l.outputs, 0, NULL), l.dout = numbers(l.outputs, 1, &rng);
+    real *din = numbers(N * C, 1, &rng), *dweight = numbers(OC * C, 0, NULL), *dbias = numbers(OC, 0, NULL); /* what stands in din must not matter */
+    matmul_backward(din, dweight, dbias, l.dout, l.in, l.weight, N, C, OC);
+    CHECK_GRADIENT(layer_value, &l, l.in, din, N * C, 1e-2, "matmul (%zu, %zu, %zu), input", N, C, OC);
+    CHECK_GRADIENT(layer_value, &l, l.weight, dweight, OC * C, 1e-2, "matmul (%zu, %zu, %zu), weight", N, C, OC);
+    CHECK_GRADIENT(layer_value, &l, l.bias, dbias, OC, 1e-2, "matmul (%zu, %zu, %zu), bias", N, C, OC);
+    free_numbers();
+}
+
+static void run_gelu(Layer *l) { gelu_forward(l->out, l->in, l->outputs); }
+
+static void test_gelu(void) {
+    uint64_t rng = 4;
+    Layer l = {.forward = run_gelu, .outputs = 101};
+    l.in = numbers(l.outputs, 2, &rng), l.out = numbers(l.outputs, 0, NULL), l.dout = numbers(l.outputs, 1, &rng);
+    l.in[0] = 30, l.in[1] = -30, l.in[2] = 0;
+    real *din = numbers(l.outputs, 0, NULL);
+    gelu_backward(din, l.dout, l.in, l.outputs);
+    CHECK_GRADIENT(layer_value, &l, l.in, din, l.outputs, 1e-3, "gelu");
+    real *same = numbers(l.outputs, 0, NULL);
+    memcpy(same, l.dout, l.outputs * sizeof(real));
+    gelu_backward(same, same, l.in, l.outputs);
+    CHECK(memcmp(same, din, l.outputs * sizeof(real)) == 0, "gelu's gradient in place");
+    free_numbers();
+}
+
+/* V = C, Vp = OC; the value is the weighted sum of losses with one weight for all, as the backward pass has it. */
+static void run_classifier(Layer *l) { classifier_forward(l->out, l->scratch[0], l->in, l->tokens, l->N, l->C, l->OC); }
+
+static void test_classifier(void) {
+    uint64_t rng = 5;
+    int targets[6];
+    random_tokens(targets, 6, 13, &rng);
+    targets[5] = 12;
+    Layer l = {.forward = run_classifier, .N = 6, .C = 13, .OC = 16, .outputs = 6, .tokens = targets};
+    l.in = numbers(6 * 16, 2, &rng), l.out = numbers(6, 0, NULL), l.dout = numbers(6, 0, NULL), l.scratch[0] = numbers(6, 0, NULL);
+    for (size_t i = 0; i < 6; i++) l.dout[i] = 0.7;
+    real *gradient = numbers(6 * 16, 0, NULL);
+    l.forward(&l);
+    memcpy(gradient, l.in, 6 * 16 * sizeof(real));
+    classifier_backward(gradient, l.scratch[0], targets, 0.7, 6, 13, 16);
+    CHECK_GRADIENT(layer_value, &l, l.in, gradient, 6 * 16, 1e-3, "classifier");
+    for (size_t i = 0; i < 6; i++) CHECK(gradient[i * 16 + 13] == 0 && gradient[i * 16 + 15] == 0, "classifier: no gradient in the padding");
+    free_numbers();
+}
+
+/* x is a slice of rows of 3 HS numbers, as in qkv; what lies beside it must get no gradient. */
+static void run_rope(Layer *l) { rope_forward(l->out, l->in + l->C, 3 * l->C, l->weight, l->T, l->C); }
+
+static void test_rope(double deviation, double h) {
+    uint64_t rng = 6;
+    Layer l = {.forward = run_rope, .T = 7, .C = 10, .outputs = 70};
+    l.in = numbers(7 * 30, deviation, &rng), l.out = numbers(70, 0, NULL), l.dout = numbers(70, 1, &rng), l.weight = numbers(70, 0, NULL);
+    rope_table(l.weight, l.T, l.C, 5);
+    real *din = numbers(7 * 30, 0, NULL);
+    rope_backward(din + l.C, l.dout, l.in + l.C, 3 * l.C, l.weight, l.T, l.C);
+    CHECK_GRADIENT(layer_value, &l, l.in, din, 7 * 30, h, "rope, inputs of deviation %g", deviation);
+    free_numbers();
+}
+
+/* (B, T, NH, HS) = (2, 70, 2, 6): the scales of the two heads differ; fq in `in`, fk in `weight`, qkv in `bias`. */
+static void run_attention(Layer *l) { attention_forward(l->out, l->scratch[0], l->in, l->weight, l->bias, l->scratch[1], l->B, l->T, 2, l->C / 2); }
+
+static void test_attention(size_t T) {
+    uint64_t rng = 7;
+    Layer l = {.forward = run_attention, .B = 2, .T = T, .C = 12, .outputs = 2 * T * 12};
+    l.in = numbers(l.outputs, 1, &rng), l.weight = numbers(l.outputs, 1, &rng), l.bias = numbers(3 * l.outputs, 1, &rng), l.out = numbers(l.outputs, 0, NULL),
+    l.dout = numbers(l.outputs, 1, &rng), l.scratch[0] = numbers(l.B * 2 * T, 0, NULL), l.scratch[1] = numbers(2, 0, NULL);
+    l.scratch[1][0] = 0.4, l.scratch[1][1] = 1;
+    real *dfq = numbers(l.outputs, 1, &rng), *dfk = numbers(l.outputs, 1, &rng), *dqkv = numbers(3 * l.outputs, 1, &rng); /* overwritten */
+    l.forward(&l);
+    attention_backward(dfq, dfk, dqkv, l.dout, l.out, l.scratch[0], l.in, l.weight, l.bias, l.scratch[1], l.B, T, 2, 6);
+    for (size_t i = 0; i < l.B * T; i++) memset(dqkv + i * 36, 0, 24 * sizeof(real)); /* the parts of q and k are not attention's */
+    CHECK_GRADIENT(layer_value, &l, l.bias, dqkv, 3 * l.outputs, 1e-2, "attention, T = %zu, v", T);
+    if (T > 1) {
+        CHECK_GRADIENT(layer_value, &l, l.in, dfq, l.outputs, 1e-3, "attention, T = %zu, query features", T);
+        CHECK_GRADIENT(layer_value, &l, l.weight, dfk, l.outputs, 1e-3, "attention, T = %zu, key features", T);
+    } else {
+        CHECK(norm(dfq, l.outputs) < 1e-14 && norm(dfk, l.outputs) < 1e-14, "attention to oneself alone: no gradient of query and key");
+    }
+    free_numbers();
+}
+
+/* ---------------------------------------------------------------------------------------------- splats */
+
+/* One GSA head: B sequences of qkv (B, T, 3 HS), its splats, its output. Feature maps alone: only `query` or keys, B = 1. */
+typedef struct {
+    size_t B, T, HS, S, P, first;
+    bool query, envelope;
+    real *qkv, *mu, *lnp, *lnalpha, *lntheta;
+    real *theta, *waves, *fq, *fk, *lse, *out, *dout;
+    real *dqkv, *dfq, *dfk, *moments_q, *moments_k, *dmu, *dlnp, *dlnalpha, *dlntheta;
+    real one;
+} Head;
+
+static Head make_head(size_t B, size_t T, size_t HS, size_t S, bool diagonal, bool envelope, uint64_t seed) {
+    uint64_t rng = seed;
+    Head h = {.B = B, .T = T, .HS = HS, .S = S, .P = diagonal ? HS : 1, .envelope = envelope, .one = 1};
+    size_t n = B * T * HS, record = moments_size(S, h.P, HS);
+    h.qkv = numbers(3 * n, 1, &rng), h.dout = numbers(n, 1, &rng);
+    h.mu = numbers(S * HS, 0.4, &rng), h.lnp = numbers(S * h.P, 0.5, &rng), h.lnalpha = numbers(S, 0.5, &rng), h.lntheta = numbers(S, 0.5, &rng);
+    for (size_t i = 0; i < S * h.P; i++) h.lnp[i] += log(4);
+    for (size_t s = 0; s < S; s++) h.lnalpha[s] += 2, h.lntheta[s] -= 1.5;
+    h.theta = numbers(S, 0, NULL), h.waves = numbers(T * 2 * S, 0, NULL), h.fq = numbers(n, 0, NULL), h.fk = numbers(n, 0, NULL), h.lse = numbers(B * T, 0, NULL), h.out = numbers(n, 0, NULL);
+    h.dqkv = numbers(3 * n, 0, NULL), h.dfq = numbers(n, 1, &rng), h.dfk = numbers(n, 1, &rng), h.moments_q = numbers(B * record, 0, NULL), h.moments_k = numbers(B * record, 0, NULL);
+    h.dmu = numbers(S * HS, 0, NULL), h.dlnp = numbers(S * h.P, 0, NULL), h.dlnalpha = numbers(S, 0, NULL), h.dlntheta = numbers(S, 0, NULL);
+    return h;
+}
+
+static Splats head_splats(const Head *h) { return (Splats){.mu = h->mu, .lnp = h->lnp, .lnalpha = h->lnalpha, .S = h->S, .P = h->P}; }
+
+static const real *head_waves(Head *h) {
+    if (!h->envelope) return NULL;
+    for (size_t s = 0; s < h->S; s++) h->theta[s] = exp(h->lntheta[s]);
+    wave_table(h->waves, h->theta, h->S, h->T, h->first);
+    return h->waves;
+}
+
+/* The feature map alone, one sequence; its features' gradients are dfq or dfk. */
+static double features_value(void *of) {
+    Head *h = (Head *)of;
+    Splats w = head_splats(h);
+    real *f = h->query ? h->fq : h->fk, *df = h->query ? h->dfq : h->dfk;
+    double sum = 0;
+    splat_forward(f, h->qkv + (h->query ? 0 : h->HS), 3 * h->HS, &w, h->query, head_waves(h), h->T, h->HS);
+    for (size_t i = 0; i < h->T * h->HS; i++) sum += f[i] * df[i];
+    return sum;
+}
+
+static void test_splat_features(size_t T, size_t HS, size_t S, bool diagonal, bool envelope, bool query) {
+    Head h = make_head(1, T, HS, S, diagonal, envelope, 8);
+    char what[128];
+    snprintf(what, sizeof what, "splat %s, T = %zu, %zu splats of size %zu, %s, %s envelope", query ? "query" : "key", T, S, HS, diagonal ? "diagonal" : "isotropic", envelope ? "cosine" : "no");
+    h.query = query;
+    /* The frequency's moment counts positions from the middle of the window, which is right for a whole head, where only distances
+       count. For a map alone the origin has to be there: T is odd, and a phase may wrap. */
+    h.first = (size_t)0 - (T - 1) / 2;
+    features_value(&h);
+    Splats w = head_splats(&h);
+    size_t slice = query ? 0 : HS;
+    splat_backward(h.dqkv + slice, h.moments_q, query ? h.dfq : h.dfk, query ? h.fq : h.fk, h.qkv + slice, 3 * HS, &w, query, envelope, T, HS);
+    splat_gradients(h.dmu, h.dlnp, h.dlnalpha, envelope ? h.dlntheta : NULL, h.moments_q, 0, 1, &w, envelope ? h.lntheta : NULL, HS);
+    CHECK_GRADIENT(features_value, &h, h.qkv, h.dqkv, T * 3 * HS, 1e-3, "%s, x", what);
+    CHECK_GRADIENT(features_value, &h, h.mu, h.dmu, S * HS, 1e-3, "%s, mu", what);
+    CHECK_GRADIENT(features_value, &h, h.lnp, h.dlnp, S * h.P, 1e-3, "%s, ln p", what);
+    if (query) CHECK_GRADIENT(features_value, &h, h.lnalpha, h.dlnalpha, S, 1e-3, "%s, ln alpha", what);
+    else CHECK(norm(h.dlnalpha, S) == 0, "%s: keys have no amplitude", what);
+    if (envelope && T > 1) CHECK_GRADIENT(features_value, &h, h.lntheta, h.dlntheta, S, 1e-3, "%s, ln theta", what);
+    free_numbers();
+}
+
+static double head_value(void *of) {
+    Head *h = (Head *)of;
+    Splats w = head_splats(h);
+    const real *waves = head_waves(h);
+    double sum = 0;
+    for (size_t b = 0; b < h->B; b++) {
+        const real *x = h->qkv + b * h->T * 3 * h->HS;
+        splat_forward(h->fq + b * h->T * h->HS, x, 3 * h->HS, &w, true, waves, h->T, h->HS);
+        splat_forward(h->fk + b * h->T * h->HS, x + h->HS, 3 * h->HS, &w, false, waves, h->T, h->HS);
+    }
+    attention_forward(h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, h->B, h->T, 1, h->HS);
+    for (size_t i = 0; i < h->B * h->T * h->HS; i++) sum += h->out[i] * h->dout[i];
+    return sum;
+}
+
+static void head_backward(Head *h) {
+    Splats w = head_splats(h);
+    size_t record = moments_size(h->S, h->P, h->HS);
+    real *added[] = {h->moments_q, h->moments_k, h->dmu, h->dlnp, h->dlnalpha, h->dlntheta};
+    const size_t sizes[] = {h->B * record, h->B * record, h->S * h->HS, h->S * h->P, h->S, h->S};
+    for (int i = 0; i < 6; i++) memset(added[i], 0, sizes[i] * sizeof(real));
+    head_value(h);
+    attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, h->B, h->T, 1, h->HS);
+    for (size_t b = 0; b < h->B; b++) {
+        size_t x = b * h->T * 3 * h->HS, f = b * h->T * h->HS;
+        splat_backward(h->dqkv + x, h->moments_q + b * record, h->dfq + f, h->fq + f, h->qkv + x, 3 * h->HS, &w, true, h->envelope, h->T, h->HS);
+        splat_backward(h->dqkv + x + h->HS, h->moments_k + b * record, h->dfk + f, h->fk + f, h->qkv + x + h->HS, 3 * h->HS, &w, false, h->envelope, h->T, h->HS);
+    }
+    real *theta = h->envelope ? h->dlntheta : NULL, *lntheta = h->envelope ? h->lntheta : NULL;
+    splat_gradients(h->dmu, h->dlnp, h->dlnalpha, theta, h->moments_q, record, h->B, &w, lntheta, h->HS); /* two calls add */
+    splat_gradients(h->dmu, h->dlnp, h->dlnalpha, theta, h->moments_k, record, h->B, &w, lntheta, h->HS);
+}
+
+static void check_head(Head *h, double h_x, const char *what) {
+    size_t n = h->B * h->T * h->HS;
+    head_backward(h);
+    CHECK_GRADIENT(head_value, h, h->qkv, h->dqkv, 3 * n, h_x, "%s, qkv", what);
+    CHECK_GRADIENT(head_value, h, h->mu, h->dmu, h->S * h->HS, 3e-4, "%s, mu", what);
+    CHECK_GRADIENT(head_value, h, h->lnp, h->dlnp, h->S * h->P, 3e-4, "%s, ln p", what);
+    CHECK_GRADIENT(head_value, h, h->lnalpha, h->dlnalpha, h->S, 3e-4, "%s, ln alpha", what);
+    if (h->envelope) CHECK_GRADIENT(head_value, h, h->lntheta, h->dlntheta, h->S, 3e-5, "%s, ln theta", what);
+}
+
+/* What holds exactly, whatever the loss: softmax does not see a common shift of a query's logits, and a head with this envelope
+   sees only distances. */
+static void check_identities(Head *h, const char *what) {
+    size_t S = h->S, HS = h->HS, T = h->T, record = moments_size(S, h->P, HS), frequency = record - S, amplitude = frequency - S;
+    for (size_t s = 0; s < S; s++) {
+        double Q = 0, K = 0, sum_alpha = 0;
+        for (size_t b = 0; b < h->B; b++) {
+            Q += h->moments_q[b * record + s], K += h->moments_k[b * record + s];
+            sum_alpha += h->moments_q[b * record + amplitude + s];
+            CHECK(h->moments_k[b * record + amplitude + s] == 0, "%s: no amplitude from keys", what);
+        }
+        double size = 0; /* of the terms that were added */
+        for (size_t i = 0; i < h->B * T; i++) {
+            const size_t at = i * HS + s;
+            size += fabs(h->fq[at] * h->dfq[at]) + fabs(h->fk[at] * h->dfk[at]);
+        }
+        CHECK(fabs(Q - K) <= 1e-12 * size, "%s, splat %zu: sum of Q %g = sum of K %g", what, s, Q, K);
+        CHECK(fabs(Q - sum_alpha) <= 1e-12 * size && fabs(Q - h->dlnalpha[s]) <= 1e-12 * size, "%s, splat %zu: d ln alpha = sum of Q", what, s);
+    }
+    double worst = 0; /* the unit vector has no radius: dx . x = 0 up to 1e-6 / |x|^2 */
+    for (size_t i = 0; i < h->B * T * 2; i++) {
+        const real *x = h->qkv + i / 2 * 3 * HS + i % 2 * HS, *dx = h->dqkv + i / 2 * 3 * HS + i % 2 * HS;
+        double dot = 0;
+        for (size_t k = 0; k < HS; k++) dot += x[k] * dx[k];
+        double square = norm(x, HS) * norm(x, HS);
+        double cosine = fabs(dot) / (norm(x, HS) * norm(dx, HS) + 1e-300) * square;
+        if (cosine > worst) worst = cosine;
+    }
+    CHECK(worst < 3e-4, "%s: dx . x = 0 up to the epsilon, not %g", what, worst);
+    if (!h->envelope) return;
+    /* sum of X = 0: one more token without gradient moves the middle of the window by half a position, so the frequency's moment
+       changes by half the sum of X */
+    Splats w = head_splats(h);
+    real *f = numbers((T + 1) * HS, 0, NULL), *df = numbers((T + 1) * HS, 0, NULL), *x = numbers((T + 1) * HS, 0, NULL), *dx = numbers((T + 1) * HS, 0, NULL);
+    real *moments = numbers(record, 0, NULL), *longer = numbers(record, 0, NULL);
+    for (int key = 0; key < 2; key++) { /* of the first sequence; only f and df matter to this moment */
+        memcpy(f, key ? h->fk : h->fq, T * HS * sizeof(real));
+        memcpy(df, key ? h->dfk : h->dfq, T * HS * sizeof(real));
+        splat_backward(dx, moments, df, f, x, HS, &w, !key, true, T, HS);
+        splat_backward(dx, longer, df, f, x, HS, &w, !key, true, T + 1, HS);
+    }
+    for (size_t s = 0; s < S; s++) {
+        double size = 0;
+        for (size_t t = 0; t < T; t++)
+            for (size_t e = s; e < 2 * S; e += S) size += fabs(h->fq[t * HS + e] * h->dfq[t * HS + (s + S + s - e)]) + fabs(h->fk[t * HS + e] * h->dfk[t * HS + (s + S + s - e)]);
+        double sum = 2 * (moments[frequency + s] - longer[frequency + s]);
+        CHECK(fabs(sum) <= 1e-11 * size * (double)T && size > 1e-6, "%s, splat %zu: sum of X = %g, its terms %g", what, s, sum, size);
+    }
+}
+
+static void test_splat_head(size_t B, size_t T, size_t HS, size_t S, bool diagonal, bool envelope) {
+    char what[128];
+    snprintf(what, sizeof what, "head (%zu, %zu), %zu splats of size %zu, %s, %s envelope", B, T, S, HS, diagonal ? "diagonal" : "isotropic", envelope ? "cosine" : "no");
+    Head h = make_head(B, T, HS, S, diagonal, envelope, 9);
+    check_head(&h, 1e-3, what);
+    head_backward(&h);
+    check_identities(&h, what);
+    /* constant v: o = v whatever the weights, so q and k have no gradient */
+    for (size_t i = 0; i < B * T; i++)
+        for (size_t k = 0; k < HS; k++) h.qkv[i * 3 * HS + 2 * HS + k] = 1 + (double)k;
+    head_backward(&h);
+    double off = 0, features = 0;
+    for (size_t i = 0; i < B * T * HS; i++) off = fmax(off, fabs(h.out[i] - (1 + (double)(i % HS)))), features = fmax(features, fmax(fabs(h.dfq[i]), fabs(h.dfk[i])));
+    CHECK(off < 1e-13 && features < 1e-10, "%s: constant v: o = v up to %g, gradients of features up to %g", what, off, features);
+    free_numbers();
+}
+
+static void test_splat_extremes(void) {
+    char what[128];
+    for (int diagonal = 0; diagonal < 2; diagonal++)
+        for (int envelope = 0; envelope < 2; envelope++) {
+            const char *kind = diagonal ? "diagonal" : "isotropic", *wave = envelope ? "cosine" : "no envelope";
+            enum { T = 9, HS = 10, S = 3 };
+
+            Head h = make_head(1, T, HS, S, diagonal, envelope, 10); /* queries near zero: still smooth, see equation (1)'s epsilon */
+            for (size_t t = 0; t < T; t++) {
+                double length = norm(h.qkv + t * 3 * HS, HS);
+                for (size_t k = 0; k < HS; k++) h.qkv[t * 3 * HS + k] *= 1e-4 / length;
+            }
+            snprintf(what, sizeof what, "queries of length 1e-4, %s, %s", kind, wave);
+            check_head(&h, 1e-6, what);
+            for (size_t t = 0; t < T; t++) memset(h.qkv + t * 3 * HS, 0, HS * sizeof(real));
+            head_backward(&h);
+            CHECK(isfinite(norm(h.out, T * HS)) && isfinite(norm(h.dqkv, T * 3 * HS)) && isfinite(norm(h.dmu, S * HS)), "queries of zeros, %s, %s: finite", kind, wave);
+            free_numbers();
+
+            h = make_head(1, T, HS, S, diagonal, envelope, 11); /* all keys equal: without an envelope the weights are too */
+            for (size_t t = 1; t < T; t++) memcpy(h.qkv + t * 3 * HS + HS, h.qkv + HS, HS * sizeof(real));
+            for (size_t s = 0; s < S; s++) h.lnalpha[s] += 3;
+            snprintf(what, sizeof what, "equal keys, %s, %s", kind, wave);
+            head_backward(&h);
+            if (envelope) {
+                check_head(&h, 1e-3, what);
+            } else {
+                CHECK_GRADIENT(head_value, &h, h.qkv, h.dqkv, T * 3 * HS, 1e-3, "%s, qkv", what);
+                CHECK(norm(h.dlnalpha, S) < 1e-13, "%s: amplitudes make no difference", what);
+                double sum = 0;
+                for (size_t t = 0; t < T; t++) sum += h.qkv[t * 3 * HS + 2 * HS] / T;
+                CHECK(fabs(h.out[(T - 1) * HS] - sum) < 1e-13, "%s: the output is the mean of v", what);
+            }
+            free_numbers();
+
+            h = make_head(1, T, HS, S, diagonal, envelope, 12); /* narrowest splats; tokens near their centres, else nothing happens */
+            for (size_t i = 0; i < S * h.P; i++) h.lnp[i] = log(SPLAT_PRECISION_MAX);
+            for (size_t s = 0; s < S; s++) {
+                double length = norm(h.mu + s * HS, HS);
+                for (size_t k = 0; k < HS; k++) h.mu[s * HS + k] /= length;
+            }
+            for (size_t t = 0; t < T; t++)
+                for (size_t k = 0; k < 2 * HS; k++) h.qkv[t * 3 * HS + k] = 3 * h.mu[t % S * HS + k % HS] + 0.2 * h.qkv[t * 3 * HS + k];
+            snprintf(what, sizeof what, "precision 40, %s, %s", kind, wave);
+            check_head(&h, 1e-4, what);
+            free_numbers();
+
+            h = make_head(1, T, HS, S, diagonal, envelope, 13); /* farthest centres: responses of e^-10, made up for by the amplitude */
+            for (size_t i = 0; i < S * h.P; i++) h.lnp[i] = log(SPLAT_SLOPE_MAX / SPLAT_CENTRE_MAX);
+            for (size_t s = 0; s < S; s++) {
+                double length = norm(h.mu + s * HS, HS) / SPLAT_CENTRE_MAX;
+                for (size_t k = 0; k < HS; k++) h.mu[s * HS + k] /= length;
+                h.lnalpha[s] += 18;
+            }
+            for (size_t t = 0; t < T; t++)
+                for (size_t k = 0; k < 2 * HS; k++) h.qkv[t * 3 * HS + k] = 2 * h.mu[t % S * HS + k % HS] + 0.3 * h.qkv[t * 3 * HS + k];
+            snprintf(what, sizeof what, "centres at 2, %s, %s", kind, wave);
+            check_head(&h, 1e-4, what);
+            free_numbers();
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------- whole models */
+
+typedef struct {
+    GSA *m;
+    int x[2 * 70], y[2 * 70];
+    size_t B, T;
+} Run;
+
+static double run_value(void *of) {
+    Run *r = (Run *)of;
+    return gsa_forward(r->m, r->x, r->y, r->B, r->T);
+}
+
+static Run make_run(const Config *c, size_t B, size_t T, uint64_t seed) {
+    Run r = {.m = scattered_model(c, 2, seed), .B = B, .T = T};
+    uint64_t rng = rng_mix(seed, 1);
+    random_tokens(r.x, B * T, c->V, &rng);
+    random_tokens(r.y, B * T, c->V, &rng);
+    return r;
+}
+
+static void run_gradients(Run *r, double scale) {
+    run_value(r);
+    gsa_backward(r->m, scale);
+}
+
+static void check_model(const Config *c, size_t B, size_t T, const char *what) {
+    Run r = make_run(c, B, T, 20);
+    GSA *m = r.m;
+    run_gradients(&r, 1);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &m->tensors[i];
+        if (t->size) CHECK_GRADIENT(run_value, &r, m->params + t->offset, m->grads + t->offset, t->size, i == TENSOR_lntheta ? 3e-5 : 3e-4, "%s, %s", what, t->name);
+    }
+    for (int i = 0; i < NUM_TENSORS; i++) /* nobody writes between the tensors */
+        for (size_t k = m->tensors[i].offset + m->tensors[i].size; k < (i + 1 < NUM_TENSORS ? m->tensors[i + 1].offset : m->total); k++)
+            if (m->grads[k] != 0) CHECK(0, "%s: a gradient in the padding after %s", what, m->tensors[i].name);
+    gsa_destroy(m);
+}
+
+static void test_models(void) {
+    static const struct {
+        const char *name, *heads;
+        int attention;
+    } maps[] = {{"standard", NULL, ATTENTION_STANDARD}, {"gsa", NULL, ATTENTION_GSA}, {"hybrid", NULL, ATTENTION_HYBRID}, {"hybrid 0:1,1:0", "0:1,1:0", ATTENTION_HYBRID}};
+    for (size_t map = 0; map < sizeof maps / sizeof *maps; map++)
+        for (int position = 0; position <= POSITION_BOTH; position++)
+            for (int covariance = 0; covariance <= COVARIANCE_DIAG; covariance++)
+                for (int envelope = 0; envelope <= ENVELOPE_COSINE; envelope++) {
+                    char what[128], p[16], v[16], e[16];
+                    if (maps[map].attention == ATTENTION_STANDARD && (covariance || envelope)) continue; /* no splats */
+                    choice_name(POSITION_CHOICES, position, p, sizeof p), choice_name(COVARIANCE_CHOICES, covariance, v, sizeof v), choice_name(ENVELOPE_CHOICES, envelope, e, sizeof e);
+                    snprintf(what, sizeof what, "%s, positions %s, %s, envelope %s", maps[map].name, p, v, e);
+                    Config c = small_config(maps[map].attention, maps[map].heads, position, covariance, envelope);
+                    check_model(&c, 2, 70, what);
+                }
+    Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
+    check_model(&c, 1, 33, "a smaller batch of shorter sequences than the model has room for");
+    c.S = 1;
+    check_model(&c, 2, 13, "one splat");
+}
+
+/* Backward passes add up, each with its scale, and another batch's gradient does not stick to anything but the gradients. */
+static void test_accumulation(void) {
+    Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_DIAG, ENVELOPE_COSINE);
+    Run a = make_run(&c, 2, 70, 30);
+    GSA *m = a.m;
+    Run b = a;
+    uint64_t rng = 31;
+    b.B = 1, b.T = 40;
+    random_tokens(b.x, 40, c.V, &rng);
+    random_tokens(b.y, 40, c.V, &rng);
+    real *first = numbers(m->total, 0, NULL), *second = numbers(m->total, 0, NULL), *sum = numbers(m->total, 0, NULL);
+    run_gradients(&a, 1);
+    memcpy(first, m->grads, m->total * sizeof(real));
+    gsa_zero_gradients(m);
+    CHECK(norm(m->grads, m->total) == 0, "zeroed gradients");
+    run_gradients(&b, 1);
+    memcpy(second, m->grads, m->total * sizeof(real));
+    gsa_zero_gradients(m);
+    run_gradients(&a, 0.25);
+    run_gradients(&b, -3);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &m->tensors[i];
+        for (size_t k = t->offset; k < t->offset + t->size; k++) sum[k] = 0.25 * first[k] - 3 * second[k];
+        double error = relative_error_double(m->grads + t->offset, sum + t->offset, t->size);
+        CHECK(error < 1e-12, "two backward passes with scales add up in %s: %g", t->name, error);
+    }
+    gsa_destroy(m);
+    free_numbers();
+}
+
+/* ---------------------------------------------------------------------------------------------- the checker */
+
+/* The checks above are worth something only if they refuse what is wrong. */
+static void test_checker(void) {
+    Config c = small_config(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE);
+    Run r = make_run(&c, 2, 20, 40);
+    run_gradients(&r, 1);
+    const int tensors[] = {TENSOR_wte, TENSOR_ln1w, TENSOR_qkvb, TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lntheta, TENSOR_fcprojw};
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+        const Tensor *t = &r.m->tensors[tensors[i]];
+        real *x = r.m->params + t->offset, *g = r.m->grads + t->offset, *wrong = numbers(t->size, 0, NULL);
+        size_t n = t->size, largest = 0;
+        for (size_t k = 0; k < n; k++) largest = fabs(g[k]) > fabs(g[largest]) ? k : largest;
+        CHECK(gradient_error(run_value, &r, x, g, n, 3e-4) <= TOLERANCE, "%s: the gradient itself passes", t->name);
+        for (int kind = 0; kind < 6; kind++) {
+            static const char *const kinds[] = {"1 % too large", "one entry 1 % too large", "one entry 1e-4 of the norm off", "not a number in one entry", "infinite in one entry", "zero"};
+            size_t other = (largest + n / 2) % n;
+            for (size_t k = 0; k < n; k++) wrong[k] = kind == 0 ? 1.01 * g[k] : kind == 5 ? 0 : g[k];
+            if (kind == 1) wrong[largest] *= 1.01;
+            if (kind == 2) wrong[other] += 1e-4 * norm(g, n);
+            if (kind == 3) wrong[other] = NAN;
+            if (kind == 4) wrong[other] = INFINITY;
+            CHECK(!(gradient_error(run_value, &r, x, wrong, n, 3e-4) <= TOLERANCE), "%s: a gradient that is %s is refused", t->name, kinds[kind]);
+        }
+    }
+    /* and what the loss does not depend on has no gradient to be compared with */
+    CHECK(gradient_error(run_value, &r, r.m->params + c.V * c.C, r.m->grads + c.V * c.C, c.C, 3e-4) == INFINITY, "the padding of the vocabulary: a gradient of zeros is refused");
+    gsa_destroy(r.m);
+    free_numbers();
+}
+
+int main(void) {
+#ifdef _OPENMP
+    omp_set_num_threads(1); /* thousands of tiny passes: starting threads would take longer than they save */
+#endif
+    test_encoder();
+    test_layernorm();
+    test_matmul(9, 37, 21);
+    test_matmul(300, 70, 130);
+    test_matmul(1, 1, 1);
+    test_gelu();
+    test_classifier();
+    test_rope(1, 1e-3);
+    test_rope(3e-5, 1e-6);
+    test_attention(1);
+    test_attention(70);
+    for (int kind = 0; kind < 8; kind++) {
+        bool diagonal = kind & 1, envelope = kind & 2, query = kind & 4;
+        test_splat_features(9, 10, 3, diagonal, envelope, query);
+        test_splat_features(71, 18, envelope ? 9 : 18, diagonal, envelope, query);
+        test_splat_features(1, 4, 1, diagonal, envelope, query);
+    }
+    for (int kind = 0; kind < 4; kind++) {
+        bool diagonal = kind & 1, envelope = kind & 2;
+        test_splat_head(2, 70, 10, 3, diagonal, envelope);
+        test_splat_head(2, 9, 6, 1, diagonal, envelope);
+    }
+    test_splat_extremes();
+    test_models();
+    test_accumulation();
+    test_checker();
+    return test_summary("test_gradients");
+}
