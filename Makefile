@@ -36,6 +36,7 @@ $(error config=$(config) is not known: release, debug or sanitize)
 endif
 CFLAGS   += $(if $(OMP),-fopenmp,-fopenmp-simd -Wno-unknown-pragmas)
 # everything that changes the objects without changing a source is in the folder's name
+LINKED   := build/$(config)/linked$(subst /,-,$(OUT))
 BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL),-dnnl)
 
 # ---- programs: each from its own source and the objects it shares
@@ -70,7 +71,7 @@ $(foreach t,$(TESTS),$(eval test/$(t).libs := $(NETWORK_LIBS)))
 
 # $(1): the program's file, $(2): its name above
 define program
-$(1): $$(addprefix $(BUILD)/,$(2).o $$(addsuffix .o,$$($(2).parts))) build/$(config)/linked
+$(1): $$(addprefix $(BUILD)/,$(2).o $$(addsuffix .o,$$($(2).parts))) $(LINKED)
 	@mkdir -p $$(@D)
 	$$(CC) $$(CFLAGS) $$(LDFLAGS) -o $$@ $$(filter %.o,$$^) $$($(2).libs) $$(LDLIBS)
 endef
@@ -82,7 +83,7 @@ $(BUILD)/%.o: %.c
 	$(CC) $(CPPFLAGS) $(if $(DNNL),-DUSE_DNNL) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # remembers which build the programs were linked from, so that another compiler or flag links them anew
-build/$(config)/linked: FORCE
+$(LINKED): FORCE
 	@mkdir -p $(@D)
 	@echo '$(BUILD) $(LDFLAGS)' | cmp -s - $@ || echo '$(BUILD) $(LDFLAGS)' > $@
 FORCE:

@@ -214,7 +214,7 @@ static int generate(int argc, char **argv) {
     return 0;
 }
 
-/* The tokens of a text, each document behind its <|endoftext|>, or those of a shard. Adds an end to the last document. */
+/* The tokens of a text, each document behind its <|endoftext|> as data/prepare would write them, or those of a shard. */
 static int *perplexity_tokens(const char *path, const Tokenizer *t, size_t *count) {
     size_t bytes, room = 0;
     char *text = read_file(path, &bytes);
@@ -244,10 +244,6 @@ static int *perplexity_tokens(const char *path, const Tokenizer *t, size_t *coun
             tokenizer_encode(t, at, (size_t)(last - at), false, &ids, count, &room);
         }
         at = next;
-    }
-    if (*count) {
-        ids = (int *)xrealloc(ids, (*count + 1) * sizeof *ids);
-        ids[(*count)++] = eot;
     }
     free(text);
     return ids;

@@ -138,7 +138,6 @@ static void flush(Batch *b) {
 #endif
     for (size_t i = 0; i < b->job_count; i++) {
         Job *j = &b->jobs[i];
-        j->count = 0;
         tokenizer_encode(b->tokenizer, b->text + j->at, j->bytes, false, &j->ids, &j->count, &j->room);
     }
     for (size_t i = 0; i < b->job_count; i++) {
@@ -148,11 +147,7 @@ static void flush(Batch *b) {
         if (j->begins) b->tokens[n++] = (uint16_t)tokenizer_eot(b->tokenizer);
         for (size_t t = 0; t < j->count; t++) b->tokens[n++] = (uint16_t)j->ids[t];
         write_tokens(j->split, b->tokens, n, b->shard_tokens);
-        if (j->room > CHUNK) { /* else kept for the next batch */
-            free(j->ids);
-            j->ids = NULL;
-            j->room = 0;
-        }
+        free(j->ids);
     }
     b->job_count = b->bytes = 0;
 }
@@ -160,17 +155,11 @@ static void flush(Batch *b) {
 static void add_job(Batch *b, const char *text, size_t bytes, bool begins, int split) {
     if (b->bytes + bytes > b->room) b->text = (char *)xrealloc(b->text, b->room = b->bytes + bytes > BATCH ? b->bytes + bytes : BATCH);
     if (b->job_count == b->job_room) {
-        size_t room = 2 * b->job_room + 64;
-        b->jobs = (Job *)xrealloc(b->jobs, room * sizeof *b->jobs);
-        memset(b->jobs + b->job_room, 0, (room - b->job_room) * sizeof *b->jobs);
-        b->job_room = room;
+        b->job_room = 2 * b->job_room + 64;
+        b->jobs = (Job *)xrealloc(b->jobs, b->job_room * sizeof *b->jobs);
     }
-    Job *j = &b->jobs[b->job_count++];
     memcpy(b->text + b->bytes, text, bytes);
-    j->at = b->bytes;
-    j->bytes = bytes;
-    j->begins = begins;
-    j->split = split;
+    b->jobs[b->job_count++] = (Job){.at = b->bytes, .bytes = bytes, .begins = begins, .split = split};
     b->bytes += bytes;
     splits[split].documents += begins;
     splits[split].bytes += (int64_t)bytes;
@@ -368,7 +357,6 @@ int main(int argc, char **argv) {
     report(VAL);
     printf("%.1f MB in %.1f s: %.1f MB/s\n", bytes_done / 1e6, seconds, bytes_done / 1e6 / seconds);
 
-    for (size_t i = 0; i < batch.job_room; i++) free(batch.jobs[i].ids);
     free(batch.jobs);
     free(batch.text);
     free(batch.tokens);

@@ -105,12 +105,12 @@ static void make_flags(Flag *flags, Settings *s) {
 }
 enum { MAX_FLAGS = 64 };
 
-/* "name=value\n" for every flag up to the free ones: what a state file stores */
+/* "name=value\n" for every flag but the two that say which run it is: what a state file stores */
 static char *settings_text(const Flag *flags) {
     char *text = xstrdup("");
-    for (const Flag *f = flags; f->help && strcmp(f->help, FREE) != 0; f++) {
+    for (const Flag *f = flags; f->help; f++) {
         char value[512];
-        if (f->kind == FLAG_ROOM) continue;
+        if (f->kind == FLAG_ROOM || strcmp(f->name, "out") == 0 || strcmp(f->name, "resume") == 0) continue;
         flag_text(f, value, sizeof value);
         char *longer = xasprintf("%s%s=%s\n", text, f->name, value);
         free(text);
@@ -119,8 +119,10 @@ static char *settings_text(const Flag *flags) {
     return text;
 }
 
-/* Takes all settings from the text; a flag that was given and differs is refused. */
+/* Takes all settings from the text; a flag that was given and differs is refused, unless it is a free one, which then wins. */
 static void settings_from_text(Flag *flags, const char *text, size_t bytes, const char *path) {
+    const Flag *first_free = flags;
+    while (first_free->kind != FLAG_ROOM || strcmp(first_free->help, FREE) != 0) first_free++;
     char *copy = (char *)xmalloc(bytes + 1); /* never freed: flags point into it */
     memcpy(copy, text, bytes);
     copy[bytes] = 0;
@@ -133,7 +135,7 @@ static void settings_from_text(Flag *flags, const char *text, size_t bytes, cons
         if (!f) die("%s: unknown setting '%.60s'; it was written by another version of this program", path, line);
         if (f->given) {
             flag_text(f, given, sizeof given);
-            if (strcmp(given, value) != 0)
+            if (f < first_free && strcmp(given, value) != 0)
                 die("--%s %s contradicts the run to be resumed, where it is '%s' (%s); leave it out, or start a new run with --init-from", f->name, given, value, path);
         } else if (*value || f->kind == FLAG_TEXT) {
             if (f->kind == FLAG_TEXT && !*value) continue;
@@ -561,7 +563,7 @@ int train(int argc, char **argv, const Backend *backend) {
     }
     while (!interrupted) {
         bool last = run.step == s.steps;
-        if (val && s.eval_every && (last || run.step % s.eval_every == 0) && (run.step > first_step || !s.resume)) {
+        if (val && s.eval_every && (last || run.step % s.eval_every == 0)) {
             double loss = evaluate(&run, val, x, y);
             printf("step %lld/%lld | validation loss %.6f | perplexity %.3f\n", (long long)run.step, (long long)s.steps, loss, exp(loss));
             fprintf(log, "s:%lld tel:%.9g\n", (long long)run.step, loss);

@@ -1,0 +1,160 @@
+#!/bin/sh
+# The programs as a user meets them: runs that stop and go on, files of every wrong kind, flags of every wrong kind.
+# OUT is the folder of the programs (empty: the top). Ends with "name: N passed, M failed, K skipped".
+cd "$(dirname "$0")/.." || exit 1
+train=./${OUT}train_gsa infer=./${OUT}infer prepare=./${OUT}data/prepare make_stories=./${OUT}data/make_stories train_bpe=./${OUT}tokenizer/train_bpe
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+passed=0 failed=0 skipped=0
+pass() { passed=$((passed + 1)); }
+fail() { failed=$((failed + 1)); echo "FAIL $1"; }
+# check NAME COMMAND...: the command succeeds
+check() { name=$1; shift; if "$@" >"$dir/out" 2>"$dir/err"; then pass; else fail "$name (status $?): $(tail -n 2 "$dir/err")"; fi; }
+# refuse NAME STATUS WORD COMMAND...: the command ends with STATUS (1 or 2) and one sentence on stderr that holds WORD
+refuse() {
+    name=$1 status=$2 word=$3
+    shift 3
+    "$@" >"$dir/out" 2>"$dir/err" </dev/null
+    got=$?
+    if [ $got -ne "$status" ]; then fail "$name: status $got, not $status: $(tail -n 2 "$dir/err")"
+    elif [ "$(wc -l <"$dir/err")" -ne 1 ]; then fail "$name: not one sentence: $(cat "$dir/err")"
+    elif ! grep -qF -e "$word" "$dir/err"; then fail "$name: '$word' is not in: $(cat "$dir/err")"
+    else pass; fi
+}
+patch() { printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null; } # FILE OFFSET BYTES
+
+tiny="--layers 2 --heads 2 --channels 32 --seq 32 --batch 2 --vocab 300 --eval-tokens 256 --sample-every 0"
+
+# ---- a run killed at step 10 and resumed equals an unbroken one; reruns and thread counts agree bit for bit
+run="$tiny --steps 20 --eval-every 5 --save-every 10 --keep 0"
+check "train 20 steps" $train $run --out "$dir/a" --threads 2
+check "train again, one thread" $train $run --out "$dir/b" --threads 1
+check "same seed, same model, whatever the threads" cmp "$dir/a/model_00000020.bin" "$dir/b/model_00000020.bin"
+mkdir "$dir/c" && cp "$dir/a/model_00000010.bin" "$dir/a/state_00000010.bin" "$dir/c"
+sed -n '/^s:[0-9] \|^s:10 /p' "$dir/a/main.log" >"$dir/c/main.log"
+check "resume at 10" $train --resume --out "$dir/c"
+check "the resumed model is the unbroken one" cmp "$dir/a/model_00000020.bin" "$dir/c/model_00000020.bin"
+check "the resumed state is the unbroken one" cmp "$dir/a/state_00000020.bin" "$dir/c/state_00000020.bin"
+grep -h 'tr[l]:\|te[l]:' "$dir/a/main.log" | sort -u >"$dir/a.log"
+grep -h 'tr[l]:\|te[l]:' "$dir/c/main.log" | sort -u >"$dir/c.log"
+check "the losses in the logs agree to the last digit" cmp "$dir/a.log" "$dir/c.log"
+check "another seed gives another model" sh -c "$train $run --seed 2 --out '$dir/d' && ! cmp -s '$dir/a/model_00000020.bin' '$dir/d/model_00000020.bin'"
+check "resume of a finished run does nothing" $train --resume --out "$dir/a"
+
+# ---- an interrupt saves, says where, and can be resumed
+$train $tiny --steps 100000 --eval-every 0 --out "$dir/i" >"$dir/i.txt" 2>&1 &
+pid=$!
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do grep -q '^step 3/' "$dir/i.txt" && break; sleep 1; done
+kill -INT $pid
+wait $pid
+status=$?
+if [ $status -eq 130 ] && grep -q '^interrupted; go on with --resume' "$dir/i.txt" && ls "$dir"/i/model_*.bin >/dev/null 2>&1; then pass; else fail "interrupt: status $status: $(tail -n 2 "$dir/i.txt")"; fi
+
+# ---- every attention, position, covariance and envelope trains, resumes bit for bit and generates
+for mode in "--attention standard --pos learned" "--attention standard --pos rope" "--attention gsa --pos both --covariance diag" "--attention hybrid --envelope none --splats 7" \
+    "--attention hybrid --gsa-heads 0:1,1:0-1 --splats 3 --covariance diag --schedule wsd" "--attention hybrid --gsa-heads 1 --accum 2 --doc-start --schedule constant"; do
+    rm -rf "$dir/m" "$dir/n"
+    check "train $mode" $train $tiny $mode --steps 4 --save-every 2 --eval-every 2 --out "$dir/m"
+    mkdir "$dir/n" && cp "$dir"/m/*_00000002.bin "$dir/n"
+    check "resume $mode" $train --resume --out "$dir/n"
+    check "same model $mode" cmp "$dir/m/model_00000004.bin" "$dir/n/model_00000004.bin"
+    check "generate $mode" $infer generate "$dir/m/model_00000004.bin" "Once" --tokens 12 --temperature 0
+done
+check "overfit one batch" sh -c "$train $tiny --steps 150 --lr 5e-3 --warmup 5 --overfit-batch --eval-every 0 --out '$dir/o' | grep 'step 150/150 | loss 0\.[0-4]'"
+
+# ---- text to shards to a model; the trainer's validation loss is what infer measures
+$make_stories --bytes 60k --seed 3 --out "$dir/train.txt" 2>/dev/null
+$make_stories --bytes 20k --seed 4 --out "$dir/val.txt" 2>/dev/null
+check "train a vocabulary" $train_bpe --vocab 400 --out "$dir/t.bin" "$dir/train.txt"
+check "prepare" $prepare --tokenizer "$dir/t.bin" --out "$dir/s" --val "$dir/val.txt" "$dir/train.txt"
+data="--data $dir/s_train_*.bin --val $dir/s_val_*.bin --tokenizer $dir/t.bin"
+shape="--layers 1 --heads 2 --channels 32 --seq 32 --batch 4 --sample-every 0"
+set -f # the globs go to the program as they are
+check "train on shards" $train $data $shape --steps 6 --eval-every 6 --eval-tokens 1G --out "$dir/p"
+check "fine-tune" $train $data --init-from "$dir/p/model_00000006.bin" --batch 4 --steps 2 --sample-every 0 --out "$dir/q"
+check "fine-tune at another length" $train $data --init-from "$dir/p/model_00000006.bin" --seq 48 --batch 4 --steps 2 --sample-every 0 --out "$dir/r"
+check "resume what was fine-tuned" $train --resume --out "$dir/r"
+set +f
+model=$dir/p/model_00000006.bin
+$infer perplexity "$model" "$dir"/s_val_000000.bin >"$dir/ppl" 2>/dev/null
+trained=$(sed -n 's/^s:6 tel://p' "$dir/p/main.log") measured=$(sed -n 's/^loss \([0-9.]*\) .*/\1/p' "$dir/ppl")
+# infer also measures the tokens after the last full window, up to 31 of some thousands
+if awk "BEGIN { d = ($trained + 0) - ($measured + 0); exit !($trained > 0 && d < 0.01 && d > -0.01) }"; then pass; else fail "validation loss $trained in training, $measured by infer perplexity"; fi
+check "perplexity of a text" $infer perplexity "$model" "$dir/val.txt"
+check "the text gives what its shard gives" sh -c "grep '^loss' '$dir/ppl' >'$dir/one' && $infer perplexity '$model' '$dir/val.txt' --batch 3 2>/dev/null | grep '^loss' | cmp - '$dir/one'"
+
+# ---- one prompt three ways, greedy and by seed
+printf 'Once upon a time\n' >"$dir/prompt"
+$infer generate "$model" "Once upon a time" --tokens 20 --seed 5 >"$dir/g1" 2>/dev/null
+$infer generate "$model" --file "$dir/prompt" --tokens 20 --seed 5 >"$dir/g2" 2>/dev/null
+$infer generate "$model" --file - --tokens 20 --seed 5 --threads 1 <"$dir/prompt" >"$dir/g3" 2>/dev/null
+check "prompt from an argument and from a file" cmp "$dir/g1" "$dir/g2"
+check "prompt from standard input" cmp "$dir/g1" "$dir/g3"
+check "another seed, another text" sh -c "$infer generate '$model' 'Once upon a time' --tokens 20 --seed 6 | cmp -s - '$dir/g1' && exit 1 || exit 0"
+check "top-k 1 is greedy" sh -c "$infer generate '$model' Once --tokens 9 --top-k 1 >'$dir/g4' && $infer generate '$model' Once --tokens 9 --temperature 0 | cmp - '$dir/g4'"
+
+# ---- wrong flags: status 2
+refuse "train: unknown flag" 2 "--deapth" $train --deapth 3
+refuse "train: no value" 2 "--steps" $train --steps
+refuse "train: not a number" 2 "12x" $train --steps 12x
+refuse "train: out of range" 2 "--beta2" $train --beta2 1.5
+refuse "train: not a choice" 2 "standard|gsa|hybrid" $train --attention global
+refuse "train: twice" 2 "twice" $train --steps 1 --steps 2
+refuse "train: stray word" 2 "hello" $train hello
+refuse "train: heads do not divide channels" 2 "--channels 30" $train --heads 4 --channels 30 --out "$dir/x"
+refuse "train: too many splats" 2 "--splats" $train --channels 32 --heads 2 --splats 9 --out "$dir/x"
+refuse "train: head map of a head that is not there" 2 "--gsa-heads" $train --depth 2 --gsa-heads 0:2 --out "$dir/x"
+refuse "train: head map without hybrid" 2 "hybrid" $train --attention gsa --gsa-heads 1 --out "$dir/x"
+refuse "train: depth and preset" 2 "--preset" $train --depth 2 --preset gpt2-124m --out "$dir/x"
+refuse "train: data without tokenizer" 2 "--tokenizer" $train --data "$dir/s_train_000000.bin" --out "$dir/x"
+refuse "train: val without data" 2 "--data" $train --val "$dir/s_val_000000.bin" --out "$dir/x"
+refuse "infer: stray command" 2 "unknown command" sh -c "$infer tell 2>&1 >/dev/null | tail -n 1 >&2; exit 2"
+refuse "infer: generate without model" 2 "model" $infer generate
+refuse "infer: two prompts" 2 "one prompt" $infer generate a b c
+for program in $train "$infer" "$infer generate" "$infer perplexity" $prepare $make_stories $train_bpe ./${OUT}tokenizer/tokenize; do
+    check "$program --help" $program --help
+    [ "$program" = $train ] || refuse "$program without arguments" 2 "" sh -c "$program 2>&1 >/dev/null </dev/null | tail -n 1 >&2; $program >/dev/null 2>&1 </dev/null"
+done
+
+# ---- wrong files: status 1, or 2 where a flag contradicts a file
+: >"$dir/empty"
+head -c 5000 /dev/urandom >"$dir/noise"
+head -c 20000 "$model" >"$dir/short.bin"
+cp "$model" "$dir/version.bin" && patch "$dir/version.bin" 4 '\011'
+cp "$model" "$dir/shape.bin" && patch "$dir/shape.bin" 84 '\100'           # field C of the configuration
+cp "$model" "$dir/entry.bin" && patch "$dir/entry.bin" 1024 'X'             # the first name of the directory
+cp "$model" "$dir/extent.bin" && patch "$dir/extent.bin" $((1024 + 72)) '\377' # its first shape
+cat "$model" "$dir/noise" >"$dir/long.bin"
+for wrong in "missing.bin cannot" "empty empty" "noise not" "short.bin truncated" "version.bin version" "shape.bin tensor" "entry.bin tokenizer" "extent.bin damaged" "long.bin bytes"; do
+    file=$dir/${wrong%% *} word=${wrong#* }
+    refuse "infer: model $wrong" 1 "$word" $infer generate "$file" x
+    refuse "train: init from $wrong" 1 "$word" $train --init-from "$file" --out "$dir/x"
+done
+refuse "infer: a state is no model" 1 "state" $infer generate "$dir/p/state_00000006.bin" x
+refuse "infer: a folder" 1 "regular" $infer generate "$dir" x
+refuse "infer: empty text" 1 "$dir/empty" $infer perplexity "$model" "$dir/empty"
+refuse "infer: missing text" 1 "missing" $infer perplexity "$model" "$dir/missing"
+refuse "infer: prompt too long" 1 "tokens" $infer generate "$model" --file "$dir/val.txt"
+refuse "train: no shards" 1 "nothing" $train --data "$dir/nothing*" --tokenizer "$dir/t.bin" --out "$dir/x"
+refuse "train: not a shard" 1 "noise" $train --data "$dir/noise" --tokenizer "$dir/t.bin" --out "$dir/x"
+refuse "train: not a tokenizer" 1 "noise" $train --data "$dir/s_train_000000.bin" --tokenizer "$dir/noise" --out "$dir/x"
+check "a smaller vocabulary" $train_bpe --vocab 300 --out "$dir/t300.bin" "$dir/train.txt"
+refuse "train: tokens beyond the vocabulary" 1 "s_train_000000.bin" $train --data "$dir/s_train_000000.bin" --tokenizer "$dir/t300.bin" --seq 32 --depth 1 --steps 3 --sample-every 0 --out "$dir/x"
+refuse "train: another tokenizer for the same model" 1 "t300.bin" $train --data "$dir/s_train_000000.bin" --tokenizer "$dir/t300.bin" --init-from "$model" --out "$dir/y"
+refuse "train: other layers for the same model" 2 "--layers" $train --init-from "$model" --layers 2 --out "$dir/y"
+refuse "train: window longer than the data" 1 "tokens" $train --data "$dir/s_val_000000.bin" --tokenizer "$dir/t.bin" --seq 1M --depth 1 --out "$dir/y"
+refuse "train: the folder is in use" 1 "--resume" $train --out "$dir/a"
+refuse "resume: nothing there" 1 "--resume" $train --resume --out "$dir/nowhere"
+refuse "resume: contradiction" 1 "--lr" $train --resume --lr 0.5 --out "$dir/a"
+refuse "resume: contradiction in the shape" 1 "--layers" $train --resume --layers 3 --out "$dir/a"
+rm -rf "$dir/n" && mkdir "$dir/n" && cp "$dir"/a/*_00000010.bin "$dir"/a/*_00000020.bin "$dir/n" && head -c 9000 "$dir/a/state_00000020.bin" >"$dir/n/state_00000020.bin"
+check "resume passes over a step that is not whole" sh -c "$train --resume --out '$dir/n' 2>&1 | grep 'from step 10 of 20' && cmp '$dir/n/model_00000020.bin' '$dir/a/model_00000020.bin'"
+
+# ---- a full disk while saving: one sentence, and the last good checkpoint survives
+rm -rf "$dir/f" && mkdir "$dir/f" && cp "$dir"/a/*_00000010.bin "$dir/f"
+refuse "full disk" 1 "cannot write" sh -c "ulimit -f 100; exec $train --resume --out '$dir/f'"
+check "the good checkpoint is whole and nothing half is left" sh -c "cmp '$dir/f/model_00000010.bin' '$dir/a/model_00000010.bin' && [ \$(ls '$dir/f' | wc -l) = 3 ]"
+check "and can be resumed" $train --resume --out "$dir/f"
+
+echo "cli: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
