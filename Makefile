@@ -101,6 +101,14 @@ test: deps
 run-tests: all $(TESTS:%=build/$(config)/test/%)
 	@OUT='$(OUT)' test/run build/$(config)/test $(TESTS)
 
+# from a clone to stories: the run without flags, then five stories from its model; run again, it goes on or just writes them anew
+QUICKSTART := runs/quickstart
+quickstart: deps
+	@$(MAKE) --no-print-directory all
+	@if ls $(QUICKSTART)/model_*.bin >/dev/null 2>&1; then resume=--resume; fi; ./train_gsa $$resume --out $(QUICKSTART)
+	@model=$$(ls $(QUICKSTART)/model_*.bin | tail -n 1); echo; echo "five stories by $$model:"; echo; \
+	for seed in 1 2 3 4 5; do ./infer generate "$$model" --seed $$seed 2>/dev/null || exit 1; echo '<|endoftext|>'; done | tee $(QUICKSTART)/stories.txt
+
 # ---- what the programs need, from the distribution
 
 PACKAGES := gcc libgomp1 libdnnl-dev libutf8proc-dev libcjson-dev libstb-dev
@@ -125,5 +133,5 @@ help:
 	@echo "config=sanitize    AddressSanitizer and UBSan, programs under build/sanitize/"
 	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1"
 
-.PHONY: all probe test run-tests deps clean help FORCE
+.PHONY: all probe quickstart test run-tests deps clean help FORCE
 .DEFAULT_GOAL := all
