@@ -43,6 +43,7 @@ BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL
 
 PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories
 TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
+TOOLS    := test/check_stories
 
 all: probe $(PROGRAMS:%=$(OUT)%)
 
@@ -57,6 +58,7 @@ tokenizer/train_bpe.parts  := $(TOKENIZER) $(COMMON)
 tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
 data/prepare.parts         := gsa/loader $(TOKENIZER) $(COMMON)
 data/make_stories.parts    := data/stories $(COMMON)
+test/check_stories.parts   := data/stories $(COMMON)
 $(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL)))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc
@@ -77,6 +79,7 @@ $(1): $$(addprefix $(BUILD)/,$(2).o $$(addsuffix .o,$$($(2).parts))) $(LINKED)
 endef
 $(foreach p,$(PROGRAMS),$(eval $(call program,$(OUT)$(p),$(p))))
 $(foreach t,$(TESTS),$(eval $(call program,build/$(config)/test/$(t),test/$(t))))
+$(foreach t,$(TOOLS),$(eval $(call program,build/$(config)/$(t),$(t))))
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -98,7 +101,7 @@ probe:
 
 test: deps
 	@$(MAKE) --no-print-directory run-tests
-run-tests: all $(TESTS:%=build/$(config)/test/%)
+run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%)
 	@OUT='$(OUT)' test/run build/$(config)/test $(TESTS)
 
 # from a clone to stories: the run without flags, then five stories from its model; run again, it goes on or just writes them anew
