@@ -438,7 +438,7 @@ Tokenizer *tokenizer_from_memory(const void *file, size_t count, const char *nam
         add_entry(t, id, p, n);
         p += n;
     }
-    if (p != end) die("%s has %zu bytes after its %d entries; make it again", name, (size_t)(end - p), V);
+    if (p != end) die("%s does not end after its %d entries, as it should; make it again", name, V);
     if (!entry_is(t, eot, EOT_TEXT)) die("%s: entry %d should be %s and is something else; make it again", name, eot, EOT_TEXT);
     if (mask != 0 && !entry_is(t, mask, MASK_TEXT)) die("%s: entry %d should be %s and is something else; make it again", name, mask, MASK_TEXT);
     t->eot = eot;
