@@ -12,7 +12,7 @@ int choice_index(const char *choices, const char *text) {
     size_t n = strlen(text);
     int index = 0;
     for (const char *p = choices; p; index++) {
-        if (strncmp(p, text, n) == 0 && (p[n] == '|' || p[n] == 0)) return index;
+        if (strcspn(p, "|") == n && strncmp(p, text, n) == 0) return index;
         p = strchr(p, '|');
         if (p) p++;
     }
@@ -73,16 +73,16 @@ const char *config_head_map(Config *c, const char *text) {
     long last = text ? strtol(text, &end, 10) : (c->NH + 1) / 2;
     if (!text || (end != text && *end == 0)) {
         if (last < 0 || last > c->NH) return sentence("--gsa-heads %ld: a layer has %d heads", last, c->NH);
-        for (int l = 0; l < c->L; l++) c->gsa_heads[l] = all & ~(last == c->NH ? 0 : (1ull << (c->NH - last)) - 1);
+        for (int l = 0; l < c->L; l++) c->gsa_heads[l] = all & ~(last == c->NH ? 0 : ~0ull >> (64 - (c->NH - last)));
         return NULL;
     }
     for (const char *p = text;;) { /* layer:head or layer:first-last, separated by commas */
         int layer, first, used = 0;
-        if (sscanf(p, "%d:%d%n", &layer, &first, &used) != 2) return sentence("--gsa-heads '%.80s' is neither a number nor a list such as 0:3,2:1-4", text);
+        if (sscanf(p, "%9d:%9d%n", &layer, &first, &used) != 2) return sentence("--gsa-heads '%.80s' is neither a number nor a list such as 0:3,2:1-4", text);
         int final = first;
         p += used;
         if (*p == '-') {
-            if (sscanf(p, "-%d%n", &final, &used) != 1) return sentence("--gsa-heads '%.80s': a head must follow the -", text);
+            if (sscanf(p, "-%9d%n", &final, &used) != 1) return sentence("--gsa-heads '%.80s': a head must follow the -", text);
             p += used;
         }
         if (layer < 0 || layer >= c->L || first < 0 || final < first || final >= c->NH)
