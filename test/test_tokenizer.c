@@ -822,6 +822,8 @@ static void test_programs(const Tokenizer *t, const char *folder) {
     CHECK(command(said, sizeof said, "%s encode 2>&1 </dev/null", tokenize) == 2 && one_sentence(said) && strstr(said, "--tokenizer"), "no --tokenizer: %s", said);
     CHECK(command(said, sizeof said, "%s draw --tokenizer %s 2>&1 </dev/null", tokenize, path) == 2 && one_sentence(said) && strstr(said, "draw"), "no such thing to do: %s", said);
     CHECK(command(said, sizeof said, "%s list --tokenizer %s | wc -l", tokenize, path) == 0 && atoi(said) == 400, "list has a line an entry: %s", said);
+    if (access("/dev/full", W_OK) != 0) skip("a full disk", "this system has no /dev/full");
+    else CHECK(command(said, sizeof said, "%s encode --tokenizer %s %s 2>&1 >/dev/full", tokenize, path, text) == 1 && one_sentence(said), "a full disk: %s", said);
     CHECK(command(said, sizeof said, "%s encode --tokenizer %s %s 2>&1", tokenize, text, text) == 1 && one_sentence(said) && strstr(said, text), "text as tokenizer: %s", said);
 
     write_gpt2_files(t, folder, 0);

@@ -17,7 +17,7 @@ static void encode(const Tokenizer *t, const char *text, size_t bytes, bool spec
     tokenizer_encode(t, text, bytes, special, &ids, &count, &room);
     for (size_t i = 0; i < count; i++) {
         uint16_t id = (uint16_t)ids[i];
-        if (binary) xfwrite(&id, sizeof id, 1, stdout, "standard output");
+        if (binary) fwrite(&id, sizeof id, 1, stdout);
         else printf("%d%c", ids[i], i % 16 == 15 || i + 1 == count ? '\n' : ' ');
     }
     free(ids);
@@ -27,7 +27,7 @@ static void write_token(const Tokenizer *t, long id, const char *path) {
     size_t n;
     const char *piece = id >= 0 && id <= 65535 ? tokenizer_piece(t, (int)id, &n) : NULL;
     if (!piece) die("%s: the id %ld is not in the vocabulary, which has 0 to %d; use the tokenizer that made the ids", path, id, tokenizer_vocab_size(t) - 1);
-    xfwrite(piece, 1, n, stdout, "standard output");
+    fwrite(piece, 1, n, stdout); /* main looks once, at the end, whether all writing went well */
 }
 
 static void decode(const Tokenizer *t, const char *file, size_t bytes, bool binary, const char *path) {
