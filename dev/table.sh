@@ -4,6 +4,7 @@
 #
 #   dev/table.sh TRAIN.txt VAL.txt [OUT]        SEEDS="1 2 3" TOKENS=5000000 DEPTH=4 VOCAB=2048 ROWS=standard.learned,hybrid.rope
 set -e
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # the machine stays usable meanwhile
 cd "$(dirname "$0")/.."
 if [ $# -lt 2 ]; then
     sed -n '2,6p' "$0"

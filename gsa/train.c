@@ -593,7 +593,7 @@ int train(int argc, char **argv, const Backend *backend) {
 
         double took = now_seconds() - began;
         training_time += took;
-        recent = recent > 0 ? 0.9 * recent + 0.1 * took : took;
+        recent = run.step > first_step + 2 ? 0.9 * recent + 0.1 * took : took; /* the first step also touches all memory for the first time */
         char left[32];
         duration(recent * (double)(s.steps - run.step), left, sizeof left);
         printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s | %s left\n", (long long)run.step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
