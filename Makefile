@@ -20,7 +20,7 @@ endif
 NVCC    := $(shell command -v nvcc 2>/dev/null)
 
 CPPFLAGS += -D_GNU_SOURCE
-CFLAGS   := -std=c11 -Wall -Wextra -march=$(MARCH) $(CFLAGS)
+CFLAGS   := -std=c11 -Wall -Wextra -fno-math-errno -march=$(MARCH) $(CFLAGS)
 LDLIBS   += -lm
 ifeq ($(config),release)
 CFLAGS   += -O3 -g

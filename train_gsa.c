@@ -58,6 +58,19 @@ static inline real exp_real(real x) {
 #endif
 }
 
+/* the largest of x (n); in lanes of its own, which compilers turn into vectors where a plain loop must care for NaN */
+static inline real largest(const real *x, size_t n) {
+    enum { WIDE = 16 };
+    real lane[WIDE], most = -INFINITY;
+    size_t i = 0;
+    for (int k = 0; k < WIDE; k++) lane[k] = -INFINITY;
+    for (; i + WIDE <= n; i += WIDE)
+        for (int k = 0; k < WIDE; k++) lane[k] = x[i + k] > lane[k] ? x[i + k] : lane[k];
+    for (; i < n; i++) most = x[i] > most ? x[i] : most;
+    for (int k = 0; k < WIDE; k++) most = lane[k] > most ? lane[k] : most;
+    return most;
+}
+
 /* ---------------------------------------------------------------------------------------------- matrix products */
 
 /* One vector register of numbers; loads and stores need no alignment. */
@@ -522,10 +535,8 @@ static void attention_forward(real *out, real *lse, const real *fq, const real *
             size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, keys = i0 + rows, wide = (keys + COLUMNS - 1) / COLUMNS * COLUMNS;
             product(rows, wide, HS, q + i0 * HS, HS, 1, kt, padded, weights, padded, false);
             for (size_t r = 0; r < rows; r++) {
-                real *w = weights + r * padded, most = -INFINITY, sum = 0;
                 size_t n = i0 + r + 1;
-#pragma omp simd reduction(max : most)
-                for (size_t j = 0; j < n; j++) most = w[j] > most ? w[j] : most;
+                real *w = weights + r * padded, most = largest(w, n), sum = 0;
 #pragma omp simd reduction(+ : sum)
                 for (size_t j = 0; j < n; j++) {
                     w[j] = exp_real(scale[h] * (w[j] - most));
@@ -620,9 +631,7 @@ static void classifier_forward(real *losses, real *lse, const real *logits, cons
 #pragma omp parallel for
     for (size_t i = 0; i < N; i++) {
         const real *l = logits + i * Vp;
-        real most = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : most)
-        for (size_t v = 0; v < V; v++) most = l[v] > most ? l[v] : most;
+        real most = largest(l, V), sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (size_t v = 0; v < V; v++) sum += exp_real(l[v] - most);
         lse[i] = most + (real)log(sum);
