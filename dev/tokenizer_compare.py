@@ -30,7 +30,8 @@ def say(good, text):
 
 def ours(name, *args):
     start = time.perf_counter()
-    subprocess.run([os.path.join(args_.programs, name), *args], check=True, stdout=args_.sink)
+    if subprocess.run([os.path.join(args_.programs, name), *args], stdout=args_.sink).returncode != 0:
+        sys.exit(f"{name} {' '.join(args)} failed: see above")
     return time.perf_counter() - start
 
 
