@@ -882,6 +882,9 @@ static void test_overfit(int attention, int position, int covariance, int envelo
 }
 
 int main(void) {
+#ifdef _OPENMP
+    omp_set_num_threads(1); /* thousands of tiny products: waiting for threads would take longer than they save; test_threads has more */
+#endif
     test_exp();
     test_products();
     test_simple_layers();
