@@ -240,7 +240,6 @@ static void read_documents(Reader *r, const char *path) {
         char *p = text, *stop = text + held;
         for (char *found, *from = text + searched;; from = p) {
             while (!r->open && p < stop && is_newline(*p)) p++;
-            if (from < p) from = p;
             found = (char *)memmem(from, (size_t)(stop - from), separator, SEPARATOR);
             if (!found) break;
             end_document(r, p, (size_t)(found - p));
@@ -361,4 +360,5 @@ int main(int argc, char **argv) {
     free(batch.text);
     free(batch.tokens);
     tokenizer_free(tokenizer);
+    return 0;
 }

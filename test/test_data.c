@@ -10,6 +10,10 @@
 #include "stories_match.h"
 #include "test.h"
 
+#define main prepare_main /* for safe_cut */
+#include "../data/prepare.c"
+#undef main
+
 static char *folder; /* of this run's files */
 
 static char *in_folder(const char *name) { return xasprintf("%s/%s", folder, name); }
@@ -253,7 +257,7 @@ static void test_loader(void) {
     loader_free(other);
 
     /* --doc-start: windows begin at the first eot at or after their place, where enough follows it */
-    for (int i = 0; i < 1000; i++) tokens[i] = i % 90 == 40 ? 99 : (uint16_t)(i % 50);
+    for (int i = 0; i < 1000; i++) tokens[i] = i % 90 == 40 || i == 990 ? 99 : (uint16_t)(i % 50);
     for (int shuffle = 0; shuffle < 2; shuffle++) {
         l = loader_from_tokens(tokens, 1000, "documents", T, 100, 99, shuffle, 3);
         int begin_with_eot = 0, windows = (int)loader_windows(l);
@@ -261,7 +265,7 @@ static void test_loader(void) {
             loader_next(l, x[0], y[0], 1);
             begin_with_eot += x[0][0] == 99;
         }
-        /* the last eot is token 940: windows that would start after it stay where they are */
+        /* token 940 is the last eot with enough behind it: windows that would start after it stay where they are */
         CHECK(shuffle ? begin_with_eot >= windows - 4 && begin_with_eot < windows : begin_with_eot == 59, "%d of %d windows begin with eot", begin_with_eot, windows);
         loader_free(l);
     }
@@ -303,7 +307,7 @@ static void test_epoch_sizes(void) {
 /* ---------------------------------------------------------------------------------------------- prepare */
 
 static Tokenizer *tokenizer;
-static char *tokenizer_path;
+static char *tokenizer_file;
 
 static char said[4096]; /* by the last data/prepare */
 
@@ -324,7 +328,7 @@ static int prepare(const char *format, ...) {
     va_start(list, format);
     vsnprintf(arguments, sizeof arguments, format, list);
     va_end(list);
-    char *command = xasprintf("./%sdata/prepare --tokenizer %s %s 2>&1", out ? out : "", tokenizer_path, arguments);
+    char *command = xasprintf("./%sdata/prepare --tokenizer %s %s 2>&1", out ? out : "", tokenizer_file, arguments);
     int status = run(command);
     free(command);
     return status;
@@ -520,11 +524,11 @@ static void test_prepare(void) {
         CHECK(status == refusals[i].status && strstr(words, refusals[i].words) && line_end && !line_end[1], "prepare %s: status %d: %s", arguments, status, words);
     }
     CHECK(count_files("a_*") == 1 && same_file(kept, copy), "a refused run leaves the earlier shards as they were and nothing else");
-    char *real = tokenizer_path;
-    tokenizer_path = val_path;
+    char *real = tokenizer_file;
+    tokenizer_file = val_path;
     CHECK(prepare("--out %s/a %s", folder, val_path) == 1 && strstr(said, "val.txt"), "a text is no tokenizer: %s", said);
-    tokenizer_path = real;
-    char *command = xasprintf("ulimit -f 20; ./%sdata/prepare --tokenizer %s --out %s/a %s 2>&1", getenv("OUT") ? getenv("OUT") : "", tokenizer_path, folder, path);
+    tokenizer_file = real;
+    char *command = xasprintf("ulimit -f 20; ./%sdata/prepare --tokenizer %s --out %s/a %s 2>&1", getenv("OUT") ? getenv("OUT") : "", tokenizer_file, folder, path);
     int status = run(command);
     CHECK(status == 1 && strstr(said, "too large"), "a full disk: %s", said);
     CHECK(count_files("a_*") == 1 && same_file(kept, copy), "and nothing half-written stays");
@@ -541,18 +545,46 @@ static void test_prepare(void) {
     free(path);
 }
 
-/* A document much longer than the parts it is encoded in, with white space of every kind where it may be cut: encoded in
-   parts it must give the tokens that it gives as a whole. */
-static void test_long_document(void) {
+/* Pieces of text with white space of every kind, in every script, whole and broken. */
+static void make_text(char *text, size_t room, size_t *n, uint64_t *rng) {
     static const char *const bits[] = {"Mia", " had", " a", " red", "  ball", "\n", "\n\n", " \n", "\n ", "   ", "\t", " \t ", "'s", "'re", " 'll", " 12", "345", "...", " !?", "\xc2\xa0", " \xc2\xa0 ",
                                        "\xe2\x80\x83", "\xe3\x80\x80", "\xe4\xb8\xad\xe6\x96\x87", " \xe4\xb8\xad", "\xc2\x85", "\xff", "\r\n", "-", "\xe2\x80", "\xe1\x9a\x80", "\x1c", "\x7f", "\xc3\xa9"};
-    size_t room = 3 << 20, n = 0;
+    *n = 0;
+    for (const char *bit; *n + 16 < room; *n += strlen(bit)) {
+        bit = bits[rng_below(rng, sizeof bits / sizeof bits[0])];
+        memcpy(text + *n, bit, strlen(bit));
+    }
+}
+
+/* A text cut at a safe place must give the tokens that it gives as a whole. */
+static void test_safe_cuts(void) {
+    char text[120];
+    uint64_t rng = 12;
+    int wrong = 0, uncut = 0;
+    enum { TEXTS = 100000 };
+    for (int i = 0; i < TEXTS; i++) {
+        size_t n, count[2] = {0}, room[2] = {0};
+        int *ids[2] = {0};
+        make_text(text, 17 + rng_below(&rng, sizeof text - 17), &n, &rng);
+        size_t cut = safe_cut(text, n);
+        uncut += cut == 0;
+        tokenizer_encode(tokenizer, text, n, false, &ids[0], &count[0], &room[0]);
+        tokenizer_encode(tokenizer, text, cut, false, &ids[1], &count[1], &room[1]);
+        tokenizer_encode(tokenizer, text + cut, n - cut, false, &ids[1], &count[1], &room[1]);
+        wrong += n > 0 && (count[0] != count[1] || memcmp(ids[0], ids[1], count[0] * sizeof(int)) != 0);
+        free(ids[0]);
+        free(ids[1]);
+    }
+    CHECK(wrong == 0, "%d of %d texts cut at a safe place have other tokens", wrong, TEXTS);
+    CHECK(uncut < TEXTS / 4, "most texts have a safe place: %d have none", uncut);
+}
+
+/* A document much longer than the parts it is encoded in. */
+static void test_long_document(void) {
+    size_t room = 3 << 20, n;
     char *text = (char *)xmalloc(room);
     uint64_t rng = 11;
-    for (const char *bit; n + 16 < room; n += strlen(bit)) {
-        bit = bits[rng_below(&rng, sizeof bits / sizeof bits[0])];
-        memcpy(text + n, bit, strlen(bit));
-    }
+    make_text(text, room, &n, &rng);
     memcpy(text, "A", 1);
     memcpy(text + n, "z", 1);
     n++;
@@ -718,11 +750,16 @@ int main(int argc, char **argv) {
     folder = mkdtemp(name);
     if (!folder) die("cannot make a folder in /tmp");
 
-    size_t bytes;
+    /* stories, and text with white space of all kinds: without tokens for runs of it, wrong cuts would not show */
+    size_t bytes, more;
+    uint64_t rng = 10;
     char *text = stories(2, 300000, &bytes);
-    tokenizer = tokenizer_train(text, bytes, 600, false);
-    tokenizer_path = in_folder("tokenizer.bin");
-    tokenizer_save(tokenizer, tokenizer_path);
+    text = (char *)xrealloc(text, bytes + 100000);
+    make_text(text + bytes, 100000, &more, &rng);
+    bytes += more;
+    tokenizer = tokenizer_train(text, bytes, 3500, false);
+    tokenizer_file = in_folder("tokenizer.bin");
+    tokenizer_save(tokenizer, tokenizer_file);
     free(text);
 
     test_shard_refusals();
@@ -731,10 +768,11 @@ int main(int argc, char **argv) {
     test_stories();
     test_make_stories();
     test_prepare();
+    test_safe_cuts();
     test_long_document();
 
     tokenizer_free(tokenizer);
-    free(tokenizer_path);
+    free(tokenizer_file);
     char *command = xasprintf("rm -r %s", folder);
     if (system(command) != 0) warn("%s stays", folder);
     free(command);
