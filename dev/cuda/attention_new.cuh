@@ -1,0 +1,495 @@
+/* attention_new.cuh: softmax attention in bf16, forward and backward, without a T x T matrix in memory.
+
+   Equation (4) for standard and GSA heads alike, head h, key j seen by query i iff i - window < j <= i (or |i - j| < window
+   without the causal mask):
+       o_i = sum_j p_ij v_j,   p_ij = exp(scale_h q_i . k_j - lse_i),   lse_i = ln sum_j exp(scale_h q_i . k_j)
+       dv_j = sum_i p_ij do_i,   ds_ij = p_ij (do_i . v_j - delta_i),   delta_i = do_i . o_i
+       dq_i = scale_h sum_j ds_ij k_j,   dk_j = scale_h sum_i ds_ij q_i
+
+   Interface (C = NH * HS, HS one of 32, 64, 128; any B, T, NH; all pointers are device memory, 16-byte aligned):
+
+     struct AttentionInput   what both passes read, see below
+     attention_forward (out, lse, in, B, T, NH, HS, stream)
+         out (B, T, C) bf16, lse (B, NH, T) fp32
+     attention_backward(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH, HS, stream)
+         dqkv (B, T, 3C), dfeatures (B, T, 2C): laid out as their sources. Head h overwrites dv in dqkv, and dq and dk where its
+         q and k came from; it leaves the columns of the other source alone (the backward pass of its feature map writes those).
+         delta (B, NH, T) fp32: written, unless out is NULL: then it is read. Where several mixers share one normaliser
+         (extend), give the merged out and lse and nothing else changes.
+
+   Gradients are overwritten, never added to. No atomics: every number is a sum in a fixed order, so two runs agree bit for bit.
+   Logits of 100 and more are fine: fp32 scores, base-2 exponentials with the scale folded in, fp32 lse.
+
+   The kernels differ from the textbook in two places:
+   - The running maximum of the forward pass moves only when it is exceeded by more than 2^8. Until then the weights are at most
+     256 instead of 1, which neither fp32 sums nor bf16's 8 exponent bits mind, and the accumulator needs no rescaling.
+   - The backward pass runs twice over the scores, once per block of queries (dq) and once per block of keys (dk, dv). That is 7
+     products instead of 5, but no kernel adds into another's sums. Both passes are one kernel text: see below. */
+
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct AttentionInput {
+    const __nv_bfloat16 *qkv;      /* (B, T, 3C): q, k, v of all heads; head h at column h * HS of each third */
+    const __nv_bfloat16 *features; /* (B, T, 2C): f_q, f_k of the heads that have a feature map; NULL if none has */
+    const int *from_features;      /* (NH): 1 if head h takes its q and k from features; NULL: no head does */
+    const float *scale;            /* (NH), > 0: 1/sqrt(HS) for plain heads, 1 for splat features */
+    const int *window;             /* (NH), >= 1: number of keys a query sees, itself included; >= T for all */
+    bool causal;
+};
+
+#define attentionCheck(call)                                                                                                   \
+    do {                                                                                                                       \
+        cudaError_t error_ = (call);                                                                                           \
+        if (error_ != cudaSuccess) {                                                                                           \
+            fprintf(stderr, "%s:%d: attention: %s\n", __FILE__, __LINE__, cudaGetErrorString(error_));                         \
+            exit(EXIT_FAILURE);                                                                                                \
+        }                                                                                                                      \
+    } while (0)
+
+/* ------------------------------------------------------------------------------------------------ one head, one tile
+
+   A tile is some rows of one head in shared memory, HS bf16 each, in 16-byte chunks. Chunk c of a row is kept at place c ^ row mod 8,
+   so that the same chunk of 8 consecutive rows (what the tensor cores read) lies in 8 different groups of banks. For HS = 64 this
+   is the 128-byte swizzle of the bulk copy engine, for HS = 32 its 64-byte one. */
+
+typedef __nv_bfloat16 bf16;
+#define ATTENTION_LOG2E 1.4426950408889634f
+#define ATTENTION_BLOCK 64 /* rows of the tiles that are streamed through shared memory */
+
+/* head h of sequence b: its matrices at token 0, and what it sees: key j iff -behind <= j - i <= ahead */
+struct AttentionHead {
+    const bf16 *q, *k, *v;
+    size_t qk_stride, v_stride; /* from token to token */
+    float scale;
+    int behind, ahead;
+    bool from_features;
+};
+
+__device__ inline AttentionHead attention_head(const AttentionInput &in, size_t b, int h, int T, int NH, int HS) {
+    AttentionHead head;
+    size_t C = (size_t)NH * HS;
+    head.from_features = in.from_features && in.from_features[h];
+    head.qk_stride = head.from_features ? 2 * C : 3 * C;
+    head.v_stride = 3 * C;
+    head.q = (head.from_features ? in.features : in.qkv) + b * T * head.qk_stride + (size_t)h * HS;
+    head.k = head.q + C;
+    head.v = in.qkv + b * T * 3 * C + 2 * C + (size_t)h * HS;
+    head.scale = in.scale[h];
+    head.behind = min(in.window[h], T) - 1;
+    head.ahead = in.causal ? 0 : head.behind;
+    return head;
+}
+
+__device__ inline uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+/* where chunk c of a row lies in its tile, in bytes */
+template <int HS> __device__ inline uint32_t chunk_at(int row, int c) {
+    return row * HS * 2 + ((c ^ (HS == 32 ? row >> 1 & 3 : row & 7)) << 4);
+}
+
+/* 2^x; the hardware's own, relative error 2^-22, 0 at -inf */
+__device__ inline float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* two floats as bf16, the first in the lower half */
+__device__ inline uint32_t pack(float a, float b) {
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(b), "f"(a));
+    return packed;
+}
+
+__device__ inline float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+__device__ inline float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+/* copies `bytes` (4 or 16) to shared memory in the background; zeros if not inside */
+template <int BYTES> __device__ inline void copy_async(uint32_t to, const void *from, bool inside) {
+    if (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0));
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(inside ? 4 : 0));
+}
+__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;"); }
+__device__ inline void copy_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
+/* tokens first .. first + rows - 1 of a matrix with HS columns into a tile; tokens from T on are zeros */
+template <int HS> __device__ inline void load_tile(uint32_t tile, const bf16 *in, size_t stride, int first, int rows, int T) {
+    for (int n = threadIdx.x; n < rows * (HS / 8); n += blockDim.x) {
+        int row = n / (HS / 8), c = n % (HS / 8), token = first + row;
+        copy_async<16>(tile + chunk_at<HS>(row, c), in + (token < T ? token : 0) * stride + c * 8, token < T);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ a warp's 16 rows
+
+   Accumulators x[N][4] hold 16 rows and 8 N columns in the layout of the tensor cores: in block n a thread has columns
+   8n + 2 (lane % 4) + {0, 1} of row lane / 4 as x[n][0..1], and of row lane / 4 + 8 as x[n][2..3]. wgmma's 64-row accumulator is
+   four of these, one a warp, so everything in this part serves both kinds of kernels. */
+
+/* sets to -inf what a query does not see; rows are queries and columns keys, or the reverse for KEYS */
+template <bool KEYS, int N> __device__ inline void hide(float (&s)[N][4], int row0, int column0, int behind, int ahead, int T) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int row = row0 + lane / 4 + e / 2 * 8, column = column0 + 8 * n + lane % 4 * 2 + e % 2;
+            int i = KEYS ? column : row, j = KEYS ? row : column;
+            if (j - i < -behind || j - i > ahead || j >= T) s[n][e] = -INFINITY;
+        }
+}
+
+/* does any of queries i0 .. i0 + ni - 1 see any of keys j0 .. j0 + nj - 1? do all see all of them? */
+__device__ inline bool sees_any(int i0, int ni, int j0, int nj, int behind, int ahead) {
+    return j0 <= i0 + ni - 1 + ahead && j0 + nj - 1 >= i0 - behind;
+}
+__device__ inline bool sees_all(int i0, int ni, int j0, int nj, int behind, int ahead, int T) {
+    return j0 + nj - 1 <= i0 + ahead && j0 >= i0 + ni - 1 - behind && j0 + nj <= T;
+}
+
+/* Scores become weights relative to 2^m; true if some row of the warp moved its m: then the caller multiplies what it has
+   accumulated by factor. m and sum belong to the thread's two rows; sum is the thread's own part until the end. */
+template <int N> __device__ inline bool online_softmax(float (&s)[N][4], float (&m)[2], float (&sum)[2], float (&factor)[2], float scale2) {
+    bool moved = false;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float most = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < N; n++) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+        most = quad_max(most) * scale2;
+        float next = most > m[r] + 8 ? most : m[r], offset = next == -INFINITY ? 0 : next; /* a row may see nothing of its first tiles */
+        moved |= next != m[r];
+        factor[r] = exp2_fast(m[r] - offset);
+        m[r] = next;
+        float part = 0;
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 2 * r; e < 2 * r + 2; e++) part += s[n][e] = exp2_fast(s[n][e] * scale2 - offset);
+        sum[r] = sum[r] * factor[r] + part;
+    }
+    return __any_sync(~0u, moved);
+}
+
+/* an accumulator's 16 columns as the left operand of the next product */
+__device__ inline void as_operand(uint32_t (&a)[4], const float (&x)[4], const float (&y)[4]) {
+    a[0] = pack(x[0], x[1]), a[1] = pack(x[2], x[3]), a[2] = pack(y[0], y[1]), a[3] = pack(y[2], y[3]);
+}
+
+/* 16 rows, times a factor each, to out from token row0 on, 16 bytes a thread by way of the warp's own 16 rows of a tile */
+template <int HS> __device__ inline void store_rows(bf16 *out, size_t stride, int row0, int T, float (&x)[HS / 8][4], float factor0, float factor1, uint32_t tile, int tile_row) {
+    int lane = threadIdx.x % 32, row = tile_row + lane / 4;
+    __syncwarp(); /* the warp has read what was there */
+#pragma unroll
+    for (int n = 0; n < HS / 8; n++) {
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile + chunk_at<HS>(row, n) + lane % 4 * 4), "r"(pack(x[n][0] * factor0, x[n][1] * factor0)) : "memory");
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile + chunk_at<HS>(row + 8, n) + lane % 4 * 4), "r"(pack(x[n][2] * factor1, x[n][3] * factor1)) : "memory");
+    }
+    __syncwarp();
+    for (int n = lane; n < 16 * (HS / 8); n += 32) {
+        int r = n / (HS / 8), c = n % (HS / 8);
+        uint4 v;
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(tile + chunk_at<HS>(tile_row + r, c)) : "memory");
+        if (row0 + r < T) *(uint4 *)(out + (row0 + r) * stride + c * 8) = v;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ mma.sync, any card since sm_80 */
+
+/* four 8x8 matrices from shared memory; lane l gives the address of row l % 8 of matrix l / 8 */
+template <bool TRANSPOSED> __device__ inline void load_matrices(uint32_t (&x)[4], uint32_t address) {
+    if (TRANSPOSED) asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
+    else asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
+}
+
+/* d (16, 8) += a (16, 16) b (16, 8) */
+__device__ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* s[m] = rows a_row + 16m .. of tile a, times rows b_row .. b_row + 8N - 1 of tile b transposed */
+template <int HS, int M, int N> __device__ inline void product_rows(float (&s)[M][N][4], uint32_t a, int a_row, uint32_t b, int b_row) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) s[m][n][e] = 0;
+#pragma unroll
+    for (int k = 0; k < HS / 16; k++) {
+        uint32_t x[M][4], y[4];
+#pragma unroll
+        for (int m = 0; m < M; m++) load_matrices<false>(x[m], a + chunk_at<HS>(a_row + 16 * m + lane % 16, 2 * k + lane / 16));
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            load_matrices<false>(y, b + chunk_at<HS>(b_row + 8 * n + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+#pragma unroll
+            for (int m = 0; m < M; m++) mma(s[m][n], x[m], y[0], y[1]), mma(s[m][n + 1], x[m], y[2], y[3]);
+        }
+    }
+}
+
+/* o[m] += x[m] (16, 8N), rounded to bf16, times rows b_row .. b_row + 8N - 1 of tile b */
+template <int HS, int M, int N> __device__ inline void product_columns(float (&o)[M][HS / 8][4], const float (&x)[M][N][4], uint32_t b, int b_row) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < N / 2; k++) {
+        uint32_t a[M][4], y[4];
+#pragma unroll
+        for (int m = 0; m < M; m++) as_operand(a[m], x[m][2 * k], x[m][2 * k + 1]);
+#pragma unroll
+        for (int n = 0; n < HS / 8; n += 2) {
+            load_matrices<true>(y, b + chunk_at<HS>(b_row + 16 * k + lane % 16, n + lane / 16));
+#pragma unroll
+            for (int m = 0; m < M; m++) mma(o[m][n], a[m], y[0], y[1]), mma(o[m][n + 1], a[m], y[2], y[3]);
+        }
+    }
+}
+
+/* A CTA of 4 warps owns 64 M queries of one head, a warp 16 M of them, and streams the keys and values through two stages. M = 2
+   halves the shared memory traffic of the keys, which is what limits this kernel; HS = 128 leaves no registers for it. All blocks
+   of a head are neighbours in the grid, so that its keys stay in L2; the last blocks, which see the most keys, start first. */
+template <int HS> __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *lse, AttentionInput in, int T, int NH) {
+    constexpr int M = HS == 128 ? 1 : 2, ROWS = 64 * M, KEYS = ATTENTION_BLOCK, TILE = KEYS * HS * 2;
+    extern __shared__ __align__(1024) char memory[]; /* queries (ROWS, HS), then two stages of keys and values (KEYS, HS) each */
+    int blocks = (T + ROWS - 1) / ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    size_t bh = blockIdx.x / blocks, b = bh / NH;
+    int h = bh % NH, i0 = (blocks - 1 - blockIdx.x % blocks) * ROWS, row0 = i0 + warp * 16 * M;
+    AttentionHead head = attention_head(in, b, h, T, NH, HS);
+    int behind = head.behind, ahead = head.ahead, first = max(0, i0 - behind) / KEYS * KEYS, end = min(T, i0 + ROWS + ahead);
+    uint32_t q_tile = shared_address(memory), stages = q_tile + ROWS * HS * 2;
+    float scale2 = head.scale * ATTENTION_LOG2E;
+
+    float o[M][HS / 8][4] = {}, m_row[M][2], sum[M][2] = {};
+#pragma unroll
+    for (int m = 0; m < M; m++) m_row[m][0] = m_row[m][1] = -INFINITY;
+
+    load_tile<HS>(q_tile, head.q, head.qk_stride, i0, ROWS, T);
+    load_tile<HS>(stages, head.k, head.qk_stride, first, KEYS, T);
+    load_tile<HS>(stages + TILE, head.v, head.v_stride, first, KEYS, T);
+    copy_commit();
+    for (int j0 = first, stage = 0; j0 < end; j0 += KEYS, stage ^= 1) {
+        copy_wait();
+        __syncthreads(); /* this stage has arrived for all, and all have finished with the other */
+        uint32_t k_tile = stages + stage * 2 * TILE, v_tile = k_tile + TILE;
+        if (j0 + KEYS < end) {
+            uint32_t other = stages + (stage ^ 1) * 2 * TILE;
+            load_tile<HS>(other, head.k, head.qk_stride, j0 + KEYS, KEYS, T);
+            load_tile<HS>(other + TILE, head.v, head.v_stride, j0 + KEYS, KEYS, T);
+            copy_commit();
+        }
+        if (!sees_any(row0, 16 * M, j0, KEYS, behind, ahead)) continue;
+        float s[M][KEYS / 8][4];
+        product_rows<HS, M, KEYS / 8>(s, q_tile, warp * 16 * M, k_tile, 0);
+        if (!sees_all(row0, 16 * M, j0, KEYS, behind, ahead, T))
+#pragma unroll
+            for (int m = 0; m < M; m++) hide<false>(s[m], row0 + 16 * m, j0, behind, ahead, T);
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            float factor[2];
+            if (online_softmax(s[m], m_row[m], sum[m], factor, scale2))
+#pragma unroll
+                for (int n = 0; n < HS / 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) o[m][n][e] *= factor[e / 2];
+        }
+        product_columns<HS, M, KEYS / 8>(o, s, v_tile, 0);
+    }
+    size_t C = (size_t)NH * HS;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        float total[2] = {quad_sum(sum[m][0]), quad_sum(sum[m][1])};
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int i = row0 + 16 * m + lane / 4 + 8 * r;
+            if (lane % 4 == 0 && i < T) lse[bh * T + i] = (m_row[m][r] + log2f(total[r])) / ATTENTION_LOG2E;
+        }
+        store_rows<HS>(out + b * T * C + (size_t)h * HS, C, row0 + 16 * m, T, o[m], 1 / total[0], 1 / total[1], q_tile, (warp * M + m) * 16);
+    }
+}
+
+/* Backward. One text for both passes: a CTA owns a block of rows and streams columns past it.
+     KEYS false: rows are queries (q, do), columns keys (k, v):  dq += ds k
+     KEYS true:  rows are keys (k, v), columns queries (q, do):  dk += ds^T q, dv += p^T do
+   Either way scores = rows of the first matrix times columns of the first, and do . v = second times second. */
+
+/* from scores and do . v (16 rows) to p and ds, in place. lse2 (base 2) and delta belong to the queries: the thread's two rows,
+   or for KEYS columns, in shared memory from the tile's first */
+template <bool KEYS, int N>
+__device__ inline void score_gradients(float (&s)[N][4], float (&dp)[N][4], float scale2, const float (&lse2)[2], const float (&delta)[2], const float *lse_columns, const float *delta_columns) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        float l[2] = {lse2[0], lse2[1]}, d[2] = {delta[0], delta[1]};
+        if (KEYS) {
+            float2 l2 = *(const float2 *)(lse_columns + 8 * n + lane % 4 * 2), d2 = *(const float2 *)(delta_columns + 8 * n + lane % 4 * 2);
+            l[0] = l2.x * ATTENTION_LOG2E, l[1] = l2.y * ATTENTION_LOG2E, d[0] = d2.x, d[1] = d2.y;
+        }
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int query = KEYS ? e % 2 : e / 2;
+            s[n][e] = exp2_fast(s[n][e] * scale2 - l[query]);
+            dp[n][e] = s[n][e] * (dp[n][e] - d[query]);
+        }
+    }
+}
+
+/* delta of queries i0 .. i0 + rows - 1 of head bh to shared memory, computed and saved if out is given, otherwise read */
+template <int HS> __device__ inline void row_deltas(float *shared_delta, float *delta, const bf16 *dout, const bf16 *out, size_t stride, int i0, int rows, int T) {
+    constexpr int LANES = HS / 8; /* per row, 16 bytes each */
+    for (int n = threadIdx.x; n < rows * LANES; n += blockDim.x) {
+        int row = n / LANES, c = n % LANES, i = i0 + row;
+        float sum = 0;
+        if (i < T && out) {
+            uint4 x = *(const uint4 *)(dout + i * stride + c * 8), y = *(const uint4 *)(out + i * stride + c * 8);
+            const __nv_bfloat162 *x2 = (const __nv_bfloat162 *)&x, *y2 = (const __nv_bfloat162 *)&y;
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                float2 u = __bfloat1622float2(x2[e]), w = __bfloat1622float2(y2[e]);
+                sum += u.x * w.x + u.y * w.y;
+            }
+        }
+#pragma unroll
+        for (int lanes = LANES / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+        if (c == 0) {
+            if (i < T && !out) sum = delta[i];
+            else if (i < T) delta[i] = sum;
+            shared_delta[row] = sum;
+        }
+    }
+}
+
+/* which of a head's gradients a block of rows writes, from token 0 on */
+__device__ inline bf16 *gradient_of(bf16 *dqkv, bf16 *dfeatures, const AttentionHead &head, size_t b, int h, int part, int T, int NH, int HS) {
+    size_t C = (size_t)NH * HS;
+    bf16 *base = part < 2 && head.from_features ? dfeatures + b * T * 2 * C : dqkv + b * T * 3 * C;
+    return base + part * C + (size_t)h * HS;
+}
+
+template <int HS, bool KEYS>
+__global__ void __launch_bounds__(128) attention_backward_mma(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out, const float *lse, AttentionInput in, int T, int NH) {
+    /* 16 M rows a warp; N * 8 columns at a time, so that scores and sums fit the registers */
+    constexpr int M = HS == 128 ? 1 : 2, N = HS == 32 ? 8 : 4, ROWS = 64 * M, COLUMNS = ATTENTION_BLOCK, TILE = COLUMNS * HS * 2;
+    extern __shared__ __align__(1024) char memory[]; /* two tiles (ROWS, HS), two stages of two tiles (COLUMNS, HS), lse and delta */
+    int blocks = (T + ROWS - 1) / ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = blockIdx.x % blocks;
+    size_t bh = blockIdx.x / blocks, b = bh / NH, C = (size_t)NH * HS;
+    int h = bh % NH, r0 = (KEYS ? block : blocks - 1 - block) * ROWS, row0 = r0 + warp * 16 * M; /* the longest rows first */
+    AttentionHead head = attention_head(in, b, h, T, NH, HS);
+    int behind = head.behind, ahead = head.ahead, before = KEYS ? ahead : behind, after = KEYS ? behind : ahead;
+    int first = max(0, r0 - before) / COLUMNS * COLUMNS, end = min(T, r0 + ROWS + after);
+    const bf16 *dout_h = dout + b * T * C + (size_t)h * HS;
+    const bf16 *rows1 = KEYS ? head.k : head.q, *rows2 = KEYS ? head.v : dout_h, *columns1 = KEYS ? head.q : head.k, *columns2 = KEYS ? dout_h : head.v;
+    size_t rows2_stride = KEYS ? head.v_stride : C, columns2_stride = KEYS ? C : head.v_stride;
+    uint32_t tile1 = shared_address(memory), tile2 = tile1 + ROWS * HS * 2, stages = tile2 + ROWS * HS * 2;
+    float *statistics = (float *)(memory + 2 * ROWS * HS * 2 + 4 * TILE); /* KEYS: lse, delta of a stage's columns; else delta of the rows */
+    float scale2 = head.scale * ATTENTION_LOG2E;
+    lse += bh * T, delta += bh * T;
+
+    auto load_columns = [&](int c0, int stage) {
+        load_tile<HS>(stages + stage * 2 * TILE, columns1, head.qk_stride, c0, COLUMNS, T);
+        load_tile<HS>(stages + stage * 2 * TILE + TILE, columns2, columns2_stride, c0, COLUMNS, T);
+        if (KEYS) { /* threads 0 .. 63: lse, the others: delta; zeros from T on make p (do . v - delta) zero there */
+            int i = c0 + threadIdx.x % COLUMNS;
+            copy_async<4>(shared_address(statistics + stage * 2 * COLUMNS + threadIdx.x), (threadIdx.x < COLUMNS ? lse : delta) + (i < T ? i : 0), i < T);
+        }
+        copy_commit();
+    };
+    load_tile<HS>(tile1, rows1, head.qk_stride, r0, ROWS, T);
+    load_tile<HS>(tile2, rows2, rows2_stride, r0, ROWS, T);
+    load_columns(first, 0);
+
+    float lse2[M][2] = {}, delta_row[M][2] = {};
+    if (!KEYS) {
+        row_deltas<HS>(statistics, delta, dout_h, out ? out + b * T * C + (size_t)h * HS : NULL, C, r0, ROWS, T);
+        __syncthreads();
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                int row = (warp * M + m) * 16 + lane / 4 + 8 * r;
+                lse2[m][r] = r0 + row < T ? lse[r0 + row] * ATTENTION_LOG2E : 0;
+                delta_row[m][r] = statistics[row];
+            }
+    }
+
+    float sum1[M][HS / 8][4] = {}, sum2[M][HS / 8][4] = {}; /* dq, or dk and dv */
+    for (int c0 = first, stage = 0; c0 < end; c0 += COLUMNS, stage ^= 1) {
+        copy_wait();
+        __syncthreads();
+        if (c0 + COLUMNS < end) load_columns(c0 + COLUMNS, stage ^ 1);
+        uint32_t stage1 = stages + stage * 2 * TILE, stage2 = stage1 + TILE;
+#pragma unroll 1
+        for (int part = 0; part < COLUMNS; part += 8 * N) {
+            int column0 = c0 + part, i0 = KEYS ? column0 : row0, ni = KEYS ? 8 * N : 16 * M, j0 = KEYS ? row0 : column0, nj = KEYS ? 16 * M : 8 * N;
+            if (!sees_any(i0, ni, j0, nj, behind, ahead)) continue;
+            float s[M][N][4], dp[M][N][4];
+            product_rows<HS, M, N>(s, tile1, warp * 16 * M, stage1, part);
+            product_rows<HS, M, N>(dp, tile2, warp * 16 * M, stage2, part);
+            if (!sees_all(i0, ni, j0, nj, behind, ahead, T))
+#pragma unroll
+                for (int m = 0; m < M; m++) hide<KEYS>(s[m], row0 + 16 * m, column0, behind, ahead, T);
+            const float *lse_columns = statistics + stage * 2 * COLUMNS + part;
+#pragma unroll
+            for (int m = 0; m < M; m++) score_gradients<KEYS>(s[m], dp[m], scale2, lse2[m], delta_row[m], lse_columns, lse_columns + COLUMNS);
+            product_columns<HS, M, N>(sum1, dp, stage1, part);
+            if (KEYS) product_columns<HS, M, N>(sum2, s, stage2, part);
+        }
+    }
+    bf16 *d1 = gradient_of(dqkv, dfeatures, head, b, h, KEYS ? 1 : 0, T, NH, HS), *d2 = gradient_of(dqkv, dfeatures, head, b, h, 2, T, NH, HS);
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        store_rows<HS>(d1, head.qk_stride, row0 + 16 * m, T, sum1[m], head.scale, head.scale, tile1, (warp * M + m) * 16);
+        if (KEYS) store_rows<HS>(d2, head.v_stride, row0 + 16 * m, T, sum2[m], 1, 1, tile2, (warp * M + m) * 16);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ launchers */
+
+template <int HS> static void attention_forward_launch(bf16 *out, float *lse, AttentionInput in, size_t B, int T, int NH, cudaStream_t stream) {
+    int rows = HS == 128 ? 64 : 128, bytes = (rows + 4 * ATTENTION_BLOCK) * HS * 2;
+    attentionCheck(cudaFuncSetAttribute(attention_forward_mma<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    attention_forward_mma<HS><<<(unsigned)(B * NH * ((T + rows - 1) / rows)), 128, bytes, stream>>>(out, lse, in, T, NH);
+    attentionCheck(cudaGetLastError());
+}
+
+template <int HS>
+static void attention_backward_launch(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out, const float *lse, AttentionInput in, size_t B, int T, int NH, cudaStream_t stream) {
+    int rows = HS == 128 ? 64 : 128, bytes = (2 * rows + 4 * ATTENTION_BLOCK) * HS * 2 + 4 * ATTENTION_BLOCK * 4;
+    unsigned grid = (unsigned)(B * NH * ((T + rows - 1) / rows));
+    attentionCheck(cudaFuncSetAttribute(attention_backward_mma<HS, false>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    attentionCheck(cudaFuncSetAttribute(attention_backward_mma<HS, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    attention_backward_mma<HS, false><<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, T, NH); /* writes delta */
+    attention_backward_mma<HS, true><<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, T, NH);
+    attentionCheck(cudaGetLastError());
+}
+
+static void attention_forward(bf16 *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
+    if (HS == 32) attention_forward_launch<32>(out, lse, in, B, (int)T, (int)NH, stream);
+    else if (HS == 64) attention_forward_launch<64>(out, lse, in, B, (int)T, (int)NH, stream);
+    else if (HS == 128) attention_forward_launch<128>(out, lse, in, B, (int)T, (int)NH, stream);
+    else fprintf(stderr, "attention: heads of %zu channels; 32, 64 and 128 are there\n", HS), exit(EXIT_FAILURE);
+}
+
+static void attention_backward(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out, const float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
+                               cudaStream_t stream) {
+    if (HS == 32) attention_backward_launch<32>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
+    else if (HS == 64) attention_backward_launch<64>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
+    else if (HS == 128) attention_backward_launch<128>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
+    else fprintf(stderr, "attention: heads of %zu channels; 32, 64 and 128 are there\n", HS), exit(EXIT_FAILURE);
+}
