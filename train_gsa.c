@@ -428,7 +428,7 @@ static void splat_forward(real *f, const real *x, size_t stride, const Splats *w
     if (w->P > 1) product(T, S, HS, r.square_unit, HS, 1, r.precision_t, S, r.spread, S, false);
     for (size_t t = 0; t < T; t++) {
         real *row = f + t * HS, *response = r.response + t * S;
-        const real *wave = waves + t * 2 * S;
+        const real *wave = waves ? waves + t * 2 * S : NULL;
 #pragma omp simd
         for (size_t s = 0; s < S; s++) {
             real spread = w->P > 1 ? r.spread[t * S + s] : r.precision[s] * r.square[t];
