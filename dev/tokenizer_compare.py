@@ -235,7 +235,8 @@ def compare_training(path, V, folder):
     say(i is None, f"{path}: {V} entries learned" if i is None else f"{path}: entry {i} is {entries[i]!r} here and {learned[i]!r} there")
     print(f"time       learning: ours {mine:.2f} s (encoding the text again and writing included), tokenizers {theirs:.2f} s")
     compare_text(path + ", learned vocabulary", hf, tokenizer, data, entries, lambda i: i - 2 if i >= 2 else V - 2 + i)
-    time_text(path + ", learned vocabulary", hf, tokenizer, data)
+    if args_.repeats:
+        time_text(path + ", learned vocabulary", hf, tokenizer, data)
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
