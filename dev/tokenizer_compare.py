@@ -35,16 +35,14 @@ def ours(name, *args):
     return time.perf_counter() - start
 
 
-def encode_ours(tokenizer, data, special, repeats=1):
+def encode_ours(tokenizer, data, special):
     """ids and the program's seconds"""
     with tempfile.TemporaryDirectory() as folder:
         text, ids = os.path.join(folder, "text"), os.path.join(folder, "ids")
         with open(text, "wb") as f:
             f.write(data)
-        seconds = []
-        for _ in range(repeats):
-            with open(ids, "wb") as args_.sink:
-                seconds.append(ours("tokenize", "encode", "--binary", "--tokenizer", tokenizer, *["--special"] * special, text))
+        with open(ids, "wb") as args_.sink:
+            seconds = ours("tokenize", "encode", "--binary", "--tokenizer", tokenizer, *["--special"] * special, text)
         args_.sink = None
         with open(ids, "rb") as f:
             raw = f.read()
@@ -52,7 +50,7 @@ def encode_ours(tokenizer, data, special, repeats=1):
                               check=True, stdout=subprocess.PIPE).stdout
         if back != data:
             say(False, "decode(encode(x)) is not x")
-        return list(struct.unpack("<%dH" % (len(raw) // 2), raw)), min(seconds)
+        return list(struct.unpack("<%dH" % (len(raw) // 2), raw)), seconds
 
 
 def byte_characters():
@@ -199,13 +197,13 @@ def time_text(what, hf, tokenizer, data):
     documents = [d for d in re.split("(?<=<\\|endoftext\\|>)", text) if d]
     lines = text.splitlines(keepends=True)
     ways = {"whole": lambda: hf.encode(text), "documents": lambda: hf.encode_batch_fast(documents), "lines": lambda: hf.encode_batch_fast(lines)}
-    best, mine, turns = {}, [], []
+    best, mine = {}, []
     for _ in range(args_.repeats):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
             best[name] = min(best.get(name, 1e9), time.perf_counter() - start)
-        mine.append(encode_ours(tokenizer, data, True, 2)[1])
+        mine.append(encode_ours(tokenizer, data, True)[1])
     name = min(best, key=best.get)
     size = len(data) / 1e6
     print(f"time       {what}: ours {size / min(mine):.1f} MB/s, tokenizers {size / best[name]:.1f} MB/s ({name}): {best[name] / min(mine):.1f} times as fast", flush=True)
