@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-/* Story number index of this seed; malloc'd, ends without a newline, *bytes without the final 0. About 400 to 1,000 bytes. */
+/* Story number index of this seed; malloc'd, ends without a newline, *bytes without the final 0. About 300 to 700 bytes. */
 char *story(uint64_t seed, uint64_t index, size_t *bytes);
 
 /* Stories 0, 1, 2 ... of this seed, each followed by a line <|endoftext|>, until at least `bytes` bytes; malloc'd; *got their length. */
