@@ -1,7 +1,8 @@
 /* attention_bench.cu: checks the attention kernels against a naive reference in double and times them.
 
      nvcc -O3 -gencode arch=compute_90a,code=sm_90a dev/cuda/attention_bench.cu -o build/attention_bench
-     build/attention_bench [check] [time]      both without arguments; exit status 1 if any check fails
+     build/attention_bench [check] [time] [portable check time]
+         both without arguments; what follows "portable" uses the mma.sync kernels; exit status 1 if any check fails
 
    Times are medians over events, with rotating buffers larger than L2. FLOP counts are those of a causal pass: 2 products forward,
    5 backward, half of each; our backward does 7. attention_bench.py times PyTorch's own kernels on the same shapes. */
@@ -347,6 +348,7 @@ int main(int count, char **arguments) {
     check(cudaGetDeviceProperties(&device, 0));
     printf("%s\n", device.name);
     for (int n = 1; n < count || all; n++) {
+        if (!all && !strcmp(arguments[n], "portable")) attention_portable = true;
         if (all || !strcmp(arguments[n], "check")) check_all();
         if (all || !strcmp(arguments[n], "time")) time_all();
         if (all) break;
