@@ -14,28 +14,28 @@
 
 typedef const char *const WordList[];
 
-static WordList words_girl = {"Mia", "Lily", "Anna", "Zoe", "Emma", "Nora", "Ruby", "Lucy", "Ella", "Rosa", "Clara", "Sara", "Ivy", "Kate", "Molly", "Tina", "Maya", "Nina", "Daisy", "Jane", NULL};
-static WordList words_boy = {"Tom", "Ben", "Max", "Leo", "Sam", "Tim", "Jack", "Finn", "Oscar", "Hugo", "Noah", "Paul", "Eli", "Luke", "Theo", "Adam", "Felix", "Dan", "Peter", "Henry", NULL};
-static WordList words_girl_kind = {"girl", "girl", "girl", "girl", "girl", "bear", "cat", "dog", "pig", "lion", "monkey", NULL};
-static WordList words_boy_kind = {"boy", "boy", "boy", "boy", "boy", "bear", "cat", "dog", "pig", "lion", "monkey", NULL};
+static WordList words_girl = {"Mia", "Lily", "Anna", "Zoe", "Emma", "Ruby", "Lucy", "Rosa", "Sara", "Kate", NULL};
+static WordList words_boy = {"Tom", "Ben", "Max", "Leo", "Sam", "Tim", "Jack", "Finn", "Paul", "Luke", NULL};
+static WordList words_girl_kind = {"girl", "girl", "girl", "girl", "bear", "cat", "dog", "lion", NULL};
+static WordList words_boy_kind = {"boy", "boy", "boy", "boy", "bear", "cat", "dog", "lion", NULL};
 static WordList words_girl_friend = {"girl", NULL}, words_boy_friend = {"boy", NULL};
-static WordList words_woman = {"mom", "grandma", "aunt", "sister", NULL};
-static WordList words_man = {"dad", "grandpa", "uncle", "brother", NULL};
+static WordList words_woman = {"mom", "grandma", "aunt", NULL};
+static WordList words_man = {"dad", "grandpa", "uncle", NULL};
 static WordList words_she = {"she", NULL}, words_he = {"he", NULL};
 static WordList words_her = {"her", NULL}, words_his = {"his", NULL}, words_him = {"him", NULL};
-static WordList words_trait = {"kind", "brave", "clever", "curious", "shy", "quiet", "funny", "gentle", "cheerful", "little", "silly", "smart", "busy", "friendly", "polite", "careful", NULL};
-static WordList words_look = {"red", "blue", "green", "yellow", "pink", "purple", "white", "black", "brown", "golden", "silver", "shiny", "tiny", "big", "striped", "spotted", NULL};
-static WordList words_thing = {"ball", "kite", "doll", "hat", "book", "drum", "boat", "car", "cup", "spoon", "bell", "bag", "scarf", "key", "ring", "train", "truck", "shell", "coin", "button", "basket", "ribbon", "flute", "lamp", "whistle", "blanket", "puzzle", "robot", "crown", "mask", "pillow", "toy horse", NULL};
-static WordList words_place = {"park", "beach", "lake", "river", "farm", "pond", "barn", "market", "playground", "zoo", "bridge", "castle", "harbor", "fair", "mill", "fountain", NULL};
-static WordList words_where = {"under", "behind", "near", "next to", NULL};
-static WordList words_spot = {"bench", "bush", "tree", "rock", "cart", "gate", "log", "wall", "fence", "ladder", "barrel", "wagon", NULL};
-static WordList words_animal = {"bird", "kitten", "puppy", "duck", "frog", "rabbit", "squirrel", "turtle", "mouse", "hen", "goat", "lamb", "fox", "hedgehog", NULL};
-static WordList words_food = {"soup", "bread", "cake", "pie", "milk", "jam", "honey", "rice", "cheese", "pudding", "fruit", "corn", NULL};
-static WordList words_game = {"run", "sing", "dance", "swim", "jump", "climb", "read", "draw", "paint", "dig", "cook", "skate", "fish", "write", NULL};
-static WordList words_glad = {"happy", "glad", "proud", "joyful", "excited", NULL};
-static WordList words_sad = {"sad", "upset", "worried", "unhappy", "lonely", NULL};
-static WordList words_day = {"sunny", "warm", "bright", "windy", "cold", "cloudy", "quiet", "fine", NULL};
-static WordList words_magic = {"bright star", "shooting star", "full moon", "little fairy", "rainbow", "magic well", NULL};
+static WordList words_trait = {"kind", "brave", "clever", "shy", "quiet", "funny", "gentle", "little", "silly", "friendly", NULL};
+static WordList words_look = {"red", "blue", "green", "yellow", "pink", "white", "black", "golden", "shiny", "big", NULL};
+static WordList words_thing = {"ball", "kite", "doll", "hat", "book", "drum", "boat", "car", "cup", "bell", "key", "ring", "train", "shell", "flute", "robot", NULL};
+static WordList words_place = {"park", "beach", "lake", "river", "farm", "pond", "barn", "market", "zoo", "castle", NULL};
+static WordList words_where = {"under", "behind", "near", NULL};
+static WordList words_spot = {"bench", "bush", "tree", "rock", "gate", "wall", "fence", "wagon", NULL};
+static WordList words_animal = {"bird", "kitten", "puppy", "duck", "frog", "rabbit", "turtle", "mouse", NULL};
+static WordList words_food = {"soup", "bread", "cake", "pie", "milk", "honey", "cheese", "fruit", NULL};
+static WordList words_game = {"run", "sing", "dance", "swim", "jump", "climb", "read", "draw", NULL};
+static WordList words_glad = {"happy", "glad", "proud", "excited", NULL};
+static WordList words_sad = {"sad", "upset", "worried", "lonely", NULL};
+static WordList words_day = {"sunny", "warm", "windy", "cold", "cloudy", "fine", NULL};
+static WordList words_magic = {"bright star", "full moon", "little fairy", "rainbow", "magic well", NULL};
 
 /* ---- slots */
 

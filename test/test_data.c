@@ -757,7 +757,7 @@ int main(int argc, char **argv) {
     text = (char *)xrealloc(text, bytes + 100000);
     make_text(text + bytes, 100000, &more, &rng);
     bytes += more;
-    tokenizer = tokenizer_train(text, bytes, 3500, false);
+    tokenizer = tokenizer_train(text, bytes, 3300, false);
     tokenizer_file = in_folder("tokenizer.bin");
     tokenizer_save(tokenizer, tokenizer_file);
     free(text);
