@@ -49,7 +49,7 @@ all: probe $(PROGRAMS:%=$(OUT)%)
 
 COMMON    := gsa/util gsa/flags
 TOKENIZER := tokenizer/tokenizer
-MODEL     := gsa/model gsa/checkpoint gsa/sample gsa/train gsa/loader data/stories $(TOKENIZER) $(COMMON)
+MODEL     := gsa/model gsa/checkpoint gsa/sample gsa/starts gsa/train gsa/loader data/stories $(TOKENIZER) $(COMMON)
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)

@@ -1,4 +1,4 @@
-/* infer.c: uses a trained model: continues a prompt, or measures how well the model predicts a text.
+/* infer.c: uses a trained model: continues a prompt, measures how well the model predicts a text, or fills in masked tokens.
 
    The layers are those of train_gsa.c, included as they are; what is new here is decoding one token at a time with the keys' features
    and the values of all earlier tokens kept. Text goes to standard output, everything else to standard error. */
@@ -26,8 +26,10 @@ typedef struct {
     Tokenizer *tokenizer;
 } Loaded;
 
-static Loaded load(const char *path, size_t B) {
+static Loaded load(const char *path, size_t B, int objective) {
     Checkpoint *k = checkpoint_open(path, CHECKPOINT_MODEL);
+    if (k->config.objective != objective)
+        die(objective == OBJECTIVE_LM ? "%s is an encoder, trained to fill in masked tokens: use infer fill" : "%s is a decoder, trained to predict the next token: use infer generate", path);
     Loaded l;
     int64_t bytes;
     const void *tokenizer = checkpoint_find(k, "tokenizer", TYPE_BYTES, 0, NULL, &bytes);
@@ -49,9 +51,12 @@ static void unload(Loaded l) {
 
 /* ---------------------------------------------------------------------------------------------- decoding */
 
-/* What attention remembers of the tokens so far, and room for one token. */
+/* What a model remembers of the tokens so far, and room for one token. */
 typedef struct {
-    real *keys, *values; /* (L, NH, T, HS): features of keys, values */
+    real *keys, *values; /* (L, NH, T, HS): features of keys, values: what softmax looks back on */
+    real *responses;     /* (L, NH, T, S): extend heads, phi of keys that are still near */
+    real *states;        /* (L, NH, F, HS + 1): scan and extend heads, the sums over all keys that are far */
+    size_t state_size;
     real *x, *norm, *qkv, *fq, *fk, *att, *fc, *waves, *weights, *logits;
     real mean, rstd;
     size_t position;     /* tokens seen */
@@ -61,10 +66,13 @@ static Decoder decoder_create(const GSA *m) {
     Sizes z = config_sizes(&m->config);
     Decoder d;
     memset(&d, 0, sizeof d);
-    d.keys = (real *)xmalloc(2 * z.L * z.T * z.C * sizeof(real)), d.values = d.keys + z.L * z.T * z.C;
-    d.x = (real *)xmalloc((12 * z.C + 2 * z.G * z.S + z.NH * z.T + z.Vp) * sizeof(real));
-    d.norm = d.x + z.C, d.qkv = d.norm + z.C, d.fq = d.qkv + 3 * z.C, d.fk = d.fq + z.C, d.att = d.fk + z.C, d.fc = d.att + z.C;
-    d.waves = d.fc + 4 * z.C, d.weights = d.waves + 2 * z.G * z.S, d.logits = d.weights + z.NH * z.T;
+    d.state_size = 3 * z.S * (z.HS + 1);
+    size_t heads = z.L * z.NH, extend = m->config.attention == ATTENTION_EXTEND, scans = m->config.mixer == MIXER_LINEAR;
+    d.keys = (real *)xcalloc(2 * heads * z.T * z.HS + extend * heads * z.T * z.S + scans * heads * d.state_size, sizeof(real));
+    d.values = d.keys + heads * z.T * z.HS, d.responses = d.values + heads * z.T * z.HS, d.states = d.responses + extend * heads * z.T * z.S;
+    d.x = (real *)xmalloc((6 * z.C + 6 * z.A + 2 * z.G * z.S + z.NH * z.T + z.Vp) * sizeof(real));
+    d.norm = d.x + z.C, d.fc = d.norm + z.C, d.qkv = d.fc + 4 * z.C, d.fq = d.qkv + 3 * z.A, d.fk = d.fq + z.A, d.att = d.fk + z.A;
+    d.waves = d.att + z.A, d.weights = d.waves + 2 * z.G * z.S, d.logits = d.weights + z.NH * z.T;
     return d;
 }
 
@@ -82,50 +90,69 @@ static void matvec(real *out, const real *in, const real *weight, const real *bi
     }
 }
 
-/* The prompt in one pass of the trainer's forward; its features and values are kept. Logits of the last token into d->logits. */
-static void decoder_prefill(Decoder *d, GSA *m, const int *tokens, size_t n) {
+/* Softmax attention of one head's query over the keys that it may see, up to its own; returns the logarithm of the weights' sum. */
+static real decode_attention(real *o, real *w, const real *fq, const real *keys, const real *values, real scale, size_t window, size_t position, size_t HS) {
+    size_t first = first_key(position, window);
+    real most = -INFINITY, sum = 0;
+    for (size_t j = first; j <= position; j++) {
+        real dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (size_t k = 0; k < HS; k++) dot += fq[k] * keys[j * HS + k];
+        w[j] = dot * scale;
+        most = w[j] > most ? w[j] : most;
+    }
+    for (size_t j = first; j <= position; j++) sum += w[j] = exp_real(w[j] - most);
+    memset(o, 0, HS * sizeof(real));
+    for (size_t j = first; j <= position; j++)
+        for (size_t k = 0; k < HS; k++) o[k] += w[j] / sum * values[j * HS + k];
+    return most + (real)log(sum);
+}
+
+/* One token of a scan head, or of the far part of an extend head: there the key that has just left the window enters the state. */
+static void decode_scan(Decoder *d, const GSA *m, size_t l, size_t h, real *o, real *lse) {
     Sizes z = config_sizes(&m->config);
-    gsa_forward(m, tokens, NULL, 1, n);
-    for (size_t l = 0; l < z.L; l++)
-        for (size_t h = 0; h < z.NH; h++) {
-            real *keys = d->keys + (l * z.NH + h) * z.T * z.HS, *values = d->values + (l * z.NH + h) * z.T * z.HS;
-            memcpy(keys, m->a.fk + (l * z.NH + h) * n * z.HS, n * z.HS * sizeof(real));
-            for (size_t t = 0; t < n; t++) memcpy(values + t * z.HS, m->a.qkv + (l * n + t) * 3 * z.C + 2 * z.C + h * z.HS, z.HS * sizeof(real));
-        }
-    memcpy(d->logits, m->a.logits + (n - 1) * z.Vp, z.Vp * sizeof(real));
-    d->position = n;
+    size_t head = l * z.NH + h, HS = z.HS, late = lse ? (size_t)m->config.window : 0, skip = 0;
+    const real *q = d->qkv + h * HS, *phi, *v = q + 2 * z.A;
+    Splats w = head_splats(m, l, h);
+    ScanHead s = scan_head_open(q, q + z.A, 3 * z.A, &w, 1, HS);
+    Scan c = scan_open(&w, late, 1);
+    real *N = (real *)xcalloc(HS + 1, sizeof(real)), rho;
+    phi = s.k.response;
+    if (lse) {
+        real *responses = d->responses + head * z.T * z.S;
+        memcpy(responses + d->position * z.S, phi, z.S * sizeof(real));
+        skip = d->position < late;
+        phi = responses + (skip ? 0 : d->position - late) * z.S, v = d->values + (head * z.T + (skip ? 0 : d->position - late)) * HS;
+    }
+    scan_forward(&c, N, N + HS, s.q.response, phi, v, HS, skip, false, d->states + head * d->state_size, NULL, 1, HS);
+    scan_output(o, lse, &rho, N, N[HS], &w, s.key_scale, HS);
+    free(N);
+    scan_close(&c);
+    scan_head_close(&s);
 }
 
 /* One more token; logits of what follows it into d->logits. */
 static void decoder_step(Decoder *d, const GSA *m, int token) {
     Sizes z = config_sizes(&m->config);
     ParameterTensors p = m->p;
-    size_t C = z.C, HS = z.HS, n = d->position + 1;
+    size_t C = z.C, HS = z.HS, A = z.A;
     gsa_splat_waves(m, d->waves, 1, d->position);
     encoder_forward(d->x, &token, p.wte, p.wpe, 1, 1, C, d->position);
     for (size_t l = 0; l < z.L; l++) {
         layernorm_forward(d->norm, &d->mean, &d->rstd, d->x, p.ln1w + l * C, p.ln1b + l * C, 1, C);
-        matvec(d->qkv, d->norm, p.qkvw + l * 3 * C * C, p.qkvb + l * 3 * C, C, 3 * C, false);
+        matvec(d->qkv, d->norm, p.qkvw + l * 3 * A * C, p.qkvb + l * 3 * A, C, 3 * A, false);
         features_forward(m, d->fq, d->fk, d->qkv, l, 1, 1, m->rope_waves + d->position * HS, d->waves);
-#pragma omp parallel for if (n * C > 65536)
+#pragma omp parallel for if (d->position * A > 65536)
         for (size_t h = 0; h < z.NH; h++) {
-            real *keys = d->keys + (l * z.NH + h) * z.T * HS, *values = d->values + (l * z.NH + h) * z.T * HS;
-            real *w = d->weights + h * z.T, *o = d->att + h * HS, most = -INFINITY, sum = 0;
+            size_t head = l * z.NH + h;
+            real *keys = d->keys + head * z.T * HS, *values = d->values + head * z.T * HS, *o = d->att + h * HS, lse = 0;
+            int kind = config_head_kind(&m->config, (int)l, (int)h);
             memcpy(keys + d->position * HS, d->fk + h * HS, HS * sizeof(real));
-            memcpy(values + d->position * HS, d->qkv + 2 * C + h * HS, HS * sizeof(real));
-            for (size_t j = 0; j < n; j++) {
-                real dot = 0;
-#pragma omp simd reduction(+ : dot)
-                for (size_t k = 0; k < HS; k++) dot += d->fq[h * HS + k] * keys[j * HS + k];
-                w[j] = dot * m->scale[l * z.NH + h];
-                most = w[j] > most ? w[j] : most;
-            }
-            for (size_t j = 0; j < n; j++) sum += w[j] = exp_real(w[j] - most);
-            memset(o, 0, HS * sizeof(real));
-            for (size_t j = 0; j < n; j++)
-                for (size_t k = 0; k < HS; k++) o[k] += w[j] / sum * values[j * HS + k];
+            memcpy(values + d->position * HS, d->qkv + 2 * A + h * HS, HS * sizeof(real));
+            if (kind != HEAD_SCAN) lse = decode_attention(o, d->weights + h * z.T, d->fq + h * HS, keys, values, m->scale[head], m->window[head], d->position, HS);
+            if (kind == HEAD_SCAN || kind == HEAD_EXTEND) decode_scan(d, m, l, h, o, kind == HEAD_EXTEND ? &lse : NULL);
         }
-        matvec(d->x, d->att, p.attprojw + l * C * C, p.attprojb + l * C, C, C, true);
+        matvec(d->x, d->att, p.attprojw + l * C * A, p.attprojb + l * C, A, C, true);
         layernorm_forward(d->norm, &d->mean, &d->rstd, d->x, p.ln2w + l * C, p.ln2b + l * C, 1, C);
         matvec(d->fc, d->norm, p.fcw + l * 4 * C * C, p.fcb + l * 4 * C, C, 4 * C, false);
         gelu_forward(d->fc, d->fc, 4 * C);
@@ -133,7 +160,7 @@ static void decoder_step(Decoder *d, const GSA *m, int token) {
     }
     layernorm_forward(d->norm, &d->mean, &d->rstd, d->x, p.lnfw, p.lnfb, 1, C);
     matvec(d->logits, d->norm, p.wte, NULL, C, z.V, false);
-    d->position = n;
+    d->position++;
 }
 
 /* ---------------------------------------------------------------------------------------------- commands */
@@ -166,7 +193,7 @@ static int generate(int argc, char **argv) {
     if (n > 2) die_usage("generate takes a model and one prompt; put the prompt in quotes");
     if (n == 2 && file) die_usage("give the prompt as an argument or by --file, not both");
     set_threads(threads);
-    Loaded l = load(argv[1], 1);
+    Loaded l = load(argv[1], 1, OBJECTIVE_LM);
     const Config *c = &l.model->config;
     size_t bytes = n == 2 ? strlen(argv[2]) : 0, count = 0, room = 0;
     char *prompt = file ? read_file(file, &bytes) : xstrdup(n == 2 ? argv[2] : "");
@@ -181,7 +208,7 @@ static int generate(int argc, char **argv) {
     Sampler sampler = {temperature, (int)top_k, top_p, (uint64_t)seed};
     Decoder d = decoder_create(l.model);
     double start = now_seconds();
-    decoder_prefill(&d, l.model, context, count + 1);
+    for (size_t i = 0; i <= count; i++) decoder_step(&d, l.model, context[i]);
     double prefill = now_seconds() - start;
     fwrite(prompt, 1, bytes, stdout);
     int64_t made = 0;
@@ -263,7 +290,7 @@ static int perplexity(int argc, char **argv) {
                         "model's length, each predicted from nothing but itself; the standard error is over windows.\n");
     if (n != 2) die_usage("perplexity needs a model and a file: infer perplexity MODEL FILE");
     set_threads(threads);
-    Loaded l = load(argv[1], (size_t)batch);
+    Loaded l = load(argv[1], (size_t)batch, OBJECTIVE_LM);
     size_t T = (size_t)l.model->config.T, count;
     int *tokens = perplexity_tokens(argv[2], l.tokenizer, &count);
     if (count < 2) die("%s holds no text to predict", argv[2]);
@@ -312,14 +339,65 @@ static int perplexity(int argc, char **argv) {
     return 0;
 }
 
+static int fill(int argc, char **argv) {
+    int64_t show = 5, threads = 0;
+    Flag flags[] = {
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
+        {FLAG_INT, "show", &show, 0, 1000, NULL, "likeliest tokens listed for each mask, on standard error", false},
+        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+    };
+    int n = parse_flags(flags, argc, argv, "usage: infer fill MODEL \"The [MASK] sat\" [flags]\nPuts the likeliest token in place of each [MASK], all at once.\n");
+    if (n != 2) die_usage("fill needs a model and a text with [MASK] in it, in quotes");
+    set_threads(threads);
+    Loaded l = load(argv[1], 1, OBJECTIVE_MLM);
+    const Config *c = &l.model->config;
+    int *ids = NULL, mask = tokenizer_mask(l.tokenizer), masks = 0;
+    size_t count = 1, room = 1024;
+    ids = (int *)xmalloc(room * sizeof *ids);
+    ids[0] = tokenizer_eot(l.tokenizer);
+    tokenizer_encode(l.tokenizer, argv[2], strlen(argv[2]), true, &ids, &count, &room);
+    for (size_t i = 0; i < count; i++) masks += ids[i] == mask;
+    if (!masks) die("there is no [MASK] in the text '%.80s'", argv[2]);
+    if (count > (size_t)c->T) die("the text has %zu tokens; the model was trained for %d, one of them for the start", count - 1, c->T);
+    gsa_forward(l.model, ids, NULL, 1, count);
+    for (size_t i = 1; i < count; i++) {
+        size_t bytes;
+        if (ids[i] == mask) {
+            real *logits = l.model->a.logits + i * (size_t)c->Vp, most = largest(logits, (size_t)c->V), sum = 0;
+            int best = 0;
+            for (int v = 0; v < c->V; v++) sum += exp_real(logits[v] - most);
+            for (int64_t k = 0; k < (show > 1 ? show : 1) && k < c->V; k++) {
+                int token = 0;
+                for (int v = 1; v < c->V; v++)
+                    if (logits[v] > logits[token]) token = v;
+                if (k == 0) best = token;
+                const char *piece = tokenizer_piece(l.tokenizer, token, &bytes);
+                if (k < show) fprintf(stderr, "%s%.*s %.1f %%", k ? ", " : "mask: ", (int)bytes, piece, 100 * (double)(exp_real(logits[token] - most) / sum));
+                logits[token] = -INFINITY;
+            }
+            if (show) fputc('\n', stderr);
+            ids[i] = best;
+        }
+        const char *piece = tokenizer_piece(l.tokenizer, ids[i], &bytes);
+        fwrite(piece, 1, bytes, stdout);
+    }
+    printf("\n");
+    unload(l);
+    free(ids);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     static const char help[] = "usage: infer COMMAND MODEL ...\n"
                                "  generate MODEL [PROMPT]    continue a prompt\n"
                                "  perplexity MODEL FILE      loss, perplexity and bits per byte of a text or shard\n"
+                               "  fill MODEL TEXT            put tokens in place of each [MASK] of TEXT (models of --objective mlm)\n"
                                "infer COMMAND --help lists the flags of a command.\n";
     program_name(argv[0]);
     if (argc >= 2 && strcmp(argv[1], "generate") == 0) return generate(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "perplexity") == 0) return perplexity(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "fill") == 0) return fill(argc - 1, argv + 1);
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(help, stdout);
         return 0;

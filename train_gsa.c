@@ -2,8 +2,8 @@
    reference that everything else is checked against.
 
    In this file: the network's arithmetic, every layer forward and backward, and nothing else. Reading order:
-     matrix products -> encoder -> layernorm -> matmul -> feature maps: rope and splat -> attention -> gelu, residual ->
-     classifier -> the model: forward, backward, update -> main
+     matrix products -> encoder -> layernorm -> matmul -> feature maps: rope and splats -> the two mixers: attention and scan ->
+     gelu, residual -> classifier -> the model: forward, backward, update -> main
    Elsewhere: what a model is (gsa/model.h: configuration and parameter table), what a run does (gsa/train.c).
 
    Conventions: B sequences of T tokens, C channels, NH heads of size HS = C / NH, V tokens in the vocabulary padded to Vp, S
@@ -338,12 +338,12 @@ static inline real unit_vector(real *unit, const real *x, size_t HS) {
     return inverse;
 }
 
-/* dx = inverse (g - x^ (x^ . g)), g the gradient of x^ */
-static inline void unit_vector_backward(real *dx, const real *g, const real *unit, real inverse, size_t HS) {
+/* dx = inverse (g - x^ (x^ . g)), or += where add; g the gradient of x^ */
+static inline void unit_vector_backward(real *dx, const real *g, const real *unit, real inverse, bool add, size_t HS) {
     real dot = 0;
 #pragma omp simd reduction(+ : dot)
     for (size_t k = 0; k < HS; k++) dot += unit[k] * g[k];
-    for (size_t k = 0; k < HS; k++) dx[k] = inverse * (g[k] - unit[k] * dot);
+    for (size_t k = 0; k < HS; k++) dx[k] = (add ? dx[k] : 0) + inverse * (g[k] - unit[k] * dot);
 }
 
 /* rope: f = rotation by position of x^ sqrt(HS), pairs (k, k + HS/2). waves (T, HS): cosines and sines of the positions. */
@@ -368,36 +368,58 @@ static void rope_backward(real *dx, const real *df, const real *x, size_t stride
             g[k] = size * (a * c + b * s), g[half + k] = size * (b * c - a * s);
         }
         real inverse = unit_vector(unit, x, HS);
-        unit_vector_backward(dx, g, unit, inverse, HS);
+        unit_vector_backward(dx, g, unit, inverse, false, HS);
     }
     free(unit);
 }
 
 /* The splats of one head. */
 typedef struct {
-    const real *mu, *lnp, *lnalpha; /* (S, HS), (S) or (S, HS), (S) */
-    size_t S, P;                    /* P: precisions per splat, 1 isotropic or HS diagonal */
+    const real *mu, *lnp, *lnalpha;       /* (S, HS), (S, P), (S) */
+    const real *lntheta, *lndelta, *lng;  /* (S), (S), one number; NULL where the head has none */
+    size_t S, P;                          /* P: numbers per precision, 1 isotropic, HS diagonal, HS (HS + 1) / 2 full */
 } Splats;
 
-/* Room for one head's splats and T tokens: what splat_forward and splat_backward share. */
+/* One head's splats over T tokens: what the forward and the backward pass share. Full precision uses only the first three, its
+   own two, and works splat by splat. */
 typedef struct {
-    real *unit, *square, *inverse; /* x^ (T, HS), |x^|^2 (T), the factor (T) */
-    real *slope, *slope_t;         /* Lambda mu (S, HS) and its transpose (HS, S) */
-    real *precision, *precision_t; /* Lambda (S, P), and for P = HS its transpose (HS, S) */
-    real *centre;                  /* mu . Lambda mu (S) */
-    real *response;                /* ln phi, then its gradient (T, S) */
-    real *square_unit, *spread;    /* x^ .* x^ (T, HS) and Lambda products (T, max(S, HS)): diagonal precision only */
+    real *unit, *inverse, *response;   /* x^ (T, HS), the factor (T), ln phi and later its gradient (T, S) */
+    real *square, *centre;             /* |x^|^2 (T), mu . Lambda mu (S) */
+    real *slope, *slope_t;             /* Lambda mu (S, HS) and its transpose (HS, S) */
+    real *precision, *precision_t;     /* Lambda (S, P), and for diagonal precision its transpose (HS, S) */
+    real *square_unit, *spread;        /* diagonal: x^ .* x^ (T, HS) and products with Lambda (T, max(S, HS)) */
+    real *apart, *across, *cholesky;   /* full: x^ - mu (T, HS), (x^ - mu) L (T, HS), L and its transpose (2, HS, HS) */
 } SplatRoom;
 
-static SplatRoom splat_prepare(const Splats *w, const real *x, size_t stride, size_t T, size_t HS) {
-    size_t S = w->S, P = w->P, widest = S > HS ? S : HS, diagonal = P > 1;
+/* theta_s from its logarithm; double, because its rounding is multiplied by the distance */
+static double *splat_frequencies(const real *lntheta, size_t S) {
+    double *theta = (double *)xmalloc(S * sizeof(double));
+    for (size_t s = 0; s < S; s++) theta[s] = exp((double)lntheta[s]);
+    return theta;
+}
+
+static inline bool is_full(const Splats *w, size_t HS) { return w->P > HS; }
+
+static SplatRoom splat_open(const Splats *w, const real *x, size_t stride, size_t T, size_t HS) {
+    size_t S = w->S, P = w->P, widest = S > HS ? S : HS;
+    bool full = is_full(w, HS), diagonal = !full && P > 1;
     SplatRoom r;
-    r.unit = (real *)xmalloc((T * (HS + 2 + S) + S * (2 * HS + 2 * P + 1) + (diagonal ? T * (HS + widest) : 0)) * sizeof(real));
-    r.square = r.unit + T * HS, r.inverse = r.square + T, r.response = r.inverse + T;
+    memset(&r, 0, sizeof r);
+    r.unit = (real *)xmalloc((T * (HS + 2 + S) + (full ? 2 * T * HS + 2 * HS * HS : S * (2 * HS + 2 * P + 1)) + (diagonal ? T * (HS + widest) : 0)) * sizeof(real));
+    r.inverse = r.unit + T * HS, r.square = r.inverse + T, r.response = r.square + T;
+    for (size_t t = 0; t < T; t++) {
+        real *unit = r.unit + t * HS, square = 0;
+        r.inverse[t] = unit_vector(unit, x + t * stride, HS);
+        for (size_t k = 0; k < HS; k++) square += unit[k] * unit[k];
+        r.square[t] = square;
+    }
+    if (full) {
+        r.apart = r.response + T * S, r.across = r.apart + T * HS, r.cholesky = r.across + T * HS;
+        return r;
+    }
     r.slope = r.response + T * S, r.slope_t = r.slope + S * HS;
     r.precision = r.slope_t + S * HS, r.precision_t = r.precision + S * P;
     r.centre = r.precision_t + S * P;
-    r.square_unit = r.centre + S, r.spread = r.square_unit + T * HS;
     for (size_t s = 0; s < S; s++) {
         r.centre[s] = 0;
         for (size_t k = 0; k < P; k++) r.precision[s * P + k] = r.precision_t[k * S + s] = exp_real(w->lnp[s * P + k]);
@@ -407,52 +429,141 @@ static SplatRoom splat_prepare(const Splats *w, const real *x, size_t stride, si
             r.centre[s] += mu * slope;
         }
     }
-    for (size_t t = 0; t < T; t++) {
-        real *unit = r.unit + t * HS, square = 0;
-        r.inverse[t] = unit_vector(unit, x + t * stride, HS);
-        for (size_t k = 0; k < HS; k++) square += unit[k] * unit[k];
-        r.square[t] = square;
-        if (diagonal)
-            for (size_t k = 0; k < HS; k++) r.square_unit[t * HS + k] = unit[k] * unit[k];
+    if (diagonal) {
+        r.square_unit = r.centre + S, r.spread = r.square_unit + T * HS;
+        for (size_t i = 0; i < T * HS; i++) r.square_unit[i] = r.unit[i] * r.unit[i];
     }
     return r;
 }
 
-/* Equations (2), (7), (9): f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...] with ln phi_s(x) = -1/2 (x - mu_s)^T Lambda_s
-   (x - mu_s), multiplied out so that it is a matrix product: Lambda mu . x - 1/2 x . Lambda x - 1/2 mu . Lambda mu. a is alpha_s for
+static void splat_close(SplatRoom *r) { free(r->unit); }
+
+/* L of splat s from its packed rows, the diagonal as logarithms, then L^T: cholesky (2, HS, HS) */
+static void cholesky_factor(real *cholesky, const real *packed, size_t HS) {
+    real *L = cholesky, *Lt = cholesky + HS * HS;
+    for (size_t i = 0; i < HS; i++)
+        for (size_t k = 0; k < HS; k++) {
+            real entry = k > i ? 0 : packed[i * (i + 1) / 2 + k];
+            L[i * HS + k] = Lt[k * HS + i] = k == i ? exp_real(entry) : entry;
+        }
+}
+
+/* the room's `apart` and `across` of splat s, for full precision */
+static void splat_across(SplatRoom *r, const Splats *w, size_t s, size_t T, size_t HS) {
+    cholesky_factor(r->cholesky, w->lnp + s * w->P, HS);
+    for (size_t t = 0; t < T; t++)
+        for (size_t k = 0; k < HS; k++) r->apart[t * HS + k] = r->unit[t * HS + k] - w->mu[s * HS + k];
+    product(T, HS, HS, r->apart, HS, 1, r->cholesky, HS, r->across, HS, false);
+}
+
+/* Equation (2), response (T, S) = ln phi_s(x^) = -1/2 (x^ - mu_s)^T Lambda_s (x^ - mu_s): for full precision, Lambda = L L^T,
+   as -1/2 |L^T (x^ - mu)|^2; otherwise multiplied out, so that it is one matrix product for all splats:
+   Lambda mu . x^ - 1/2 x^ . Lambda x^ - 1/2 mu . Lambda mu. */
+static void splat_responses(SplatRoom *r, const Splats *w, size_t T, size_t HS) {
+    size_t S = w->S;
+    if (is_full(w, HS)) {
+        for (size_t s = 0; s < S; s++) {
+            splat_across(r, w, s, T, HS);
+            for (size_t t = 0; t < T; t++) {
+                real square = 0;
+#pragma omp simd reduction(+ : square)
+                for (size_t k = 0; k < HS; k++) square += r->across[t * HS + k] * r->across[t * HS + k];
+                r->response[t * S + s] = (real)-0.5 * square;
+            }
+        }
+        return;
+    }
+    product(T, S, HS, r->unit, HS, 1, r->slope_t, S, r->response, S, false);
+    if (w->P > 1) product(T, S, HS, r->square_unit, HS, 1, r->precision_t, S, r->spread, S, false);
+    for (size_t t = 0; t < T; t++)
+        for (size_t s = 0; s < S; s++) {
+            real spread = w->P > 1 ? r->spread[t * S + s] : r->precision[s] * r->square[t];
+            r->response[t * S + s] -= (real)0.5 * (spread + r->centre[s]);
+        }
+}
+
+/* Sums over tokens from which the gradients of one head's splats follow without a second pass. With G = dL / d ln phi_s(x^):
+   M0 = sum G (S), M1 = sum G x^ (S, HS), M2 = sum G |x^|^2 (S) or sum G x^ .* x^ (S, HS); for full precision M1 and M2 hold dmu and
+   dL themselves. Then d ln alpha (S), d theta (S), d delta (S), d ln g. One record per head and sequence. */
+typedef struct {
+    real *M0, *M1, *M2, *amplitude, *frequency, *decay, *gain;
+} Moments;
+
+static size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 4) + 1; }
+
+static Moments moments_at(real *record, size_t S, size_t P, size_t HS) {
+    Moments m;
+    m.M0 = record, m.M1 = m.M0 + S, m.M2 = m.M1 + S * HS;
+    m.amplitude = m.M2 + S * P, m.frequency = m.amplitude + S, m.decay = m.frequency + S, m.gain = m.decay + S;
+    return m;
+}
+
+/* dx (+= where add) from r->response = G (T, S), the gradient of ln phi; adds to the moments. */
+static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const Splats *w, size_t stride, bool add, size_t T, size_t HS) {
+    size_t S = w->S, P = w->P;
+    const real *G = r->response;
+    real *g = (real *)xcalloc(T * HS, sizeof(real)); /* dL / dx^ = -sum_s G_s Lambda_s (x^ - mu_s) */
+    for (size_t t = 0; t < T; t++)
+        for (size_t s = 0; s < S; s++) m->M0[s] += G[t * S + s];
+    if (is_full(w, HS)) {
+        real *dL = (real *)xmalloc((HS * HS + HS) * sizeof(real)), *sum = dL + HS * HS;
+        for (size_t s = 0; s < S; s++) {
+            splat_across(r, w, s, T, HS);
+            memset(sum, 0, HS * sizeof(real));
+            for (size_t t = 0; t < T; t++)
+                for (size_t k = 0; k < HS; k++) sum[k] += r->across[t * HS + k] *= -G[t * S + s]; /* across is its own gradient now */
+            product(HS, HS, T, r->apart, 1, HS, r->across, HS, dL, HS, false);
+            for (size_t i = 0; i < HS; i++)
+                for (size_t k = 0; k <= i; k++) m->M2[s * P + i * (i + 1) / 2 + k] += dL[i * HS + k] * (k == i ? r->cholesky[i * HS + i] : 1);
+            product(T, HS, HS, r->across, HS, 1, r->cholesky + HS * HS, HS, g, HS, true);
+            for (size_t i = 0; i < HS; i++)
+                for (size_t k = 0; k <= i; k++) m->M1[s * HS + i] -= r->cholesky[i * HS + k] * sum[k];
+        }
+        free(dL);
+    } else {
+        for (size_t t = 0; t < T; t++)
+            for (size_t s = 0; s < S && P == 1; s++) m->M2[s] += G[t * S + s] * r->square[t];
+        product(S, HS, T, G, 1, S, r->unit, HS, m->M1, HS, true);
+        if (P > 1) {
+            product(S, HS, T, G, 1, S, r->square_unit, HS, m->M2, HS, true);
+            product(T, HS, S, G, S, 1, r->precision, HS, r->spread, HS, false);
+        }
+        product(T, HS, S, G, S, 1, r->slope, HS, g, HS, false);
+        for (size_t t = 0; t < T; t++) {
+            real total = 0;
+            if (P == 1)
+                for (size_t s = 0; s < S; s++) total += G[t * S + s] * r->precision[s];
+            for (size_t k = 0; k < HS; k++) g[t * HS + k] -= r->unit[t * HS + k] * (P > 1 ? r->spread[t * HS + k] : total);
+        }
+    }
+    for (size_t t = 0; t < T; t++) unit_vector_backward(dx + t * stride, g + t * HS, r->unit + t * HS, r->inverse[t], add, HS);
+    free(g);
+}
+
+/* Equations (7), (9), features for the softmax mixer: f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for
    queries and 1 for keys. waves (T, 2S) as from wave_table; NULL: equation (6), no envelope, f = [a phi_s(x^), 0 ...]. */
 static void splat_forward(real *f, const real *x, size_t stride, const Splats *w, bool query, const real *waves, size_t T, size_t HS) {
     size_t S = w->S;
-    SplatRoom r = splat_prepare(w, x, stride, T, HS);
-    product(T, S, HS, r.unit, HS, 1, r.slope_t, S, r.response, S, false);
-    if (w->P > 1) product(T, S, HS, r.square_unit, HS, 1, r.precision_t, S, r.spread, S, false);
+    SplatRoom r = splat_open(w, x, stride, T, HS);
+    splat_responses(&r, w, T, HS);
     for (size_t t = 0; t < T; t++) {
         real *row = f + t * HS, *response = r.response + t * S;
         const real *wave = waves ? waves + t * 2 * S : NULL;
 #pragma omp simd
-        for (size_t s = 0; s < S; s++) {
-            real spread = w->P > 1 ? r.spread[t * S + s] : r.precision[s] * r.square[t];
-            real ln_a = query ? w->lnalpha[s] : 0;
-            row[s] = exp_real(ln_a + response[s] - (real)0.5 * (spread + r.centre[s]));
-        }
+        for (size_t s = 0; s < S; s++) row[s] = exp_real(response[s] + (query ? w->lnalpha[s] : 0));
         if (waves)
             for (size_t s = 0; s < S; s++) row[S + s] = row[s] * wave[S + s], row[s] *= wave[s];
         for (size_t k = waves ? 2 * S : S; k < HS; k++) row[k] = 0;
     }
-    free(r.unit);
+    splat_close(&r);
 }
 
-/* Sums over tokens from which the gradients of one head's splats follow without a second pass; with G = dL / d ln phi_s(x^):
-   M0 = sum G (S), M1 = sum G x^ (S, HS), M2 = sum G |x^|^2 (S) or sum G x^ .* x^ (S, HS), amplitude = sum of G of queries (S),
-   frequency = dL / d theta_s (S). One record of floats per head and sequence. */
-static size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 3); }
-
-/* dx from df and f (what splat_forward wrote); adds to the record of moments. All products are f df, never divided by phi, so that
-   a response that underflows does no harm. */
-static void splat_backward(real *dx, real *moments, const real *df, const real *f, const real *x, size_t stride, const Splats *w, bool query, bool envelope, size_t T, size_t HS) {
-    size_t S = w->S, P = w->P;
-    SplatRoom r = splat_prepare(w, x, stride, T, HS);
-    real *G = r.response, *M0 = moments, *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S;
+/* dx from df and f (what splat_forward wrote); adds to the moments. All products are f df, never divided by phi, so that a response
+   that underflows does no harm. */
+static void splat_backward(real *dx, real *record, const real *df, const real *f, const real *x, size_t stride, const Splats *w, bool query, bool envelope, size_t T, size_t HS) {
+    size_t S = w->S;
+    Moments m = moments_at(record, S, w->P, HS);
+    SplatRoom r = splat_open(w, x, stride, T, HS);
     double *X = (double *)xcalloc(S, sizeof(double)); /* terms grow with t and cancel: summed in double, from the middle of the window */
     for (size_t t = 0; t < T; t++) {
         const real *fc = f + t * HS, *fs = fc + S, *dc = df + t * HS, *ds = dc + S;
@@ -462,58 +573,52 @@ static void splat_backward(real *dx, real *moments, const real *df, const real *
                 g += fs[s] * ds[s];
                 X[s] += ((double)t - 0.5 * (double)(T - 1)) * (double)(fc[s] * ds[s] - fs[s] * dc[s]);
             }
-            G[t * S + s] = g;
-            M0[s] += g;
-            if (query) amplitude[s] += g;
-            if (P == 1) M2[s] += g * r.square[t];
+            r.response[t * S + s] = g;
+            if (query) m.amplitude[s] += g;
         }
     }
-    for (size_t s = 0; s < S; s++) frequency[s] += (real)X[s];
-    product(S, HS, T, G, 1, S, r.unit, HS, M1, HS, true);
-    if (P > 1) {
-        product(S, HS, T, G, 1, S, r.square_unit, HS, M2, HS, true);
-        product(T, HS, S, G, S, 1, r.precision, HS, r.spread, HS, false);
-    }
-    real *g = (real *)xmalloc(T * HS * sizeof(real)); /* dL / dx^ = sum_s G_s (Lambda_s mu_s - Lambda_s x^) */
-    product(T, HS, S, G, S, 1, r.slope, HS, g, HS, false);
-    for (size_t t = 0; t < T; t++) {
-        real total = 0;
-        if (P == 1)
-            for (size_t s = 0; s < S; s++) total += G[t * S + s] * r.precision[s];
-        for (size_t k = 0; k < HS; k++) g[t * HS + k] -= r.unit[t * HS + k] * (P > 1 ? r.spread[t * HS + k] : total);
-        unit_vector_backward(dx + t * stride, g + t * HS, r.unit + t * HS, r.inverse[t], HS);
-    }
-    free(g);
+    for (size_t s = 0; s < S; s++) m.frequency[s] += (real)X[s];
+    splat_responses_backward(dx, &m, &r, w, stride, false, T, HS);
     free(X);
-    free(r.unit);
+    splat_close(&r);
 }
 
-/* The gradients of one head's splats from its moments, summed over sequences (records `apart` numbers from each other, B of them). */
-static void splat_gradients(real *dmu, real *dlnp, real *dlnalpha, real *dlntheta, const real *moments, size_t apart, size_t B, const Splats *w, const real *lntheta, size_t HS) {
+/* The gradients of one head's parameters, in the order of Splats; NULL where the head has none. */
+typedef struct {
+    real *mu, *lnp, *lnalpha, *lntheta, *lndelta, *lng;
+} SplatGradients;
+
+/* Adds what follows from the moments, summed over sequences: B records, `apart` numbers from each other. */
+static void splat_gradients(SplatGradients *d, const real *records, size_t apart, size_t B, const Splats *w, size_t HS) {
     size_t S = w->S, P = w->P, n = moments_size(S, P, HS);
     double *sum = (double *)xcalloc(n, sizeof(double)); /* M1 - M0 mu cancels: in double it costs nothing here */
     for (size_t b = 0; b < B; b++)
-        for (size_t i = 0; i < n; i++) sum[i] += (double)moments[b * apart + i];
-    const double *M0 = sum, *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S;
+        for (size_t i = 0; i < n; i++) sum[i] += (double)records[b * apart + i];
+    const double *M0 = sum, *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = frequency + S, *gain = decay + S;
     for (size_t s = 0; s < S; s++) {
         double along = 0, square = 0;
         for (size_t k = 0; k < HS; k++) {
-            double mu = (double)w->mu[s * HS + k], m1 = M1[s * HS + k], p = (double)exp_real(w->lnp[s * P + (P > 1 ? k : 0)]);
-            dmu[s * HS + k] += (real)(p * (m1 - M0[s] * mu));
+            double mu = (double)w->mu[s * HS + k], m1 = M1[s * HS + k], p = is_full(w, HS) ? 0 : (double)exp_real(w->lnp[s * P + (P > 1 ? k : 0)]);
+            d->mu[s * HS + k] += (real)(is_full(w, HS) ? m1 : p * (m1 - M0[s] * mu));
             along += mu * m1, square += mu * mu;
-            if (P > 1) dlnp[s * HS + k] += (real)(-0.5 * p * (M2[s * HS + k] - 2 * mu * m1 + mu * mu * M0[s]));
+            if (P == HS && P > 1) d->lnp[s * P + k] += (real)(-0.5 * p * (M2[s * P + k] - 2 * mu * m1 + mu * mu * M0[s]));
         }
-        if (P == 1) dlnp[s] += (real)((double)exp_real(w->lnp[s]) * (along - 0.5 * (M2[s] + square * M0[s])));
-        dlnalpha[s] += (real)amplitude[s];
-        if (dlntheta) dlntheta[s] += (real)(exp((double)lntheta[s]) * frequency[s]);
+        if (P == 1) d->lnp[s] += (real)((double)exp_real(w->lnp[s]) * (along - 0.5 * (M2[s] + square * M0[s])));
+        if (is_full(w, HS))
+            for (size_t k = 0; k < P; k++) d->lnp[s * P + k] += (real)M2[s * P + k];
+        d->lnalpha[s] += (real)amplitude[s];
+        if (d->lntheta) d->lntheta[s] += (real)(exp((double)w->lntheta[s]) * frequency[s]);
+        if (d->lndelta) d->lndelta[s] += (real)(exp((double)w->lndelta[s]) * decay[s]);
     }
+    if (d->lng) *d->lng += (real)*gain;
     free(sum);
 }
 
 /* ---------------------------------------------------------------------------------------------- attention
 
-   The softmax mixer, equation (4), for standard and GSA heads alike: o_i = sum_{j <= i} softmax_j(scale f_q(i) . f_k(j)) v_j. Works on BLOCK
-   queries at a time, so no T x T matrix exists; the backward pass recomputes the weights from lse, the logarithm of their sum. */
+   The softmax mixer, equation (4), for standard and GSA heads alike: o_i = sum_j softmax_j(scale f_q(i) . f_k(j)) v_j over the keys that query i
+   may see: j in (i - window, i], or |i - j| < window where not causal. Works on BLOCK queries at a time, so no T x T matrix exists; the
+   backward pass recomputes the weights from lse, the logarithm of their sum. */
 
 enum { BLOCK = 64 };
 
@@ -522,76 +627,417 @@ static void transpose(real *out, size_t ldo, const real *in, size_t ldi, size_t 
         for (size_t j = 0; j < columns; j++) out[j * ldo + i] = in[i * ldi + j];
 }
 
-/* out (B, T, C), lse (B, NH, T); fq, fk (B, NH, T, HS); v: the third part of qkv (B, T, 3C); scale (NH) */
-static void attention_forward(real *out, real *lse, const real *fq, const real *fk, const real *qkv, const real *scale, size_t B, size_t T, size_t NH, size_t HS) {
-    size_t C = NH * HS, padded = (T + COLUMNS - 1) / COLUMNS * COLUMNS;
+static inline size_t first_key(size_t i, size_t window) { return i + 1 > window ? i + 1 - window : 0; }
+static inline size_t end_of_keys(size_t i, size_t window, bool causal, size_t T) { return causal ? i + 1 : i + window < T ? i + window : T; }
+static inline size_t round_up(size_t n) { return (n + COLUMNS - 1) / COLUMNS * COLUMNS; }
+
+/* out (B, T, A), A = NH HS; lse (B, NH, T); fq, fk (B, NH, T, HS); v: the third part of qkv (B, T, 3A); scale, window (NH): a window of 0
+   leaves the head out */
+static void attention_forward(real *out, real *lse, const real *fq, const real *fk, const real *qkv, const real *scale, const size_t *window, bool causal, size_t B, size_t T,
+                              size_t NH, size_t HS) {
+    size_t A = NH * HS, padded = round_up(T) + COLUMNS;
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) {
-        size_t b = head / NH, h = head % NH;
-        const real *q = fq + head * T * HS, *v = qkv + b * T * 3 * C + 2 * C + h * HS;
+        size_t b = head / NH, h = head % NH, W = window[h];
+        const real *q = fq + head * T * HS, *v = qkv + b * T * 3 * A + 2 * A + h * HS;
+        if (W == 0) continue;
         real *kt = (real *)xcalloc((HS + BLOCK) * padded, sizeof(real)), *weights = kt + HS * padded; /* (HS, padded), (BLOCK, padded) */
         transpose(kt, padded, fk + head * T * HS, HS, T, HS);
         for (size_t i0 = 0; i0 < T; i0 += BLOCK) {
-            size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, keys = i0 + rows, wide = (keys + COLUMNS - 1) / COLUMNS * COLUMNS;
-            product(rows, wide, HS, q + i0 * HS, HS, 1, kt, padded, weights, padded, false);
+            size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, first = first_key(i0, W), keys = end_of_keys(i0 + rows - 1, W, causal, T) - first;
+            product(rows, round_up(keys), HS, q + i0 * HS, HS, 1, kt + first, padded, weights, padded, false);
             for (size_t r = 0; r < rows; r++) {
-                size_t n = i0 + r + 1;
-                real *w = weights + r * padded, most = largest(w, n), sum = 0;
+                size_t low = first_key(i0 + r, W) - first, n = end_of_keys(i0 + r, W, causal, T) - first - low;
+                real *row = weights + r * padded, *w = row + low, most = largest(w, n), sum = 0;
 #pragma omp simd reduction(+ : sum)
                 for (size_t j = 0; j < n; j++) {
                     w[j] = exp_real(scale[h] * (w[j] - most));
                     sum += w[j];
                 }
                 for (size_t j = 0; j < n; j++) w[j] /= sum;
-                for (size_t j = n; j < keys; j++) w[j] = 0;
+                for (size_t j = 0; j < low; j++) row[j] = 0;
+                for (size_t j = low + n; j < keys; j++) row[j] = 0;
                 lse[head * T + i0 + r] = scale[h] * most + (real)log(sum);
             }
-            product(rows, HS, keys, weights, padded, 1, v, 3 * C, out + (b * T + i0) * C + h * HS, C, false);
+            product(rows, HS, keys, weights, padded, 1, v + first * 3 * A, 3 * A, out + (b * T + i0) * A + h * HS, A, false);
         }
         free(kt);
     }
 }
 
-/* dfq, dfk (B, NH, T, HS) and the third part of dqkv (B, T, 3C). With weights p_ij and delta_i = do_i . o_i:
-   dv_j = sum_i p_ij do_i, dz_ij = p_ij (do_i . v_j - delta_i), df_q(i) = scale sum_j dz_ij f_k(j), df_k(j) = scale sum_i dz_ij f_q(i) */
+/* dfq, dfk (B, NH, T, HS) and the third part of dqkv (B, T, 3A). With weights p_ij and delta_i = do_i . o_i:
+   dv_j = sum_i p_ij do_i, dz_ij = p_ij (do_i . v_j - delta_i), df_q(i) = scale sum_j dz_ij f_k(j), df_k(j) = scale sum_i dz_ij f_q(i).
+   out and lse need not be those of the weights alone: of a head that merges two mixers they are the merged ones. */
 static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dout, const real *out, const real *lse, const real *fq, const real *fk, const real *qkv,
-                               const real *scale, size_t B, size_t T, size_t NH, size_t HS) {
-    size_t C = NH * HS, padded = (T + COLUMNS - 1) / COLUMNS * COLUMNS;
+                               const real *scale, const size_t *window, bool causal, size_t B, size_t T, size_t NH, size_t HS) {
+    size_t A = NH * HS, padded = round_up(T) + COLUMNS;
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) {
-        size_t b = head / NH, h = head % NH;
-        const real *q = fq + head * T * HS, *k = fk + head * T * HS, *v = qkv + b * T * 3 * C + 2 * C + h * HS;
-        real *dk = dfk + head * T * HS, *dv = dqkv + b * T * 3 * C + 2 * C + h * HS;
+        size_t b = head / NH, h = head % NH, W = window[h];
+        const real *q = fq + head * T * HS, *k = fk + head * T * HS, *v = qkv + b * T * 3 * A + 2 * A + h * HS;
+        real *dk = dfk + head * T * HS, *dv = dqkv + b * T * 3 * A + 2 * A + h * HS;
+        if (W == 0) continue;
         real *kt = (real *)xcalloc((2 * HS + 2 * BLOCK) * padded, sizeof(real)), *vt = kt + HS * padded, *weights = vt + HS * padded, *dweights = weights + BLOCK * padded;
         transpose(kt, padded, k, HS, T, HS);
-        transpose(vt, padded, v, 3 * C, T, HS);
+        transpose(vt, padded, v, 3 * A, T, HS);
+        memset(dk, 0, T * HS * sizeof(real)); /* every block adds to its keys */
+        for (size_t t = 0; t < T; t++) memset(dv + t * 3 * A, 0, HS * sizeof(real));
         for (size_t i0 = 0; i0 < T; i0 += BLOCK) {
-            size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, keys = i0 + rows, wide = (keys + COLUMNS - 1) / COLUMNS * COLUMNS;
-            const real *d = dout + (b * T + i0) * C + h * HS, *o = out + (b * T + i0) * C + h * HS;
-            product(rows, wide, HS, q + i0 * HS, HS, 1, kt, padded, weights, padded, false);
-            product(rows, wide, HS, d, C, 1, vt, padded, dweights, padded, false);
+            size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, first = first_key(i0, W), keys = end_of_keys(i0 + rows - 1, W, causal, T) - first;
+            const real *d = dout + (b * T + i0) * A + h * HS, *o = out + (b * T + i0) * A + h * HS;
+            product(rows, round_up(keys), HS, q + i0 * HS, HS, 1, kt + first, padded, weights, padded, false);
+            product(rows, round_up(keys), HS, d, A, 1, vt + first, padded, dweights, padded, false);
             for (size_t r = 0; r < rows; r++) {
+                size_t low = first_key(i0 + r, W) - first, high = end_of_keys(i0 + r, W, causal, T) - first;
                 real *w = weights + r * padded, *dw = dweights + r * padded, delta = 0, l = lse[head * T + i0 + r];
-                size_t n = i0 + r + 1;
-                for (size_t e = 0; e < HS; e++) delta += d[r * C + e] * o[r * C + e];
+                for (size_t e = 0; e < HS; e++) delta += d[r * A + e] * o[r * A + e];
+                for (size_t j = 0; j < low; j++) w[j] = dw[j] = 0;
 #pragma omp simd
-                for (size_t j = 0; j < n; j++) {
+                for (size_t j = low; j < high; j++) {
                     w[j] = exp_real(scale[h] * w[j] - l);
                     dw[j] = scale[h] * w[j] * (dw[j] - delta);
                 }
-                for (size_t j = n; j < keys; j++) w[j] = dw[j] = 0;
+                for (size_t j = high; j < keys; j++) w[j] = dw[j] = 0;
             }
-            /* only the first block sees key 0 for the first time, but every block brings new keys: those start at 0 */
-            for (size_t j = i0; j < keys; j++) {
-                memset(dk + j * HS, 0, HS * sizeof(real));
-                memset(dv + j * 3 * C, 0, HS * sizeof(real));
-            }
-            product(rows, HS, keys, dweights, padded, 1, k, HS, dfq + head * T * HS + i0 * HS, HS, false);
-            product(keys, HS, rows, dweights, 1, padded, q + i0 * HS, HS, dk, HS, true);
-            product(keys, HS, rows, weights, 1, padded, d, C, dv, 3 * C, true);
+            product(rows, HS, keys, dweights, padded, 1, k + first * HS, HS, dfq + head * T * HS + i0 * HS, HS, false);
+            product(keys, HS, rows, dweights, 1, padded, q + i0 * HS, HS, dk + first * HS, HS, true);
+            product(keys, HS, rows, weights, 1, padded, d, A, dv + first * 3 * A, 3 * A, true);
         }
         free(kt);
     }
+}
+
+/* ---------------------------------------------------------------------------------------------- scan
+
+   The linear mixer, equation (5), as a recurrence over chunks of tokens, O(T) in time: features f_q = r e^(-delta n) [1, cos theta n, sin theta n] / sqrt 2
+   and f_k = phi e^(+delta n) [1, cos, sin] / sqrt 2 (equation (10); without the cosine one component and no sqrt 2), of which only F = S or 3S sums
+   over the past are needed: H = sum f_k v^T (F, HS) and z = sum f_k (F). Inside a chunk the positions n count from its start, so that no
+   exponential grows; from chunk to chunk the state is decayed and turned.
+
+   The sums run over keys before and at a query. A reversed scan takes the tokens from the end and leaves the query's own position out:
+   both together are the sums without a causal mask. `late` delays the keys: query i meets only keys j <= i - late. `skip` is how many of
+   the first positions have no key: `late`, or less where a sequence is continued. */
+
+enum { CHUNK = 64 };
+
+typedef struct {
+    const Splats *w;
+    size_t F, chunk, late;
+    real *q_table, *k_table; /* (chunk, F): what r and phi are multiplied by at each position of a chunk */
+    real *fade, *turn;       /* decay (S) and cosines, sines (2S) over n positions, set by scan_shift */
+} Scan;
+
+static Scan scan_open(const Splats *w, size_t late, size_t chunk) {
+    size_t S = w->S, n = w->lntheta ? 3 : 1;
+    Scan c;
+    c.w = w, c.F = n * S, c.chunk = chunk, c.late = late;
+    c.q_table = (real *)xmalloc((2 * chunk * c.F + 3 * S) * sizeof(real));
+    c.k_table = c.q_table + chunk * c.F, c.fade = c.k_table + chunk * c.F, c.turn = c.fade + S;
+    real *q_waves = (real *)xmalloc(4 * chunk * S * sizeof(real)), *k_waves = q_waves + 2 * chunk * S;
+    if (n == 3) {
+        double *theta = splat_frequencies(w->lntheta, S);
+        wave_table(q_waves, theta, S, chunk, late);
+        wave_table(k_waves, theta, S, chunk, 0);
+        free(theta);
+    }
+    for (size_t a = 0; a < chunk; a++)
+        for (size_t s = 0; s < S; s++) {
+            double delta = w->lndelta ? exp((double)w->lndelta[s]) : 0, half = n == 3 ? sqrt(0.5) : 1;
+            real *q = c.q_table + a * c.F + s, *k = c.k_table + a * c.F + s;
+            q[0] = (real)(half * exp(-delta * (double)(a + late))), k[0] = (real)(half * exp(delta * (double)a));
+            if (n == 1) continue;
+            q[S] = q[0] * q_waves[a * 2 * S + s], q[2 * S] = q[0] * q_waves[a * 2 * S + S + s];
+            k[S] = k[0] * k_waves[a * 2 * S + s], k[2 * S] = k[0] * k_waves[a * 2 * S + S + s];
+        }
+    free(q_waves);
+    return c;
+}
+
+static void scan_close(Scan *c) { free(c->q_table); }
+
+/* state (F, HS + 1): H, then z. Moves its origin n tokens on; transposed: what that does to its gradient. */
+static void scan_shift(Scan *c, real *state, size_t n, bool transposed, size_t HS) {
+    size_t S = c->w->S;
+    for (size_t s = 0; s < S; s++) c->fade[s] = c->w->lndelta ? (real)exp(-exp((double)c->w->lndelta[s]) * (double)n) : 1;
+    if (c->w->lntheta) {
+        double *theta = splat_frequencies(c->w->lntheta, S);
+        wave_table(c->turn, theta, S, 1, n);
+        free(theta);
+    }
+    for (size_t s = 0; s < S; s++) {
+        real fade = c->fade[s], cosine = 0, sine = 0;
+        if (c->w->lntheta) cosine = fade * c->turn[s], sine = transposed ? -fade * c->turn[S + s] : fade * c->turn[S + s];
+        for (size_t e = 0; e <= HS; e++) { /* e == HS: z */
+            real *one = e < HS ? state + s * HS + e : state + c->F * HS + s;
+            *one *= fade;
+            if (!c->w->lntheta) continue;
+            real *x = e < HS ? state + (S + s) * HS + e : state + c->F * HS + S + s, *y = e < HS ? x + S * HS : x + S;
+            real turned = cosine * *x + sine * *y;
+            *y = cosine * *y - sine * *x, *x = turned;
+        }
+    }
+}
+
+/* The tokens of one chunk in the order of the scan, gathered; n of them from position t0 on. */
+typedef struct {
+    real *fq, *fk, *fk_t, *v, *P; /* (n, F), (n, F), (F, chunk), (n, HS), (n, chunk) */
+} ScanChunk;
+
+static ScanChunk scan_chunk_room(const Scan *c, size_t HS) {
+    ScanChunk g;
+    size_t n = c->chunk, wide = round_up(n);
+    g.fq = (real *)xcalloc(2 * n * c->F + c->F * wide + n * HS + n * wide, sizeof(real));
+    g.fk = g.fq + n * c->F, g.fk_t = g.fk + n * c->F, g.v = g.fk_t + c->F * wide, g.P = g.v + n * HS;
+    return g;
+}
+
+static inline size_t scan_row(size_t t, bool reverse, size_t T) { return reverse ? T - 1 - t : t; }
+
+/* Fills g; P (n, wide) = f_q f_k^T where the key is before the query, or at it unless reversed; 0 elsewhere. */
+static void scan_gather(const Scan *c, ScanChunk *g, const real *r, const real *phi, const real *v, size_t v_stride, size_t t0, size_t n, size_t skip, bool reverse, size_t T, size_t HS) {
+    size_t S = c->w->S, F = c->F, wide = round_up(c->chunk);
+    for (size_t a = 0; a < n; a++) {
+        size_t row = scan_row(t0 + a, reverse, T), key = row - skip; /* skip > 0 only forwards */
+        bool has_key = t0 + a >= skip;
+        for (size_t f = 0; f < F; f++) {
+            g->fq[a * F + f] = r[row * S + f % S] * c->q_table[a * F + f];
+            g->fk[a * F + f] = g->fk_t[f * wide + a] = has_key ? phi[key * S + f % S] * c->k_table[a * F + f] : 0;
+        }
+        if (has_key) memcpy(g->v + a * HS, v + key * v_stride, HS * sizeof(real));
+        else memset(g->v + a * HS, 0, HS * sizeof(real));
+    }
+    product(n, round_up(n), F, g->fq, F, 1, g->fk_t, wide, g->P, wide, false);
+    for (size_t a = 0; a < n; a++)
+        for (size_t j = reverse ? a : a + 1; j < n; j++) g->P[a * wide + j] = 0;
+}
+
+/* state += f_k [v, 1]^T */
+static void scan_absorb(const Scan *c, const ScanChunk *g, real *state, size_t n, size_t HS) {
+    product(c->F, HS, n, g->fk, 1, c->F, g->v, HS, state, HS, true);
+    for (size_t a = 0; a < n; a++)
+        for (size_t f = 0; f < c->F; f++) state[c->F * HS + f] += g->fk[a * c->F + f];
+}
+
+/* N (T, HS) and D (T): sum_j w_ij v_j and sum_j w_ij are added to them. r, phi (T, S), v (T, HS) rows v_stride apart. state: of the tokens
+   before, and afterwards of all; NULL: none before. states: NULL, or (chunks, F, HS + 1), the state at the entry of each chunk. */
+static void scan_forward(Scan *c, real *N, real *D, const real *r, const real *phi, const real *v, size_t v_stride, size_t skip, bool reverse, real *state, real *states, size_t T,
+                         size_t HS) {
+    size_t F = c->F, size = F * (HS + 1), wide = round_up(c->chunk);
+    ScanChunk g = scan_chunk_room(c, HS);
+    real *own = NULL, *o = (real *)xmalloc(c->chunk * HS * sizeof(real));
+    if (!state) state = own = (real *)xcalloc(size, sizeof(real));
+    for (size_t t0 = 0; t0 < T; t0 += c->chunk) {
+        size_t n = T - t0 < c->chunk ? T - t0 : c->chunk;
+        if (states) memcpy(states + t0 / c->chunk * size, state, size * sizeof(real));
+        scan_gather(c, &g, r, phi, v, v_stride, t0, n, skip, reverse, T, HS);
+        product(n, HS, n, g.P, wide, 1, g.v, HS, o, HS, false);
+        product(n, HS, F, g.fq, F, 1, state, HS, o, HS, true);
+        for (size_t a = 0; a < n; a++) {
+            size_t row = scan_row(t0 + a, reverse, T);
+            real sum = 0;
+            for (size_t j = 0; j < n; j++) sum += g.P[a * wide + j];
+            for (size_t f = 0; f < F; f++) sum += g.fq[a * F + f] * state[F * HS + f];
+            D[row] += sum;
+            for (size_t e = 0; e < HS; e++) N[row * HS + e] += o[a * HS + e];
+        }
+        scan_absorb(c, &g, state, n, HS);
+        scan_shift(c, state, n, false, HS);
+    }
+    free(g.fq), free(o), free(own);
+}
+
+/* The gradients of ln r and ln phi, Q and K (T, S), of v (dv, rows v_stride apart), and of theta and delta (S, in double: their terms grow
+   with position and cancel) from dN (T, HS) and dD (T). All are added to. */
+static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, double *ddelta, const real *dN, const real *dD, const real *r, const real *phi, const real *v,
+                          size_t v_stride, size_t skip, bool reverse, const real *states, size_t T, size_t HS) {
+    size_t S = c->w->S, F = c->F, size = F * (HS + 1), wide = round_up(c->chunk), chunk = c->chunk;
+    ScanChunk g = scan_chunk_room(c, HS);
+    real *dstate = (real *)xcalloc(2 * size + 2 * chunk * F + 2 * chunk * HS + HS * wide + chunk * wide + chunk, sizeof(real));
+    real *state_t = dstate + size, *dfq = state_t + size, *dfk = dfq + chunk * F; /* state_t: H^T or dH^T (HS, F) */
+    real *dn = dfk + chunk * F, *dvs = dn + chunk * HS, *v_t = dvs + chunk * HS, *dP = v_t + HS * wide, *dd = dP + chunk * wide;
+    for (size_t i = (T + chunk - 1) / chunk; i-- > 0;) {
+        size_t t0 = i * chunk, n = T - t0 < chunk ? T - t0 : chunk;
+        const real *state = states + i * size;
+        scan_gather(c, &g, r, phi, v, v_stride, t0, n, skip, reverse, T, HS);
+        for (size_t a = 0; a < n; a++) {
+            size_t row = scan_row(t0 + a, reverse, T);
+            memcpy(dn + a * HS, dN + row * HS, HS * sizeof(real));
+            dd[a] = dD[row];
+        }
+        transpose(v_t, wide, g.v, HS, n, HS);
+        product(n, round_up(n), HS, dn, HS, 1, v_t, wide, dP, wide, false); /* dP_aj = dN_a . v_j + dD_a under the mask */
+        for (size_t a = 0; a < n; a++) {
+            size_t keys = reverse ? a : a + 1;
+            for (size_t j = 0; j < keys; j++) dP[a * wide + j] += dd[a];
+            for (size_t j = keys; j < n; j++) dP[a * wide + j] = 0;
+        }
+        scan_shift(c, dstate, n, true, HS); /* of the state after this chunk, seen from its start */
+        product(n, F, n, dP, wide, 1, g.fk, F, dfq, F, false);
+        transpose(state_t, F, state, HS, F, HS);
+        product(n, F, HS, dn, HS, 1, state_t, F, dfq, F, true);
+        product(n, F, n, dP, 1, wide, g.fq, F, dfk, F, false);
+        transpose(state_t, F, dstate, HS, F, HS);
+        product(n, F, HS, g.v, HS, 1, state_t, F, dfk, F, true);
+        product(n, HS, n, g.P, 1, wide, dn, HS, dvs, HS, false);
+        product(n, HS, F, g.fk, F, 1, dstate, HS, dvs, HS, true);
+        for (size_t a = 0; a < n; a++) {
+            size_t row = scan_row(t0 + a, reverse, T), key = row - skip;
+            bool has_key = t0 + a >= skip;
+            double at = (double)(t0 + a) - 0.5 * (double)T, late = (double)c->late;
+            const real *fq = g.fq + a * F, *fk = g.fk + a * F;
+            real *xq = dfq + a * F, *xk = dfk + a * F;
+            for (size_t f = 0; f < F; f++) xq[f] += dd[a] * state[F * HS + f], xk[f] += dstate[F * HS + f];
+            for (size_t s = 0; s < S; s++) {
+                real q = fq[s] * xq[s], k = fk[s] * xk[s];
+                if (c->w->lntheta) {
+                    q += fq[S + s] * xq[S + s] + fq[2 * S + s] * xq[2 * S + s];
+                    k += fk[S + s] * xk[S + s] + fk[2 * S + s] * xk[2 * S + s];
+                    dtheta[s] += (at + late) * (double)(fq[S + s] * xq[2 * S + s] - fq[2 * S + s] * xq[S + s]) + at * (double)(fk[S + s] * xk[2 * S + s] - fk[2 * S + s] * xk[S + s]);
+                }
+                ddelta[s] += at * (double)k - (at + late) * (double)q;
+                Q[row * S + s] += q;
+                if (has_key) K[key * S + s] += k;
+            }
+            for (size_t e = 0; has_key && e < HS; e++) dv[key * v_stride + e] += dvs[a * HS + e];
+        }
+        product(F, HS, n, g.fq, 1, F, dn, HS, dstate, HS, true);
+        for (size_t a = 0; a < n; a++)
+            for (size_t f = 0; f < F; f++) dstate[F * HS + f] += g.fq[a * F + f] * dd[a];
+    }
+    free(g.fq), free(dstate);
+}
+
+/* Of a row sum. c below depends on the splats too, but cancels up to the epsilon, so its gradient, of relative size epsilon / D, is left
+   out; in double, where gradients are compared with differences, the epsilon is small enough for that not to show. */
+#ifdef GSA_DOUBLE
+#define ROW_SUM_EPSILON 1e-16
+#else
+#define ROW_SUM_EPSILON 1e-6
+#endif
+
+/* c of the key features' factor exp(-c), which cancels in equation (5): the largest typical ln phi over the splats, so that the sums keep
+   clear of the epsilon and of underflow, whatever the precision. Typical: of a random unit vector. */
+static real scan_key_scale(const Splats *w, size_t HS) {
+    real most = -INFINITY;
+    for (size_t s = 0; s < w->S; s++) {
+        double trace = 0, centre = 0;
+        const real *p = w->lnp + s * w->P, *mu = w->mu + s * HS;
+        for (size_t k = 0; k < HS; k++) {
+            if (is_full(w, HS)) { /* column k of L: |L|^2 and (L^T mu)_k */
+                double along = 0;
+                for (size_t i = k; i < HS; i++) {
+                    double entry = (double)p[i * (i + 1) / 2 + k];
+                    if (i == k) entry = exp(entry);
+                    trace += entry * entry, along += entry * (double)mu[i];
+                }
+                centre += along * along;
+            } else {
+                double precision = exp((double)p[w->P > 1 ? k : 0]);
+                trace += precision, centre += precision * (double)(mu[k] * mu[k]);
+            }
+        }
+        real typical = (real)(-0.5 * (trace / (double)HS + centre));
+        most = typical > most ? typical : most;
+    }
+    return most;
+}
+
+/* Room for one head's q and k: responsibilities r = softmax_s(ln alpha + ln phi(q^)), equation (11), in q.response and phi(k^) exp(-c) in k.response. */
+typedef struct {
+    SplatRoom q, k;
+    real key_scale;
+} ScanHead;
+
+static ScanHead scan_head_open(const real *q, const real *k, size_t stride, const Splats *w, size_t T, size_t HS) {
+    size_t S = w->S;
+    ScanHead s;
+    s.q = splat_open(w, q, stride, T, HS), s.k = splat_open(w, k, stride, T, HS);
+    s.key_scale = scan_key_scale(w, HS);
+    splat_responses(&s.q, w, T, HS);
+    splat_responses(&s.k, w, T, HS);
+    for (size_t t = 0; t < T; t++) {
+        real *r = s.q.response + t * S, most = -INFINITY, sum = 0;
+        for (size_t i = 0; i < S; i++) r[i] += w->lnalpha[i], most = r[i] > most ? r[i] : most;
+        for (size_t i = 0; i < S; i++) sum += r[i] = exp_real(r[i] - most);
+        for (size_t i = 0; i < S; i++) r[i] /= sum;
+    }
+    for (size_t i = 0; i < T * S; i++) s.k.response[i] = exp_real(s.k.response[i] - s.key_scale);
+    return s;
+}
+
+static void scan_head_close(ScanHead *s) { splat_close(&s->q), splat_close(&s->k); }
+
+/* From the sums of one token to its output. Alone: o = N / (D + 1e-6), rho = 1 / (D + 1e-6). Merged with softmax nearby (lse given, o and lse
+   are those of the near part before and of both after), equation (12): with LSE_f = ln g + c + ln D and lambda = exp(LSE_f - LSE),
+   o = (1 - lambda) o_near + lambda N / D, rho = lambda / D. */
+static void scan_output(real *o, real *lse, real *rho, const real *N, real D, const Splats *w, real key_scale, size_t HS) {
+    if (!lse) {
+        *rho = 1 / (D + (real)ROW_SUM_EPSILON);
+        for (size_t e = 0; e < HS; e++) o[e] = N[e] * *rho;
+        return;
+    }
+    *rho = 0;
+    if (!(D > 0)) return; /* nothing is far yet */
+    real far = *w->lng + key_scale + (real)log(D), near = *lse, most = far > near ? far : near;
+    *lse = most + (real)log(exp_real(far - most) + exp_real(near - most));
+    real share = exp_real(far - *lse);
+    *rho = share / D;
+    for (size_t e = 0; e < HS; e++) o[e] = (1 - share) * o[e] + *rho * N[e];
+}
+
+/* One head of one sequence. q, k, v: slices of qkv, rows `stride` apart; out rows A apart; lse (T): NULL for a scan head; rho (T). */
+static void scan_head_forward(real *out, size_t A, real *lse, real *rho, const real *q, const real *k, const real *v, size_t stride, const Splats *w, size_t late, bool causal,
+                              size_t chunk, size_t T, size_t HS) {
+    ScanHead s = scan_head_open(q, k, stride, w, T, HS);
+    Scan c = scan_open(w, late, chunk);
+    size_t skip = late < T ? late : T;
+    real *N = (real *)xcalloc(T * (HS + 1), sizeof(real)), *D = N + T * HS;
+    scan_forward(&c, N, D, s.q.response, s.k.response, v, stride, skip, false, NULL, NULL, T, HS);
+    if (!causal) scan_forward(&c, N, D, s.q.response, s.k.response, v, stride, 0, true, NULL, NULL, T, HS);
+    for (size_t t = 0; t < T; t++) scan_output(out + t * A, lse ? lse + t : NULL, rho + t, N + t * HS, D[t], w, s.key_scale, HS);
+    free(N);
+    scan_close(&c);
+    scan_head_close(&s);
+}
+
+/* dq, dk (+= where merged: the near part has written them), dv (+=), the moments. dout, out rows A apart; rho as the forward pass left it. */
+static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const real *dout, const real *out, size_t A, const real *rho, const real *q, const real *k, const real *v,
+                               size_t stride, const Splats *w, size_t late, bool causal, bool merged, size_t chunk, size_t T, size_t HS) {
+    size_t S = w->S, chunks = (T + chunk - 1) / chunk, skip = late < T ? late : T;
+    ScanHead s = scan_head_open(q, k, stride, w, T, HS);
+    Scan c = scan_open(w, late, chunk);
+    Moments m = moments_at(record, S, w->P, HS);
+    real *N = (real *)xcalloc(2 * T * (HS + 1) + 2 * T * S + chunks * c.F * (HS + 1), sizeof(real)), *D = N + T * HS; /* N, D: not used, only the states are */
+    real *dN = D + T, *dD = dN + T * HS, *Q = dD + T, *K = Q + T * S, *states = K + T * S;
+    double *dtheta = (double *)xcalloc(2 * S, sizeof(double)), *ddelta = dtheta + S;
+    for (size_t t = 0; t < T; t++) { /* the gradient of N / D: rho do, and -rho do . o */
+        real delta = 0;
+        for (size_t e = 0; e < HS; e++) {
+            delta += dout[t * A + e] * out[t * A + e];
+            dN[t * HS + e] = rho[t] * dout[t * A + e];
+        }
+        dD[t] = -rho[t] * delta;
+    }
+    for (int reverse = 0; reverse < (causal ? 1 : 2); reverse++) {
+        scan_forward(&c, N, D, s.q.response, s.k.response, v, stride, reverse ? 0 : skip, reverse, NULL, states, T, HS);
+        scan_backward(&c, Q, K, dv, dtheta, ddelta, dN, dD, s.q.response, s.k.response, v, stride, reverse ? 0 : skip, reverse, states, T, HS);
+    }
+    for (size_t t = 0; t < T; t++) { /* through the softmax of r: dl_s = Q_s - r_s sum_u Q_u; the sum is the gradient of the far part's mass */
+        real *r = s.q.response + t * S, sum = 0;
+        for (size_t i = 0; i < S; i++) sum += Q[t * S + i];
+        for (size_t i = 0; i < S; i++) {
+            r[i] = Q[t * S + i] - r[i] * sum;
+            m.amplitude[i] += r[i];
+        }
+        *m.gain += sum;
+    }
+    memcpy(s.k.response, K, T * S * sizeof(real));
+    for (size_t i = 0; i < S; i++) m.frequency[i] += (real)dtheta[i], m.decay[i] += (real)ddelta[i];
+    splat_responses_backward(dq, &m, &s.q, w, stride, merged, T, HS);
+    splat_responses_backward(dk, &m, &s.k, w, stride, merged, T, HS);
+    free(dtheta), free(N);
+    scan_close(&c);
+    scan_head_close(&s);
 }
 
 /* ---------------------------------------------------------------------------------------------- gelu, residual */
@@ -626,7 +1072,7 @@ static void residual_forward(real *x, const real *y, size_t N) {
 
 /* ---------------------------------------------------------------------------------------------- classifier */
 
-/* losses (N) = lse - logit of the target, in nats; lse (N) = ln sum_{v < V} exp(logit); logits (N, Vp) */
+/* losses (N) = lse - logit of the target, in nats; lse (N) = ln sum_{v < V} exp(logit); logits (N, Vp). A target of -1 is left out: loss 0. */
 static void classifier_forward(real *losses, real *lse, const real *logits, const int *targets, size_t N, size_t V, size_t Vp) {
 #pragma omp parallel for
     for (size_t i = 0; i < N; i++) {
@@ -635,7 +1081,7 @@ static void classifier_forward(real *losses, real *lse, const real *logits, cons
 #pragma omp simd reduction(+ : sum)
         for (size_t v = 0; v < V; v++) sum += exp_real(l[v] - most);
         lse[i] = most + (real)log(sum);
-        losses[i] = lse[i] - l[targets[i]];
+        losses[i] = targets[i] < 0 ? 0 : lse[i] - l[targets[i]];
     }
 }
 
@@ -644,6 +1090,10 @@ static void classifier_backward(real *logits, const real *lse, const int *target
 #pragma omp parallel for
     for (size_t i = 0; i < N; i++) {
         real *l = logits + i * Vp;
+        if (targets[i] < 0) {
+            memset(l, 0, Vp * sizeof(real));
+            continue;
+        }
 #pragma omp simd
         for (size_t v = 0; v < V; v++) l[v] = scale * exp_real(l[v] - lse[i]);
         l[targets[i]] -= scale;
@@ -665,11 +1115,12 @@ typedef struct {
     X(ln1, L * B * T * C)                                                                                                 \
     X(ln1_mean, L * B * T)                                                                                                \
     X(ln1_rstd, L * B * T)                                                                                                \
-    X(qkv, L * B * T * 3 * C)                                                                                             \
-    X(fq, L * B * T * C) /* (B, NH, T, HS) */                                                                             \
-    X(fk, L * B * T * C)                                                                                                  \
+    X(qkv, L * B * T * 3 * A)                                                                                             \
+    X(fq, L * B * T * A) /* (B, NH, T, HS) */                                                                             \
+    X(fk, L * B * T * A)                                                                                                  \
     X(att_lse, L * B * NH * T)                                                                                            \
-    X(att, L * B * T * C)                                                                                                 \
+    X(scan_rho, G ? L * B * NH * T : 0)                                                                                   \
+    X(att, L * B * T * A)                                                                                                 \
     X(ln2, L * B * T * C)                                                                                                 \
     X(ln2_mean, L * B * T)                                                                                                \
     X(ln2_rstd, L * B * T)                                                                                                \
@@ -681,14 +1132,14 @@ typedef struct {
     X(logits, B * T * Vp)                                                                                                 \
     X(losses, B * T)                                                                                                      \
     X(lse, B * T)                                                                                                         \
-    X(splat_waves, G * T * 2 * S) /* cosines and sines of the envelope, per GSA head */                                  \
+    X(splat_waves, G * T * 2 * S) /* softmax mixer: cosines and sines of the envelope, per GSA head */                   \
     X(dresidual, B * T * C)                                                                                               \
     X(dln, B * T * C)                                                                                                     \
     X(dfc, B * T * 4 * C)                                                                                                 \
-    X(datt, B * T * C)                                                                                                    \
-    X(dqkv, B * T * 3 * C)                                                                                                \
-    X(dfq, B * T * C)                                                                                                     \
-    X(dfk, B * T * C)                                                                                                     \
+    X(datt, B * T * A)                                                                                                    \
+    X(dqkv, B * T * 3 * A)                                                                                                \
+    X(dfq, B * T * A)                                                                                                     \
+    X(dfk, B * T * A)                                                                                                     \
     X(moments, B * NH * moments_size(S, P, HS))
 
 typedef struct {
@@ -699,14 +1150,13 @@ typedef struct {
 
 /* sizes that appear in every function, as size_t */
 typedef struct {
-    size_t T, V, Vp, L, NH, C, HS, S, P, G;
+    size_t T, V, Vp, L, NH, C, HS, A, S, P, G; /* NH: all heads, extra ones too; A = NH HS; G: heads with splats */
 } Sizes;
 
 static Sizes config_sizes(const Config *c) {
     Sizes z;
-    z.T = c->T, z.V = c->V, z.Vp = c->Vp, z.L = c->L, z.NH = c->NH, z.C = c->C;
-    z.HS = config_head_size(c), z.G = config_gsa_heads(c), z.S = z.G ? c->S : 0;
-    z.P = c->covariance == COVARIANCE_DIAG ? z.HS : 1;
+    z.T = c->T, z.V = c->V, z.Vp = c->Vp, z.L = c->L, z.NH = config_heads(c), z.C = c->C;
+    z.HS = config_head_size(c), z.A = config_width(c), z.G = config_gsa_heads(c), z.S = z.G ? c->S : 0, z.P = config_precisions(c);
     return z;
 }
 
@@ -721,14 +1171,15 @@ typedef struct {
     ActivationTensors a;
     real *rope_waves;                 /* (T, HS) */
     real *scale;                      /* (L, NH): what f_q . f_k is multiplied by */
-    size_t used_B, used_T;            /* of the last forward pass */
+    size_t *window;                   /* (L, NH): how far softmax reaches; 0: the head has none */
+    size_t used_B, used_T, predicted; /* of the last forward pass: its sizes and number of targets */
     int *x, *y;                       /* its tokens */
 } GSA;
 
 /* One function measures the activations (base NULL) and carves them from one piece of memory; returns their number. */
 static size_t carve_activations(ActivationTensors *a, real *base, const Config *c, size_t B) {
     Sizes z = config_sizes(c);
-    size_t T = z.T, L = z.L, C = z.C, NH = z.NH, Vp = z.Vp, HS = z.HS, S = z.S, P = z.P, G = c->envelope == ENVELOPE_COSINE ? z.G : 0, at = 0;
+    size_t T = z.T, L = z.L, C = z.C, A = z.A, NH = z.NH, Vp = z.Vp, HS = z.HS, S = z.S, P = z.P, G = z.G, at = 0;
 #define X(name, size)                     \
     a->name = base ? base + at : NULL; \
     at += ((size) + 31) / 32 * 32;
@@ -753,7 +1204,7 @@ static void rope_table(real *waves, size_t T, size_t HS, size_t first) {
 
 static GSA *gsa_create(const Config *c, size_t B) {
     GSA *m = (GSA *)xcalloc(1, sizeof *m);
-    size_t NH = c->NH, L = c->L, HS = config_head_size(c);
+    size_t NH = config_heads(c), L = c->L, HS = config_head_size(c);
     m->config = *c, m->B = B;
     m->total = model_tensors(c, m->tensors);
     m->params = (real *)xcalloc(m->total, sizeof(real));
@@ -764,95 +1215,154 @@ static GSA *gsa_create(const Config *c, size_t B) {
     m->rope_waves = (real *)xmalloc((size_t)c->T * HS * sizeof(real));
     rope_table(m->rope_waves, c->T, HS, 0);
     m->scale = (real *)xmalloc(L * NH * sizeof(real));
-    for (size_t i = 0; i < L * NH; i++) m->scale[i] = config_is_gsa(c, (int)(i / NH), (int)(i % NH)) ? 1 : 1 / (real)sqrt((double)HS);
+    m->window = (size_t *)xmalloc(L * NH * sizeof(size_t));
+    for (size_t i = 0; i < L * NH; i++) {
+        int kind = config_head_kind(c, (int)(i / NH), (int)(i % NH));
+        m->scale[i] = kind == HEAD_STANDARD || kind == HEAD_EXTEND ? 1 / (real)sqrt((double)HS) : 1;
+        m->window[i] = kind == HEAD_SCAN ? 0 : kind == HEAD_SPLAT || !c->window ? (size_t)c->T : (size_t)c->window;
+    }
     m->x = (int *)xmalloc(2 * B * c->T * sizeof(int)), m->y = m->x + B * c->T;
     return m;
 }
 
 static void gsa_destroy(GSA *m) {
     free(m->params), free(m->grads), free(m->adam_m), free(m->adam_v);
-    free(m->activations), free(m->rope_waves), free(m->scale), free(m->x);
+    free(m->activations), free(m->rope_waves), free(m->scale), free(m->window), free(m->x);
     free(m);
 }
 
-static Splats gsa_splats(const GSA *m, size_t g) {
+/* The splats of head (l, h) and where their gradients go. */
+static Splats head_splats(const GSA *m, size_t l, size_t h) {
     Sizes z = config_sizes(&m->config);
+    size_t g = (size_t)config_gsa_before(&m->config, (int)l, (int)h);
     Splats w;
     w.mu = m->p.mu + g * z.S * z.HS, w.lnp = m->p.lnp + g * z.S * z.P, w.lnalpha = m->p.lnalpha + g * z.S;
+    w.lntheta = m->p.lntheta ? m->p.lntheta + g * z.S : NULL;
+    w.lndelta = m->p.lndelta ? m->p.lndelta + g * z.S : NULL;
+    w.lng = m->p.lng ? m->p.lng + g : NULL;
     w.S = z.S, w.P = z.P;
     return w;
 }
 
-/* waves (G, T, 2S): the envelopes of all GSA heads at positions first .. first + T - 1 */
+static SplatGradients head_splat_gradients(const GSA *m, size_t l, size_t h) {
+    Sizes z = config_sizes(&m->config);
+    size_t g = (size_t)config_gsa_before(&m->config, (int)l, (int)h);
+    SplatGradients d;
+    d.mu = m->dp.mu + g * z.S * z.HS, d.lnp = m->dp.lnp + g * z.S * z.P, d.lnalpha = m->dp.lnalpha + g * z.S;
+    d.lntheta = m->dp.lntheta ? m->dp.lntheta + g * z.S : NULL;
+    d.lndelta = m->dp.lndelta ? m->dp.lndelta + g * z.S : NULL;
+    d.lng = m->dp.lng ? m->dp.lng + g : NULL;
+    return d;
+}
+
+/* waves (G, T, 2S): the cosine envelopes of all splat heads at positions first .. first + T - 1 */
 static void gsa_splat_waves(const GSA *m, real *waves, size_t T, size_t first) {
     Sizes z = config_sizes(&m->config);
-    if (!m->p.lntheta) return;
+    if (m->config.envelope != ENVELOPE_COSINE) return;
 #pragma omp parallel for schedule(dynamic)
     for (size_t g = 0; g < z.G; g++) {
-        double *theta = (double *)xmalloc(z.S * sizeof(double)); /* double: its rounding is multiplied by the distance */
-        for (size_t s = 0; s < z.S; s++) theta[s] = exp((double)m->p.lntheta[g * z.S + s]);
+        double *theta = splat_frequencies(m->p.lntheta + g * z.S, z.S);
         wave_table(waves + g * T * 2 * z.S, theta, z.S, T, first);
         free(theta);
     }
 }
 
-/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3C). rope_waves (T, HS), splat_waves (G, T, 2S). */
+/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (T, HS), splat_waves (G, T, 2S). */
 static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, size_t l, size_t B, size_t T, const real *rope_waves, const real *splat_waves) {
     Sizes z = config_sizes(&m->config);
-    size_t NH = z.NH, HS = z.HS, C = z.C;
+    size_t NH = z.NH, HS = z.HS, A = z.A;
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < B * NH * 2; i++) {
         size_t head = i / 2, b = head / NH, h = head % NH, key = i % 2;
-        const real *x = qkv + b * T * 3 * C + key * C + h * HS;
+        const real *x = qkv + b * T * 3 * A + key * A + h * HS;
         real *f = (key ? fk : fq) + head * T * HS;
-        if (config_is_gsa(&m->config, (int)l, (int)h)) {
-            size_t g = config_gsa_before(&m->config, (int)l, (int)h);
-            Splats w = gsa_splats(m, g);
-            splat_forward(f, x, 3 * C, &w, !key, m->p.lntheta ? splat_waves + g * T * 2 * z.S : NULL, T, HS);
+        int kind = config_head_kind(&m->config, (int)l, (int)h);
+        if (kind == HEAD_SCAN) continue; /* the scan makes its own */
+        if (kind == HEAD_SPLAT) {
+            size_t g = (size_t)config_gsa_before(&m->config, (int)l, (int)h);
+            Splats w = head_splats(m, l, h);
+            splat_forward(f, x, 3 * A, &w, !key, w.lntheta ? splat_waves + g * T * 2 * z.S : NULL, T, HS);
         } else if (m->config.position == POSITION_LEARNED) {
-            for (size_t t = 0; t < T; t++) memcpy(f + t * HS, x + t * 3 * C, HS * sizeof(real));
+            for (size_t t = 0; t < T; t++) memcpy(f + t * HS, x + t * 3 * A, HS * sizeof(real));
         } else {
-            rope_forward(f, x, 3 * C, rope_waves, T, HS);
+            rope_forward(f, x, 3 * A, rope_waves, T, HS);
         }
     }
 }
 
-/* The first two parts of dqkv from dfq, dfk; the gradients of layer l's splats. */
+/* The first two parts of dqkv from dfq, dfk; the moments of layer l's splats. */
 static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *dfk, const real *fq, const real *fk, const real *qkv, size_t l, size_t B, size_t T) {
     Sizes z = config_sizes(&m->config);
-    size_t NH = z.NH, HS = z.HS, C = z.C, S = z.S, record = moments_size(S, z.P, HS);
-    bool envelope = m->p.lntheta != NULL;
-    memset(m->a.moments, 0, B * NH * record * sizeof(real));
+    size_t NH = z.NH, HS = z.HS, A = z.A, record = moments_size(z.S, z.P, HS);
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) { /* queries, then keys: both add to the head's moments */
         size_t b = head / NH, h = head % NH;
-        for (size_t key = 0; key < 2; key++) {
-            const real *x = qkv + b * T * 3 * C + key * C + h * HS, *df = (key ? dfk : dfq) + head * T * HS, *f = (key ? fk : fq) + head * T * HS;
-            real *dx = dqkv + b * T * 3 * C + key * C + h * HS;
-            if (config_is_gsa(&m->config, (int)l, (int)h)) {
-                Splats w = gsa_splats(m, config_gsa_before(&m->config, (int)l, (int)h));
-                splat_backward(dx, m->a.moments + head * record, df, f, x, 3 * C, &w, !key, envelope, T, HS);
+        int kind = config_head_kind(&m->config, (int)l, (int)h);
+        for (size_t key = 0; key < 2 && kind != HEAD_SCAN; key++) {
+            const real *x = qkv + b * T * 3 * A + key * A + h * HS, *df = (key ? dfk : dfq) + head * T * HS, *f = (key ? fk : fq) + head * T * HS;
+            real *dx = dqkv + b * T * 3 * A + key * A + h * HS;
+            if (kind == HEAD_SPLAT) {
+                Splats w = head_splats(m, l, h);
+                splat_backward(dx, m->a.moments + head * record, df, f, x, 3 * A, &w, !key, w.lntheta != NULL, T, HS);
             } else if (m->config.position == POSITION_LEARNED) {
-                for (size_t t = 0; t < T; t++) memcpy(dx + t * 3 * C, df + t * HS, HS * sizeof(real));
+                for (size_t t = 0; t < T; t++) memcpy(dx + t * 3 * A, df + t * HS, HS * sizeof(real));
             } else {
-                rope_backward(dx, df, x, 3 * C, m->rope_waves, T, HS);
+                rope_backward(dx, df, x, 3 * A, m->rope_waves, T, HS);
             }
         }
     }
+}
+
+/* The scan heads of layer l, and the far part of its extend heads, whose near part att (B, T, A) and lse (B, NH, T) hold already. */
+static void scans_forward(const GSA *m, real *att, real *lse, real *rho, const real *qkv, size_t l, size_t B, size_t T) {
+    Sizes z = config_sizes(&m->config);
+    size_t NH = z.NH, HS = z.HS, A = z.A;
 #pragma omp parallel for schedule(dynamic)
-    for (size_t h = 0; h < NH; h++) {
-        if (!config_is_gsa(&m->config, (int)l, (int)h)) continue;
-        size_t g = (size_t)config_gsa_before(&m->config, (int)l, (int)h);
-        Splats w = gsa_splats(m, g);
-        splat_gradients(m->dp.mu + g * S * HS, m->dp.lnp + g * S * z.P, m->dp.lnalpha + g * S, envelope ? m->dp.lntheta + g * S : NULL, m->a.moments + h * record, NH * record, B,
-                        &w, envelope ? m->p.lntheta + g * S : NULL, HS);
+    for (size_t head = 0; head < B * NH; head++) {
+        size_t b = head / NH, h = head % NH;
+        int kind = config_head_kind(&m->config, (int)l, (int)h);
+        if (kind != HEAD_SCAN && kind != HEAD_EXTEND) continue;
+        const real *q = qkv + b * T * 3 * A + h * HS;
+        Splats w = head_splats(m, l, h);
+        scan_head_forward(att + b * T * A + h * HS, A, kind == HEAD_EXTEND ? lse + head * T : NULL, rho + head * T, q, q + A, q + 2 * A, 3 * A, &w,
+                          kind == HEAD_EXTEND ? (size_t)m->config.window : 0, m->config.objective == OBJECTIVE_LM, CHUNK, T, HS);
     }
 }
 
-/* x, y (B, T); y NULL: logits only. Returns the mean loss in nats. */
+static void scans_backward(GSA *m, real *dqkv, const real *datt, const real *att, const real *rho, const real *qkv, size_t l, size_t B, size_t T) {
+    Sizes z = config_sizes(&m->config);
+    size_t NH = z.NH, HS = z.HS, A = z.A, record = moments_size(z.S, z.P, HS);
+#pragma omp parallel for schedule(dynamic)
+    for (size_t head = 0; head < B * NH; head++) {
+        size_t b = head / NH, h = head % NH, at = b * T * 3 * A + h * HS;
+        int kind = config_head_kind(&m->config, (int)l, (int)h);
+        if (kind != HEAD_SCAN && kind != HEAD_EXTEND) continue;
+        bool merged = kind == HEAD_EXTEND;
+        Splats w = head_splats(m, l, h);
+        for (size_t t = 0; t < T && !merged; t++) memset(dqkv + at + 2 * A + t * 3 * A, 0, HS * sizeof(real)); /* the near part has written it */
+        scan_head_backward(dqkv + at, dqkv + at + A, dqkv + at + 2 * A, m->a.moments + head * record, datt + b * T * A + h * HS, att + b * T * A + h * HS, A, rho + head * T, qkv + at,
+                           qkv + at + A, qkv + at + 2 * A, 3 * A, &w, merged ? (size_t)m->config.window : 0, m->config.objective == OBJECTIVE_LM, merged, CHUNK, T, HS);
+    }
+}
+
+/* The gradients of layer l's splats from the moments that features_backward and scans_backward gathered. */
+static void splats_backward(GSA *m, size_t l, size_t B) {
+    Sizes z = config_sizes(&m->config);
+    size_t record = moments_size(z.S, z.P, z.HS);
+#pragma omp parallel for schedule(dynamic)
+    for (size_t h = 0; h < z.NH; h++) {
+        if (!config_is_gsa(&m->config, (int)l, (int)h)) continue;
+        Splats w = head_splats(m, l, h);
+        SplatGradients d = head_splat_gradients(m, l, h);
+        splat_gradients(&d, m->a.moments + h * record, z.NH * record, B, &w, z.HS);
+    }
+}
+
+/* x, y (B, T); a y of -1 is not predicted; y NULL: logits only. Returns the mean loss of what is predicted, in nats. */
 static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T) {
     Sizes z = config_sizes(&m->config);
-    size_t C = z.C, N = B * T, L = z.L;
+    size_t C = z.C, A = z.A, N = B * T, L = z.L;
+    bool causal = m->config.objective == OBJECTIVE_LM;
     ParameterTensors p = m->p;
     ActivationTensors a = m->a;
     m->used_B = B, m->used_T = T;
@@ -863,10 +1373,12 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     for (size_t l = 0; l < L; l++) {
         real *in = a.residual + 2 * l * N * C, *middle = in + N * C, *out = middle + N * C;
         layernorm_forward(a.ln1 + l * N * C, a.ln1_mean + l * N, a.ln1_rstd + l * N, in, p.ln1w + l * C, p.ln1b + l * C, N, C);
-        matmul_forward(a.qkv + l * N * 3 * C, a.ln1 + l * N * C, p.qkvw + l * 3 * C * C, p.qkvb + l * 3 * C, N, C, 3 * C);
-        features_forward(m, a.fq + l * N * C, a.fk + l * N * C, a.qkv + l * N * 3 * C, l, B, T, m->rope_waves, a.splat_waves);
-        attention_forward(a.att + l * N * C, a.att_lse + l * N * z.NH, a.fq + l * N * C, a.fk + l * N * C, a.qkv + l * N * 3 * C, m->scale + l * z.NH, B, T, z.NH, z.HS);
-        matmul_forward(middle, a.att + l * N * C, p.attprojw + l * C * C, p.attprojb + l * C, N, C, C);
+        real *qkv = a.qkv + l * N * 3 * A, *fq = a.fq + l * N * A, *fk = a.fk + l * N * A, *att = a.att + l * N * A, *lse = a.att_lse + l * N * z.NH;
+        matmul_forward(qkv, a.ln1 + l * N * C, p.qkvw + l * 3 * A * C, p.qkvb + l * 3 * A, N, C, 3 * A);
+        features_forward(m, fq, fk, qkv, l, B, T, m->rope_waves, a.splat_waves);
+        attention_forward(att, lse, fq, fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
+        scans_forward(m, att, lse, a.scan_rho + l * N * z.NH, qkv, l, B, T);
+        matmul_forward(middle, att, p.attprojw + l * C * A, p.attprojb + l * C, N, A, C);
         residual_forward(middle, in, N * C);
         layernorm_forward(a.ln2 + l * N * C, a.ln2_mean + l * N, a.ln2_rstd + l * N, middle, p.ln2w + l * C, p.ln2b + l * C, N, C);
         matmul_forward(a.fc + l * N * 4 * C, a.ln2 + l * N * C, p.fcw + l * 4 * C * C, p.fcb + l * 4 * C, N, C, 4 * C);
@@ -879,21 +1391,23 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     if (!y) return 0;
     classifier_forward(a.losses, a.lse, a.logits, m->y, N, z.V, z.Vp);
     double loss = 0;
-    for (size_t i = 0; i < N; i++) loss += (double)a.losses[i];
-    return loss / (double)N;
+    m->predicted = 0;
+    for (size_t i = 0; i < N; i++) loss += (double)a.losses[i], m->predicted += m->y[i] >= 0;
+    return m->predicted ? loss / (double)m->predicted : 0;
 }
 
 /* Adds scale times the gradient of the last forward's mean loss to the gradients. The logits are overwritten. */
 static void gsa_backward(GSA *m, double scale) {
     Sizes z = config_sizes(&m->config);
-    size_t B = m->used_B, T = m->used_T, C = z.C, N = B * T, L = z.L;
+    size_t B = m->used_B, T = m->used_T, C = z.C, A = z.A, N = B * T, L = z.L, record = moments_size(z.S, z.P, z.HS);
+    bool causal = m->config.objective == OBJECTIVE_LM;
     if (!m->grads) {
         m->grads = (real *)xcalloc(m->total, sizeof(real));
         point_parameters(&m->dp, m->grads, m->tensors);
     }
     ParameterTensors p = m->p, dp = m->dp;
     ActivationTensors a = m->a;
-    classifier_backward(a.logits, a.lse, m->y, (real)(scale / (double)N), N, z.V, z.Vp);
+    classifier_backward(a.logits, a.lse, m->y, (real)(scale / (double)(m->predicted ? m->predicted : 1)), N, z.V, z.Vp);
     matmul_backward(a.dln, dp.wte, NULL, a.logits, a.lnf, p.wte, N, C, z.Vp);
     memset(a.dresidual, 0, N * C * sizeof(real));
     layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, a.dln, a.residual + 2 * L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C);
@@ -903,11 +1417,14 @@ static void gsa_backward(GSA *m, double scale) {
         gelu_backward(a.dfc, a.dfc, a.fc + l * N * 4 * C, N * 4 * C);
         matmul_backward(a.dln, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.dfc, a.ln2 + l * N * C, p.fcw + l * 4 * C * C, N, C, 4 * C);
         layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, a.dln, middle, p.ln2w + l * C, a.ln2_mean + l * N, a.ln2_rstd + l * N, N, C);
-        matmul_backward(a.datt, dp.attprojw + l * C * C, dp.attprojb + l * C, a.dresidual, a.att + l * N * C, p.attprojw + l * C * C, N, C, C);
-        attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, a.att + l * N * C, a.att_lse + l * N * z.NH, a.fq + l * N * C, a.fk + l * N * C, a.qkv + l * N * 3 * C,
-                           m->scale + l * z.NH, B, T, z.NH, z.HS);
-        features_backward(m, a.dqkv, a.dfq, a.dfk, a.fq + l * N * C, a.fk + l * N * C, a.qkv + l * N * 3 * C, l, B, T);
-        matmul_backward(a.dln, dp.qkvw + l * 3 * C * C, dp.qkvb + l * 3 * C, a.dqkv, a.ln1 + l * N * C, p.qkvw + l * 3 * C * C, N, C, 3 * C);
+        const real *qkv = a.qkv + l * N * 3 * A, *fq = a.fq + l * N * A, *fk = a.fk + l * N * A, *att = a.att + l * N * A, *lse = a.att_lse + l * N * z.NH;
+        matmul_backward(a.datt, dp.attprojw + l * C * A, dp.attprojb + l * C, a.dresidual, att, p.attprojw + l * C * A, N, A, C);
+        memset(a.moments, 0, B * z.NH * record * sizeof(real));
+        attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, att, lse, fq, fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
+        features_backward(m, a.dqkv, a.dfq, a.dfk, fq, fk, qkv, l, B, T);
+        scans_backward(m, a.dqkv, a.datt, att, a.scan_rho + l * N * z.NH, qkv, l, B, T);
+        splats_backward(m, l, B);
+        matmul_backward(a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.dqkv, a.ln1 + l * N * C, p.qkvw + l * 3 * A * C, N, C, 3 * A);
         layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, a.dln, in, p.ln1w + l * C, a.ln1_mean + l * N, a.ln1_rstd + l * N, N, C);
     }
     encoder_backward(dp.wte, dp.wpe, a.dresidual, m->x, B, T, C);
@@ -941,31 +1458,72 @@ static void gsa_gradient_norms(GSA *m, double norms[NUM_CLIPS]) {
     free(sums);
 }
 
-/* Puts the splats back into their bounds, see gsa/model.h. */
-static void splat_bounds(GSA *m) {
-    Sizes z = config_sizes(&m->config);
-    ParameterTensors p = m->p;
-    const real low = (real)log(SPLAT_PRECISION_MIN), high = (real)log(SPLAT_PRECISION_MAX), fastest = (real)log(SPLAT_FREQUENCY_MAX);
-    const real start = z.G ? (real)splat_amplitude_start((int)z.S, (int)z.HS) : 0, range = (real)SPLAT_AMPLITUDE_RANGE;
-#define CLAMP(x, least, most) ((x) < (least) ? (least) : (x) > (most) ? (most) : (x))
-    for (size_t s = 0; s < z.G * z.S; s++) {
-        real *mu = p.mu + s * z.HS, *lnp = p.lnp + s * z.P, square = 0, slope = 0;
-        for (size_t k = 0; k < z.P; k++) lnp[k] = CLAMP(lnp[k], low, high);
-        for (size_t k = 0; k < z.HS; k++) {
-            real steep = mu[k] * exp_real(lnp[z.P > 1 ? k : 0]);
-            square += mu[k] * mu[k], slope += steep * steep;
-        }
-        real far = (real)sqrt(square) / (real)SPLAT_CENTRE_MAX, steep = (real)sqrt(slope) / (real)SPLAT_SLOPE_MAX, excess = far > steep ? far : steep;
-        if (excess > 1)
-            for (size_t k = 0; k < z.HS; k++) mu[k] /= excess;
-        p.lnalpha[s] = CLAMP(p.lnalpha[s], start - range, start + range);
-        if (p.lntheta) p.lntheta[s] = p.lntheta[s] > fastest ? fastest : p.lntheta[s];
+/* The largest eigenvalue of Lambda = L L^T by power iteration. */
+static real largest_precision(real *cholesky, const real *packed, size_t HS) {
+    real *x = (real *)xmalloc(2 * HS * sizeof(real)), *y = x + HS, norm = 0;
+    cholesky_factor(cholesky, packed, HS);
+    for (size_t k = 0; k < HS; k++) x[k] = 1 / (real)sqrt((double)HS) * (k % 3 == 2 ? -1 : 1); /* along no axis and no diagonal */
+    for (int step = 0; step < 8; step++) {
+        product(1, HS, HS, x, HS, 1, cholesky, HS, y, HS, false);           /* L^T x */
+        product(1, HS, HS, y, HS, 1, cholesky + HS * HS, HS, x, HS, false); /* L L^T x */
+        norm = 0;
+        for (size_t k = 0; k < HS; k++) norm += x[k] * x[k];
+        norm = (real)sqrt(norm);
+        for (size_t k = 0; k < HS && norm > 0; k++) x[k] /= norm;
     }
-#undef CLAMP
+    free(x);
+    return norm;
 }
 
-/* AdamW: m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: divided by 1 - beta^step */
-static void gsa_update(GSA *m, const Update *u) {
+static int64_t clamp(real *x, real low, real high) { /* a NaN stays one, for the loss to report */
+    real before = *x;
+    *x = before < low ? low : before > high ? high : before;
+    return *x != before && before == before;
+}
+
+/* Puts the splats back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+static void splat_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
+    Sizes z = config_sizes(&m->config);
+    ParameterTensors p = m->p;
+    const real start = (real)config_amplitude_start(&m->config), range = (real)SPLAT_AMPLITUDE_RANGE;
+    real *cholesky = (real *)xmalloc(2 * z.HS * z.HS * sizeof(real)), *slope = (real *)xmalloc(2 * z.HS * sizeof(real)), *along = slope + z.HS;
+    for (size_t s = 0; s < z.G * z.S; s++) {
+        real *mu = p.mu + s * z.HS, *lnp = p.lnp + s * z.P;
+        if (m->config.covariance == COVARIANCE_FULL) {
+            real most = largest_precision(cholesky, lnp, z.HS);
+            if (most > (real)SPLAT_PRECISION_MAX) {
+                real factor = (real)sqrt(SPLAT_PRECISION_MAX / (double)most);
+                for (size_t i = 0; i < z.HS; i++)
+                    for (size_t k = 0; k <= i; k++) {
+                        real *entry = lnp + i * (i + 1) / 2 + k;
+                        *entry = i == k ? *entry + (real)log((double)factor) : *entry * factor;
+                    }
+                cholesky_factor(cholesky, lnp, z.HS);
+                clamped[BOUND_PRECISION]++;
+            }
+            product(1, z.HS, z.HS, mu, z.HS, 1, cholesky, z.HS, along, z.HS, false);
+            product(1, z.HS, z.HS, along, z.HS, 1, cholesky + z.HS * z.HS, z.HS, slope, z.HS, false);
+        } else {
+            for (size_t k = 0; k < z.P; k++) clamped[BOUND_PRECISION] += clamp(&lnp[k], (real)log(SPLAT_PRECISION_MIN), (real)log(SPLAT_PRECISION_MAX));
+            for (size_t k = 0; k < z.HS; k++) slope[k] = mu[k] * exp_real(lnp[z.P > 1 ? k : 0]);
+        }
+        real square = 0, steep = 0;
+        for (size_t k = 0; k < z.HS; k++) square += mu[k] * mu[k], steep += slope[k] * slope[k];
+        real far = (real)sqrt(square) / (real)SPLAT_CENTRE_MAX, excess = (real)sqrt(steep) / (real)SPLAT_SLOPE_MAX;
+        if (far > excess) excess = far;
+        if (excess > 1) {
+            for (size_t k = 0; k < z.HS; k++) mu[k] /= excess;
+            clamped[BOUND_CENTRE]++;
+        }
+        clamped[BOUND_AMPLITUDE] += clamp(&p.lnalpha[s], start - range, start + range);
+        if (p.lntheta) clamped[BOUND_FREQUENCY] += clamp(&p.lntheta[s], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
+        if (p.lndelta) clamped[BOUND_DECAY] += clamp(&p.lndelta[s], -INFINITY, (real)log(SPLAT_DECAY_MAX));
+    }
+    free(cholesky), free(slope);
+}
+
+/* AdamW, then the bounds. m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: divided by 1 - beta^step */
+static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
     if (!m->adam_m) {
         m->adam_m = (real *)xcalloc(m->total, sizeof(real));
         m->adam_v = (real *)xcalloc(m->total, sizeof(real));
@@ -986,7 +1544,8 @@ static void gsa_update(GSA *m, const Update *u) {
             p[k] -= rate * (first * correct1 / ((real)sqrt(second * correct2) + (real)1e-8) + decay * p[k]);
         }
     }
-    splat_bounds(m);
+    memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
+    splat_bounds(m, clamped);
 }
 
 /* ---------------------------------------------------------------------------------------------- main */
@@ -1033,15 +1592,22 @@ static double cpu_forward(void *model, const int *x, const int *y, int B, int T)
 static void cpu_backward(void *model, double scale) { gsa_backward((GSA *)model, scale); }
 static void cpu_zero_gradients(void *model) { gsa_zero_gradients((GSA *)model); }
 static void cpu_gradient_norms(void *model, double norms[NUM_CLIPS]) { gsa_gradient_norms((GSA *)model, norms); }
-static void cpu_update(void *model, const Update *u) { gsa_update((GSA *)model, u); }
+static void cpu_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]) { gsa_update((GSA *)model, u, clamped); }
 static void cpu_logits(void *model, int b, int t, float *out) {
     const GSA *m = (const GSA *)model;
     memcpy(out, m->a.logits + ((size_t)b * m->used_T + (size_t)t) * m->config.Vp, m->config.V * sizeof(float));
 }
 
+static void cpu_keys(void *model, int l, int h, float *out) {
+    const GSA *m = (const GSA *)model;
+    Sizes z = config_sizes(&m->config);
+    size_t N = m->used_B * m->used_T;
+    for (size_t i = 0; i < N; i++) memcpy(out + i * z.HS, m->a.qkv + ((size_t)l * N + i) * 3 * z.A + z.A + (size_t)h * z.HS, z.HS * sizeof(float));
+}
+
 int main(int argc, char **argv) {
     const Backend cpu = {cpu_name,     cpu_memory,         cpu_create,         cpu_destroy, cpu_write, cpu_read, cpu_forward,
-                         cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits};
+                         cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits, cpu_keys, NULL};
     return train(argc, argv, &cpu);
 }
 

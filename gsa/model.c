@@ -42,40 +42,62 @@ static const char *sentence(const char *format, ...) {
 
 const char *config_check(const Config *c) {
     if (c->L < 1 || c->L > MAX_LAYERS) return sentence("--layers must be between 1 and %d, not %d", MAX_LAYERS, c->L);
-    if (c->NH < 1 || c->NH > MAX_HEADS) return sentence("--heads must be between 1 and %d, not %d", MAX_HEADS, c->NH);
+    if (c->extra < 0 || (c->extra > 0) != (c->attention == ATTENTION_AUGMENT)) return sentence("%d extra heads do not fit this kind of attention", c->extra);
+    if (c->NH < 1 || c->NH > MAX_HEADS || config_heads(c) > MAX_HEADS) return sentence("--heads must be between 1 and %d, extra ones included, not %d", MAX_HEADS, config_heads(c));
     if (c->C < 2 || c->C > 65536 || c->C % c->NH) return sentence("--channels %d is not a multiple of --heads %d", c->C, c->NH);
     int d = config_head_size(c);
+    if (d > 1024) return sentence("the head size, --channels %d / --heads %d = %d, must not exceed 1024", c->C, c->NH, d);
     if (d % 2) return sentence("the head size, --channels %d / --heads %d = %d, must be even", c->C, c->NH, d);
     if (c->T < 1 || c->T > 1 << 24) return sentence("--seq must be between 1 and %d, not %d", 1 << 24, c->T);
     if (c->V < 2 || c->Vp < c->V || c->Vp > 1 << 20) return sentence("a vocabulary of %d tokens, padded to %d, cannot be used", c->V, c->Vp);
     if (c->position < 0 || c->position > POSITION_BOTH) return sentence("unknown kind of positions %d", c->position);
-    if (c->attention < 0 || c->attention > ATTENTION_HYBRID) return sentence("unknown kind of attention %d", c->attention);
-    if (c->envelope < 0 || c->envelope > ENVELOPE_COSINE) return sentence("unknown envelope %d", c->envelope);
-    if (c->covariance < 0 || c->covariance > COVARIANCE_DIAG) return sentence("unknown covariance %d", c->covariance);
+    if (c->attention < 0 || c->attention > ATTENTION_EXTEND) return sentence("unknown kind of attention %d", c->attention);
+    if (c->mixer < 0 || c->mixer > MIXER_LINEAR) return sentence("unknown mixer %d", c->mixer);
+    if (c->envelope < 0 || c->envelope > ENVELOPE_RAISED) return sentence("unknown envelope %d", c->envelope);
+    if (c->covariance < 0 || c->covariance > COVARIANCE_FULL) return sentence("unknown covariance %d", c->covariance);
+    if (c->objective < 0 || c->objective > OBJECTIVE_MLM) return sentence("unknown objective %d", c->objective);
+    if (c->window < 0) return sentence("--window must be at least 1, not %d", c->window);
     for (int l = 0; l < MAX_LAYERS; l++)
-        if (l >= c->L ? c->gsa_heads[l] != 0 : c->NH < 64 && c->gsa_heads[l] >> c->NH) return sentence("the map of GSA heads names a head that the model lacks");
-    int most = c->envelope == ENVELOPE_COSINE ? d / 2 : d; /* cosine and sine need two features a splat, and a head has d */
-    if (config_gsa_heads(c) && (c->S < 1 || c->S > most))
-        return sentence("--splats must be between 1 and %d for heads of size %d %s an envelope, not %d", most, d, most < d ? "with" : "without", c->S);
+        if (l >= c->L ? c->gsa_heads[l] != 0 : config_heads(c) < 64 && c->gsa_heads[l] >> config_heads(c))
+            return sentence("the map of GSA heads names a head that the model lacks");
+    if (c->attention == ATTENTION_EXTEND) {
+        if (c->mixer != MIXER_LINEAR) return "--attention extend reaches beyond its window by the linear mixer; --mixer softmax does not fit it";
+        if (c->window < 1) return "--attention extend needs a --window of at least 1";
+        if (c->objective == OBJECTIVE_MLM) return "--attention extend looks back only; it does not fit --objective mlm";
+    }
+    if (c->window && c->attention == ATTENTION_GSA) return "--window bounds standard heads, and --attention gsa has none; choose hybrid";
+    if (!config_gsa_heads(c)) return NULL;
+    if (c->mixer == MIXER_LINEAR && c->envelope == ENVELOPE_COSINE)
+        return "--envelope cosine can be negative, which the average of --mixer linear cannot use; choose raised, decay or none";
+    if (c->mixer == MIXER_SOFTMAX && config_has_decay(c)) return "--envelope decay and raised belong to --mixer linear; with --mixer softmax choose cosine or none";
+    /* softmax: a head has d features, and cosine and sine need two a splat; linear: what is still cheaper than attention */
+    int most = c->mixer == MIXER_LINEAR ? 64 : c->envelope == ENVELOPE_COSINE ? d / 2 : d;
+    if (c->S < 1 || c->S > most) return sentence("--splats must be between 1 and %d for this mixer, envelope and head size %d, not %d", most, d, c->S);
     return NULL;
 }
 
+static uint64_t low_bits(int n) { return n >= 64 ? ~0ull : (1ull << n) - 1; }
+
 const char *config_head_map(Config *c, const char *text) {
-    uint64_t all = c->NH >= 64 ? ~0ull : (1ull << c->NH) - 1;
     memset(c->gsa_heads, 0, sizeof c->gsa_heads);
+    c->extra = 0;
     if (c->attention == ATTENTION_STANDARD) return text ? "--gsa-heads does not fit --attention standard; choose hybrid" : NULL;
-    if (c->attention == ATTENTION_GSA) {
-        if (text) return "--gsa-heads does not fit --attention gsa, where every head is one; choose hybrid";
-        for (int l = 0; l < c->L; l++) c->gsa_heads[l] = all;
-        return NULL;
-    }
-    char *end;
-    long last = text ? strtol(text, &end, 10) : (c->NH + 1) / 2;
+    if (c->attention == ATTENTION_GSA && text) return "--gsa-heads does not fit --attention gsa, where every head is one; choose hybrid";
+    bool all = c->attention == ATTENTION_GSA || c->attention == ATTENTION_EXTEND;
+    char *end = NULL;
+    long last = text ? strtol(text, &end, 10) : all ? c->NH : (c->NH + 1) / 2;
     if (!text || (end != text && *end == 0)) {
-        if (last < 0 || last > c->NH) return sentence("--gsa-heads %ld: a layer has %d heads", last, c->NH);
-        for (int l = 0; l < c->L; l++) c->gsa_heads[l] = all & ~(last == c->NH ? 0 : ~0ull >> (64 - (c->NH - last)));
+        int heads = c->NH;
+        if (c->attention == ATTENTION_AUGMENT) {
+            if (last < 1 || last > MAX_HEADS - c->NH) return sentence("--gsa-heads %ld: with %d standard heads a layer can have 1 to %d extra ones", last, c->NH, MAX_HEADS - c->NH);
+            c->extra = (int)last, heads += c->extra;
+        }
+        if (last < 0 || last > heads) return sentence("--gsa-heads %ld: a layer has %d heads", last, heads);
+        uint64_t every = low_bits(heads), others = low_bits(heads - (int)last);
+        for (int l = 0; l < c->L; l++) c->gsa_heads[l] = every & ~others;
         return NULL;
     }
+    if (c->attention == ATTENTION_AUGMENT) return sentence("--gsa-heads '%.80s': --attention augment takes a number of extra heads", text);
     for (const char *p = text;;) { /* layer:head or layer:first-last, separated by commas */
         int layer, first, used = 0;
         if (sscanf(p, "%9d:%9d%n", &layer, &first, &used) != 2) return sentence("--gsa-heads '%.80s' is neither a number nor a list such as 0:3,2:1-4", text);
@@ -127,18 +149,21 @@ size_t model_parameters(const Config *c) {
 void model_start(const Config *c, float *params, uint64_t seed) {
     Tensor tensors[NUM_TENSORS];
     size_t total = model_tensors(c, tensors);
-    double amplitude = config_gsa_heads(c) ? splat_amplitude_start(c->S, config_head_size(c)) : 0;
+    double amplitude = config_amplitude_start(c);
     memset(params, 0, total * sizeof *params);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &tensors[i];
         float *p = params + t->offset;
-        uint64_t rng = rng_mix(seed, (uint64_t)i); /* one stream a tensor: adding a tensor does not change the others */
+        uint64_t name = 0, rng;
+        for (const char *letter = t->name; *letter; letter++) name = rng_mix(name, (uint64_t)*letter);
+        rng = rng_mix(seed, name); /* a stream for each name: adding a tensor does not change the others */
         double deviation = t->start == START_RESIDUAL ? 0.02 / sqrt(2.0 * c->L) : 0.02;
         size_t d = t->shape[2];
         switch (t->start) {
         case START_NORMAL:
         case START_RESIDUAL: {
-            size_t n = i == TENSOR_wte ? (size_t)c->V * c->C : t->size; /* rows of the padding stay 0 */
+            /* rows of the padding stay 0, but for the first: it stands for [MASK] where the vocabulary has none */
+            size_t rows = c->objective == OBJECTIVE_MLM && c->V < c->Vp ? (size_t)c->V + 1 : (size_t)c->V, n = i == TENSOR_wte ? rows * c->C : t->size;
             for (size_t k = 0; k < n; k++) p[k] = (float)(deviation * rng_normal(&rng));
             break;
         }
@@ -154,17 +179,36 @@ void model_start(const Config *c, float *params, uint64_t seed) {
                 for (size_t k = 0; k < d; k++) p[s * d + k] /= (float)sqrt(square);
             }
             break;
-        case START_PRECISION:
-            for (size_t k = 0; k < t->size; k++) p[k] = (float)log(SPLAT_PRECISION_START);
-            break;
         case START_AMPLITUDE:
             for (size_t k = 0; k < t->size; k++) p[k] = (float)amplitude;
             break;
         case START_FREQUENCY: /* log-spaced from 1 to 1e-3 within each head */
             for (size_t k = 0; k < t->size; k++) p[k] = (float)(-log(1e3) * (k % c->S) / (c->S > 1 ? c->S - 1 : 1));
             break;
+        case START_DECAY: /* from 0.08 to 5e-4 */
+            for (size_t k = 0; k < t->size; k++) p[k] = (float)(log(0.08) + log(5e-4 / 0.08) * (k % c->S) / (c->S > 1 ? c->S - 1 : 1));
+            break;
+        case START_GAIN:
+            for (size_t k = 0; k < t->size; k++) p[k] = 2;
+            break;
         }
     }
+    model_set_precision(c, params, SPLAT_PRECISION_START);
+}
+
+void model_set_precision(const Config *c, float *params, double precision) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    float *p = params + tensors[TENSOR_lnp].offset;
+    if (c->covariance != COVARIANCE_FULL) {
+        for (size_t k = 0; k < tensors[TENSOR_lnp].size; k++) p[k] = (float)log(precision);
+        return;
+    }
+    /* Lambda = L L^T, L lower triangular, row by row, its diagonal as logarithms: L = sqrt(precision) times the identity */
+    size_t P = (size_t)config_precisions(c);
+    memset(p, 0, tensors[TENSOR_lnp].size * sizeof *p);
+    for (size_t s = 0; s < tensors[TENSOR_lnp].size / P; s++)
+        for (size_t i = 0; i < (size_t)config_head_size(c); i++) p[s * P + i * (i + 1) / 2 + i] = (float)(0.5 * log(precision));
 }
 
 /* ---------------------------------------------------------------------------------------------- splats */
@@ -191,4 +235,8 @@ double splat_amplitude_start(int S, int d) {
     double same = sphere_mean(2 * p, d);
     double variance = S * same * same + (double)S * (S - 1) * pairs / weights - (double)S * S * pow(mean, 4);
     return 2 * p - 0.5 * log(variance); /* the factor exp(-4p) of z^2, taken out of the logarithm */
+}
+
+double config_amplitude_start(const Config *c) {
+    return config_gsa_heads(c) && c->mixer == MIXER_SOFTMAX ? splat_amplitude_start(c->S, config_head_size(c)) : 0;
 }

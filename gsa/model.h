@@ -12,14 +12,18 @@ extern "C" {
 /* ---------------------------------------------------------------------------------------------- configuration */
 
 /* Each enumeration is in the order of its flag's choices: the flag's text is looked up by position. */
-#define ATTENTION_CHOICES "standard|gsa|hybrid"
-enum { ATTENTION_STANDARD, ATTENTION_GSA, ATTENTION_HYBRID };
+#define ATTENTION_CHOICES "standard|gsa|hybrid|augment|extend"
+enum { ATTENTION_STANDARD, ATTENTION_GSA, ATTENTION_HYBRID, ATTENTION_AUGMENT, ATTENTION_EXTEND };
+#define MIXER_CHOICES "softmax|linear"
+enum { MIXER_SOFTMAX, MIXER_LINEAR };
 #define POSITION_CHOICES "learned|rope|both"
 enum { POSITION_LEARNED, POSITION_ROPE, POSITION_BOTH };
-#define ENVELOPE_CHOICES "none|cosine"
-enum { ENVELOPE_NONE, ENVELOPE_COSINE };
-#define COVARIANCE_CHOICES "iso|diag"
-enum { COVARIANCE_ISO, COVARIANCE_DIAG };
+#define ENVELOPE_CHOICES "none|cosine|decay|raised"
+enum { ENVELOPE_NONE, ENVELOPE_COSINE, ENVELOPE_DECAY, ENVELOPE_RAISED };
+#define COVARIANCE_CHOICES "iso|diag|full"
+enum { COVARIANCE_ISO, COVARIANCE_DIAG, COVARIANCE_FULL };
+#define OBJECTIVE_CHOICES "lm|mlm"
+enum { OBJECTIVE_LM, OBJECTIVE_MLM };
 
 /* All fields are one int32 each in a checkpoint's header, in this order; a file that differs is refused by this name. */
 #define CONFIG_FIELDS(X)                                                     \
@@ -30,10 +34,14 @@ enum { COVARIANCE_ISO, COVARIANCE_DIAG };
     X(NH, "number of heads")                                                 \
     X(C, "number of channels")                                               \
     X(position, "kind of positions (learned, rope, both)")                   \
-    X(attention, "kind of attention (standard, gsa, hybrid)")                \
+    X(attention, "kind of attention (standard, gsa, hybrid, augment, extend)") \
+    X(mixer, "mixer of GSA heads (softmax, linear)")                         \
+    X(extra, "number of heads beside the standard ones")                     \
+    X(window, "window of standard and extended heads (0: none)")             \
     X(S, "number of splats per head")                                        \
-    X(envelope, "envelope (none, cosine)")                                   \
-    X(covariance, "covariance (iso, diag)")
+    X(envelope, "envelope (none, cosine, decay, raised)")                    \
+    X(covariance, "covariance (iso, diag, full)")                            \
+    X(objective, "objective (lm, mlm)")
 
 enum { MAX_LAYERS = 64, MAX_HEADS = 64 }; /* one 64-bit mask of GSA heads per layer */
 
@@ -41,19 +49,34 @@ typedef struct {
 #define X(name, what) int name;
     CONFIG_FIELDS(X)
 #undef X
-    uint64_t gsa_heads[MAX_LAYERS]; /* bit h of word l: head h of layer l is a GSA head */
+    uint64_t gsa_heads[MAX_LAYERS]; /* bit h of word l: head h of layer l has splats; extra heads come after the NH others */
 } Config;
 
 /* The whole configuration checked: NULL where it is sound, else a sentence (static memory) that names the flag. */
 const char *config_check(const Config *c);
-/* Fills gsa_heads from c->attention and the text of --gsa-heads: NULL (all heads for gsa, the last half for hybrid), "N"
-   (the last N heads of each layer) or "0:3,2:1-4" (layer:head). NULL where it fits, else a sentence. */
+/* Fills gsa_heads from c->attention and the text of --gsa-heads: NULL (all heads for gsa and extend, the last half for hybrid, half
+   as many extra ones for augment), "N" (the last N heads of each layer; augment: N extra ones) or "0:3,2:1-4" (layer:head). Sets
+   c->extra. NULL where it fits, else a sentence. */
 const char *config_head_map(Config *c, const char *gsa_heads);
 int choice_index(const char *choices, const char *text);                 /* position of text in "a|b|c"; -1 where it is none */
 void choice_name(const char *choices, int index, char *out, size_t room);
 
 static inline int config_head_size(const Config *c) { return c->C / c->NH; }
+static inline int config_heads(const Config *c) { return c->NH + c->extra; }
+static inline int config_width(const Config *c) { return config_heads(c) * config_head_size(c); } /* of q, k, v and attention's output */
+static inline int config_precisions(const Config *c) { /* numbers that describe one splat's precision */
+    int d = config_head_size(c);
+    return c->covariance == COVARIANCE_ISO ? 1 : c->covariance == COVARIANCE_DIAG ? d : d * (d + 1) / 2;
+}
+static inline bool config_has_cosine(const Config *c) { return c->envelope == ENVELOPE_COSINE || c->envelope == ENVELOPE_RAISED; }
+static inline bool config_has_decay(const Config *c) { return c->envelope == ENVELOPE_DECAY || c->envelope == ENVELOPE_RAISED; }
 static inline bool config_is_gsa(const Config *c, int l, int h) { return c->gsa_heads[l] >> h & 1; }
+/* The four kinds of heads: features of q and k, then what mixes the values. */
+enum { HEAD_STANDARD, HEAD_SPLAT, HEAD_SCAN, HEAD_EXTEND }; /* rope + softmax, splats + softmax, splats + scan, rope + softmax nearby and splats + scan beyond */
+static inline int config_head_kind(const Config *c, int l, int h) {
+    if (!config_is_gsa(c, l, h)) return HEAD_STANDARD;
+    return c->attention == ATTENTION_EXTEND ? HEAD_EXTEND : c->mixer == MIXER_LINEAR ? HEAD_SCAN : HEAD_SPLAT;
+}
 int config_gsa_before(const Config *c, int l, int h); /* number of GSA heads before (l, h), in order of layer and head: the index of its splats */
 static inline int config_gsa_heads(const Config *c) { return config_gsa_before(c, c->L, 0); }
 
@@ -70,7 +93,7 @@ typedef struct {
 } Group;
 extern const Group groups[NUM_GROUPS];
 
-enum { START_NORMAL, START_RESIDUAL, START_ZERO, START_ONE, START_SPHERE, START_PRECISION, START_AMPLITUDE, START_FREQUENCY };
+enum { START_NORMAL, START_RESIDUAL, START_ZERO, START_ONE, START_SPHERE, START_AMPLITUDE, START_FREQUENCY, START_DECAY, START_GAIN };
 
 /* THE table: name, shape as expressions of the configuration c, start, group. The parameter struct of both programs, all sizes,
    the optimiser's groups, the checkpoint's directory and the tests' reports come from it; to add a tensor, add a line.
@@ -80,13 +103,15 @@ enum { START_NORMAL, START_RESIDUAL, START_ZERO, START_ONE, START_SPHERE, START_
     X(wpe, c->position == POSITION_ROPE ? 0 : c->T, c->C, 1, START_NORMAL, GROUP_MATRIX)                                       \
     X(ln1w, c->L, c->C, 1, START_ONE, GROUP_VECTOR)                                                                            \
     X(ln1b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                           \
-    X(qkvw, c->L, 3 * c->C, c->C, START_NORMAL, GROUP_MATRIX)                                                                  \
-    X(qkvb, c->L, 3 * c->C, 1, START_ZERO, GROUP_VECTOR)                                                                       \
+    X(qkvw, c->L, 3 * config_width(c), c->C, START_NORMAL, GROUP_MATRIX)                                                       \
+    X(qkvb, c->L, 3 * config_width(c), 1, START_ZERO, GROUP_VECTOR)                                                            \
     X(mu, config_gsa_heads(c), c->S, config_head_size(c), START_SPHERE, GROUP_CENTRE)                /* centres */             \
-    X(lnp, config_gsa_heads(c), c->S, c->covariance == COVARIANCE_DIAG ? config_head_size(c) : 1, START_PRECISION, GROUP_SCALAR) \
+    X(lnp, config_gsa_heads(c), c->S, config_precisions(c), START_ZERO, GROUP_SCALAR) /* see model_set_precision */                \
     X(lnalpha, config_gsa_heads(c), c->S, 1, START_AMPLITUDE, GROUP_SCALAR)                                                    \
-    X(lntheta, c->envelope == ENVELOPE_COSINE ? config_gsa_heads(c) : 0, c->S, 1, START_FREQUENCY, GROUP_SCALAR)               \
-    X(attprojw, c->L, c->C, c->C, START_RESIDUAL, GROUP_MATRIX)                                                                \
+    X(lntheta, config_has_cosine(c) ? config_gsa_heads(c) : 0, c->S, 1, START_FREQUENCY, GROUP_SCALAR)                         \
+    X(lndelta, config_has_decay(c) ? config_gsa_heads(c) : 0, c->S, 1, START_DECAY, GROUP_SCALAR)                              \
+    X(lng, c->attention == ATTENTION_EXTEND ? config_gsa_heads(c) : 0, 1, 1, START_GAIN, GROUP_SCALAR)                         \
+    X(attprojw, c->L, c->C, config_width(c), START_RESIDUAL, GROUP_MATRIX)                                                     \
     X(attprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                       \
     X(ln2w, c->L, c->C, 1, START_ONE, GROUP_VECTOR)                                                                            \
     X(ln2b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                           \
@@ -117,6 +142,8 @@ size_t model_tensors(const Config *c, Tensor *tensors);
 size_t model_parameters(const Config *c);
 /* Starting values of all parameters into a flat buffer; depends on the configuration and seed alone. */
 void model_start(const Config *c, float *params, uint64_t seed);
+/* Gives all splats this isotropic precision, in whichever form the configuration keeps it. */
+void model_set_precision(const Config *c, float *params, double precision);
 
 /* ---------------------------------------------------------------------------------------------- splats */
 
@@ -128,10 +155,12 @@ void model_start(const Config *c, float *params, uint64_t seed);
 #define SPLAT_SLOPE_MAX 40.0         /* |Lambda mu| */
 #define SPLAT_AMPLITUDE_RANGE 2.302585092994046 /* ln 10: |ln alpha - its start| */
 #define SPLAT_FREQUENCY_MAX 3.141592653589793
+#define SPLAT_DECAY_MAX 0.14
 
 /* The starting ln alpha: logits sum_s alpha phi_s(q) phi_s(k) of random unit vectors q, k have standard deviation 1,
    for S centres that are random unit vectors of dimension d and isotropic precision SPLAT_PRECISION_START. */
 double splat_amplitude_start(int S, int d);
+double config_amplitude_start(const Config *c); /* that, or 0 for the linear mixer: the reference that bounds are relative to */
 
 #ifdef __cplusplus
 }

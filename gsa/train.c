@@ -8,6 +8,7 @@
 #include "flags.h"
 #include "loader.h"
 #include "sample.h"
+#include "starts.h"
 
 #include <errno.h>
 #include <math.h>
@@ -24,7 +25,9 @@
 typedef struct {
     /* model */
     int64_t depth, layers, heads, channels, seq, splats;
-    const char *preset, *attention, *gsa_heads, *position, *covariance, *envelope;
+    const char *preset, *attention, *gsa_heads, *position, *mixer, *covariance, *envelope, *objective, *splat_init;
+    int64_t window;
+    double splat_precision;
     /* data */
     const char *data, *val, *tokenizer;
     int64_t vocab;
@@ -41,7 +44,7 @@ typedef struct {
 } Settings;
 
 static const Settings defaults = {
-    3, 0, 0, 0, 256, 32, NULL, "hybrid", NULL, "rope", "iso", "cosine",
+    3, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START,
     NULL, NULL, NULL, 1024, false,
     8, 1, 800, 50, 1, 2e-3, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
     "runs/default", false, 100, 65536, 200, 200, 2, 0,
@@ -50,7 +53,8 @@ static const Settings defaults = {
 static const char usage[] =
     "usage: %s [flags]\n"
     "Trains a GPT whose attention heads are standard or Gaussian Splat Attention. Without flags: a small hybrid model on\n"
-    "made-up stories, checkpoints in runs/default. Defaults stand in brackets.\n";
+    "made-up stories, checkpoints in runs/default. Defaults stand in brackets.\n"
+    "MFU of a GPU's step line: tokens/s x 6 x (weights in matrix products + layers x channels x --seq) / the card's peak.\n";
 
 /* The flags of s. Those after FREE may differ when a run is resumed: they do not change what it computes. */
 #define FREE "run (these may be changed when a run is resumed)"
@@ -64,11 +68,17 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_INT, "channels", &s->channels, 2, 65536, NULL, "channels, a multiple of twice the heads; likewise", false},
         {FLAG_INT, "seq", &s->seq, 1, 1 << 24, NULL, "sequence length T in tokens", false},
         {FLAG_CHOICE, "pos", &s->position, 0, 0, POSITION_CHOICES, "positions: added at the input (learned), rotations in standard heads (rope), or both", false},
-        {FLAG_CHOICE, "attention", &s->attention, 0, 0, ATTENTION_CHOICES, "no head is a GSA head, all are, or some (the last half of each layer)", false},
-        {FLAG_TEXT, "gsa-heads", &s->gsa_heads, 0, 0, "N|MAP", "hybrid: the last N heads of each layer, or layer:head such as 0:3,2:1-4", false},
-        {FLAG_INT, "splats", &s->splats, 1, 65536, NULL, "splats per GSA head; at most half the head size with an envelope", false},
-        {FLAG_CHOICE, "envelope", &s->envelope, 0, 0, ENVELOPE_CHOICES, "factor of a splat's contribution by distance", false},
-        {FLAG_CHOICE, "covariance", &s->covariance, 0, 0, COVARIANCE_CHOICES, "a splat's precision: one number, or one for each dimension", false},
+        {FLAG_CHOICE, "objective", &s->objective, 0, 0, OBJECTIVE_CHOICES, "predict the next token, or masked ones from both sides (BERT)", false},
+        {FLAG_CHOICE, "attention", &s->attention, 0, 0, ATTENTION_CHOICES,
+         "standard; GSA in all heads (gsa), in some (hybrid), in extra ones (augment), or beyond a window (extend)", false},
+        {FLAG_TEXT, "gsa-heads", &s->gsa_heads, 0, 0, "N|MAP", "the last N heads of each layer, augment: N more; or layer:head such as 0:3,2:1-4", false},
+        {FLAG_INT, "window", &s->window, 0, 1 << 24, NULL, "standard heads see the last N tokens only; 0: all (extend: 64)", false},
+        {FLAG_CHOICE, "mixer", &s->mixer, 0, 0, MIXER_CHOICES, "what GSA heads weigh values by: softmax of splat contributions, or these themselves in linear time", false},
+        {FLAG_INT, "splats", &s->splats, 0, 65536, NULL, "splats per GSA head; 0: as many as softmax takes, 16 for linear", false},
+        {FLAG_CHOICE, "envelope", &s->envelope, 0, 0, ENVELOPE_CHOICES, "contribution by distance; cosine for softmax and raised for linear if not given", false},
+        {FLAG_CHOICE, "covariance", &s->covariance, 0, 0, COVARIANCE_CHOICES, "a splat's precision: one number, one for each dimension, or a matrix", false},
+        {FLAG_TEXT, "splat-init", &s->splat_init, 0, 0, "random|kmeans|pca|FILE", "centres on the unit sphere, from keys of a first batch, or all splats of a model", false},
+        {FLAG_REAL, "splat-precision", &s->splat_precision, 1e-6, 1e6, NULL, "precision of all splats at the start", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "data", false},
         {FLAG_TEXT, "data", &s->data, 0, 0, "GLOB", "training shards, from data/prepare; made-up stories if not given", false},
         {FLAG_TEXT, "val", &s->val, 0, 0, "GLOB", "validation shards; none: no evaluation", false},
@@ -182,18 +192,30 @@ static void resolve_shape(Settings *s, Flag *flags) {
     if (!find_flag(flags, "min-lr")->given) s->min_lr = s->lr / 10;
 }
 
-static Config make_config(const Settings *s, int V, const Flag *splats) {
+static Config make_config(Settings *s, int V, Flag *flags) {
+    static const char *const of_splats[] = {"mixer", "splats", "envelope", "covariance", "splat-init", "splat-precision"};
     Config c;
     memset(&c, 0, sizeof c);
     c.T = (int)s->seq, c.V = V, c.Vp = (V + 127) / 128 * 128;
-    c.L = (int)s->layers, c.NH = (int)s->heads, c.C = (int)s->channels, c.S = (int)s->splats;
+    c.L = (int)s->layers, c.NH = (int)s->heads, c.C = (int)s->channels;
     c.position = choice_index(POSITION_CHOICES, s->position);
     c.attention = choice_index(ATTENTION_CHOICES, s->attention);
-    c.envelope = choice_index(ENVELOPE_CHOICES, s->envelope);
-    c.covariance = choice_index(COVARIANCE_CHOICES, s->covariance);
-    int d = c.NH > 0 && c.C % c.NH == 0 ? c.C / c.NH : 0;
-    if (!splats->given && d >= 2) c.S = d / 2;
+    c.objective = choice_index(OBJECTIVE_CHOICES, s->objective);
+    if (c.attention == ATTENTION_EXTEND && !find_flag(flags, "window")->given) s->window = 64;
+    c.window = (int)s->window;
     const char *wrong = config_head_map(&c, s->gsa_heads);
+    for (size_t i = 0; i < sizeof of_splats / sizeof *of_splats && c.attention == ATTENTION_STANDARD; i++)
+        if (find_flag(flags, of_splats[i])->given) die_usage("--%s is for splats, and --attention standard has none", of_splats[i]);
+    if (c.attention != ATTENTION_STANDARD) { /* a standard model keeps zeros in these fields, whatever the defaults */
+        int d = c.NH > 0 && c.C % c.NH == 0 ? c.C / c.NH : 0;
+        if (!s->mixer) s->mixer = c.attention == ATTENTION_EXTEND ? "linear" : "softmax";
+        c.mixer = choice_index(MIXER_CHOICES, s->mixer);
+        if (!s->envelope) s->envelope = c.mixer == MIXER_LINEAR ? "raised" : "cosine";
+        c.envelope = choice_index(ENVELOPE_CHOICES, s->envelope);
+        c.covariance = choice_index(COVARIANCE_CHOICES, s->covariance);
+        if (!s->splats) s->splats = c.mixer == MIXER_LINEAR ? 16 : c.envelope == ENVELOPE_COSINE ? d / 2 : d;
+        c.S = (int)s->splats;
+    }
     if (!wrong) wrong = config_check(&c);
     if (wrong) die_usage("%s", wrong);
     return c;
@@ -211,6 +233,9 @@ static Config config_from_file(Settings *s, Flag *flags, const Checkpoint *k) {
                  {"channels", NULL, c.C},
                  {"pos", POSITION_CHOICES, c.position},
                  {"attention", ATTENTION_CHOICES, c.attention},
+                 {"objective", OBJECTIVE_CHOICES, c.objective},
+                 {"mixer", MIXER_CHOICES, c.mixer},
+                 {"window", NULL, c.window},
                  {"splats", NULL, c.S},
                  {"envelope", ENVELOPE_CHOICES, c.envelope},
                  {"covariance", COVARIANCE_CHOICES, c.covariance}};
@@ -223,9 +248,9 @@ static Config config_from_file(Settings *s, Flag *flags, const Checkpoint *k) {
         if (f->given && strcmp(text, value) != 0) die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
         if (!set_flag(f, xstrdup(value), error)) die("%s: %s", k->path, error);
     }
-    const char *fixed[] = {"depth", "preset", "gsa-heads"};
-    for (int i = 0; i < 3; i++)
-        if (find_flag(flags, fixed[i])->given) die_usage("--%s does not go with --init-from: the shape is that of %s", fixed[i], k->path);
+    const char *fixed[] = {"depth", "preset", "gsa-heads", "splat-init", "splat-precision"};
+    for (int i = 0; i < 5; i++)
+        if (find_flag(flags, fixed[i])->given) die_usage("--%s does not go with --init-from: shape and splats are those of %s", fixed[i], k->path);
     if (!find_flag(flags, "seq")->given) s->seq = c.T;
     if (s->seq != c.T && c.position != POSITION_ROPE) die_usage("--seq %lld: %s has learned positions for %d tokens and no others", (long long)s->seq, k->path, c.T);
     c.T = (int)s->seq;
@@ -255,6 +280,21 @@ static uint16_t *story_tokens(const Tokenizer *t, uint64_t seed, size_t wanted, 
     return tokens;
 }
 
+/* BERT's masking: 15 % of the tokens are to be predicted (y; -1 elsewhere), and of these 80 % become [MASK], 10 % any token and 10 % stay
+   in x. The choice depends on rng alone. At least one token of the batch is chosen. */
+static void mask_tokens(int *x, int *y, size_t n, int V, int mask, uint64_t rng) {
+    size_t chosen = 0;
+    for (size_t i = 0; i < n; i++) {
+        bool choose = rng_uniform(&rng) < 0.15 || (i + 1 == n && chosen == 0);
+        double fate = rng_uniform(&rng);
+        int other = (int)rng_below(&rng, (uint64_t)V);
+        y[i] = choose ? x[i] : -1;
+        if (!choose) continue;
+        x[i] = fate < 0.8 ? mask : fate < 0.9 ? other : x[i];
+        chosen++;
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------- checkpoints of a run */
 
 static char *run_path(const char *out, const char *kind, int64_t step) { return xasprintf("%s/%s_%08lld.bin", out, kind, (long long)step); }
@@ -281,7 +321,14 @@ typedef struct {
     const char *out;
     int64_t step;  /* updates done */
     Loader *train;
+    int mask;      /* id of [MASK] */
 } Run;
+
+/* The next batch: what follows each token, or, for an encoder, what is masked; the masks depend on `draw`. */
+static void next_batch(const Run *r, Loader *l, int *x, int *y, int B, uint64_t draw) {
+    loader_next(l, x, y, B);
+    if (r->config.objective == OBJECTIVE_MLM) mask_tokens(x, y, (size_t)B * (size_t)r->config.T, r->config.V, r->mask, rng_mix((uint64_t)r->settings->seed, draw));
+}
 
 static void save(Run *r) {
     Entry entries[2 * NUM_TENSORS + 2];
@@ -350,7 +397,7 @@ static double evaluate(Run *r, Loader *val, int *x, int *y) {
     double sum = 0;
     loader_set_state(val, start);
     for (uint64_t i = 0; i < batches; i++) {
-        loader_next(val, x, y, B);
+        next_batch(r, val, x, y, B, ~i); /* the same masks in every evaluation */
         sum += r->backend->forward(r->model, x, y, B, T);
     }
     return sum / (double)batches;
@@ -376,6 +423,35 @@ static void print_sample(Run *r, const Tokenizer *tokenizer, int *x) {
     free(logits);
 }
 
+/* --splat-init: centres from the keys that the untrained model makes of the first batch, or the splats of another model. */
+static void start_splats(Run *r, const Tensor *tensors, float *params) {
+    const Config *c = &r->config;
+    int d = config_head_size(c), B = (int)r->settings->batch;
+    size_t n = (size_t)B * (size_t)c->T;
+    bool kmeans = strcmp(r->settings->splat_init, "kmeans") == 0;
+    if (kmeans || strcmp(r->settings->splat_init, "pca") == 0) {
+        int *x = (int *)xmalloc(2 * n * sizeof *x);
+        float *keys = (float *)xmalloc(n * (size_t)d * sizeof *keys);
+        LoaderState before = loader_state(r->train);
+        next_batch(r, r->train, x, x + n, B, 0);
+        loader_set_state(r->train, before);
+        r->backend->forward(r->model, x, NULL, B, c->T);
+        for (int l = 0; l < c->L; l++)
+            for (int h = 0; h < config_heads(c); h++) {
+                if (!config_is_gsa(c, l, h)) continue;
+                size_t g = (size_t)config_gsa_before(c, l, h);
+                r->backend->keys(r->model, l, h, keys);
+                (kmeans ? start_kmeans : start_components)(params + tensors[TENSOR_mu].offset + g * (size_t)c->S * (size_t)d, c->S, keys, n, d, rng_mix((uint64_t)r->settings->seed, g));
+            }
+        free(x), free(keys);
+    } else {
+        Checkpoint *other = checkpoint_open(r->settings->splat_init, CHECKPOINT_MODEL);
+        start_from_file(c, params, other);
+        checkpoint_close(other);
+    }
+    r->backend->write(r->model, BUFFER_PARAMS, params);
+}
+
 /* ---------------------------------------------------------------------------------------------- the loop */
 
 static volatile sig_atomic_t interrupted;
@@ -398,6 +474,23 @@ static void duration(double seconds, char *out, size_t room) {
     long t = (long)(seconds + 0.5);
     if (t >= 3600) snprintf(out, room, "%ldh%02ldm", t / 3600, t / 60 % 60);
     else snprintf(out, room, "%ldm%02lds", t / 60, t % 60);
+}
+
+/* "3 centres, 1 amplitude"; static memory */
+static const char *bounds_text(const int64_t clamped[NUM_BOUNDS]) {
+    static const char *const names[NUM_BOUNDS] = {"precision", "centre", "amplitude", "frequency", "decay"};
+    static char text[256];
+    size_t n = 0;
+    for (int i = 0; i < NUM_BOUNDS; i++)
+        if (clamped[i]) n += (size_t)snprintf(text + n, sizeof text - n, "%s%s %lld", n ? ", " : "", names[i], (long long)clamped[i]);
+    return n ? text : "none";
+}
+
+/* Operations of one token in training: each weight of a matrix product is multiplied and added once forward and twice backward;
+   attention does likewise for the scores of T/2 keys and their values. */
+static double operations_a_token(const Config *c) {
+    double A = config_width(c), C = c->C, weights = c->L * (4 * A * C + 8 * C * C) + (double)c->V * C;
+    return 6 * (weights + c->L * A * c->T);
 }
 
 static void write_log(FILE *log, const char *path) {
@@ -470,13 +563,12 @@ int train(int argc, char **argv, const Backend *backend) {
         free(text);
     }
     if (state) config = state->config;
-    else if (!shape_from_file) config = make_config(&s, tokenizer_vocab_size(tokenizer), find_flag(flags, "splats"));
-    s.splats = config.S;
+    else if (!shape_from_file) config = make_config(&s, tokenizer_vocab_size(tokenizer), flags);
     if (state) checkpoint_match(start, &config);
 
     Run run;
     memset(&run, 0, sizeof run);
-    run.backend = backend, run.config = config, run.settings = &s, run.out = s.out;
+    run.backend = backend, run.config = config, run.settings = &s, run.out = s.out, run.mask = tokenizer_mask(tokenizer);
     run.settings_text = settings_text(flags);
     run.tokenizer_bytes = tokenizer_to_memory(tokenizer, &run.tokenizer_size);
 
@@ -518,8 +610,12 @@ int train(int argc, char **argv, const Backend *backend) {
     run.model = backend->create(&config, B);
     float *flat = (float *)xcalloc(total, sizeof *flat);
     if (start) checkpoint_read_tensors(start, "", flat);
-    else model_start(&config, flat, (uint64_t)s.seed);
+    else {
+        model_start(&config, flat, (uint64_t)s.seed);
+        model_set_precision(&config, flat, s.splat_precision);
+    }
     backend->write(run.model, BUFFER_PARAMS, flat);
+    if (!start && strcmp(s.splat_init, "random") != 0) start_splats(&run, tensors, flat);
     if (state) {
         int64_t four = 4;
         const int64_t *position = (const int64_t *)checkpoint_find(state, "position", TYPE_I64, 1, &four, NULL);
@@ -554,8 +650,9 @@ int train(int argc, char **argv, const Backend *backend) {
     const size_t window = (size_t)B * T;
     int *x = (int *)xmalloc(2 * window * sizeof *x), *y = x + window;
     double training_time = 0, recent = 0;
+    int64_t clamped[NUM_BOUNDS] = {0}; /* splat parameters that the last update left out of bounds */
     int64_t first_step = run.step, saved = state ? run.step : -1;
-    if (s.overfit_batch) loader_next(run.train, x, y, B);
+    if (s.overfit_batch) next_batch(&run, run.train, x, y, B, 0);
     int *batch_x = NULL; /* the overfitted batch, safe from evaluations and samples */
     if (s.overfit_batch) {
         batch_x = (int *)xmalloc(2 * window * sizeof *batch_x);
@@ -569,7 +666,7 @@ int train(int argc, char **argv, const Backend *backend) {
             fprintf(log, "s:%lld tel:%.9g\n", (long long)run.step, loss);
             write_log(log, log_path);
         }
-        if (s.sample_every && run.step > first_step && (last || run.step % s.sample_every == 0)) print_sample(&run, tokenizer, x);
+        if (s.sample_every && config.objective == OBJECTIVE_LM && run.step > first_step && (last || run.step % s.sample_every == 0)) print_sample(&run, tokenizer, x);
         fflush(stdout);
         if (last) break;
 
@@ -577,18 +674,20 @@ int train(int argc, char **argv, const Backend *backend) {
         backend->zero_gradients(run.model);
         for (int64_t i = 0; i < s.accum; i++) {
             if (s.overfit_batch) memcpy(x, batch_x, 2 * window * sizeof *x);
-            else loader_next(run.train, x, y, B);
+            else next_batch(&run, run.train, x, y, B, (uint64_t)(run.step * s.accum + i));
             loss += backend->forward(run.model, x, y, B, T) / (double)s.accum;
             backend->backward(run.model, 1.0 / (double)s.accum);
         }
         backend->gradient_norms(run.model, norms);
         if (!isfinite(loss) || !isfinite(norms[CLIP_WEIGHTS]) || !isfinite(norms[CLIP_SPLATS]))
-            die("step %lld: loss %g, gradient norm %g (weights) and %g (splats): training diverged; lower --lr or --clip%s", (long long)run.step + 1, loss, norms[CLIP_WEIGHTS],
-                norms[CLIP_SPLATS], saved > 0 ? ", or go on from the last checkpoint" : "");
+            die("step %lld: loss %g, gradient norm %g (weights) and %g (splats), out of bounds before: %s; training diverged: lower --lr or --clip%s", (long long)run.step + 1, loss,
+                norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], bounds_text(clamped), saved > 0 ? ", or go on from the last checkpoint" : "");
         Update u;
         u.rate = learning_rate(&s, run.step), u.beta1 = s.beta1, u.beta2 = s.beta2, u.weight_decay = s.weight_decay, u.step = run.step + 1;
         for (int c = 0; c < NUM_CLIPS; c++) u.scale[c] = s.clip > 0 && norms[c] > s.clip ? s.clip / norms[c] : 1;
-        backend->update(run.model, &u);
+        backend->update(run.model, &u, clamped);
+        int64_t outside = 0;
+        for (int i = 0; i < NUM_BOUNDS; i++) outside += clamped[i];
         run.step++;
 
         double took = now_seconds() - began;
@@ -596,9 +695,16 @@ int train(int argc, char **argv, const Backend *backend) {
         recent = run.step > first_step + 2 ? 0.9 * recent + 0.1 * took : took; /* the first step also touches all memory for the first time */
         char left[32];
         duration(recent * (double)(s.steps - run.step), left, sizeof left);
-        printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s | %s left\n", (long long)run.step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
-               norms[CLIP_SPLATS], u.rate, 1e3 * took, tokens_a_step / recent, left);
-        fprintf(log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g\n", (long long)run.step, loss, u.rate, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS]);
+        if (outside) printf("step %lld/%lld | put back into their bounds: %s\n", (long long)run.step, (long long)s.steps, bounds_text(clamped));
+        char share[32] = "";
+        if (backend->peak_flops) {
+            double peak = backend->peak_flops();
+            if (peak > 0) snprintf(share, sizeof share, " | MFU %.1f %%", 100 * tokens_a_step / recent * operations_a_token(&config) / peak);
+            else snprintf(share, sizeof share, " | MFU n/a");
+        }
+        printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s%s | %s left\n", (long long)run.step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
+               norms[CLIP_SPLATS], u.rate, 1e3 * took, tokens_a_step / recent, share, left);
+        fprintf(log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)run.step, loss, u.rate, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
         write_log(log, log_path);
         if (run.step == s.steps || (s.save_every && run.step % s.save_every == 0)) save(&run), saved = run.step;
     }

@@ -20,6 +20,9 @@ typedef struct {
     int64_t step;            /* 1 for the first update */
 } Update;
 
+/* The kinds of splat parameters that have bounds. */
+enum { BOUND_PRECISION, BOUND_CENTRE, BOUND_AMPLITUDE, BOUND_FREQUENCY, BOUND_DECAY, NUM_BOUNDS };
+
 /* A back end: the network's arithmetic. B and T of a call may be smaller than those given to create. */
 typedef struct {
     const char *(*name)(void);                                       /* machine, threads, libraries: for the first line of a run */
@@ -28,12 +31,14 @@ typedef struct {
     void (*destroy)(void *model);
     void (*write)(void *model, int buffer, const float *from);       /* from the host into the model */
     const float *(*read)(void *model, int buffer);                   /* on the host, valid until the next call */
-    double (*forward)(void *model, const int *x, const int *y, int B, int T); /* x, y (B, T); mean loss in nats; y NULL: logits only, returns 0 */
+    double (*forward)(void *model, const int *x, const int *y, int B, int T); /* x, y (B, T); mean loss in nats over the y that are not -1; y NULL: logits only, returns 0 */
     void (*backward)(void *model, double scale);                     /* of the last forward; adds scale times its gradients */
     void (*zero_gradients)(void *model);
     void (*gradient_norms)(void *model, double norms[NUM_CLIPS]);
-    void (*update)(void *model, const Update *u);                    /* AdamW on all parameters, then the bounds of the splats */
-    void (*logits)(void *model, int b, int t, float *out);           /* of the last forward, V numbers */
+    void (*update)(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]); /* AdamW, then the bounds of the splats; how many values were outside */
+    void (*logits)(void *model, int b, int t, float *out);           /* of the last forward without y, V numbers */
+    void (*keys)(void *model, int l, int h, float *out);             /* of the last forward: keys of head (l, h), (B, T, HS), before any feature map */
+    double (*peak_flops)(void);                                      /* what the machine could do a second in this precision; 0 or no such function: unknown */
 } Backend;
 
 /* The whole program: flags, data, training. Returns the exit status. */

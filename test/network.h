@@ -28,14 +28,18 @@ __attribute__((unused)) static void free_numbers(void) {
 }
 
 /* A small model of odd sizes: nothing is a multiple of a block or of a vector register, the splats do not fill a head, the
-   vocabulary is padded. heads: the text of --gsa-heads or NULL. */
-static Config small_config(int attention, const char *heads, int position, int covariance, int envelope) {
+   vocabulary is padded. NULL, or the sentence that refuses the combination. heads: the text of --gsa-heads or NULL. */
+static const char *try_config(Config *c, int attention, const char *heads, int position, int mixer, int covariance, int envelope, int window, int objective) {
+    memset(c, 0, sizeof *c);
+    c->T = 70, c->V = 13, c->Vp = 16, c->L = 2, c->NH = 2, c->C = 20, c->S = 3;
+    c->attention = attention, c->position = position, c->mixer = mixer, c->covariance = covariance, c->envelope = envelope, c->window = window, c->objective = objective;
+    const char *problem = config_head_map(c, heads);
+    return problem ? problem : config_check(c);
+}
+
+__attribute__((unused)) static Config small_config(int attention, const char *heads, int position, int covariance, int envelope) {
     Config c;
-    memset(&c, 0, sizeof c);
-    c.T = 70, c.V = 13, c.Vp = 16, c.L = 2, c.NH = 2, c.C = 20, c.S = 3;
-    c.attention = attention, c.position = position, c.covariance = covariance, c.envelope = envelope;
-    const char *problem = config_head_map(&c, heads);
-    if (!problem) problem = config_check(&c);
+    const char *problem = try_config(&c, attention, heads, position, MIXER_SOFTMAX, covariance, envelope, 0, OBJECTIVE_LM);
     if (problem) die("%s", problem);
     return c;
 }

@@ -7,7 +7,7 @@
 #include <stdarg.h>
 
 #define TOLERANCE 1e-6
-#define SMALLEST_NORM 1e-3 /* of a gradient that says something; the functions below have values of about 1 */
+#define SMALLEST_NORM 1e-4 /* of a gradient that says something; the functions below have values of about 1 */
 
 typedef double (*Function)(void *of); /* a function of numbers that the caller changes in place */
 
@@ -74,7 +74,8 @@ typedef struct Layer {
     void (*forward)(struct Layer *);
     real *in, *weight, *bias, *out, *dout, *scratch[2];
     const int *tokens;
-    size_t outputs, B, T, N, C, OC, first;
+    size_t outputs, B, T, N, C, OC, first, windows[2];
+    bool causal;
 } Layer;
 
 static double layer_value(void *of) {
@@ -187,22 +188,22 @@ static void test_rope(double deviation, double h) {
 }
 
 /* (B, T, NH, HS) = (2, 70, 2, 6): the scales of the two heads differ; fq in `in`, fk in `weight`, qkv in `bias`. */
-static void run_attention(Layer *l) { attention_forward(l->out, l->scratch[0], l->in, l->weight, l->bias, l->scratch[1], l->B, l->T, 2, l->C / 2); }
+static void run_attention(Layer *l) { attention_forward(l->out, l->scratch[0], l->in, l->weight, l->bias, l->scratch[1], l->windows, l->causal, l->B, l->T, 2, l->C / 2); }
 
-static void test_attention(size_t T) {
+static void test_attention(size_t T, size_t window, bool causal) {
     uint64_t rng = 7;
-    Layer l = {.forward = run_attention, .B = 2, .T = T, .C = 12, .outputs = 2 * T * 12};
+    Layer l = {.forward = run_attention, .B = 2, .T = T, .C = 12, .outputs = 2 * T * 12, .windows = {T, window}, .causal = causal};
     l.in = numbers(l.outputs, 1, &rng), l.weight = numbers(l.outputs, 1, &rng), l.bias = numbers(3 * l.outputs, 1, &rng), l.out = numbers(l.outputs, 0, NULL),
     l.dout = numbers(l.outputs, 1, &rng), l.scratch[0] = numbers(l.B * 2 * T, 0, NULL), l.scratch[1] = numbers(2, 0, NULL);
     l.scratch[1][0] = 0.4, l.scratch[1][1] = 1;
     real *dfq = numbers(l.outputs, 1, &rng), *dfk = numbers(l.outputs, 1, &rng), *dqkv = numbers(3 * l.outputs, 1, &rng); /* overwritten */
     l.forward(&l);
-    attention_backward(dfq, dfk, dqkv, l.dout, l.out, l.scratch[0], l.in, l.weight, l.bias, l.scratch[1], l.B, T, 2, 6);
+    attention_backward(dfq, dfk, dqkv, l.dout, l.out, l.scratch[0], l.in, l.weight, l.bias, l.scratch[1], l.windows, causal, l.B, T, 2, 6);
     for (size_t i = 0; i < l.B * T; i++) memset(dqkv + i * 36, 0, 24 * sizeof(real)); /* the parts of q and k are not attention's */
-    CHECK_GRADIENT(layer_value, &l, l.bias, dqkv, 3 * l.outputs, 1e-2, "attention, T = %zu, v", T);
+    CHECK_GRADIENT(layer_value, &l, l.bias, dqkv, 3 * l.outputs, 1e-2, "attention, T = %zu, window %zu, %s, v", T, window, causal ? "causal" : "both sides");
     if (T > 1) {
-        CHECK_GRADIENT(layer_value, &l, l.in, dfq, l.outputs, 1e-3, "attention, T = %zu, query features", T);
-        CHECK_GRADIENT(layer_value, &l, l.weight, dfk, l.outputs, 1e-3, "attention, T = %zu, key features", T);
+        CHECK_GRADIENT(layer_value, &l, l.in, dfq, l.outputs, 1e-3, "attention, T = %zu, window %zu, %s, query features", T, window, causal ? "causal" : "both sides");
+        CHECK_GRADIENT(layer_value, &l, l.weight, dfk, l.outputs, 1e-3, "attention, T = %zu, window %zu, %s, key features", T, window, causal ? "causal" : "both sides");
     } else {
         CHECK(norm(dfq, l.outputs) < 1e-14 && norm(dfk, l.outputs) < 1e-14, "attention to oneself alone: no gradient of query and key");
     }
@@ -221,13 +222,16 @@ typedef struct {
     real one;
 } Head;
 
-static Head make_head(size_t B, size_t T, size_t HS, size_t S, bool diagonal, bool envelope, uint64_t seed) {
+static const char *const covariance_names[] = {"isotropic", "diagonal", "full"};
+
+static Head make_head(size_t B, size_t T, size_t HS, size_t S, int covariance, bool envelope, uint64_t seed) {
     uint64_t rng = seed;
-    Head h = {.B = B, .T = T, .HS = HS, .S = S, .P = diagonal ? HS : 1, .envelope = envelope, .one = 1};
+    Head h = {.B = B, .T = T, .HS = HS, .S = S, .P = covariance == COVARIANCE_ISO ? 1 : covariance == COVARIANCE_DIAG ? HS : HS * (HS + 1) / 2, .envelope = envelope, .one = 1};
     size_t n = B * T * HS, record = moments_size(S, h.P, HS);
     h.qkv = numbers(3 * n, 1, &rng), h.dout = numbers(n, 1, &rng);
     h.mu = numbers(S * HS, 0.4, &rng), h.lnp = numbers(S * h.P, 0.5, &rng), h.lnalpha = numbers(S, 0.5, &rng), h.lntheta = numbers(S, 0.5, &rng);
-    for (size_t i = 0; i < S * h.P; i++) h.lnp[i] += log(4);
+    for (size_t s = 0; s < S; s++) /* precision 4: full precision keeps half its logarithm, on the diagonal */
+        for (size_t i = 0; i < (covariance == COVARIANCE_FULL ? HS : h.P); i++) h.lnp[s * h.P + (covariance == COVARIANCE_FULL ? i * (i + 3) / 2 : i)] += covariance == COVARIANCE_FULL ? log(2) : log(4);
     for (size_t s = 0; s < S; s++) h.lnalpha[s] += 2, h.lntheta[s] -= 1.5;
     h.theta = numbers(S, 0, NULL), h.waves = numbers(T * 2 * S, 0, NULL), h.fq = numbers(n, 0, NULL), h.fk = numbers(n, 0, NULL), h.lse = numbers(B * T, 0, NULL), h.out = numbers(n, 0, NULL);
     h.dqkv = numbers(3 * n, 0, NULL), h.dfq = numbers(n, 1, &rng), h.dfk = numbers(n, 1, &rng), h.moments_q = numbers(B * record, 0, NULL), h.moments_k = numbers(B * record, 0, NULL);
@@ -235,7 +239,8 @@ static Head make_head(size_t B, size_t T, size_t HS, size_t S, bool diagonal, bo
     return h;
 }
 
-static Splats head_splats(const Head *h) { return (Splats){.mu = h->mu, .lnp = h->lnp, .lnalpha = h->lnalpha, .S = h->S, .P = h->P}; }
+static Splats splats_of(const Head *h) { return (Splats){.mu = h->mu, .lnp = h->lnp, .lnalpha = h->lnalpha, .lntheta = h->envelope ? h->lntheta : NULL, .S = h->S, .P = h->P}; }
+static SplatGradients gradients_of(const Head *h) { return (SplatGradients){.mu = h->dmu, .lnp = h->dlnp, .lnalpha = h->dlnalpha, .lntheta = h->envelope ? h->dlntheta : NULL}; }
 
 static const real *head_waves(Head *h) {
     if (!h->envelope) return NULL;
@@ -247,7 +252,7 @@ static const real *head_waves(Head *h) {
 /* The feature map alone, one sequence; its features' gradients are dfq or dfk. */
 static double features_value(void *of) {
     Head *h = (Head *)of;
-    Splats w = head_splats(h);
+    Splats w = splats_of(h);
     real *f = h->query ? h->fq : h->fk, *df = h->query ? h->dfq : h->dfk;
     double sum = 0;
     splat_forward(f, h->qkv + (h->query ? 0 : h->HS), 3 * h->HS, &w, h->query, head_waves(h), h->T, h->HS);
@@ -255,19 +260,20 @@ static double features_value(void *of) {
     return sum;
 }
 
-static void test_splat_features(size_t T, size_t HS, size_t S, bool diagonal, bool envelope, bool query) {
-    Head h = make_head(1, T, HS, S, diagonal, envelope, 8);
+static void test_splat_features(size_t T, size_t HS, size_t S, int covariance, bool envelope, bool query) {
+    Head h = make_head(1, T, HS, S, covariance, envelope, 8);
     char what[128];
-    snprintf(what, sizeof what, "splat %s, T = %zu, %zu splats of size %zu, %s, %s envelope", query ? "query" : "key", T, S, HS, diagonal ? "diagonal" : "isotropic", envelope ? "cosine" : "no");
+    snprintf(what, sizeof what, "splat %s, T = %zu, %zu splats of size %zu, %s, %s envelope", query ? "query" : "key", T, S, HS, covariance_names[covariance], envelope ? "cosine" : "no");
     h.query = query;
     /* The frequency's moment counts positions from the middle of the window, which is right for a whole head, where only distances
        count. For a map alone the origin has to be there: T is odd, and a phase may wrap. */
     h.first = (size_t)0 - (T - 1) / 2;
     features_value(&h);
-    Splats w = head_splats(&h);
+    Splats w = splats_of(&h);
     size_t slice = query ? 0 : HS;
     splat_backward(h.dqkv + slice, h.moments_q, query ? h.dfq : h.dfk, query ? h.fq : h.fk, h.qkv + slice, 3 * HS, &w, query, envelope, T, HS);
-    splat_gradients(h.dmu, h.dlnp, h.dlnalpha, envelope ? h.dlntheta : NULL, h.moments_q, 0, 1, &w, envelope ? h.lntheta : NULL, HS);
+    SplatGradients d = gradients_of(&h);
+    splat_gradients(&d, h.moments_q, 0, 1, &w, HS);
     CHECK_GRADIENT(features_value, &h, h.qkv, h.dqkv, T * 3 * HS, 1e-3, "%s, x", what);
     CHECK_GRADIENT(features_value, &h, h.mu, h.dmu, S * HS, 1e-3, "%s, mu", what);
     CHECK_GRADIENT(features_value, &h, h.lnp, h.dlnp, S * h.P, 1e-3, "%s, ln p", what);
@@ -279,7 +285,7 @@ static void test_splat_features(size_t T, size_t HS, size_t S, bool diagonal, bo
 
 static double head_value(void *of) {
     Head *h = (Head *)of;
-    Splats w = head_splats(h);
+    Splats w = splats_of(h);
     const real *waves = head_waves(h);
     double sum = 0;
     for (size_t b = 0; b < h->B; b++) {
@@ -287,27 +293,27 @@ static double head_value(void *of) {
         splat_forward(h->fq + b * h->T * h->HS, x, 3 * h->HS, &w, true, waves, h->T, h->HS);
         splat_forward(h->fk + b * h->T * h->HS, x + h->HS, 3 * h->HS, &w, false, waves, h->T, h->HS);
     }
-    attention_forward(h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, h->B, h->T, 1, h->HS);
+    attention_forward(h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, true, h->B, h->T, 1, h->HS);
     for (size_t i = 0; i < h->B * h->T * h->HS; i++) sum += h->out[i] * h->dout[i];
     return sum;
 }
 
 static void head_backward(Head *h) {
-    Splats w = head_splats(h);
+    Splats w = splats_of(h);
     size_t record = moments_size(h->S, h->P, h->HS);
     real *added[] = {h->moments_q, h->moments_k, h->dmu, h->dlnp, h->dlnalpha, h->dlntheta};
     const size_t sizes[] = {h->B * record, h->B * record, h->S * h->HS, h->S * h->P, h->S, h->S};
     for (int i = 0; i < 6; i++) memset(added[i], 0, sizes[i] * sizeof(real));
     head_value(h);
-    attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, h->B, h->T, 1, h->HS);
+    attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, true, h->B, h->T, 1, h->HS);
     for (size_t b = 0; b < h->B; b++) {
         size_t x = b * h->T * 3 * h->HS, f = b * h->T * h->HS;
         splat_backward(h->dqkv + x, h->moments_q + b * record, h->dfq + f, h->fq + f, h->qkv + x, 3 * h->HS, &w, true, h->envelope, h->T, h->HS);
         splat_backward(h->dqkv + x + h->HS, h->moments_k + b * record, h->dfk + f, h->fk + f, h->qkv + x + h->HS, 3 * h->HS, &w, false, h->envelope, h->T, h->HS);
     }
-    real *theta = h->envelope ? h->dlntheta : NULL, *lntheta = h->envelope ? h->lntheta : NULL;
-    splat_gradients(h->dmu, h->dlnp, h->dlnalpha, theta, h->moments_q, record, h->B, &w, lntheta, h->HS); /* two calls add */
-    splat_gradients(h->dmu, h->dlnp, h->dlnalpha, theta, h->moments_k, record, h->B, &w, lntheta, h->HS);
+    SplatGradients d = gradients_of(h);
+    splat_gradients(&d, h->moments_q, record, h->B, &w, h->HS); /* two calls add */
+    splat_gradients(&d, h->moments_k, record, h->B, &w, h->HS);
 }
 
 static void check_head(Head *h, double h_x, const char *what) {
@@ -323,7 +329,7 @@ static void check_head(Head *h, double h_x, const char *what) {
 /* What holds exactly, whatever the loss: softmax does not see a common shift of a query's logits, and a head with this envelope
    sees only distances. */
 static void check_identities(Head *h, const char *what) {
-    size_t S = h->S, HS = h->HS, T = h->T, record = moments_size(S, h->P, HS), frequency = record - S, amplitude = frequency - S;
+    size_t S = h->S, HS = h->HS, T = h->T, record = moments_size(S, h->P, HS), amplitude = S * (1 + HS + h->P), frequency = amplitude + S;
     for (size_t s = 0; s < S; s++) {
         double Q = 0, K = 0, sum_alpha = 0;
         for (size_t b = 0; b < h->B; b++) {
@@ -352,7 +358,7 @@ static void check_identities(Head *h, const char *what) {
     if (!h->envelope) return;
     /* sum of X = 0: one more token without gradient moves the middle of the window by half a position, so the frequency's moment
        changes by half the sum of X */
-    Splats w = head_splats(h);
+    Splats w = splats_of(h);
     real *f = numbers((T + 1) * HS, 0, NULL), *df = numbers((T + 1) * HS, 0, NULL), *x = numbers((T + 1) * HS, 0, NULL), *dx = numbers((T + 1) * HS, 0, NULL);
     real *moments = numbers(record, 0, NULL), *longer = numbers(record, 0, NULL);
     for (int key = 0; key < 2; key++) { /* of the first sequence; only f and df matter to this moment */
@@ -370,10 +376,10 @@ static void check_identities(Head *h, const char *what) {
     }
 }
 
-static void test_splat_head(size_t B, size_t T, size_t HS, size_t S, bool diagonal, bool envelope) {
+static void test_splat_head(size_t B, size_t T, size_t HS, size_t S, int covariance, bool envelope) {
     char what[128];
-    snprintf(what, sizeof what, "head (%zu, %zu), %zu splats of size %zu, %s, %s envelope", B, T, S, HS, diagonal ? "diagonal" : "isotropic", envelope ? "cosine" : "no");
-    Head h = make_head(B, T, HS, S, diagonal, envelope, 9);
+    snprintf(what, sizeof what, "head (%zu, %zu), %zu splats of size %zu, %s, %s envelope", B, T, S, HS, covariance_names[covariance], envelope ? "cosine" : "no");
+    Head h = make_head(B, T, HS, S, covariance, envelope, 9);
     check_head(&h, 1e-3, what);
     head_backward(&h);
     check_identities(&h, what);
@@ -467,6 +473,8 @@ static Run make_run(const Config *c, size_t B, size_t T, uint64_t seed) {
     uint64_t rng = rng_mix(seed, 1);
     random_tokens(r.x, B * T, c->V, &rng);
     random_tokens(r.y, B * T, c->V, &rng);
+    for (size_t i = 0; i < B * T && c->objective == OBJECTIVE_MLM; i++)
+        if (i % 3) r.y[i] = -1; /* only some tokens are predicted */
     return r;
 }
 
@@ -489,22 +497,46 @@ static void check_model(const Config *c, size_t B, size_t T, const char *what) {
     gsa_destroy(m);
 }
 
+/* Which combinations make no sense, in words of its own: what config_check must refuse, and nothing else. */
+static bool makes_no_sense(int attention, int mixer, int envelope, int window, int objective) {
+    bool decays = envelope == ENVELOPE_DECAY || envelope == ENVELOPE_RAISED;
+    if (attention == ATTENTION_STANDARD) return false; /* no splats: mixer and envelope are not looked at */
+    if (mixer == MIXER_LINEAR && envelope == ENVELOPE_COSINE) return true; /* weights below 0 in an average */
+    if (mixer == MIXER_SOFTMAX && decays) return true;                     /* does not factor over positions */
+    if (attention == ATTENTION_GSA && window) return true;                 /* no head to bound */
+    return attention == ATTENTION_EXTEND && (mixer == MIXER_SOFTMAX || !window || objective == OBJECTIVE_MLM);
+}
+
 static void test_models(void) {
     static const struct {
         const char *name, *heads;
         int attention;
-    } maps[] = {{"standard", NULL, ATTENTION_STANDARD}, {"gsa", NULL, ATTENTION_GSA}, {"hybrid", NULL, ATTENTION_HYBRID}, {"hybrid 0:1,1:0", "0:1,1:0", ATTENTION_HYBRID}};
+    } maps[] = {{"standard", NULL, ATTENTION_STANDARD}, {"gsa", NULL, ATTENTION_GSA}, {"hybrid", NULL, ATTENTION_HYBRID}, {"hybrid 0:1,1:0", "0:1,1:0", ATTENTION_HYBRID},
+                {"augment", NULL, ATTENTION_AUGMENT}, {"extend", NULL, ATTENTION_EXTEND}, {"extend 1", "1", ATTENTION_EXTEND}};
+    int refused = 0, passed = 0;
     for (size_t map = 0; map < sizeof maps / sizeof *maps; map++)
         for (int position = 0; position <= POSITION_BOTH; position++)
-            for (int covariance = 0; covariance <= COVARIANCE_DIAG; covariance++)
-                for (int envelope = 0; envelope <= ENVELOPE_COSINE; envelope++) {
-                    char what[128], p[16], v[16], e[16];
-                    if (maps[map].attention == ATTENTION_STANDARD && (covariance || envelope)) continue; /* no splats */
-                    choice_name(POSITION_CHOICES, position, p, sizeof p), choice_name(COVARIANCE_CHOICES, covariance, v, sizeof v), choice_name(ENVELOPE_CHOICES, envelope, e, sizeof e);
-                    snprintf(what, sizeof what, "%s, positions %s, %s, envelope %s", maps[map].name, p, v, e);
-                    Config c = small_config(maps[map].attention, maps[map].heads, position, covariance, envelope);
-                    check_model(&c, 2, 70, what);
-                }
+            for (int mixer = 0; mixer <= MIXER_LINEAR; mixer++)
+                for (int covariance = 0; covariance <= COVARIANCE_FULL; covariance++)
+                    for (int envelope = 0; envelope <= ENVELOPE_RAISED; envelope++)
+                        for (int window = 0; window <= 9; window += 9)
+                            for (int objective = 0; objective <= OBJECTIVE_MLM; objective++) {
+                                char what[160], p[16], x[16], v[16], e[16];
+                                if (maps[map].attention == ATTENTION_STANDARD && (covariance || envelope || mixer)) continue; /* no splats */
+                                choice_name(POSITION_CHOICES, position, p, sizeof p), choice_name(MIXER_CHOICES, mixer, x, sizeof x);
+                                choice_name(COVARIANCE_CHOICES, covariance, v, sizeof v), choice_name(ENVELOPE_CHOICES, envelope, e, sizeof e);
+                                snprintf(what, sizeof what, "%s, positions %s, %s, %s, envelope %s, window %d, %s", maps[map].name, p, x, v, e, window, objective ? "mlm" : "lm");
+                                Config c;
+                                const char *problem = try_config(&c, maps[map].attention, maps[map].heads, position, mixer, covariance, envelope, window, objective);
+                                bool no_sense = makes_no_sense(maps[map].attention, mixer, envelope, window, objective);
+                                CHECK(!problem == !no_sense, "%s is %s", what, problem ? problem : "accepted");
+                                refused += problem != NULL;
+                                /* positions and objective meet the other choices in code that is the same for all covariances */
+                                if (problem || (covariance && (position != POSITION_ROPE || objective))) continue;
+                                check_model(&c, covariance == COVARIANCE_FULL || objective ? 1 : 2, 70, what);
+                                passed++;
+                            }
+    printf("test_gradients: %d combinations checked, %d refused\n", passed, refused);
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
     check_model(&c, 1, 33, "a smaller batch of shorter sequences than the model has room for");
     c.S = 1;
@@ -534,7 +566,7 @@ static void test_accumulation(void) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         for (size_t k = t->offset; k < t->offset + t->size; k++) sum[k] = 0.25 * first[k] - 3 * second[k];
-        double error = relative_error_double(m->grads + t->offset, sum + t->offset, t->size);
+        double error = t->size ? relative_error_double(m->grads + t->offset, sum + t->offset, t->size) : 0;
         CHECK(error < 1e-12, "two backward passes with scales add up in %s: %g", t->name, error);
     }
     gsa_destroy(m);
@@ -585,18 +617,22 @@ int main(void) {
     test_classifier();
     test_rope(1, 1e-3);
     test_rope(3e-5, 1e-6);
-    test_attention(1);
-    test_attention(70);
-    for (int kind = 0; kind < 8; kind++) {
-        bool diagonal = kind & 1, envelope = kind & 2, query = kind & 4;
-        test_splat_features(9, 10, 3, diagonal, envelope, query);
-        test_splat_features(71, 18, envelope ? 9 : 18, diagonal, envelope, query);
-        test_splat_features(1, 4, 1, diagonal, envelope, query);
+    test_attention(1, 1, true);
+    test_attention(70, 70, true);
+    test_attention(150, 17, true);
+    test_attention(150, 65, true);
+    test_attention(70, 70, false);
+    test_attention(150, 17, false);
+    for (int kind = 0; kind < 12; kind++) {
+        int covariance = kind / 4;
+        bool envelope = kind & 1, query = kind & 2;
+        test_splat_features(9, 10, 3, covariance, envelope, query);
+        test_splat_features(71, 18, envelope ? 9 : 18, covariance, envelope, query);
+        test_splat_features(1, 4, 1, covariance, envelope, query);
     }
-    for (int kind = 0; kind < 4; kind++) {
-        bool diagonal = kind & 1, envelope = kind & 2;
-        test_splat_head(2, 70, 10, 3, diagonal, envelope);
-        test_splat_head(2, 9, 6, 1, diagonal, envelope);
+    for (int kind = 0; kind < 6; kind++) {
+        test_splat_head(2, 70, 10, 3, kind / 2, kind & 1);
+        test_splat_head(2, 9, 6, 1, kind / 2, kind & 1);
     }
     test_splat_extremes();
     test_models();
