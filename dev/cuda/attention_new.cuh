@@ -83,7 +83,7 @@ __device__ inline AttentionHead attention_head(const AttentionInput &in, size_t 
     head.k = head.q + C;
     head.v = in.qkv + b * T * 3 * C + 2 * C + (size_t)h * HS;
     head.scale = in.scale[h];
-    head.behind = min(in.window[h], T) - 1;
+    head.behind = max(min(in.window[h], T), 1) - 1;
     head.ahead = in.causal ? 0 : head.behind;
     return head;
 }
@@ -119,10 +119,9 @@ __device__ inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 
-/* copies `bytes` (4 or 16) to shared memory in the background; zeros if not inside */
-template <int BYTES> __device__ inline void copy_async(uint32_t to, const void *from, bool inside) {
-    if (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0));
-    else asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(inside ? 4 : 0));
+/* copies 16 bytes to shared memory in the background; zeros if not inside */
+__device__ inline void copy_async(uint32_t to, const void *from, bool inside) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
 }
 __device__ inline void copy_commit() { asm volatile("cp.async.commit_group;"); }
 __device__ inline void copy_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
@@ -131,7 +130,7 @@ __device__ inline void copy_wait() { asm volatile("cp.async.wait_group 0;" ::: "
 template <int HS> __device__ inline void load_tile(uint32_t tile, const bf16 *in, size_t stride, int first, int rows, int T) {
     for (int n = threadIdx.x; n < rows * (HS / 8); n += blockDim.x) {
         int row = n / (HS / 8), c = n % (HS / 8), token = first + row;
-        copy_async<16>(tile + chunk_at<HS>(row, c), in + (token < T ? token : 0) * stride + c * 8, token < T);
+        copy_async(tile + chunk_at<HS>(row, c), in + (token < T ? token : 0) * stride + c * 8, token < T);
     }
 }
 
@@ -265,11 +264,11 @@ template <int HS, int M, int N> __device__ inline void product_columns(float (&o
         }
 }
 
-/* A CTA of 4 warps owns 64 M queries of one head, a warp 16 M of them, and streams the keys and values through two stages. M = 2
-   halves the shared memory traffic of the keys, which is what limits this kernel; HS = 128 leaves no registers for it. All blocks
-   of a head are neighbours in the grid, so that its keys stay in L2; the last blocks, which see the most keys, start first. */
+/* A CTA of 4 warps owns 128 queries of one head, a warp 32 of them, and streams the keys and values through two stages. Two tiles of 16
+   queries a warp (M = 2) halve the shared memory traffic of the keys, which limits this kernel. All blocks of a head are neighbours in
+   the grid, so that its keys stay in L2; the last blocks, which see the most keys, start first. */
 template <int HS> __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *lse, AttentionInput in, int T, int NH) {
-    constexpr int M = HS == 128 ? 1 : 2, ROWS = 64 * M, KEYS = ATTENTION_BLOCK, TILE = KEYS * HS * 2;
+    constexpr int M = 2, ROWS = 64 * M, KEYS = HS == 128 ? 32 : 64, TILE = KEYS * HS * 2;
     extern __shared__ __align__(1024) char memory[]; /* queries (ROWS, HS), then two stages of keys and values (KEYS, HS) each */
     int blocks = (T + ROWS - 1) / ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     size_t bh = blockIdx.x / blocks, b = bh / NH;
@@ -479,16 +478,30 @@ __global__ void __launch_bounds__(128) attention_backward_mma(bf16 *dqkv, bf16 *
 
    The same two kernels for Hopper: a warpgroup of 4 warps owns 64 rows, multiplies with wgmma straight from the swizzled tiles, and
    the bulk copy engine fills the tiles (zeros from T on). While one warpgroup of a multiprocessor computes exponentials, others keep
-   the tensor cores busy; the register counts are chosen for that: 4 warpgroups at 112, 3 at 168. */
+   the tensor cores busy: that is all the overlap there is, and the register counts are chosen for it, 4 warpgroups a multiprocessor at
+   up to 128 registers or 3 at up to 168.
 
-#define TILE64 (64 * 64 * 2) /* bytes of a tile of 64 rows */
+   Measured on one H100 (80 GB HBM3), 64 sequences of 1,024 tokens, 12 heads of 64, causal, ms, medians of 30:
+                             forward   backward
+       wgmma                   0.309      0.845    (dq 0.38, dk and dv 0.46)
+       mma.sync                0.515      1.57
+       PyTorch 2.11, cuDNN     0.292      1.084
+       PyTorch 2.11, FA2       0.466      1.718
+   No unit is saturated: tensor cores and exponentials are busy half of the time each, and take turns in each warpgroup. Per CTA about
+   2.5 of 13 us of the forward pass are start and end: at T = 4096 it reaches 420 TFLOP/s instead of 335.
+   Tried without gain: in the forward pass, asking for the next scores before adding the values (0.327), and that with the two
+   warpgroups of a CTA taking turns at the tensor cores by named barriers (0.340); a ring of 5 or 6 stages (the same); in the
+   backward pass, asking for scores and do . v at once (dq 0.408 at 3 CTAs a multiprocessor, dk and dv 0.593 at 2), the next scores
+   before the last product (dq 0.420, dk and dv 0.465), 3 stages instead of 2 (dk and dv the same). */
+
+#define TILE64 (64 * 64 * 2) /* bytes of a tile: 64 rows of 64 */
 
 struct AttentionMaps { /* (C columns, T, B) each, boxes of 64 columns of 64 tokens */
     CUtensorMap qkv, features, dout;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-__device__ int attention_has_wgmma = 1;
+static __device__ int attention_has_wgmma = 1;
 
 __device__ inline void barrier_init(uint32_t barrier, int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory"); }
 __device__ inline void barrier_arrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
@@ -536,18 +549,17 @@ __device__ inline void wgmma_columns(float (&o)[8][4], const uint32_t (&x)[4][4]
         asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OUT32 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;" : ALL32(o) : "r"(x[k][0]), "r"(x[k][1]), "r"(x[k][2]), "r"(x[k][3]), "l"(b + 128 * k));
 }
 #else
-__device__ int attention_has_wgmma = 0;
+static __device__ int attention_has_wgmma = 0;
 #endif
 
 /* Two warpgroups with 64 queries each share the keys and values. Thread 0 orders the copies, LEAD blocks ahead: the stage it fills is
    that of STAGES - LEAD blocks before, so that the warpgroups may be a block apart without waiting for each other. (A ninth warp for
    this job would leave 96 registers to each thread instead of 128.) */
-#define FORWARD_STAGES 4
-#define FORWARD_LEAD 2
-#define FORWARD_BYTES ((2 + 2 * FORWARD_STAGES) * TILE64 + 128)
+#define ATTENTION_FORWARD_STAGES 4
+#define ATTENTION_FORWARD_BYTES ((2 + 2 * ATTENTION_FORWARD_STAGES) * TILE64 + 128)
 __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T, int NH) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    constexpr int HS = 64, ROWS = 128, KEYS = 64, STAGES = FORWARD_STAGES, LEAD = FORWARD_LEAD;
+    constexpr int HS = 64, ROWS = 128, KEYS = 64, STAGES = ATTENTION_FORWARD_STAGES, LEAD = 2;
     extern __shared__ __align__(1024) char memory[]; /* two tiles of queries, stages of keys and values, barriers */
     int blocks = (T + ROWS - 1) / ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     size_t bh = blockIdx.x / blocks, b = bh / NH, C = (size_t)NH * HS;
@@ -575,7 +587,7 @@ __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, flo
     __syncthreads();
 
     int group = warp / 4, row0 = i0 + 16 * warp, block = 0;
-    int group_end = min(end, i0 + 64 * (group + 1) + ahead); /* the first group may leave out the last block: nobody waits for that */
+    int group_end = min(end, i0 + 64 * (group + 1) + ahead); /* the first group may leave out the last block, whose stage is not needed again */
     float scale2 = head.scale * ATTENTION_LOG2E, o[8][4] = {}, m[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     uint64_t q = wgmma_tile(q_tiles + group * TILE64);
     barrier_wait(q_full, 0);
@@ -587,10 +599,10 @@ __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, flo
         wgmma_begin();
         wgmma_rows(s, q, wgmma_tile(k_tile));
         wgmma_commit();
-        wgmma_wait<0>(s); /* and for the product with the values of the block before, whose stage is free then */
+        wgmma_wait<0>(s); /* this includes the product with the values of the block before, whose stage is free now */
         if (block > 0 && lane == 0) barrier_arrive(empty + 8 * ((block - 1) % STAGES));
         if (threadIdx.x == 0 && j0 + LEAD * KEYS < end) {
-            int before = block + LEAD - STAGES; /* who had the stage */
+            int before = block + LEAD - STAGES; /* the block that had the stage */
             if (before >= 0) barrier_wait(empty + 8 * (before % STAGES), before / STAGES % 2);
             copy_keys(block + LEAD);
         }
@@ -608,7 +620,7 @@ __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, flo
         wgmma_columns(o, p, wgmma_tile(k_tile + TILE64));
         wgmma_commit();
         block++;
-    } while (first + block * KEYS < group_end); /* as a plain loop it could be skipped with o still zero, and the compiler would wait after every product */
+    } while (first + block * KEYS < group_end); /* a plain loop could be skipped with o still zero: the compiler then waits after every product */
     wgmma_wait<0>(o);
     asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); /* nobody of the warpgroup reads the queries any more */
     float total[2] = {quad_sum(sum[0]), quad_sum(sum[1])};
@@ -622,9 +634,8 @@ __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, flo
 }
 
 /* One warpgroup a CTA; thread 0 orders the copies, one block ahead. Rows and columns as in attention_backward_mma. do . v is asked for
-   only when the scores have become weights: it then takes the registers of the scores, and 4 (KEYS: 3) warpgroups share a multiprocessor
-   instead of 3 (2). Measured, in ms for 65,536 tokens in 12 heads: 0.384 against 0.408 for dq, 0.466 against 0.593 for dk and dv. */
-#define BACKWARD_BYTES (6 * TILE64 + 2 * 128 * 4 + 64)
+   only when the scores have become weights: it then takes the registers of the scores, and one more warpgroup fits a multiprocessor. */
+#define ATTENTION_BACKWARD_BYTES (6 * TILE64 + 2 * 128 * 4 + 64)
 template <bool KEYS>
 __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     attention_backward_wgmma(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out, const float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T, int NH) {
@@ -638,7 +649,7 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     int behind = head.behind, ahead = head.ahead, before = KEYS ? ahead : behind, after = KEYS ? behind : ahead;
     int first = max(0, r0 - before) / BLOCK * BLOCK, end = min(T, r0 + BLOCK + after);
     uint32_t tile1 = shared_address(memory), tile2 = tile1 + TILE64, stages = tile2 + TILE64;
-    float *statistics = (float *)(memory + (2 + 2 * STAGES) * TILE64); /* KEYS: lse, delta of a block of columns, twice; else delta of the rows */
+    float *statistics = (float *)(memory + (2 + 2 * STAGES) * TILE64); /* KEYS: lse, delta of a stage's columns; else delta of the rows */
     uint32_t rows_full = shared_address(statistics + 256), full = rows_full + 8;
     lse += bh * T, delta += bh * T;
 
@@ -656,15 +667,18 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     }
     float lse2[2] = {}, delta_row[2] = {};
     if (KEYS) statistics[threadIdx.x] = column_statistic(lse, delta, first, T);
-    else row_deltas<HS>(statistics, delta, dout + b * T * C + (size_t)h * HS, out ? out + b * T * C + (size_t)h * HS : NULL, C, r0, BLOCK, T);
+    else {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int i = row0 + lane / 4 + 8 * r;
+            lse2[r] = i < T ? lse[i] * ATTENTION_LOG2E : 0;
+        }
+        row_deltas<HS>(statistics, delta, dout + b * T * C + (size_t)h * HS, out ? out + b * T * C + (size_t)h * HS : NULL, C, r0, BLOCK, T);
+    }
     __syncthreads();
     if (!KEYS)
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            int row = 16 * warp + lane / 4 + 8 * r;
-            lse2[r] = r0 + row < T ? lse[r0 + row] * ATTENTION_LOG2E : 0;
-            delta_row[r] = statistics[row];
-        }
+        for (int r = 0; r < 2; r++) delta_row[r] = statistics[16 * warp + lane / 4 + 8 * r];
 
     float scale2 = head.scale * ATTENTION_LOG2E, sum1[8][4] = {}, sum2[8][4] = {}; /* dq, or dk and dv */
     uint64_t rows1 = wgmma_tile(tile1), rows2 = wgmma_tile(tile2);
@@ -698,7 +712,7 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
         wgmma_columns(sum1, ds, columns1);
         wgmma_commit();
         c0 += BLOCK, parity ^= stage, stage ^= 1;
-    } while (c0 < end); /* see above */
+    } while (c0 < end); /* not a plain loop: as in the forward pass */
     wgmma_wait<0>(sum1);
     if (KEYS) wgmma_wait<0>(sum2);
     __syncthreads();
@@ -711,7 +725,7 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
 /* ------------------------------------------------------------------------------------------------ launchers */
 
 template <int HS> static void attention_forward_launch(bf16 *out, float *lse, AttentionInput in, size_t B, int T, int NH, cudaStream_t stream) {
-    int rows = HS == 128 ? 64 : 128, bytes = (rows + 4 * ATTENTION_BLOCK) * HS * 2;
+    int rows = 128, keys = HS == 128 ? 32 : 64, bytes = (rows + 4 * keys) * HS * 2;
     attentionCheck(cudaFuncSetAttribute(attention_forward_mma<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     attention_forward_mma<HS><<<(unsigned)(B * NH * ((T + rows - 1) / rows)), 128, bytes, stream>>>(out, lse, in, T, NH);
     attentionCheck(cudaGetLastError());
@@ -728,9 +742,9 @@ static void attention_backward_launch(bf16 *dqkv, bf16 *dfeatures, float *delta,
     attentionCheck(cudaGetLastError());
 }
 
-static bool attention_portable; /* set by the bench: mma.sync kernels even where there is better */
+static bool attention_portable; /* for tests: the mma.sync kernels even where there are better ones */
 
-/* does this program hold wgmma kernels for this card? */
+/* does this program hold wgmma kernels for this card? The first call must not be part of a stream capture */
 static bool attention_wgmma(void) {
     static int known = -1;
     if (known < 0) attentionCheck(cudaMemcpyFromSymbol(&known, attention_has_wgmma, sizeof(int)));
@@ -755,9 +769,9 @@ static CUtensorMap attention_map(const bf16 *x, size_t B, size_t T, size_t colum
 }
 
 static void attention_forward_hopper(bf16 *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH, cudaStream_t stream) {
-    AttentionMaps maps = {attention_map(in.qkv, B, T, 3 * NH * 64), attention_map(in.features, B, T, 2 * NH * 64)};
-    attentionCheck(cudaFuncSetAttribute(attention_forward_wgmma, cudaFuncAttributeMaxDynamicSharedMemorySize, FORWARD_BYTES));
-    attention_forward_wgmma<<<(unsigned)(B * NH * ((T + 127) / 128)), 256, FORWARD_BYTES, stream>>>(out, lse, in, maps, (int)T, (int)NH);
+    AttentionMaps maps = {attention_map(in.qkv, B, T, 3 * NH * 64), attention_map(in.features, B, T, 2 * NH * 64), {}};
+    attentionCheck(cudaFuncSetAttribute(attention_forward_wgmma, cudaFuncAttributeMaxDynamicSharedMemorySize, ATTENTION_FORWARD_BYTES));
+    attention_forward_wgmma<<<(unsigned)(B * NH * ((T + 127) / 128)), 256, ATTENTION_FORWARD_BYTES, stream>>>(out, lse, in, maps, (int)T, (int)NH);
     attentionCheck(cudaGetLastError());
 }
 
@@ -765,10 +779,10 @@ static void attention_backward_hopper(bf16 *dqkv, bf16 *dfeatures, float *delta,
                                       cudaStream_t stream) {
     AttentionMaps maps = {attention_map(in.qkv, B, T, 3 * NH * 64), attention_map(in.features, B, T, 2 * NH * 64), attention_map(dout, B, T, NH * 64)};
     unsigned grid = (unsigned)(B * NH * ((T + 63) / 64));
-    attentionCheck(cudaFuncSetAttribute(attention_backward_wgmma<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, BACKWARD_BYTES));
-    attentionCheck(cudaFuncSetAttribute(attention_backward_wgmma<true>, cudaFuncAttributeMaxDynamicSharedMemorySize, BACKWARD_BYTES));
-    attention_backward_wgmma<false><<<grid, 128, BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, maps, (int)T, (int)NH); /* writes delta */
-    attention_backward_wgmma<true><<<grid, 128, BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, maps, (int)T, (int)NH);
+    attentionCheck(cudaFuncSetAttribute(attention_backward_wgmma<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, ATTENTION_BACKWARD_BYTES));
+    attentionCheck(cudaFuncSetAttribute(attention_backward_wgmma<true>, cudaFuncAttributeMaxDynamicSharedMemorySize, ATTENTION_BACKWARD_BYTES));
+    attention_backward_wgmma<false><<<grid, 128, ATTENTION_BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, maps, (int)T, (int)NH); /* writes delta */
+    attention_backward_wgmma<true><<<grid, 128, ATTENTION_BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, maps, (int)T, (int)NH);
     attentionCheck(cudaGetLastError());
 }
 
