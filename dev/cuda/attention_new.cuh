@@ -140,17 +140,20 @@ template <int HS> __device__ inline void load_tile(uint32_t tile, const bf16 *in
    8n + 2 (lane % 4) + {0, 1} of row lane / 4 as x[n][0..1], and of row lane / 4 + 8 as x[n][2..3]. wgmma's 64-row accumulator is
    four of these, one a warp, so everything in this part serves both kinds of kernels. */
 
-/* sets to -inf what a query does not see; rows are queries and columns keys, or the reverse for KEYS */
+/* Sets to -inf what a query does not see; rows are queries and columns keys, or the reverse for KEYS. (What keys from T on get there is
+   never stored.) */
 template <bool KEYS, int N> __device__ inline void hide(float (&s)[N][4], int row0, int column0, int behind, int ahead, int T) {
     int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int n = 0; n < N; n++)
+    for (int r = 0; r < 2; r++) {
+        int row = row0 + lane / 4 + 8 * r, origin = column0 + lane % 4 * 2; /* columns low .. high from origin are seen */
+        int low = row - (KEYS ? ahead : behind) - origin, high = (KEYS ? row + behind : min(row + ahead, T - 1)) - origin;
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            int row = row0 + lane / 4 + e / 2 * 8, column = column0 + 8 * n + lane % 4 * 2 + e % 2;
-            int i = KEYS ? column : row, j = KEYS ? row : column;
-            if (j - i < -behind || j - i > ahead || j >= T) s[n][e] = -INFINITY;
-        }
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                if (8 * n + e < low || 8 * n + e > high) s[n][2 * r + e] = -INFINITY;
+    }
 }
 
 /* does any of queries i0 .. i0 + ni - 1 see any of keys j0 .. j0 + nj - 1? do all see all of them? */
@@ -481,18 +484,20 @@ __global__ void __launch_bounds__(128) attention_backward_mma(bf16 *dqkv, bf16 *
    the tensor cores busy: that is all the overlap there is, and the register counts are chosen for it, 4 warpgroups a multiprocessor at
    up to 128 registers or 3 at up to 168.
 
-   Measured on one H100 (80 GB HBM3), 64 sequences of 1,024 tokens, 12 heads of 64, causal, ms, medians of 30:
+   Measured on one H100 (80 GB HBM3), 64 sequences of 1,024 tokens, 12 heads of 64, causal, ms, medians of 30 (once the card is warm and
+   at its power limit everything takes up to 8 % longer):
                              forward   backward
-       wgmma                   0.309      0.845    (dq 0.38, dk and dv 0.46)
+       wgmma                   0.307      0.836    (dq 0.38, dk and dv 0.46)
        mma.sync                0.515      1.57
-       PyTorch 2.11, cuDNN     0.292      1.084
-       PyTorch 2.11, FA2       0.466      1.718
-   No unit is saturated: tensor cores and exponentials are busy half of the time each, and take turns in each warpgroup. Per CTA about
-   2.5 of 13 us of the forward pass are start and end: at T = 4096 it reaches 420 TFLOP/s instead of 335.
-   Tried without gain: in the forward pass, asking for the next scores before adding the values (0.327), and that with the two
-   warpgroups of a CTA taking turns at the tensor cores by named barriers (0.340); a ring of 5 or 6 stages (the same); in the
-   backward pass, asking for scores and do . v at once (dq 0.408 at 3 CTAs a multiprocessor, dk and dv 0.593 at 2), the next scores
-   before the last product (dq 0.420, dk and dv 0.465), 3 stages instead of 2 (dk and dv the same). */
+       PyTorch 2.11, cuDNN     0.293      1.084
+       PyTorch 2.11, FA2       0.466      1.72
+   No unit is saturated: tensor cores and exponentials are each busy half of the time, and take turns within a warpgroup. Starting and
+   ending a CTA costs about 2.5 of 13 us in the forward pass: at T = 4096 it reaches 420 TFLOP/s instead of 335.
+   Tried without gain. Forward: asking for the next scores before adding the values (0.327); that with the two warpgroups of a CTA
+   taking turns at the tensor cores by named barriers (0.340); 5 or 6 stages (the same); a light and a heavy block of queries in one
+   CTA, one after the other (0.318, and slower at T = 4096). Backward: asking for scores and do . v at once (dq 0.408 with 3 CTAs a
+   multiprocessor, dk and dv 0.593 with 2); the next scores before the last product (dq 0.420, dk and dv 0.465); 3 stages instead of
+   2 (the same). */
 
 #define TILE64 (64 * 64 * 2) /* bytes of a tile: 64 rows of 64 */
 
