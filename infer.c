@@ -1,7 +1,8 @@
 /* infer.c: uses a trained model: continues a prompt, measures how well the model predicts a text, or fills in masked tokens.
 
    The layers are those of train_gsa.c, included as they are; what is new here is decoding one token at a time with the keys' features
-   and the values of all earlier tokens kept. Text goes to standard output, everything else to standard error. */
+   and the values of all earlier tokens kept. Text goes to standard output, everything else to standard error. INFER_NO_MAIN leaves main to
+   the file that includes this one. */
 
 #if defined(__GNUC__)
 #pragma GCC diagnostic push
@@ -388,6 +389,8 @@ static int fill(int argc, char **argv) {
     return 0;
 }
 
+#ifndef INFER_NO_MAIN
+
 int main(int argc, char **argv) {
     static const char help[] = "usage: infer COMMAND MODEL ...\n"
                                "  generate MODEL [PROMPT]    continue a prompt\n"
@@ -406,3 +409,5 @@ int main(int argc, char **argv) {
     if (argc >= 2) die_usage("unknown command '%s'", argv[1]);
     return 2;
 }
+
+#endif

@@ -1,12 +1,16 @@
 /* The network itself, inside a test program: train_gsa.c whole, and what tests of it share. With GSA_DOUBLE defined before,
-   all its numbers are double. */
+   all its numbers are double; with INFER_NO_MAIN, infer.c and its decoder come along. */
 #ifndef GSA_TEST_NETWORK_H
 #define GSA_TEST_NETWORK_H
 
 #define GSA_NO_MAIN
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function" /* no test calls every layer */
+#ifdef INFER_NO_MAIN
+#include "../infer.c"
+#else
 #include "../train_gsa.c"
+#endif
 #pragma GCC diagnostic pop
 #include "test.h"
 
