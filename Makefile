@@ -1,5 +1,5 @@
 # gsa.c: `make` builds the programs, `make help` says what else there is.
-#   config=release|debug|sanitize   NO_OMP=1   NO_DNNL=1   CC=clang   MARCH=native
+#   config=release|debug|sanitize   NO_OMP=1   NO_DNNL=1   NO_CUDA=1   CC=clang   MARCH=native   PRECISION=bf16|fp32
 
 CC      ?= cc
 ifeq ($(origin CC),default)
@@ -7,6 +7,8 @@ CC      := gcc
 endif
 config  ?= release
 MARCH   ?= native
+
+comma := ,
 
 # ---- what is here: each probe compiles or asks, nothing is guessed
 
@@ -17,7 +19,10 @@ endif
 ifndef NO_DNNL
 DNNL    := $(call have,'#include <dnnl.h>' 'int main(void){return dnnl_version() == 0;}',,-ldnnl)
 endif
+ifndef NO_CUDA
 NVCC    := $(shell command -v nvcc 2>/dev/null)
+GPU_ARCH ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
+endif
 
 CPPFLAGS += -D_GNU_SOURCE
 CFLAGS   := -std=c11 -Wall -Wextra -fno-math-errno -march=$(MARCH) $(CFLAGS)
@@ -44,8 +49,12 @@ BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL
 PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories
 TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 TOOLS    := test/check_stories
+ifeq ($(config)$(if $(NVCC),-cuda),release-cuda) # the sanitizers do not see device code
+CUDA_PROGRAMS := train_gsacu
+CUDA_TESTS    := $(foreach t,$(patsubst test/%.cu,%,$(wildcard test/test_*.cu)),$(t) $(t)_fp32)
+endif
 
-all: probe $(PROGRAMS:%=$(OUT)%)
+all: probe $(PROGRAMS:%=$(OUT)%) $(CUDA_PROGRAMS)
 
 COMMON    := gsa/util gsa/flags
 TOKENIZER := tokenizer/tokenizer
@@ -85,10 +94,31 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(if $(DNNL),-DUSE_DNNL) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+# GPU code: for the card that answers, else for Ampere and newer (PTX) and Hopper; each source in bf16 and, for checking, in fp32
+PRECISION ?= bf16
+GENCODE   := $(if $(GPU_ARCH),-gencode arch=compute_$(GPU_ARCH:90=90a)$(comma)code=sm_$(GPU_ARCH:90=90a),\
+             -gencode arch=compute_80$(comma)code=[sm_80$(comma)compute_80] -gencode arch=compute_90a$(comma)code=sm_90a)
+NVCCFLAGS := -std=c++17 -O3 $(GENCODE) -Xcompiler -Wall,-Wextra,-march=$(MARCH)$(if $(OMP),$(comma)-fopenmp)
+CUDA      := $(BUILD)/cuda$(GPU_ARCH:%=-sm_%)
+MODEL_OBJECTS := $(MODEL:%=$(BUILD)/%.o)
+
+$(CUDA)/%.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
+$(CUDA)/%_fp32.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -DGSA_FP32 -MMD -MP -c -o $@ $<
+train_gsacu: $(CUDA)/train_gsa$(if $(filter fp32,$(PRECISION)),_fp32).o
+build/$(config)/bench: $(CUDA)/dev/cuda/bench.o
+$(foreach t,$(CUDA_TESTS),$(eval build/$(config)/test/$(t): $(CUDA)/test/$(t).o))
+train_gsacu build/$(config)/bench $(CUDA_TESTS:%=build/$(config)/test/%): $(MODEL_OBJECTS) $(LINKED)
+	@mkdir -p $(@D)
+	$(NVCC) $(GENCODE) -o $@ $(filter %.o,$^) -lcublasLt $(NETWORK_LIBS) $(if $(OMP),-Xcompiler -fopenmp) $(LDLIBS)
+
 # remembers which build the programs were linked from, so that another compiler or flag links them anew
 $(LINKED): FORCE
 	@mkdir -p $(@D)
-	@echo '$(BUILD) $(LDFLAGS)' | cmp -s - $@ || echo '$(BUILD) $(LDFLAGS)' > $@
+	@echo '$(BUILD) $(LDFLAGS) $(PRECISION)' | cmp -s - $@ || echo '$(BUILD) $(LDFLAGS) $(PRECISION)' > $@
 FORCE:
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
@@ -97,12 +127,12 @@ probe:
 	@echo "$(if $(shell command -v $(CC)),✓ $(CC) $(shell $(CC) -dumpfullversion 2>/dev/null || $(CC) -dumpversion),✗ $(CC) not found: make deps)"
 	@echo "$(if $(OMP),✓ OpenMP,✗ OpenMP $(if $(NO_OMP),switched off,not found): one thread)"
 	@echo "$(if $(DNNL),✓ oneDNN,✗ oneDNN $(if $(NO_DNNL),switched off,not found): the built-in matrix product (about half as fast))"
-	@echo "$(if $(NVCC),✓ nvcc,✗ nvcc not found: CPU programs only)"
+	@echo "$(if $(NVCC),✓ nvcc for $(if $(GPU_ARCH),sm_$(GPU_ARCH),sm_80 and sm_90a, as no GPU answers),✗ nvcc $(if $(NO_CUDA),switched off,not found): CPU programs only)"
 
 test: deps
 	@$(MAKE) --no-print-directory run-tests
-run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%)
-	@OUT='$(OUT)' test/run build/$(config)/test $(TESTS)
+run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) $(CUDA_TESTS:%=build/$(config)/test/%)
+	@OUT='$(OUT)' test/run build/$(config)/test $(TESTS) $(CUDA_TESTS)
 
 # from a clone to stories: the run without flags, then five stories from its model; run again, it goes on or just writes them anew
 QUICKSTART := runs/quickstart
@@ -125,16 +155,17 @@ deps:
 	$$run apt-get -qq update && $$run env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install $$missing >/dev/null
 
 clean:
-	rm -rf build $(PROGRAMS)
+	rm -rf build $(PROGRAMS) train_gsacu
 
 help:
-	@echo "make               the programs: $(PROGRAMS)"
+	@echo "make               the programs: $(PROGRAMS) $(CUDA_PROGRAMS)"
 	@echo "make quickstart    install what is missing, build, train on made-up stories, write new ones (4 minutes)"
 	@echo "make test          install what is missing, build, run all tests"
 	@echo "make clean         remove what was built; runs/ stays"
 	@echo "config=debug       -O0 -g3, programs under build/debug/"
 	@echo "config=sanitize    AddressSanitizer and UBSan, programs under build/sanitize/"
-	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1"
+	@echo "make build/release/bench   the GPU's kernels, timed (dev/cuda/bench.cu)"
+	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1  NO_CUDA=1  GPU_ARCH=90  PRECISION=fp32 (of train_gsacu)"
 
 .PHONY: all probe quickstart test run-tests deps clean help FORCE
 .DEFAULT_GOAL := all

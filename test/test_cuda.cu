@@ -1,0 +1,578 @@
+/* train_gsa.cu against train_gsa.c, both in this process: layers at odd shapes, then whole models of every kind the GPU has: logits,
+   loss, every gradient by name, ten updates, 500 updates; then what must hold exactly. Compiled twice, for bf16 and for fp32.
+   Errors are L2 norms relative to the CPU's result. Every buffer is full of NaN before it is written. */
+#define GSA_NO_MAIN
+#include "../train_gsa.cu"
+
+#include <stdarg.h>
+#include "test.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wextra" /* C code as C++ */
+namespace cpu {
+#include "network.h"
+}
+#pragma GCC diagnostic pop
+
+/* The largest errors that pass. bf16 rounds to 2^-9 at every store; sums over many such numbers average that out. In whole models those
+   of splats get twice as much: a splat's gradient is a sum of terms of both signs that mostly cancel, and all of them come
+   through logits of ten and more, which rounded features move by 0.02. */
+#ifdef GSA_FP32
+static const char name[] = "cuda_fp32";
+static const double OUTPUT = 1e-5, FEATURES = 1e-6, GRADIENT = 5e-5, WAVES = 1e-3, LOSS = 1e-5, MODEL = 1e-4, COSINE = 0.999999, MODEL_SPLATS = 1e-4, SPLATS_COSINE = 0.999999, STEPS = 1e-3;
+#else
+static const char name[] = "cuda";
+static const double OUTPUT = 1e-2, FEATURES = 1e-2, GRADIENT = 2e-2, WAVES = 1e-1, LOSS = 5e-3, MODEL = 3e-2, COSINE = 0.999, MODEL_SPLATS = 6e-2, SPLATS_COSINE = 0.998, STEPS = 2e-2;
+#endif
+
+/* ---------------------------------------------------------------------------------------------- numbers here and there */
+
+static void *device_memory[4096];
+static int device_count;
+
+template <typename Number>
+static Number *device_room(size_t n) { /* poisoned; lives until free_all */
+    void *p;
+    cudaCheck(cudaMalloc(&p, n * sizeof(Number)));
+    cudaCheck(cudaMemset(p, 0xFF, n * sizeof(Number)));
+    device_memory[device_count++] = p;
+    return (Number *)p;
+}
+
+static void free_all(void) {
+    while (device_count > 0) cudaCheck(cudaFree(device_memory[--device_count]));
+    cpu::free_numbers();
+}
+
+static void round_numbers(float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = (float)(floatX)x[i];
+}
+
+/* Random numbers that a floatX holds exactly. */
+static float *numbers(size_t n, double deviation, uint64_t *rng) {
+    float *x = cpu::numbers(n, deviation, rng);
+    round_numbers(x, n);
+    return x;
+}
+
+template <typename Number>
+static Number *upload(const float *x, size_t n) {
+    Number *to = device_room<Number>(n), *rounded = (Number *)xmalloc(n * sizeof(Number));
+    for (size_t i = 0; i < n; i++) rounded[i] = (Number)x[i];
+    cudaCheck(cudaMemcpy(to, rounded, n * sizeof(Number), cudaMemcpyHostToDevice));
+    free(rounded);
+    return to;
+}
+static int *upload_ints(const int *x, size_t n) {
+    int *to = device_room<int>(n);
+    cudaCheck(cudaMemcpy(to, x, n * sizeof *x, cudaMemcpyHostToDevice));
+    return to;
+}
+
+template <typename Number>
+static float *download(const Number *x, size_t n) {
+    Number *raw = (Number *)xmalloc(n * sizeof(Number));
+    float *to = cpu::numbers(n, 0, NULL);
+    cudaCheck(cudaDeviceSynchronize());
+    cudaCheck(cudaMemcpy(raw, x, n * sizeof(Number), cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++) to[i] = (float)raw[i];
+    free(raw);
+    return to;
+}
+
+#define COMPARE(got, expected, n, limit, ...) compare(got, expected, n, limit, __LINE__, __VA_ARGS__)
+__attribute__((format(printf, 6, 7))) static void compare(const float *got, const float *expected, size_t n, double limit, int line, const char *format, ...) {
+    char what[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    double error = relative_error(got, expected, n);
+    check(error <= limit, __FILE__, line, "%s: error %.2e, limit %.0e", what, error, limit);
+}
+
+/* ---------------------------------------------------------------------------------------------- single layers */
+
+static void test_encoder(size_t C) {
+    uint64_t rng = 1;
+    enum { B = 3, T = 67, V = 50, N = B * T };
+    int tokens[N];
+    for (int i = 0; i < N; i++) tokens[i] = rng_below(&rng, 2) ? (int)rng_below(&rng, V) : 7; /* one token is half of all: several segments */
+    float *wte = numbers(V * C, 1, &rng), *wpe = numbers((T + 3) * C, 1, &rng), *out = cpu::numbers(N * C, 0, NULL);
+    floatX *device = device_room<floatX>(N * C);
+    encoder_forward(device, upload_ints(tokens, N), upload<floatX>(wte, V * C), upload<floatX>(wpe, (T + 3) * C), B, T, C, 3, 0);
+    cpu::encoder_forward(out, tokens, wte, wpe, B, T, C, 3);
+    COMPARE(download(device, N * C), out, N * C, OUTPUT, "encoder, %zu channels", C);
+
+    float *dout = numbers(N * C, 1, &rng), *dwte = numbers(V * C, 1, &rng), *dwpe = numbers(T * C, 1, &rng); /* gradients are added to */
+    float *device_dwte = upload<float>(dwte, V * C), *device_dwpe = upload<float>(dwpe, T * C);
+    int positions[N], starts[V + 1];
+    Bucket segments[N], several[N / SEGMENT + 1];
+    Buckets b = {positions, segments, several, 0, 0, 0};
+    bucket_tokens(&b, tokens, N, V, starts);
+    CHECK((size_t)b.sum_count <= bucket_sums(N) && b.token_count > 0, "encoder: %d sums", b.sum_count);
+    Bucket *device_segments = device_room<Bucket>(N), *device_several = device_room<Bucket>(N / SEGMENT + 1);
+    cudaCheck(cudaMemcpy(device_segments, segments, sizeof segments, cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(device_several, several, sizeof several, cudaMemcpyHostToDevice));
+    b.positions = upload_ints(positions, N), b.segments = device_segments, b.tokens = device_several;
+    encoder_backward(device_dwte, device_dwpe, upload<floatX>(dout, N * C), &b, device_room<float>(bucket_sums(N) * C), B, T, C, 0);
+    cpu::encoder_backward(dwte, dwpe, dout, tokens, B, T, C);
+    COMPARE(download(device_dwte, V * C), dwte, V * C, 1e-6, "encoder, gradient of wte");
+    COMPARE(download(device_dwpe, T * C), dwpe, T * C, 1e-6, "encoder, gradient of wpe");
+    free_all();
+}
+
+static void test_layernorm(size_t N, size_t C) {
+    uint64_t rng = 2;
+    float *in = numbers(N * C, 1, &rng), *weight = numbers(C, 1, &rng), *bias = numbers(C, 1, &rng), *out = cpu::numbers(N * C, 0, NULL);
+    float *mean = cpu::numbers(N, 0, NULL), *rstd = cpu::numbers(N, 0, NULL), *dout = numbers(N * C, 1, &rng), *din = numbers(N * C, 1, &rng);
+    float *dweight = numbers(C, 1, &rng), *dbias = numbers(C, 1, &rng);
+    for (size_t c = 0; c < C; c++) in[c] = 3; /* a constant row; one far from 0 */
+    for (size_t c = 0; c < C && N > 1; c++) in[C + c] += 100;
+    round_numbers(in, N * C);
+    floatX *device = device_room<floatX>(N * C), *device_in = upload<floatX>(in, N * C), *device_din = upload<floatX>(din, N * C);
+    float *device_mean = device_room<float>(N), *device_rstd = device_room<float>(N), *device_weight = upload<float>(weight, C);
+    float *device_dweight = upload<float>(dweight, C), *device_dbias = upload<float>(dbias, C);
+    layernorm_forward(device, device_mean, device_rstd, device_in, device_weight, upload<float>(bias, C), N, C, 0);
+    cpu::layernorm_forward(out, mean, rstd, in, weight, bias, N, C);
+    COMPARE(download(device, N * C), out, N * C, OUTPUT, "layernorm (%zu, %zu)", N, C);
+    COMPARE(download(device_mean, N), mean, N, 1e-5, "layernorm (%zu, %zu), mean", N, C);
+    COMPARE(download(device_rstd, N), rstd, N, 1e-4, "layernorm (%zu, %zu), rstd", N, C);
+    float *sums = cpu::numbers(C, 0, NULL), *device_sums = upload<float>(sums, C);
+    layernorm_backward(device_din, device_dweight, device_dbias, device_sums, device_room<float>(SUM_BLOCKS * 3 * C), upload<floatX>(dout, N * C), device_in, device_weight, device_mean, device_rstd, N, C, 0);
+    cpu::layernorm_backward(din, dweight, dbias, dout, in, weight, mean, rstd, N, C);
+    COMPARE(download(device_din + C, (N - 1) * C), din + C, (N - 1) * C, GRADIENT, "layernorm (%zu, %zu), gradient", N, C); /* that of a constant row is 300 times its neighbours' */
+    for (size_t i = 0; i < N * C; i++) sums[i % C] += din[i];
+    COMPARE(download(device_sums, C), sums, C, 1e-4, "layernorm (%zu, %zu), sums of the stream's gradient", N, C);
+    COMPARE(download(device_dweight, C), dweight, C, 1e-4, "layernorm (%zu, %zu), gradient of weight", N, C);
+    COMPARE(download(device_dbias, C), dbias, C, 1e-5, "layernorm (%zu, %zu), gradient of bias", N, C);
+    free_all();
+}
+
+/* gelu: the layer is followed, and in the backward pass preceded, by one. */
+static void test_matmul(Matmul *mm, size_t N, size_t C, size_t OC, bool gelu) {
+    uint64_t rng = 3;
+    float *in = numbers(N * C, 1, &rng), *weight = numbers(OC * C, 0.1, &rng), *bias = numbers(OC, 1, &rng), *add = numbers(N * OC, 1, &rng), *out = cpu::numbers(N * OC, 0, NULL);
+    float *pre = cpu::numbers(N * OC, 0, NULL);
+    floatX *device = device_room<floatX>(N * OC), *device_in = upload<floatX>(in, N * C), *device_weight = upload<floatX>(weight, OC * C), *device_pre = device_room<floatX>(N * OC);
+    matmul_forward(mm, device, device_in, device_weight, upload<floatX>(bias, OC), gelu ? NULL : upload<floatX>(add, N * OC), gelu ? device_pre : NULL, N, C, OC, 0);
+    cpu::matmul_forward(pre, in, weight, bias, N, C, OC);
+    if (gelu) cpu::gelu_forward(out, pre, N * OC);
+    for (size_t i = 0; i < N * OC && !gelu; i++) out[i] = pre[i] + add[i];
+    COMPARE(download(device, N * OC), out, N * OC, OUTPUT, "matmul (%zu, %zu, %zu)%s", N, C, OC, gelu ? " with gelu" : "");
+    if (gelu) COMPARE(download(device_pre, N * OC), pre, N * OC, OUTPUT, "matmul (%zu, %zu, %zu), before gelu", N, C, OC);
+
+    float *dout = numbers(N * OC, 1, &rng), *before = numbers(N * C, 1, &rng), *din = cpu::numbers(N * C, 0, NULL), *dweight = numbers(OC * C, 1, &rng), *dbias = numbers(OC, 1, &rng);
+    float *device_dweight = upload<float>(dweight, OC * C), *device_dbias = upload<float>(dbias, OC);
+    floatX *device_din = device_room<floatX>(N * C);
+    matmul_backward(mm, device_din, device_dweight, device_dbias, device_room<float>(SUM_BLOCKS * OC), upload<floatX>(dout, N * OC), device_in, device_weight, gelu ? upload<floatX>(before, N * C) : NULL, 1, N, C, OC, 0);
+    cpu::matmul_backward(din, dweight, dbias, dout, in, weight, N, C, OC);
+    if (gelu) cpu::gelu_backward(din, din, before, N * C);
+    COMPARE(download(device_din, N * C), din, N * C, GRADIENT, "matmul (%zu, %zu, %zu)%s, gradient", N, C, OC, gelu ? " with gelu" : "");
+    COMPARE(download(device_dweight, OC * C), dweight, OC * C, GRADIENT, "matmul (%zu, %zu, %zu), gradient of weight", N, C, OC);
+    COMPARE(download(device_dbias, OC), dbias, OC, GRADIENT, "matmul (%zu, %zu, %zu), gradient of bias", N, C, OC);
+    free_all();
+}
+
+static void test_classifier(size_t V, size_t Vp) {
+    uint64_t rng = 4;
+    enum { N = 6 };
+    float *logits = numbers(N * Vp, 3, &rng), *losses = cpu::numbers(N, 0, NULL), *lse = cpu::numbers(N, 0, NULL);
+    int targets[N] = {0, (int)V - 1, 40, 3, 5, -1};
+    for (size_t i = 0; i < N; i++)
+        for (size_t v = V; v < Vp; v++) logits[i * Vp + v] = v % 2 ? NAN : INFINITY; /* padding means nothing */
+    logits[3 * Vp + 3] = 300, logits[4 * Vp + 5] = -300;
+    round_numbers(logits, N * Vp);
+    floatX *device = upload<floatX>(logits, N * Vp);
+    float *device_losses = device_room<float>(N);
+    fused_classifier(device, device_losses, upload_ints(targets, N), 0.25f, N, V, Vp, 0);
+    cpu::classifier_forward(losses, lse, logits, targets, N, V, Vp);
+    cpu::classifier_backward(logits, lse, targets, 0.25f, N, V, Vp);
+    COMPARE(download(device_losses, N), losses, N, 1e-6, "losses of %zu tokens", V);
+    COMPARE(download(device, N * Vp), logits, N * Vp, OUTPUT, "gradients of %zu logits", Vp);
+    free_all();
+}
+
+/* ---------------------------------------------------------------------------------------------- models */
+
+static Config make_config(int attention, const char *heads, int position, int covariance, int envelope, int HS, int S, int window) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.T = 70, c.V = 77, c.Vp = 80, c.L = 2, c.NH = 3, c.C = 3 * HS, c.S = S;
+    c.attention = attention, c.position = position, c.covariance = covariance, c.envelope = envelope, c.window = window;
+    const char *problem = config_head_map(&c, heads);
+    if (!problem) problem = config_check(&c);
+    if (!problem) problem = cuda_config_check(&c);
+    if (problem) die("%s", problem);
+    return c;
+}
+
+static const struct {
+    const char *name;
+    int attention;
+    const char *heads;
+    int position, covariance, envelope, HS, S, window;
+} kinds[] = {
+    {"standard, learned", ATTENTION_STANDARD, NULL, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 1, 0},
+    {"standard, rope", ATTENTION_STANDARD, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 32, 1, 0},
+    {"standard, both, window", ATTENTION_STANDARD, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE, 128, 1, 19},
+    {"gsa, cosine", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 32, 0},
+    {"gsa, 5 splats, diagonal", ATTENTION_GSA, NULL, POSITION_LEARNED, COVARIANCE_DIAG, ENVELOPE_COSINE, 32, 5, 0},
+    {"gsa, no envelope", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_NONE, 64, 50, 0},
+    {"gsa, large heads", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE, 128, 64, 0},
+    {"hybrid, learned", ATTENTION_HYBRID, NULL, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 16, 0},
+    {"hybrid, rope, map, window", ATTENTION_HYBRID, "0:0-1,1:2", POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE, 64, 32, 33},
+    {"augment", ATTENTION_AUGMENT, "2", POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 32, 16, 0},
+};
+enum { KINDS = sizeof kinds / sizeof *kinds };
+static Config kind_config(int k) {
+    return make_config(kinds[k].attention, kinds[k].heads, kinds[k].position, kinds[k].covariance, kinds[k].envelope, kinds[k].HS, kinds[k].S, kinds[k].window);
+}
+
+/* The same model in both programs, away from its symmetric start, and its tokens. What products read is rounded alike. */
+typedef struct {
+    cpu::GSA *c;
+    CudaModel *g;
+    int *x, *y;
+    size_t B, T;
+} Pair;
+
+static Pair make_pair(const Config *c, size_t B, uint64_t seed) {
+    Pair p;
+    uint64_t rng = rng_mix(seed, 1000);
+    p.B = B, p.T = c->T;
+    p.c = cpu::gsa_create(c, B), p.g = gsa_create_cuda(c, B);
+    model_start(c, p.c->params, seed);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &p.c->tensors[i];
+        float *w = p.c->params + t->offset;
+        size_t n = i == TENSOR_wte ? (size_t)c->V * c->C : t->size; /* the padding of the vocabulary stays 0 */
+        for (size_t k = 0; k < n; k++) w[k] += (float)((t->group == GROUP_MATRIX ? 0.05 : 0.2) * rng_normal(&rng));
+        bool splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
+        if (!splat) round_numbers(w, n);
+    }
+    cuda_write(p.g, BUFFER_PARAMS, p.c->params);
+    p.x = (int *)xmalloc(2 * B * p.T * sizeof(int)), p.y = p.x + B * p.T;
+    cpu::random_tokens(p.x, B * p.T, c->V, &rng);
+    cpu::random_tokens(p.y, B * p.T, c->V, &rng);
+    return p;
+}
+static void free_pair(Pair *p) {
+    cpu::gsa_destroy(p->c);
+    gsa_destroy(p->g);
+    free(p->x);
+    free_all();
+}
+
+/* (B, NH, T, HS) as the CPU has features, from columns of a device's rows */
+static float *heads_first(const float *rows, size_t stride, size_t column, size_t B, size_t T, size_t NH, size_t HS) {
+    float *to = cpu::numbers(B * NH * T * HS, 0, NULL);
+    for (size_t i = 0; i < B * T; i++)
+        for (size_t h = 0; h < NH; h++) memcpy(to + (((i / T) * NH + h) * T + i % T) * HS, rows + i * stride + column + h * HS, HS * sizeof(float));
+    return to;
+}
+
+/* Feature maps and attention of layer 1, by themselves: the same q, k, v to both programs. */
+static void test_heads(int kind, size_t B, size_t T) {
+    Config config = kind_config(kind);
+    const char *what = kinds[kind].name;
+    config.T = (int)T;
+    Pair p = make_pair(&config, B, 7);
+    cpu::GSA *c = p.c;
+    CudaModel *g = p.g;
+    CudaSizes z = cuda_sizes(&config);
+    size_t N = B * T, A = z.A, l = 1;
+    uint64_t rng = 5;
+    float *qkv = numbers(N * 3 * A, 1, &rng), *dout = numbers(N * A, 1, &rng);
+    for (size_t k = 0; k < z.HS; k++) qkv[k] *= 1e-3f; /* a short query */
+    round_numbers(qkv, N * 3 * A);
+
+    cpu::gsa_splat_waves(c, c->a.splat_waves, T, 0);
+    cpu::features_forward(c, c->a.fq, c->a.fk, qkv, l, B, T, c->rope_waves, c->a.splat_waves);
+    cudaCheck(cudaMemcpy(g->a.qkv + l * N * 3 * A, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    if (z.G) splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, g->stream>>>(gsa_splats(g), g->p.mu, g->p.lnp, g->p.lnalpha, g->p.lntheta, (int)z.S, (int)z.SP, (int)z.P, (int)z.HS);
+    floatX *features = g->a.features + l * N * 2 * A, *device_qkv = g->a.qkv + l * N * 3 * A;
+    bool mapped = head_list(&config, l, HEAD_SPLAT).count || head_list(&config, l, HEAD_STANDARD).count;
+    if (mapped) cudaCheck(cudaMemset(features, 0xFF, N * 2 * A * sizeof(floatX)));
+    features_forward(g, features, device_qkv, l, B, T);
+    /* heads without a feature map have q and k themselves on the CPU */
+    float *rows = mapped ? download(features, N * 2 * A) : NULL;
+    for (size_t h = 0; h < z.NH; h++) {
+        bool from = config_head_kind(&config, (int)l, (int)h) != HEAD_STANDARD || config.position != POSITION_LEARNED;
+        for (size_t side = 0; side < 2 && from; side++) {
+            float *expected = cpu::numbers(N * z.HS, 0, NULL), *got = heads_first(rows, 2 * A, side * A + h * z.HS, B, T, 1, z.HS);
+            for (size_t b = 0; b < B; b++) memcpy(expected + b * T * z.HS, (side ? c->a.fk : c->a.fq) + (b * z.NH + h) * T * z.HS, T * z.HS * sizeof(float));
+            COMPARE(got, expected, N * z.HS, FEATURES * (config_is_gsa(&config, (int)l, (int)h) ? 3 : 1), "%s, T %zu: features of head %zu, %s", what, T, h, side ? "keys" : "queries");
+        }
+    }
+
+    /* attention; in bf16 the CPU gets the GPU's rounded features, so that this compares attention alone */
+    for (size_t h = 0; h < z.NH && mapped; h++)
+        for (size_t side = 0; side < 2; side++) {
+            if (config_head_kind(&config, (int)l, (int)h) == HEAD_STANDARD && config.position == POSITION_LEARNED) continue;
+            for (size_t i = 0; i < N; i++)
+                memcpy((side ? c->a.fk : c->a.fq) + (((i / T) * z.NH + h) * T + i % T) * z.HS, rows + i * 2 * A + side * A + h * z.HS, z.HS * sizeof(float));
+        }
+    const float *scale = c->scale + l * z.NH;
+    cpu::attention_forward(c->a.att, c->a.att_lse, c->a.fq, c->a.fk, qkv, scale, c->window + l * z.NH, true, B, T, z.NH, z.HS);
+    floatX *att = g->a.att + l * N * A;
+    cudaCheck(cudaMemset(att, 0xFF, N * A * sizeof(floatX)));
+    attention_forward(att, g->a.att_lse, attention_input(g, l, N), B, T, z.NH, z.HS, g->stream);
+    COMPARE(download(att, N * A), c->a.att, N * A, OUTPUT, "%s, T %zu: attention", what, T);
+    COMPARE(download(g->a.att_lse, N * z.NH), c->a.att_lse, N * z.NH, OUTPUT, "%s, T %zu: lse", what, T);
+
+    cpu::attention_backward(c->a.dfq, c->a.dfk, c->a.dqkv, dout, c->a.att, c->a.att_lse, c->a.fq, c->a.fk, qkv, scale, c->window + l * z.NH, true, B, T, z.NH, z.HS);
+    cudaCheck(cudaMemset(g->a.dqkv, 0xFF, N * 3 * A * sizeof(floatX)));
+    if (mapped) cudaCheck(cudaMemset(g->a.dfeatures, 0xFF, N * 2 * A * sizeof(floatX)));
+    attention_backward(g->a.dqkv, g->a.dfeatures, g->a.delta, upload<floatX>(dout, N * A), att, g->a.att_lse, attention_input(g, l, N), B, T, z.NH, z.HS, g->stream);
+    float *dqkv = download(g->a.dqkv, N * 3 * A), *dv = cpu::numbers(N * A, 0, NULL), *expected_dv = cpu::numbers(N * A, 0, NULL);
+    float *drows = mapped ? download(g->a.dfeatures, N * 2 * A) : NULL;
+    for (size_t i = 0; i < N; i++) memcpy(dv + i * A, dqkv + i * 3 * A + 2 * A, A * sizeof(float)), memcpy(expected_dv + i * A, c->a.dqkv + i * 3 * A + 2 * A, A * sizeof(float));
+    COMPARE(dv, expected_dv, N * A, GRADIENT, "%s, T %zu: attention, gradient of values", what, T);
+    for (size_t h = 0; h < z.NH; h++)
+        for (size_t side = 0; side < 2; side++) {
+            bool from = config_head_kind(&config, (int)l, (int)h) != HEAD_STANDARD || config.position != POSITION_LEARNED;
+            float *expected = cpu::numbers(N * z.HS, 0, NULL), *got = heads_first(from ? drows : dqkv, (from ? 2 : 3) * A, side * A + h * z.HS, B, T, 1, z.HS);
+            for (size_t b = 0; b < B; b++) memcpy(expected + b * T * z.HS, (side ? c->a.dfk : c->a.dfq) + (b * z.NH + h) * T * z.HS, T * z.HS * sizeof(float));
+            if (T > 1) COMPARE(got, expected, N * z.HS, GRADIENT, "%s, T %zu: attention, gradient of head %zu's %s", what, T, h, side ? "keys" : "queries");
+            for (size_t i = 0; i < N && from; i++) /* feature maps alone, again */
+                memcpy((side ? c->a.dfk : c->a.dfq) + (((i / T) * z.NH + h) * T + i % T) * z.HS, drows + i * 2 * A + side * A + h * z.HS, z.HS * sizeof(float));
+        }
+
+    size_t record = cpu::moments_size(z.S, z.P, z.HS);
+    memset(c->a.moments, 0, B * z.NH * record * sizeof(float));
+    cpu::features_backward(c, c->a.dqkv, c->a.dfq, c->a.dfk, c->a.fq, c->a.fk, qkv, l, B, T);
+    features_backward(g, g->a.dqkv, g->a.dfeatures, features, device_qkv, l, B, T);
+    dqkv = download(g->a.dqkv, N * 3 * A);
+    for (size_t h = 0; h < z.NH && T > 1; h++)
+        for (size_t side = 0; side < 2; side++)
+            COMPARE(heads_first(dqkv, 3 * A, side * A + h * z.HS, B, T, 1, z.HS), heads_first(c->a.dqkv, 3 * A, side * A + h * z.HS, B, T, 1, z.HS), N * z.HS, GRADIENT,
+                    "%s, T %zu: gradient of head %zu's %s", what, T, h, side ? "keys" : "queries");
+    free_pair(&p);
+}
+
+static double cosine(const float *a, const float *b, size_t n) {
+    double ab = 0, aa = 0, bb = 0;
+    for (size_t i = 0; i < n; i++) ab += (double)a[i] * b[i], aa += (double)a[i] * a[i], bb += (double)b[i] * b[i];
+    return ab / sqrt(aa * bb);
+}
+
+/* Logits, loss, every gradient, gradient norms; then ten updates. */
+static void test_model(int kind) {
+    Config config = kind_config(kind);
+    const char *what = kinds[kind].name;
+    Pair p = make_pair(&config, 3, 11);
+    size_t B = p.B, T = p.T - 3; /* smaller than what was asked for */
+    float logits[128];
+    double error = 0;
+    cpu::gsa_forward(p.c, p.x, NULL, B, T);
+    cuda_forward(p.g, p.x, NULL, (int)B, (int)T);
+    for (size_t i = 0; i < B * T; i += 13) {
+        cuda_logits(p.g, (int)(i / T), (int)(i % T), logits);
+        double e = relative_error(logits, p.c->a.logits + i * config.Vp, config.V);
+        if (!(e <= error)) error = e;
+    }
+    CHECK(error <= MODEL, "%s: logits, error %.2e", what, error);
+    double loss = cpu::gsa_forward(p.c, p.x, p.y, B, T), device_loss = cuda_forward(p.g, p.x, p.y, (int)B, (int)T);
+    CHECK(fabs(device_loss / loss - 1) <= LOSS, "%s: loss %.7f, CPU %.7f", what, device_loss, loss);
+    for (int pass = 0; pass < 2; pass++) { /* twice: gradients are added up */
+        if (pass) cuda_forward(p.g, p.x, p.y, (int)B, (int)T), cpu::gsa_forward(p.c, p.x, p.y, B, T);
+        cpu::gsa_backward(p.c, 0.5);
+        cuda_backward(p.g, 0.5);
+    }
+    const float *grads = cuda_read(p.g, BUFFER_GRADS);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &p.c->tensors[i];
+        if (!t->size) continue;
+        bool waves = i == TENSOR_lntheta, splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
+        COMPARE(grads + t->offset, p.c->grads + t->offset, t->size, waves ? WAVES : splat ? MODEL_SPLATS : MODEL, "%s: gradient of %s", what, t->name);
+        double along = cosine(grads + t->offset, p.c->grads + t->offset, t->size);
+        CHECK(along >= (waves ? 1 - 10 * (1 - COSINE) : splat ? SPLATS_COSINE : COSINE), "%s: gradient of %s, cosine %.7f", what, t->name, along);
+    }
+    double norms[NUM_CLIPS], device_norms[NUM_CLIPS];
+    cpu::gsa_gradient_norms(p.c, norms);
+    cuda_gradient_norms(p.g, device_norms);
+    for (int i = 0; i < NUM_CLIPS; i++) CHECK(norms[i] == device_norms[i] || fabs(device_norms[i] / norms[i] - 1) <= MODEL, "%s: gradient norm %g, CPU %g", what, device_norms[i], norms[i]);
+
+    for (int step = 1; step <= 10; step++) {
+        Update u = {1e-3, 0.9, 0.95, 0.1, {1, 1}, step};
+        int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
+        cpu::gsa_zero_gradients(p.c);
+        cuda_zero_gradients(p.g);
+        loss = cpu::gsa_forward(p.c, p.x, p.y, B, T), device_loss = cuda_forward(p.g, p.x, p.y, (int)B, (int)T);
+        /* below 1 the batch is being learned by heart, each step halves the loss, and its ratio says little */
+        CHECK(fabs(device_loss - loss) <= STEPS * fmax(loss, 1), "%s: loss %.7f before update %d, CPU %.7f", what, device_loss, step, loss);
+        cpu::gsa_backward(p.c, 1);
+        cuda_backward(p.g, 1);
+        cpu::gsa_update(p.c, &u, clamped);
+        cuda_update(p.g, &u, device_clamped);
+    }
+    free_pair(&p);
+}
+
+/* ---------------------------------------------------------------------------------------------- what holds exactly */
+
+/* From the same start the same bits, twice; and they survive the way to the host and back. */
+static void test_determinism(int kind) {
+    Config config = kind_config(kind);
+    Pair a = make_pair(&config, 3, 13), b = make_pair(&config, 3, 13);
+    for (int step = 1; step <= 3; step++) {
+        Update u = {1e-3, 0.9, 0.95, 0.1, {1, 1}, step};
+        int64_t clamped[NUM_BOUNDS];
+        double loss[2];
+        for (int i = 0; i < 2; i++) {
+            CudaModel *g = i ? b.g : a.g;
+            cuda_zero_gradients(g);
+            loss[i] = cuda_forward(g, a.x, a.y, (int)a.B, (int)a.T);
+            cuda_backward(g, 1);
+            cuda_update(g, &u, clamped);
+        }
+        CHECK(loss[0] == loss[1], "%s: the same loss twice, %.9f and %.9f", kinds[kind].name, loss[0], loss[1]);
+    }
+    const int buffers[] = {BUFFER_PARAMS, BUFFER_GRADS, BUFFER_ADAM_M, BUFFER_ADAM_V};
+    for (int i = 0; i < 4; i++) {
+        const float *here = cuda_read(a.g, buffers[i]), *there = cuda_read(b.g, buffers[i]);
+        CHECK(memcmp(here, there, a.g->total * sizeof(float)) == 0, "%s: buffer %d the same twice", kinds[kind].name, buffers[i]);
+        cuda_write(b.g, buffers[i], here);
+        CHECK(memcmp(here, cuda_read(b.g, buffers[i]), a.g->total * sizeof(float)) == 0, "%s: buffer %d to the host and back", kinds[kind].name, buffers[i]);
+    }
+    free_pair(&a), free_pair(&b);
+}
+
+/* Token t changes nothing before t; equal values come out of attention unchanged; gradients of feature maps are tangents. */
+static void test_identities(int kind) {
+    Config config = kind_config(kind);
+    Pair p = make_pair(&config, 2, 17);
+    CudaSizes z = cuda_sizes(&config);
+    size_t N = p.B * p.T, A = z.A, at = 41;
+    float before[128], after[128];
+    cuda_forward(p.g, p.x, NULL, 2, (int)p.T);
+    cuda_logits(p.g, 1, (int)at - 1, before);
+    p.x[p.T + at] = (p.x[p.T + at] + 1) % config.V;
+    cuda_forward(p.g, p.x, NULL, 2, (int)p.T);
+    cuda_logits(p.g, 1, (int)at - 1, after);
+    CHECK(memcmp(before, after, config.V * sizeof(float)) == 0, "%s: token %zu does not change what is before it", kinds[kind].name, at);
+
+    uint64_t rng = 6;
+    float *qkv = numbers(N * 3 * A, 1, &rng), *dout = numbers(N * A, 1, &rng);
+    for (size_t i = 0; i < N; i++)
+        for (size_t k = 0; k < A; k++) qkv[i * 3 * A + 2 * A + k] = (float)k / 64; /* values depend on the channel alone */
+    round_numbers(qkv, N * 3 * A);
+    cudaCheck(cudaMemcpy(p.g->a.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    features_forward(p.g, p.g->a.features, p.g->a.qkv, 0, p.B, p.T);
+    attention_forward(p.g->a.att, p.g->a.att_lse, attention_input(p.g, 0, N), p.B, p.T, z.NH, z.HS, p.g->stream);
+    float *att = download(p.g->a.att, N * A), *values = cpu::numbers(N * A, 0, NULL);
+    for (size_t i = 0; i < N; i++) memcpy(values + i * A, qkv + i * 3 * A + 2 * A, A * sizeof(float));
+    COMPARE(att, values, N * A, OUTPUT / 2, "%s: equal values stay", kinds[kind].name);
+
+    for (size_t i = 0; i < N * A; i++) qkv[i / A * 3 * A + 2 * A + i % A] = (float)rng_normal(&rng);
+    cudaCheck(cudaMemcpy(p.g->a.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    attention_forward(p.g->a.att, p.g->a.att_lse, attention_input(p.g, 0, N), p.B, p.T, z.NH, z.HS, p.g->stream);
+    attention_backward(p.g->a.dqkv, p.g->a.dfeatures, p.g->a.delta, upload<floatX>(dout, N * A), p.g->a.att, p.g->a.att_lse, attention_input(p.g, 0, N), p.B, p.T, z.NH, z.HS, p.g->stream);
+    features_backward(p.g, p.g->a.dqkv, p.g->a.dfeatures, p.g->a.features, p.g->a.qkv, 0, p.B, p.T);
+    float *dqkv = download(p.g->a.dqkv, N * 3 * A);
+    for (size_t h = 0; h < z.NH; h++) {
+        if (config_head_kind(&config, 0, (int)h) == HEAD_STANDARD && config.position == POSITION_LEARNED) continue;
+        double dots = 0, sizes = 0;
+        for (size_t i = 0; i < N; i++) {
+            double dot = 0, xx = 0, dd = 0;
+            for (size_t k = 0; k < z.HS; k++) {
+                double x = qkv[i * 3 * A + h * z.HS + k], d = dqkv[i * 3 * A + h * z.HS + k];
+                dot += x * d, xx += x * x, dd += d * d;
+            }
+            dots += fabs(dot), sizes += sqrt(xx * dd);
+        }
+        CHECK(dots <= OUTPUT * sizes, "%s: gradients of head %zu are tangents, %.1e", kinds[kind].name, h, dots / sizes);
+    }
+    if (z.G && p.g->p.lntheta) { /* of the layer's heads: sum Q = sum K, that is M0 = 2 amplitude */
+        size_t heads = head_list(&config, 0, HEAD_SPLAT).count, record = moments_size(z.S, z.P, z.HS);
+        double *sums = (double *)xmalloc(heads * record * sizeof *sums), wrong = 0, size = 0;
+        cudaCheck(cudaMemcpy(sums, p.g->a.moments_sums, heads * record * sizeof *sums, cudaMemcpyDeviceToHost));
+        for (size_t i = 0; i < heads * z.S; i++) {
+            const double *r = sums + i / z.S * record, M0 = r[i % z.S], amplitude = r[z.S * (1 + z.HS + z.P) + i % z.S];
+            wrong += (M0 - 2 * amplitude) * (M0 - 2 * amplitude), size += amplitude * amplitude;
+        }
+        CHECK(wrong <= (GRADIENT * GRADIENT) * size, "%s: queries and keys move ln phi alike, %.1e", kinds[kind].name, sqrt(wrong / size));
+        free(sums);
+    }
+    free_pair(&p);
+}
+
+/* Splats at their bounds, and out of them. */
+static void test_bounds(void) {
+    Config config = kind_config(4);
+    Pair p = make_pair(&config, 3, 19);
+    CudaSizes z = cuda_sizes(&config);
+    uint64_t rng = 8;
+    for (size_t i = 0; i < z.G * z.S * z.HS; i++) p.c->p.mu[i] += (float)(0.3 * rng_normal(&rng)), p.c->p.lnp[i] = (float)(1.4 + 2.5 * rng_normal(&rng));
+    for (size_t i = 0; i < z.G * z.S; i++) p.c->p.lnalpha[i] += (float)(3 * rng_normal(&rng)), p.c->p.lntheta[i] += (float)rng_normal(&rng);
+    cuda_write(p.g, BUFFER_PARAMS, p.c->params);
+    Update u = {0, 0.9, 0.95, 0, {1, 1}, 1};
+    int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
+    cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T), cpu::gsa_backward(p.c, 1), cpu::gsa_zero_gradients(p.c);
+    cpu::gsa_update(p.c, &u, clamped);
+    cuda_update(p.g, &u, device_clamped);
+    CHECK(memcmp(clamped, device_clamped, sizeof clamped) == 0 && clamped[BOUND_PRECISION] > 0 && clamped[BOUND_CENTRE] > 0 && clamped[BOUND_AMPLITUDE] > 0, "as many splats out of bounds on both");
+    COMPARE(cuda_read(p.g, BUFFER_PARAMS), p.c->params, p.c->total, 1e-6, "parameters put back into bounds");
+    double loss = cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T), device_loss = cuda_forward(p.g, p.x, p.y, (int)p.B, (int)p.T);
+    CHECK(fabs(device_loss / loss - 1) <= LOSS, "splats at their bounds: loss %.7f, CPU %.7f", device_loss, loss);
+    free_pair(&p);
+}
+
+/* A sequence of one token; the mean loss of the last 50 of 500 updates. */
+static void test_training(void) {
+    Config config = kind_config(7);
+    config.T = 32, config.L = 1;
+    Pair p = make_pair(&config, 4, 23);
+    double one = cpu::gsa_forward(p.c, p.x, p.y, 1, 1), device_one = cuda_forward(p.g, p.x, p.y, 1, 1), sum = 0, device_sum = 0;
+    CHECK(fabs(device_one / one - 1) <= LOSS, "one token: loss %.7f, CPU %.7f", device_one, one);
+    uint64_t rng = 9;
+    for (int step = 1; step <= 500; step++) {
+        Update u = {1e-3, 0.9, 0.95, 0.1, {1, 1}, step};
+        int64_t clamped[NUM_BOUNDS];
+        for (size_t i = 0; i < p.B * p.T; i++) { /* x counts up by steps that a sequence keeps; a tenth is noise */
+            size_t b = i / p.T;
+            p.x[i] = i % p.T == 0 ? (int)rng_below(&rng, config.V) : p.y[i - 1];
+            p.y[i] = rng_below(&rng, 10) == 0 ? (int)rng_below(&rng, config.V) : (p.x[i] + 1 + (int)b) % config.V;
+        }
+        cpu::gsa_zero_gradients(p.c), cuda_zero_gradients(p.g);
+        double loss = cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T), device_loss = cuda_forward(p.g, p.x, p.y, (int)p.B, (int)p.T);
+        if (step > 450) sum += loss, device_sum += device_loss;
+        cpu::gsa_backward(p.c, 1), cuda_backward(p.g, 1);
+        cpu::gsa_update(p.c, &u, clamped), cuda_update(p.g, &u, clamped);
+    }
+    CHECK(fabs(device_sum / sum - 1) <= 0.005, "the last 50 of 500 updates: mean loss %.6f, CPU %.6f", device_sum / 50, sum / 50);
+    free_pair(&p);
+}
+
+#ifndef GSA_TEST_NO_MAIN
+int main(int argc, char **argv) {
+    int count = 0;
+    program_name(argv[0]);
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+        skip("train_gsa.cu", "no NVIDIA GPU answers");
+        return test_summary(name);
+    }
+    bool small = argc > 1 && strcmp(argv[1], "--small") == 0; /* for compute-sanitizer */
+    Matmul mm;
+    matmul_create(&mm);
+    test_encoder(96), test_encoder(544);
+    const size_t widths[] = {32, 96, 320, 768, 1024, 1280, 4096};
+    for (size_t i = 0; i < 7; i++) test_layernorm(37, widths[i]);
+    test_matmul(&mm, 37, 96, 160, false), test_matmul(&mm, 70, 64, 256, true), test_matmul(&mm, 301, 256, 64, true);
+    test_classifier(77, 80), test_classifier(50257, 50304), test_classifier(1000, 1024);
+    matmul_destroy(&mm);
+    for (int k = 0; k < KINDS; k++) {
+        test_heads(k, 2, 70);
+        if (!small) test_heads(k, 1, 1), test_heads(k, 3, 129), test_heads(k, 2, 300);
+        test_model(k);
+        if (!small) test_determinism(k);
+        test_identities(k);
+    }
+    test_bounds();
+    if (!small) test_training();
+    return test_summary(name);
+}
+#endif

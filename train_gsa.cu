@@ -1,0 +1,1886 @@
+/* train_gsa.cu: the network of train_gsa.c on the GPU. Same layers, same names, same order, plus a stream:
+     matrix products -> encoder -> layernorm -> matmul -> feature maps: rope and splat -> attention -> gelu ->
+     classifier -> the model: forward, backward, update -> main
+   Read train_gsa.c first: it says what is computed; here the comments say how.
+
+   Numbers: activations and the weights that multiply them are floatX, bf16 or (with GSA_FP32, for checking) fp32; the master
+   weights, gradients, Adam's moments, statistics and all splat parameters are fp32. A floatX weight is a rounded copy of
+   its master, renewed by every update.
+
+   Every result is the same bit for bit in every run: no atomics, every sum in an order that depends on shapes alone, and one
+   algorithm of cuBLASLt per shape of product (see matmul_choose).
+
+   Unless noted, a row of C numbers is worked on by one warp in packs of 8, and C is a multiple of 32. */
+
+#include "gsa/train.h"
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef GSA_FP32
+typedef float floatX;
+#define FLOATX_TYPE CUDA_R_32F
+#define FLOATX_NAME "fp32"
+#else
+typedef __nv_bfloat16 floatX;
+#define FLOATX_TYPE CUDA_R_16BF
+#define FLOATX_NAME "bf16"
+#endif
+
+#define cudaCheck(call) cuda_check((call), __FILE__, __LINE__)
+static void cuda_check(cudaError_t error, const char *file, int line) {
+    if (error != cudaSuccess) die("the GPU reports '%s' (%s:%d)", cudaGetErrorString(error), file, line);
+}
+
+#define cublasCheck(call) cublas_check((call), __FILE__, __LINE__)
+static void cublas_check(cublasStatus_t status, const char *file, int line) {
+    if (status != CUBLAS_STATUS_SUCCESS) die("cuBLASLt reports '%s' (%s:%d)", cublasLtGetStatusString(status), file, line);
+}
+
+#define CEIL_DIV(a, b) (((a) + (b) - 1) / (b))
+
+/* 8 numbers, read and written at once: 16 bytes of bf16. */
+struct alignas(16) Pack {
+    floatX v[8];
+};
+__device__ static inline Pack load_pack(const floatX *from) { return *(const Pack *)from; }
+__device__ static inline void load_floats(float v[8], const float *from) {
+    float4 low = *(const float4 *)from, high = *(const float4 *)(from + 4);
+    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+}
+__device__ static inline void store_pack(floatX *to, const float *v) {
+    Pack p;
+    for (int i = 0; i < 8; i++) p.v[i] = (floatX)v[i];
+    *(Pack *)to = p;
+}
+
+/* All 32 lanes get the sum, added pairwise: always in the same order. */
+__device__ static inline float warp_sum(float x) {
+    for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+    return x;
+}
+__device__ static inline float warp_max(float x) {
+    for (int lane = 16; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lane));
+    return x;
+}
+__device__ static inline double warp_sum(double x) {
+    for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+    return x;
+}
+
+#ifdef GSA_FP32
+__device__ static inline float fast_exp(float x) { return expf(x); }
+__device__ static inline void fast_sincos(float x, float *s, float *c) { sincosf(x, s, c); }
+#else /* errors far below bf16's; angles here are within [-pi, pi] */
+__device__ static inline float fast_exp(float x) { return __expf(x); }
+__device__ static inline void fast_sincos(float x, float *s, float *c) { __sincosf(x, s, c); }
+#endif
+
+__global__ static void convert_kernel(floatX *to, const float *from, size_t n) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) to[i] = (floatX)from[i];
+}
+
+/* ---------------------------------------------------------------------------------------------- matrix products
+
+   All large products are cuBLASLt's. It counts in columns, so a row-major (N, C) is its (C, N): D (m, n) = alpha op(A) op(B) + C,
+   where D's m is the contiguous dimension. An epilogue does what would else be a pass over memory of its own: the bias, GELU or
+   its derivative. Where cuBLASLt has no algorithm with the epilogue, callers do that pass. */
+
+typedef struct {
+    int m, n, k;
+    bool ta, tb, wide, add; /* wide: C and D are fp32; add: C is added, else there is none */
+    int epilogue;
+} MatmulShape;
+
+typedef struct {
+    MatmulShape shape;
+    bool possible;
+    cublasLtMatmulDesc_t description;
+    cublasLtMatrixLayout_t a, b, d;
+    cublasLtMatmulAlgo_t algorithm;
+} MatmulPlan;
+
+typedef struct {
+    cublasLtHandle_t handle;
+    void *workspace;
+    MatmulPlan *plans;
+    int count, room;
+    size_t tuned; /* products over this many tokens get their algorithm by timing; 0: none do */
+    char *notes;  /* the file that remembers the choices; NULL: nowhere, so nothing is timed */
+} Matmul;
+
+enum { WORKSPACE = 32 << 20, CANDIDATES = 8 };
+
+/* A line of the file of choices: the shape as text, then the algorithm's bytes. */
+static void matmul_line(char line[400], const MatmulShape *s, const cublasLtMatmulAlgo_t *algorithm) {
+    int at = snprintf(line, 400, FLOATX_NAME " %d %d %d %d%d%d%d %d ", s->m, s->n, s->k, s->ta, s->tb, s->wide, s->add, s->epilogue);
+    if (!algorithm) return;
+    const unsigned char *bytes = (const unsigned char *)algorithm;
+    for (size_t i = 0; i < sizeof *algorithm; i++) at += snprintf(line + at, 400 - (size_t)at, "%02x", bytes[i]);
+    snprintf(line + at, 400 - (size_t)at, "\n");
+}
+
+/* The remembered algorithm of a shape, if this library still takes it. */
+static bool matmul_remembered(Matmul *mm, MatmulPlan *p) {
+    char line[400];
+    bool found = false;
+    FILE *f = fopen(mm->notes, "r");
+    if (!f) return false;
+    size_t prefix;
+    char wanted[400];
+    matmul_line(wanted, &p->shape, NULL);
+    prefix = strlen(wanted);
+    while (!found && fgets(line, sizeof line, f)) {
+        unsigned char *bytes = (unsigned char *)&p->algorithm;
+        if (strncmp(line, wanted, prefix) != 0 || strlen(line) != prefix + 2 * sizeof p->algorithm + 1) continue;
+        found = true;
+        for (size_t i = 0; i < sizeof p->algorithm; i++) found &= sscanf(line + prefix + 2 * i, "%2hhx", &bytes[i]) == 1;
+        cublasLtMatmulHeuristicResult_t result;
+        found = found && cublasLtMatmulAlgoCheck(mm->handle, p->description, p->a, p->b, p->d, p->d, &p->algorithm, &result) == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE;
+    }
+    fclose(f);
+    return found;
+}
+
+static void matmul_remember(Matmul *mm, const MatmulPlan *p) {
+    char line[400];
+    FILE *f = fopen(mm->notes, "a");
+    matmul_line(line, &p->shape, &p->algorithm);
+    if (!f || fputs(line, f) < 0 || fclose(f) != 0)
+        die("cannot write %s (%s), which remembers the fastest algorithm of each matrix product so that runs repeat bit for bit; make its folder writable", mm->notes, strerror(errno));
+}
+
+/* The fastest of cuBLASLt's first proposals, timed once on this product's own data and remembered in a file, because another
+   choice would round differently: two runs on one machine agree bit for bit, the first of all included. */
+static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *proposals, int count, void *D, const void *A, const void *B, const void *C, float alpha,
+                          cudaStream_t stream) {
+    float beta = p->shape.add, best = INFINITY;
+    void *into = D, *room = NULL;
+    bool remembered = matmul_remembered(mm, p);
+    if (!remembered) {
+        if (p->shape.add && C == D) { /* adding again and again would spoil D */
+            size_t bytes = (size_t)p->shape.m * p->shape.n * (p->shape.wide ? sizeof(float) : sizeof(floatX));
+            cudaCheck(cudaMalloc(&room, bytes));
+            cudaCheck(cudaMemsetAsync(room, 0, bytes, stream));
+            into = room, C = room;
+        }
+        cudaEvent_t start, end;
+        cudaCheck(cudaEventCreate(&start));
+        cudaCheck(cudaEventCreate(&end));
+        for (int i = 0; i < count; i++) {
+            float fastest = INFINITY;
+            for (int run = 0; run < 4; run++) {
+                float ms;
+                cudaCheck(cudaEventRecord(start, stream));
+                if (cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, into, p->d, &proposals[i].algo, mm->workspace, WORKSPACE, stream) !=
+                    CUBLAS_STATUS_SUCCESS)
+                    break;
+                cudaCheck(cudaEventRecord(end, stream));
+                cudaCheck(cudaEventSynchronize(end));
+                cudaCheck(cudaEventElapsedTime(&ms, start, end));
+                if (run > 0 && ms < fastest) fastest = ms;
+            }
+            if (fastest < best) best = fastest, p->algorithm = proposals[i].algo;
+        }
+        cudaCheck(cudaEventDestroy(start));
+        cudaCheck(cudaEventDestroy(end));
+        cudaCheck(cudaFree(room));
+        matmul_remember(mm, p);
+    }
+    int id = 0, tile = 0, stages = 0, split = 0;
+    cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_ID, &id, sizeof id, NULL);
+    cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, NULL);
+    cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &stages, sizeof stages, NULL);
+    cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, NULL);
+    printf("matmul        (%d, %d) x %d%s, epilogue %d: algorithm %d, tile %d, stages %d, split %d", p->shape.n, p->shape.m, p->shape.k, p->shape.add ? " added" : "", p->shape.epilogue, id, tile,
+           stages, split);
+    if (remembered) printf(", remembered\n");
+    else printf(", %.3f ms, %.0f TFLOP/s\n", best, 2e-9 * p->shape.m * p->shape.n * p->shape.k / best);
+}
+
+/* D = alpha op(A) op(B) + C with the epilogue of s; vector: bias; aux: what GELU was applied to. false: there is no
+   algorithm for it and nothing was done. */
+static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const void *B, const void *C, const void *vector, const void *aux, float alpha, cudaStream_t stream) {
+    MatmulPlan *p = NULL;
+    bool fresh;
+    for (int i = 0; i < mm->count && !p; i++) {
+        const MatmulShape *o = &mm->plans[i].shape;
+        if (o->m == s.m && o->n == s.n && o->k == s.k && o->ta == s.ta && o->tb == s.tb && o->wide == s.wide && o->add == s.add && o->epilogue == s.epilogue) p = &mm->plans[i];
+    }
+    fresh = !p;
+    if (!s.add) C = D;
+    if (fresh) {
+        if (mm->count == mm->room) mm->plans = (MatmulPlan *)xrealloc(mm->plans, (size_t)(mm->room = 2 * mm->room + 32) * sizeof *mm->plans);
+        p = &mm->plans[mm->count++];
+        p->shape = s;
+        cublasOperation_t ta = s.ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb = s.tb ? CUBLAS_OP_T : CUBLAS_OP_N;
+        cudaDataType_t out = s.wide ? CUDA_R_32F : FLOATX_TYPE;
+        int64_t aux_stride = s.m;
+        cublasCheck(cublasLtMatmulDescCreate(&p->description, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+        cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta));
+        cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb));
+        cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_EPILOGUE, &s.epilogue, sizeof s.epilogue));
+        if (vector) cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out, sizeof out));
+        if (aux) cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &aux_stride, sizeof aux_stride));
+        cublasCheck(cublasLtMatrixLayoutCreate(&p->a, FLOATX_TYPE, (uint64_t)(s.ta ? s.k : s.m), (uint64_t)(s.ta ? s.m : s.k), s.ta ? s.k : s.m));
+        cublasCheck(cublasLtMatrixLayoutCreate(&p->b, FLOATX_TYPE, (uint64_t)(s.tb ? s.n : s.k), (uint64_t)(s.tb ? s.k : s.n), s.tb ? s.n : s.k));
+        cublasCheck(cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)s.m, (uint64_t)s.n, s.m));
+    }
+    if (vector) cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &vector, sizeof vector));
+    if (aux) cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux));
+    if (fresh) {
+        cublasLtMatmulHeuristicResult_t proposals[CANDIDATES];
+        cublasLtMatmulPreference_t preference;
+        size_t workspace = WORKSPACE;
+        uint32_t alignment = 16;
+        int count = 0;
+        cublasCheck(cublasLtMatmulPreferenceCreate(&preference));
+        cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace));
+        const cublasLtMatmulPreferenceAttributes_t aligned[] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                                                                CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+        for (int i = 0; i < 4; i++) cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &alignment, sizeof alignment));
+        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(mm->handle, p->description, p->a, p->b, p->d, p->d, preference, CANDIDATES, proposals, &count);
+        cublasCheck(cublasLtMatmulPreferenceDestroy(preference));
+        p->possible = status == CUBLAS_STATUS_SUCCESS && count > 0;
+        if (!p->possible && s.epilogue == CUBLASLT_EPILOGUE_DEFAULT) die("cuBLASLt has no algorithm for (%d, %d) x (%d, %d)", s.n, s.k, s.k, s.m);
+        if (p->possible) p->algorithm = proposals[0].algo;
+        if (p->possible && mm->notes && mm->tuned && (mm->tuned == (size_t)s.n || mm->tuned == (size_t)s.k)) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
+    }
+    if (!p->possible) return false;
+    float beta = s.add;
+    cublasCheck(cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, D, p->d, &p->algorithm, mm->workspace, WORKSPACE, stream));
+    return true;
+}
+
+static void matmul_create(Matmul *mm) {
+    memset(mm, 0, sizeof *mm);
+    cublasCheck(cublasLtCreate(&mm->handle));
+    cudaCheck(cudaMalloc(&mm->workspace, WORKSPACE));
+}
+
+static void matmul_destroy(Matmul *mm) {
+    for (int i = 0; i < mm->count; i++) {
+        cublasLtMatmulDescDestroy(mm->plans[i].description);
+        cublasLtMatrixLayoutDestroy(mm->plans[i].a), cublasLtMatrixLayoutDestroy(mm->plans[i].b), cublasLtMatrixLayoutDestroy(mm->plans[i].d);
+    }
+    free(mm->plans), free(mm->notes);
+    cudaFree(mm->workspace);
+    cublasLtDestroy(mm->handle);
+}
+
+/* Column sums in two steps, each in a fixed order: SUM_BLOCKS partial sums of every column, then those added up. */
+enum { SUM_BLOCKS = 396 };
+
+/* partials[block] = column sums of every SUM_BLOCKS-th row of x (N, C); a block has 256 columns at a time, 8 a lane, its 8 warps take
+   turns with the rows. */
+__global__ static void column_sums_kernel(float *partials, const floatX *x, size_t N, size_t C) {
+    __shared__ float sums[256];
+    size_t c = ((size_t)blockIdx.y * 32 + threadIdx.x) * 8;
+    float mine[8] = {};
+    if (c < C)
+#pragma unroll 4
+        for (size_t i = (size_t)blockIdx.x * 8 + threadIdx.y; i < N; i += SUM_BLOCKS * 8) {
+            Pack p = load_pack(x + i * C + c);
+            for (int e = 0; e < 8; e++) mine[e] += (float)p.v[e];
+        }
+    for (int y = 0; y < 8; y++) {
+        for (int e = 0; e < 8 && (int)threadIdx.y == y; e++) sums[threadIdx.x * 8 + e] = (y ? sums[threadIdx.x * 8 + e] : 0) + mine[e];
+        __syncthreads();
+    }
+    if (threadIdx.y == 0 && c < C)
+        for (int e = 0; e < 8; e++) partials[blockIdx.x * C + c + e] = sums[threadIdx.x * 8 + e];
+}
+
+/* Up to three vectors that lie side by side in a row of partials. */
+typedef struct {
+    float *to[3]; /* (C) each; NULL: none */
+} SumVectors;
+
+/* sums.to[i][c] += column i C + c of partials (SUM_BLOCKS, columns): a block owns 32 columns, its warps' sums are added in order */
+__global__ static void add_partials_kernel(SumVectors sums, const float *partials, size_t C, size_t columns) {
+    __shared__ float partial[16][32];
+    size_t c = (size_t)blockIdx.x * 32 + threadIdx.x;
+    float mine = 0;
+    for (int i = threadIdx.y; i < SUM_BLOCKS; i += 16) mine += partials[(size_t)i * columns + c];
+    partial[threadIdx.y][threadIdx.x] = mine;
+    __syncthreads();
+    float *to = c < C ? sums.to[0] : c < 2 * C ? sums.to[1] : sums.to[2];
+    if (threadIdx.y > 0 || !to) return;
+    for (int y = 1; y < 16; y++) mine += partial[y][threadIdx.x];
+    to[c % C] += mine;
+}
+
+static void add_partials(SumVectors sums, int count, const float *partials, size_t C, cudaStream_t stream) {
+    add_partials_kernel<<<(unsigned)(count * C / 32), dim3(32, 16), 0, stream>>>(sums, partials, C, count * C);
+    cudaCheck(cudaGetLastError());
+}
+
+/* sum (C) += column sums of x (N, C); partials (SUM_BLOCKS, C): scratch */
+static void add_column_sums(float *sum, float *partials, const floatX *x, size_t N, size_t C, cudaStream_t stream) {
+    column_sums_kernel<<<dim3(SUM_BLOCKS, (unsigned)CEIL_DIV(C, 256)), dim3(32, 8), 0, stream>>>(partials, x, N, C);
+    cudaCheck(cudaGetLastError());
+    add_partials({{sum, NULL, NULL}}, 1, partials, C, stream);
+}
+
+/* ---------------------------------------------------------------------------------------------- encoder */
+
+__global__ static void encoder_forward_kernel(floatX *out, const int *tokens, const floatX *wte, const floatX *wpe, size_t N, size_t T, size_t C, size_t first) {
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, i = at / C, c = at % C;
+    if (i >= N) return;
+    Pack token = load_pack(wte + (size_t)tokens[i] * C + c);
+    float sum[8];
+    for (int k = 0; k < 8; k++) sum[k] = (float)token.v[k];
+    if (wpe) {
+        Pack position = load_pack(wpe + (first + i % T) * C + c);
+        for (int k = 0; k < 8; k++) sum[k] += (float)position.v[k];
+    }
+    store_pack(out + at, sum);
+}
+
+/* out (B, T, C) = wte[token] + wpe[position]; wpe NULL: no learned positions. Positions start at first. */
+static void encoder_forward(floatX *out, const int *tokens, const floatX *wte, const floatX *wpe, size_t B, size_t T, size_t C, size_t first, cudaStream_t stream) {
+    encoder_forward_kernel<<<CEIL_DIV(B * T * C / 8, 256), 256, 0, stream>>>(out, tokens, wte, wpe, B * T, T, C, first);
+    cudaCheck(cudaGetLastError());
+}
+
+/* A frequent token has thousands of rows to add, most have one. The host sorts the positions by token and cuts each token's
+   list into segments of at most SEGMENT rows; a token with several segments is finished from their sums. */
+enum { SEGMENT = 16 };
+typedef struct {
+    int first, count; /* of positions (a segment) or of segment sums (a token) */
+    int to;           /* a segment: its sum's row in sums, or -1 for the token's own gradient; a token: unused */
+    int token;
+} Bucket;
+
+typedef struct {
+    int *positions;   /* (N) sorted by token */
+    Bucket *segments; /* at most N */
+    Bucket *tokens;   /* those of several segments, at most N / SEGMENT */
+    int segment_count, token_count, sum_count;
+} Buckets;
+
+static void bucket_tokens(Buckets *b, const int *tokens, size_t N, size_t V, int *starts /* scratch (V + 1) */) {
+    memset(starts, 0, (V + 1) * sizeof *starts);
+    for (size_t i = 0; i < N; i++) starts[tokens[i] + 1]++;
+    b->segment_count = b->token_count = b->sum_count = 0;
+    for (size_t v = 0; v < V; v++) {
+        int count = starts[v + 1], first = starts[v];
+        starts[v + 1] += first;
+        bool several = count > SEGMENT;
+        if (several) b->tokens[b->token_count++] = {b->sum_count, (int)CEIL_DIV(count, SEGMENT), 0, (int)v};
+        for (int done = 0; done < count; done += SEGMENT)
+            b->segments[b->segment_count++] = {first + done, count - done < SEGMENT ? count - done : SEGMENT, several ? b->sum_count++ : -1, (int)v};
+    }
+    for (size_t i = 0; i < N; i++) b->positions[starts[tokens[i]]++] = (int)i;
+}
+static size_t bucket_sums(size_t N) { return N / SEGMENT + N / (SEGMENT + 1) + 1; } /* rows of sums, at most */
+
+/* One warp: a segment and 256 columns. */
+__global__ static void encoder_backward_segments_kernel(float *dwte, float *sums, const floatX *dout, const int *positions, const Bucket *segments, size_t C) {
+    Bucket s = segments[blockIdx.x];
+    size_t c = ((size_t)blockIdx.y * 32 + threadIdx.x) * 8;
+    if (c >= C) return;
+    float sum[8] = {0};
+#pragma unroll 4
+    for (int i = 0; i < s.count; i++) {
+        Pack d = load_pack(dout + (size_t)positions[s.first + i] * C + c);
+        for (int k = 0; k < 8; k++) sum[k] += (float)d.v[k];
+    }
+    float *row = s.to < 0 ? dwte + (size_t)s.token * C + c : sums + (size_t)s.to * C + c;
+    for (int k = 0; k < 8; k++) row[k] = s.to < 0 ? row[k] + sum[k] : sum[k];
+}
+
+/* One block: a token of several segments and 32 columns. */
+__global__ static void encoder_backward_tokens_kernel(float *dwte, const float *sums, const Bucket *tokens, size_t C) {
+    __shared__ float partial[16][32];
+    Bucket t = tokens[blockIdx.x];
+    size_t c = (size_t)blockIdx.y * 32 + threadIdx.x;
+    float mine = 0;
+    for (int i = threadIdx.y; i < t.count; i += 16) mine += sums[(size_t)(t.first + i) * C + c];
+    partial[threadIdx.y][threadIdx.x] = mine;
+    __syncthreads();
+    if (threadIdx.y > 0) return;
+    for (int y = 1; y < 16; y++) mine += partial[y][threadIdx.x];
+    dwte[(size_t)t.token * C + c] += mine;
+}
+
+__global__ static void encoder_backward_positions_kernel(float *dwpe, const floatX *dout, size_t B, size_t T, size_t C) {
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (at >= T * C) return;
+    float sum[8] = {0};
+    for (size_t b = 0; b < B; b++) {
+        Pack d = load_pack(dout + b * T * C + at);
+        for (int k = 0; k < 8; k++) sum[k] += (float)d.v[k];
+    }
+    for (int k = 0; k < 8; k++) dwpe[at + k] += sum[k];
+}
+
+/* b: buckets of the tokens, whose arrays are on the device; sums (bucket_sums(B * T), C): scratch */
+static void encoder_backward(float *dwte, float *dwpe, const floatX *dout, const Buckets *b, float *sums, size_t B, size_t T, size_t C, cudaStream_t stream) {
+    encoder_backward_segments_kernel<<<dim3((unsigned)b->segment_count, (unsigned)CEIL_DIV(C, 256)), 32, 0, stream>>>(dwte, sums, dout, b->positions, b->segments, C);
+    cudaCheck(cudaGetLastError());
+    if (b->token_count > 0) encoder_backward_tokens_kernel<<<dim3((unsigned)b->token_count, (unsigned)(C / 32)), dim3(32, 16), 0, stream>>>(dwte, sums, b->tokens, C);
+    cudaCheck(cudaGetLastError());
+    if (dwpe) encoder_backward_positions_kernel<<<CEIL_DIV(T * C / 8, 256), 256, 0, stream>>>(dwpe, dout, B, T, C);
+    cudaCheck(cudaGetLastError());
+}
+
+/* ---------------------------------------------------------------------------------------------- layernorm */
+
+#define LAYERNORM_EPSILON 1e-5
+enum { LAYERNORM_CHANNELS = 4096 };  /* at most: a row is held in the registers of a warp */
+
+/* Calls kernel<K> with the smallest K packs a lane that hold C numbers in a warp. */
+#define BY_WIDTH(C, launch)                      \
+    do {                                         \
+        size_t packs = CEIL_DIV(C, 256);         \
+        if (packs <= 1) { enum { K = 1 }; launch; }       \
+        else if (packs <= 2) { enum { K = 2 }; launch; }  \
+        else if (packs <= 3) { enum { K = 3 }; launch; }  \
+        else if (packs <= 4) { enum { K = 4 }; launch; }  \
+        else if (packs <= 8) { enum { K = 8 }; launch; }  \
+        else { enum { K = 16 }; launch; }        \
+        cudaCheck(cudaGetLastError());           \
+    } while (0)
+
+template <int K>
+__global__ static void layernorm_forward_kernel(floatX *out, float *mean, float *rstd, const floatX *in, const float *weight, const float *bias, size_t N, size_t C) {
+    size_t i = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
+    if (i >= N) return;
+    float x[K][8], sum = 0, square = 0;
+    for (int k = 0; k < K; k++) {
+        size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
+        Pack p = {};
+        if (c < C) p = load_pack(in + i * C + c);
+        for (int e = 0; e < 8; e++) x[k][e] = (float)p.v[e], sum += x[k][e];
+    }
+    float m = warp_sum(sum) / (float)C;
+    for (int k = 0; k < K; k++)
+        for (int e = 0; e < 8; e++) square += (size_t)(k * 32 + threadIdx.x) * 8 < C ? (x[k][e] - m) * (x[k][e] - m) : 0;
+    float r = rsqrtf(warp_sum(square) / (float)C + (float)LAYERNORM_EPSILON);
+    for (int k = 0; k < K; k++) {
+        size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
+        if (c >= C) break;
+        float w[8], b[8];
+        load_floats(w, weight + c), load_floats(b, bias + c);
+        for (int e = 0; e < 8; e++) x[k][e] = (x[k][e] - m) * r * w[e] + b[e];
+        store_pack(out + i * C + c, x[k]);
+    }
+    if (threadIdx.x == 0) mean[i] = m, rstd[i] = r;
+}
+
+/* out (N, C) = (x - mean) / sqrt(var + 1e-5) * weight + bias, row by row; mean and rstd (N) are kept for the backward pass */
+static void layernorm_forward(floatX *out, float *mean, float *rstd, const floatX *in, const float *weight, const float *bias, size_t N, size_t C, cudaStream_t stream) {
+    BY_WIDTH(C, (layernorm_forward_kernel<K><<<CEIL_DIV(N, 8), dim3(32, 8), 0, stream>>>(out, mean, rstd, in, weight, bias, N, C)));
+}
+
+/* A warp keeps its rows' sums for dweight, dbias and dsum in registers, a block adds its warps' in order and writes them to its row of
+   partials (SUM_BLOCKS, 3C). */
+template <int K>
+__global__ static void __launch_bounds__(128, K > 3 ? 1 : 3)
+    layernorm_backward_kernel(floatX *din, float *partials, const floatX *dout, const floatX *in, const float *weight, const float *mean, const float *rstd, size_t N, size_t C) {
+    extern __shared__ float sums[]; /* (3C) */
+    float dw[K][8] = {}, db[K][8] = {}, ds[K][8] = {};
+    for (size_t i = (size_t)blockIdx.x * 4 + threadIdx.y; i < N; i += (size_t)gridDim.x * 4) {
+        Pack px[K], pd[K], old[K];
+        float m = mean[i], r = rstd[i], sum = 0, sum_n = 0;
+        for (int k = 0; k < K; k++) {
+            size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
+            px[k] = pd[k] = old[k] = {};
+            if (c < C) px[k] = load_pack(in + i * C + c), pd[k] = load_pack(dout + i * C + c), old[k] = load_pack(din + i * C + c);
+        }
+        for (int k = 0; k < K; k++) {
+            size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
+            if (c >= C) break;
+            float w[8];
+            load_floats(w, weight + c);
+            for (int e = 0; e < 8; e++) {
+                float d = (float)pd[k].v[e], n = ((float)px[k].v[e] - m) * r, dn = d * w[e];
+                sum += dn, sum_n += dn * n;
+                dw[k][e] += d * n, db[k][e] += d;
+            }
+        }
+        sum = warp_sum(sum) / (float)C, sum_n = warp_sum(sum_n) / (float)C;
+        for (int k = 0; k < K; k++) {
+            size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
+            if (c >= C) break;
+            float w[8], dx[8];
+            load_floats(w, weight + c);
+            for (int e = 0; e < 8; e++) dx[e] = (float)old[k].v[e] + r * ((float)pd[k].v[e] * w[e] - sum - ((float)px[k].v[e] - m) * r * sum_n), ds[k][e] += dx[e];
+            store_pack(din + i * C + c, dx);
+        }
+    }
+    for (int y = 0; y < 4; y++) {
+        if ((int)threadIdx.y == y)
+            for (int k = 0; k < K; k++) {
+                size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
+                if (c >= C) break;
+                for (int e = 0; e < 8; e++) {
+                    sums[c + e] = (y ? sums[c + e] : 0) + dw[k][e];
+                    sums[C + c + e] = (y ? sums[C + c + e] : 0) + db[k][e];
+                    sums[2 * C + c + e] = (y ? sums[2 * C + c + e] : 0) + ds[k][e];
+                }
+            }
+        __syncthreads();
+    }
+    for (size_t c = threadIdx.y * 32 + threadIdx.x; c < 3 * C; c += 128) partials[blockIdx.x * 3 * C + c] = sums[c];
+}
+
+/* With n = (x - mean) rstd and dn = dout weight: dx = rstd (dn - mean(dn) - n mean(dn n)). Adds to din: the residual stream. dsum (C)
+   += column sums of din then, which are the gradient of the bias of whatever was added to the stream before; NULL: not wanted. */
+static void layernorm_backward(floatX *din, float *dweight, float *dbias, float *dsum, float *partials, const floatX *dout, const floatX *in, const float *weight, const float *mean,
+                               const float *rstd, size_t N, size_t C, cudaStream_t stream) {
+    BY_WIDTH(C, (layernorm_backward_kernel<K><<<SUM_BLOCKS, dim3(32, 4), 3 * C * sizeof(float), stream>>>(din, partials, dout, in, weight, mean, rstd, N, C)));
+    add_partials({{dweight, dbias, dsum}}, 3, partials, C, stream);
+}
+
+/* ---------------------------------------------------------------------------------------------- gelu */
+
+#define GELU_A 0.7978845608028654 /* sqrt(2 / pi) */
+#define GELU_B 0.044715
+
+/* These two run only where the matrix product has no such epilogue. */
+__global__ static void gelu_forward_kernel(floatX *out, const floatX *in, size_t N) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= N) return;
+    float x = (float)in[i], u = (float)GELU_A * (x + (float)GELU_B * x * x * x);
+    out[i] = (floatX)(x / (1 + expf(-2 * u)));
+}
+
+__global__ static void gelu_backward_kernel(floatX *din, const floatX *dout, const floatX *in, size_t N) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= N) return;
+    float x = (float)in[i], u = (float)GELU_A * (x + (float)GELU_B * x * x * x);
+    float s = 1 / (1 + expf(-2 * u)), du = (float)GELU_A * (1 + 3 * (float)GELU_B * x * x);
+    din[i] = (floatX)((float)dout[i] * (s + x * s * (1 - s) * 2 * du));
+}
+
+static void gelu_forward(floatX *out, const floatX *in, size_t N, cudaStream_t stream) {
+    gelu_forward_kernel<<<CEIL_DIV(N, 256), 256, 0, stream>>>(out, in, N);
+    cudaCheck(cudaGetLastError());
+}
+
+static void gelu_backward(floatX *din, const floatX *dout, const floatX *in, size_t N, cudaStream_t stream) {
+    gelu_backward_kernel<<<CEIL_DIV(N, 256), 256, 0, stream>>>(din, dout, in, N);
+    cudaCheck(cudaGetLastError());
+}
+
+/* ---------------------------------------------------------------------------------------------- matmul */
+
+__global__ static void add_bias_kernel(floatX *out, const floatX *bias, size_t N, size_t OC) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < N * OC) out[i] = (floatX)((float)out[i] + (float)bias[i % OC]);
+}
+
+/* out (N, OC) = in (N, C) weight^T + bias + add; weight (OC, C); bias, add NULL: none. With pre (N, OC) the sum goes there, and
+   out = gelu(sum). */
+static void matmul_forward(Matmul *mm, floatX *out, const floatX *in, const floatX *weight, const floatX *bias, const floatX *add, floatX *pre, size_t N, size_t C, size_t OC,
+                           cudaStream_t stream) {
+    MatmulShape s = {(int)OC, (int)N, (int)C, true, false, false, add != NULL, pre ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
+    if (matmul_run(mm, s, out, weight, in, add, bias, pre, 1, stream)) return;
+    s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    floatX *sum = pre ? pre : out;
+    matmul_run(mm, s, sum, weight, in, add, NULL, NULL, 1, stream);
+    add_bias_kernel<<<CEIL_DIV(N * OC, 256), 256, 0, stream>>>(sum, bias, N, OC);
+    cudaCheck(cudaGetLastError());
+    if (pre) gelu_forward(out, pre, N * OC, stream);
+}
+
+/* din (N, C), or where in = gelu(pre) the gradient of pre; adds to dweight and dbias (NULL: somebody else does). All times scale.
+   partials: scratch of add_column_sums. cuBLASLt's own epilogue for dbias makes the products of a layer 0.4 ms slower on an H100,
+   which is more than to read dout again takes. */
+static void matmul_backward(Matmul *mm, floatX *din, float *dweight, float *dbias, float *partials, const floatX *dout, const floatX *in, const floatX *weight, const floatX *pre, float scale,
+                            size_t N, size_t C, size_t OC, cudaStream_t stream) {
+    MatmulShape s = {(int)C, (int)OC, (int)N, false, true, true, true, CUBLASLT_EPILOGUE_DEFAULT};
+    matmul_run(mm, s, dweight, in, dout, dweight, NULL, NULL, scale, stream);
+    if (dbias) add_column_sums(dbias, partials, dout, N, OC, stream);
+    s = {(int)C, (int)N, (int)OC, false, false, false, false, pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT};
+    if (matmul_run(mm, s, din, weight, dout, NULL, NULL, pre, scale, stream)) return;
+    s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    matmul_run(mm, s, din, weight, dout, NULL, NULL, NULL, scale, stream);
+    gelu_backward(din, din, pre, N * C, stream);
+}
+
+/* ---------------------------------------------------------------------------------------------- feature maps
+
+   A head turns its queries and keys into features, and logits are f_q . f_k (times a scale per head). A standard head's
+   features are q and k themselves, read where they lie in qkv, or q and k normalised and rotated (rope); a GSA head's are its
+   splats' responses times their envelope (splat). features (B, T, 2C): f_q of all heads, then f_k. */
+
+/* The heads of a layer that a launch is for. */
+typedef struct {
+    int count;
+    unsigned char head[MAX_HEADS];
+} HeadList;
+
+#define SPHERE_EPSILON 1e-6
+
+/* The angle of position t in a wave whose phase grows by step / 2^32 of a turn a position; wraps exactly, as in train_gsa.c. */
+__device__ static inline float wave_angle(uint32_t step, size_t t) { return (float)(int32_t)(step * (uint32_t)t) * (float)(3.141592653589793 / 2147483648.0); }
+
+__host__ __device__ static inline uint32_t wave_step(double theta) { return (uint32_t)llrint(theta / 6.283185307179586 * 4294967296.0); }
+
+/* HS / 16 lanes share a row; each has 8 numbers of its first half and their partners in the second. */
+template <int HS>
+__global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, const uint32_t *steps, const __grid_constant__ HeadList heads, size_t N, size_t T, size_t C) {
+    constexpr int LANES = HS / 16;
+    size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = thread / LANES;
+    int k = (int)(thread % LANES) * 8;
+    size_t n = row / (2 * heads.count), side = row / heads.count % 2, at = side * C + heads.head[row % heads.count] * HS + k;
+    bool here = n < N;
+    Pack a = {}, b = {};
+    if (here) a = load_pack(qkv + n * 3 * C + at), b = load_pack(qkv + n * 3 * C + at + HS / 2);
+    float square = 0, first[8], second[8];
+    for (int i = 0; i < 8; i++) square += (float)a.v[i] * (float)a.v[i] + (float)b.v[i] * (float)b.v[i];
+    for (int lane = LANES / 2; lane > 0; lane /= 2) square += __shfl_xor_sync(~0u, square, lane);
+    float factor = rsqrtf(square + (float)SPHERE_EPSILON) * sqrtf(HS);
+    for (int i = 0; i < 8; i++) {
+        float c, s, x = (float)a.v[i] * factor, y = (float)b.v[i] * factor;
+        fast_sincos(wave_angle(steps[k + i], n % T), &s, &c);
+        first[i] = x * c - y * s, second[i] = x * s + y * c;
+    }
+    if (!here) return;
+    store_pack(features + n * 2 * C + at, first);
+    store_pack(features + n * 2 * C + at + HS / 2, second);
+}
+
+template <int HS>
+__global__ static void rope_backward_kernel(floatX *dqkv, const floatX *dfeatures, const floatX *qkv, const uint32_t *steps, const __grid_constant__ HeadList heads, size_t N, size_t T, size_t C) {
+    constexpr int LANES = HS / 16;
+    size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = thread / LANES;
+    int k = (int)(thread % LANES) * 8;
+    size_t n = row / (2 * heads.count), side = row / heads.count % 2, at = side * C + heads.head[row % heads.count] * HS + k;
+    bool here = n < N;
+    Pack a = {}, b = {}, da = {}, db = {};
+    if (here) {
+        a = load_pack(qkv + n * 3 * C + at), b = load_pack(qkv + n * 3 * C + at + HS / 2);
+        da = load_pack(dfeatures + n * 2 * C + at), db = load_pack(dfeatures + n * 2 * C + at + HS / 2);
+    }
+    float square = 0, dot = 0, first[8], second[8];
+    for (int i = 0; i < 8; i++) {
+        float c, s, x = (float)da.v[i], y = (float)db.v[i];
+        fast_sincos(wave_angle(steps[k + i], n % T), &s, &c);
+        first[i] = sqrtf(HS) * (x * c + y * s), second[i] = sqrtf(HS) * (y * c - x * s); /* the rotation back */
+        square += (float)a.v[i] * (float)a.v[i] + (float)b.v[i] * (float)b.v[i];
+        dot += (float)a.v[i] * first[i] + (float)b.v[i] * second[i];
+    }
+    for (int lane = LANES / 2; lane > 0; lane /= 2) square += __shfl_xor_sync(~0u, square, lane), dot += __shfl_xor_sync(~0u, dot, lane);
+    float inverse = rsqrtf(square + (float)SPHERE_EPSILON), along = dot * inverse * inverse;
+    for (int i = 0; i < 8; i++) first[i] = inverse * (first[i] - (float)a.v[i] * along), second[i] = inverse * (second[i] - (float)b.v[i] * along);
+    if (!here) return;
+    store_pack(dqkv + n * 3 * C + at, first);
+    store_pack(dqkv + n * 3 * C + at + HS / 2, second);
+}
+
+/* Calls a kernel with HS as a constant. */
+#define BY_HEAD_SIZE(HS, launch)                                    \
+    do {                                                            \
+        if ((HS) == 32) { constexpr int H = 32; launch; }           \
+        else if ((HS) == 64) { constexpr int H = 64; launch; }      \
+        else { constexpr int H = 128; launch; }                     \
+        cudaCheck(cudaGetLastError());                              \
+    } while (0)
+
+/* f = rotation by position of x^ sqrt(HS), pairs (k, k + HS/2), of q and k of the listed heads; steps (HS/2): wave_step of each pair */
+static void rope_forward(floatX *features, const floatX *qkv, const uint32_t *steps, HeadList heads, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
+    size_t threads = B * T * 2 * heads.count * HS / 16;
+    BY_HEAD_SIZE(HS, (rope_forward_kernel<H><<<CEIL_DIV(threads, 256), 256, 0, stream>>>(features, qkv, steps, heads, B * T, T, NH * HS)));
+}
+
+static void rope_backward(floatX *dqkv, const floatX *dfeatures, const floatX *qkv, const uint32_t *steps, HeadList heads, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
+    size_t threads = B * T * 2 * heads.count * HS / 16;
+    BY_HEAD_SIZE(HS, (rope_backward_kernel<H><<<CEIL_DIV(threads, 256), 256, 0, stream>>>(dqkv, dfeatures, qkv, steps, heads, B * T, T, NH * HS)));
+}
+
+/* The splat map's products run on the tensor cores in TF32: operands of 11 bits, which hold bf16 queries and keys exactly, and
+   fp32 sums. Fragments of one 16 x 8 x 8 product, with g = lane / 4 and t = lane % 4: a = A(g, t), A(g+8, t), A(g, t+4), A(g+8, t+4);
+   b = B(t, g), B(t+4, g); c = C(g, 2t), C(g, 2t+1), C(g+8, 2t), C(g+8, 2t+1). In the fp32 build the same fragments meet by
+   shuffles and nothing is rounded. */
+__device__ static inline void mma_16x8x8(float c[4], const float a[4], float b0, float b1) {
+#ifdef GSA_FP32
+    int lane = threadIdx.x % 32, t = lane % 4;
+    for (int k = 0; k < 8; k++) {
+        int from = (lane & 28) | (k & 3);
+        float low = __shfl_sync(~0u, a[k < 4 ? 0 : 2], from), high = __shfl_sync(~0u, a[k < 4 ? 1 : 3], from);
+        float left = __shfl_sync(~0u, k < 4 ? b0 : b1, 8 * t + (k & 3)), right = __shfl_sync(~0u, k < 4 ? b0 : b1, 8 * t + 4 + (k & 3));
+        c[0] += low * left, c[1] += low * right, c[2] += high * left, c[3] += high * right;
+    }
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+#endif
+}
+__device__ static inline float round_tf32(float x) { /* the product itself would cut the low bits off */
+#ifdef GSA_FP32
+    return x;
+#else
+    uint32_t rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+    return __uint_as_float(rounded);
+#endif
+}
+
+/* What the kernels need of the splats of all G heads, renewed at each forward pass: S padded with zeros to SP, a multiple of 32.
+   slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), lnalpha (G, SP), steps (G, SP) of the waves. */
+typedef struct {
+    float *slope, *precision, *centre, *lnalpha;
+    uint32_t *steps; /* NULL: no envelope */
+} SplatTables;
+enum { SPLATS_MOST = 64 };
+static size_t splats_padded(size_t S) { return S <= 32 ? 32 : 64; }
+
+/* One warp a splat. */
+__global__ static void splat_tables_kernel(SplatTables w, const float *mu, const float *lnp, const float *lnalpha, const float *lntheta, int S, int SP, int P, int HS) {
+    int s = blockIdx.x % SP;
+    size_t to = blockIdx.x, from = (size_t)(blockIdx.x / SP) * S + s;
+    bool real = s < S;
+    float centre = 0;
+    for (int k = threadIdx.x; k < HS; k += 32) {
+        float p = real ? expf(lnp[from * P + (P > 1 ? k : 0)]) : 0, m = real ? mu[from * HS + k] : 0;
+        w.slope[to * HS + k] = p * m;
+        if (P > 1 || k == 0) w.precision[to * P + k] = p;
+        centre += m * p * m;
+    }
+    centre = warp_sum(centre);
+    if (threadIdx.x > 0) return;
+    w.centre[to] = centre;
+    w.lnalpha[to] = real ? lnalpha[from] : 0;
+    if (w.steps) w.steps[to] = real ? wave_step(exp((double)lntheta[from])) : 0;
+}
+
+/* Both kernels below: a warp works on 16 tokens; lane 4g + t has rows g and g + 8, of their numbers (channels or splats) the eight
+   from 8t of each 32: 16-byte loads and stores. The order of a product's terms and columns is free, so the fragments are dealt
+   to fit: term t and t + 4 of step i are channels 8t + 2i and 8t + 2i + 1, column g of tile i is splat 8 (g / 2) + 2i + g % 2. */
+
+/* 8 numbers of a row of `count`, from i on; zeros beyond. aligned: count is a multiple of 8. */
+__device__ static inline Pack load_some(const floatX *row, int i, int count, bool aligned) {
+    Pack p = {};
+    if (aligned && i < count) p = load_pack(row + i);
+    for (int e = 0; !aligned && e < 8; e++)
+        if (i + e < count) p.v[e] = row[i + e];
+    return p;
+}
+__device__ static inline void store_some(floatX *row, int i, int count, bool aligned, const float v[8]) {
+    if (aligned && i < count) store_pack(row + i, v);
+    for (int e = 0; !aligned && e < 8; e++)
+        if (i + e < count) row[i + e] = (floatX)v[e];
+}
+__device__ static inline float quad_add(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+template <int HS, int SP, bool DIAGONAL>
+__global__ static void __launch_bounds__(256) splat_forward_kernel(floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w, const __grid_constant__ HeadList heads, size_t first_head, size_t N,
+                                                                   size_t T, size_t C, int S, size_t tiles) {
+    constexpr int P = DIAGONAL ? HS : 1, STEPS = HS / 8;
+    extern __shared__ float shared[];
+    /* (SP / 32, STEPS, 4 tiles, 32 lanes) pairs: each lane's terms t and t + 4 of its column, beside the other lanes' */
+    float2 *slope = (float2 *)shared, *spreads = slope + SP * HS / 2;
+    float *precision = shared + SP * HS * (DIAGONAL ? 2 : 1), *constant = precision + SP; /* (SP) where not diagonal, (2, SP): of queries, of keys */
+    uint32_t *steps = (uint32_t *)(constant + 2 * SP);
+    size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * SP;
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    bool aligned = S % 8 == 0, envelope = w.steps != NULL;
+    for (int at = threadIdx.x; at < SP * HS / 2; at += 256) { /* at % 32 is the lane */
+        int i = at / 32 % 4, step = at / 128 % STEPS, s = at / 128 / STEPS * 32 + 8 * (g / 2) + 2 * i + g % 2, k = step / 4 * 32 + 8 * t + step % 4 * 2;
+        const float *m = w.slope + (head + s) * HS + k, *p = w.precision + (head + s) * HS + k;
+        slope[at] = make_float2(round_tf32(m[0]), round_tf32(m[1]));
+        if (DIAGONAL) spreads[at] = make_float2(round_tf32(p[0]), round_tf32(p[1]));
+    }
+    for (int i = threadIdx.x; i < SP; i += 256) {
+        precision[i] = DIAGONAL ? 0 : w.precision[head * P + i];
+        constant[i] = w.lnalpha[head + i] - 0.5f * w.centre[head + i], constant[SP + i] = -0.5f * w.centre[head + i];
+        steps[i] = envelope ? w.steps[head + i] : 0;
+    }
+    __syncthreads();
+    for (size_t tile = blockIdx.y * tiles; tile < (blockIdx.y + 1) * tiles; tile++) {
+        size_t first = tile * 128 + threadIdx.x / 32 * 16;
+        if (first >= N) return;
+        for (int c = 0; c < SP; c += 32) {
+            float wave_c[2][8], wave_s[2][8];
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+#pragma unroll
+                for (int e = 0; e < 8; e++) {
+                    wave_c[r][e] = 1, wave_s[r][e] = 0;
+                    if (envelope) fast_sincos(wave_angle(steps[c + 8 * t + e], (uint32_t)(first + g + 8 * r) % (uint32_t)T), &wave_s[r][e], &wave_c[r][e]);
+                }
+#pragma unroll 1
+            for (int side = 0; side < 2; side++) {
+                float square[2] = {0, 0}, product[4][4] = {}, spread[4][4] = {};
+                Pack x[2][HS / 32] = {};
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+#pragma unroll
+                    for (int j = 0; j < HS / 32; j++)
+                        if (first + g + 8 * r < N) x[r][j] = load_pack(qkv + (first + g + 8 * r) * 3 * C + side * C + h * HS + 32 * j + 8 * t);
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+#pragma unroll
+                    for (int j = 0; j < HS / 32; j++)
+#pragma unroll
+                        for (int e = 0; e < 8; e++) square[r] += (float)x[r][j].v[e] * (float)x[r][j].v[e];
+                    square[r] = quad_add(square[r]);
+                }
+#pragma unroll
+                for (int step = 0; step < STEPS; step++) {
+                    int j = step / 4, k = step % 4 * 2;
+                    float a[4] = {(float)x[0][j].v[k], (float)x[1][j].v[k], (float)x[0][j].v[k + 1], (float)x[1][j].v[k + 1]}, b[4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) b[i] = DIAGONAL ? round_tf32(a[i] * a[i]) : 0;
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        int at = ((c / 32 * STEPS + step) * 4 + i) * 32 + lane;
+                        mma_16x8x8(product[i], a, slope[at].x, slope[at].y);
+                        if (DIAGONAL) mma_16x8x8(spread[i], b, spreads[at].x, spreads[at].y);
+                    }
+                }
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    size_t n = first + g + 8 * r;
+                    float inverse = rsqrtf(square[r] + (float)SPHERE_EPSILON), unit = square[r] * inverse * inverse, f_c[8], f_s[8], p[8], rest[8];
+                    if (n >= N) continue;
+                    load_floats(p, precision + c + 8 * t), load_floats(rest, constant + side * SP + c + 8 * t);
+#pragma unroll
+                    for (int e = 0; e < 8; e++) {
+                        float wide = DIAGONAL ? spread[e / 2][2 * r + e % 2] * inverse * inverse : p[e] * unit;
+                        float f = fast_exp(product[e / 2][2 * r + e % 2] * inverse - 0.5f * wide + rest[e]);
+                        f_c[e] = f * wave_c[r][e], f_s[e] = f * wave_s[r][e];
+                    }
+                    floatX *row = features + n * 2 * C + side * C + h * HS;
+                    store_some(row, c + 8 * t, S, aligned, f_c);
+                    if (envelope) store_some(row + S, c + 8 * t, S, aligned, f_s);
+                    if (c == 0)
+                        for (int k = (envelope ? 2 * S : S) + t; k < HS; k += 4) row[k] = (floatX)0.0f;
+                }
+            }
+        }
+    }
+}
+
+/* Numbers in a head's record of moments, the layout of train_gsa.c: M0 (S), M1 (S, HS), M2 (S) or (S, HS), amplitude (S), frequency (S) */
+__host__ __device__ static inline size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 3); }
+
+/* Sizes of shared memory in numbers; G / |x| (128, SP + 8), x (128, HS + 8) as floatX, slope, precision (SP, HS + 1), row factors (128) */
+static size_t splat_backward_shared(size_t HS, size_t SP, bool diagonal) {
+    return (128 * (SP + 8) + SP * (HS + 1) * (diagonal ? 2 : 1) + SP + 128) * sizeof(float) + 128 * (HS + 8) * sizeof(floatX);
+}
+
+/* With G = f df = dL / d ln phi (lane 4g + t: as above), each tile of 128 tokens, queries then keys:
+     dL / dx^ = G slope - x^ .* (G precision), on each warp's own 16 tokens;
+     M1 += G^T x^, M2 += G^T x^2 on all 128 tokens, each warp for its own part of the (SP, HS) sums, kept in registers.
+   G is stored divided by |x|, so that plain x serves as x^. A block covers `tiles` tiles of one head and writes one record. */
+template <int HS, int SP, bool DIAGONAL>
+__global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL ? 2 : 1) splat_backward_kernel(floatX *__restrict__ dqkv, float *records, const floatX *__restrict__ dfeatures, const floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w,
+                                                                    const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S, size_t tiles) {
+    constexpr int GROW = SP + 8, XROW = HS + 8, ROW = HS + 1, P = DIAGONAL ? HS : 1, COLUMNS = HS / 8, PARTS = (SP / 16) * COLUMNS / 8;
+    extern __shared__ float shared[];
+    float *G = shared, *slope = G + 128 * GROW, *precision = slope + SP * ROW, *factor = precision + (DIAGONAL ? SP * ROW : SP);
+    floatX *X = (floatX *)(factor + 128);
+    size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * SP;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    bool aligned = S % 8 == 0, envelope = w.steps != NULL;
+    for (int i = threadIdx.x; i < SP * HS; i += 256) {
+        slope[i / HS * ROW + i % HS] = round_tf32(w.slope[head * HS + i]);
+        if (DIAGONAL) precision[i / HS * ROW + i % HS] = round_tf32(w.precision[head * P + i]);
+    }
+    if (!DIAGONAL)
+        for (int i = threadIdx.x; i < SP; i += 256) precision[i] = w.precision[head + i];
+
+    float M0[SP / 32][8] = {}, amplitude[SP / 32][8] = {}, frequency[SP / 32][8] = {}, square_sum[SP / 32][8] = {}; /* of this lane's tokens */
+    float M1[PARTS][4] = {}, M2[PARTS][4] = {};
+    for (size_t tile = blockIdx.y * tiles; tile < (blockIdx.y + 1) * tiles && tile * 128 < N; tile++)
+#pragma unroll 1
+        for (int side = 0; side < 2; side++) {
+            size_t first = tile * 128 + warp * 16 + g;
+            Pack x[2][HS / 32] = {};
+            float inverse[2], total[2] = {0, 0};
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+#pragma unroll
+                for (int j = 0; j < HS / 32; j++)
+                    if (first + 8 * r < N) x[r][j] = load_pack(qkv + (first + 8 * r) * 3 * C + side * C + h * HS + 32 * j + 8 * t);
+            __syncthreads(); /* the tile before is done with */
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float square = 0;
+#pragma unroll
+                for (int j = 0; j < HS / 32; j++) {
+                    *(Pack *)(X + (warp * 16 + g + 8 * r) * XROW + 32 * j + 8 * t) = x[r][j];
+#pragma unroll
+                    for (int e = 0; e < 8; e++) square += (float)x[r][j].v[e] * (float)x[r][j].v[e];
+                }
+                square = quad_add(square);
+                inverse[r] = rsqrtf(square + (float)SPHERE_EPSILON);
+                if (t == 0) factor[warp * 16 + g + 8 * r] = inverse[r];
+            }
+#pragma unroll
+            for (int c = 0; c < SP / 32; c++) {
+                Pack f_c[2] = {}, f_s[2] = {}, d_c[2] = {}, d_s[2] = {};
+                int s = 32 * c + 8 * t;
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    size_t n = first + 8 * r, at = n * 2 * C + side * C + h * HS;
+                    int some = n < N ? S : 0;
+                    f_c[r] = load_some(features + at, s, some, aligned), d_c[r] = load_some(dfeatures + at, s, some, aligned);
+                    if (envelope) f_s[r] = load_some(features + at + S, s, some, aligned), d_s[r] = load_some(dfeatures + at + S, s, some, aligned);
+                }
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    size_t n = first + 8 * r;
+                    float unit = 1 - (float)SPHERE_EPSILON * inverse[r] * inverse[r], middle = (float)((uint32_t)n % (uint32_t)T) - 0.5f * (float)(T - 1), G_row[8]; /* unit = |x^|^2 */
+#pragma unroll
+                    for (int e = 0; e < 8; e++) {
+                        float fc = (float)f_c[r].v[e], fs = (float)f_s[r].v[e], dc = (float)d_c[r].v[e], ds = (float)d_s[r].v[e], gradient = fc * dc + fs * ds;
+                        frequency[c][e] += middle * (fc * ds - fs * dc);
+                        M0[c][e] += gradient;
+                        if (side == 0) amplitude[c][e] += gradient;
+                        if (!DIAGONAL) square_sum[c][e] += gradient * unit, total[r] += gradient * precision[s + e];
+                        G_row[e] = round_tf32(gradient * inverse[r]);
+                    }
+                    float4 *to = (float4 *)(G + (warp * 16 + g + 8 * r) * GROW + s);
+                    to[0] = make_float4(G_row[0], G_row[1], G_row[2], G_row[3]), to[1] = make_float4(G_row[4], G_row[5], G_row[6], G_row[7]);
+                }
+            }
+            total[0] = quad_add(total[0]), total[1] = quad_add(total[1]);
+            __syncthreads();
+
+            float product[HS / 32][4][4] = {}, spread[HS / 32][4][4] = {};
+#pragma unroll 2
+            for (int k = 0; k < SP; k += 8) {
+                int s = k + 2 * t;
+                float2 low = *(const float2 *)(G + (warp * 16 + g) * GROW + s), high = *(const float2 *)(G + (warp * 16 + g + 8) * GROW + s);
+                float a[4] = {low.x, high.x, low.y, high.y};
+#pragma unroll
+                for (int j = 0; j < HS / 32; j++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        int at = s * ROW + 32 * j + 8 * (g / 2) + 2 * i + g % 2;
+                        mma_16x8x8(product[j][i], a, slope[at], slope[at + ROW]);
+                        if (DIAGONAL) mma_16x8x8(spread[j][i], a, precision[at], precision[at + ROW]);
+                    }
+            }
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                size_t n = first + 8 * r;
+                float size = 1 / inverse[r], dot = 0, gradient[HS / 32][8];
+#pragma unroll
+                for (int j = 0; j < HS / 32; j++)
+#pragma unroll
+                    for (int e = 0; e < 8; e++) {
+                        float along = DIAGONAL ? spread[j][e / 2][2 * r + e % 2] * size : total[r], unit = (float)x[r][j].v[e] * inverse[r];
+                        gradient[j][e] = product[j][e / 2][2 * r + e % 2] * size - unit * along;
+                        dot += unit * gradient[j][e];
+                    }
+                dot = quad_add(dot);
+#pragma unroll
+                for (int j = 0; j < HS / 32; j++) {
+#pragma unroll
+                    for (int e = 0; e < 8; e++) gradient[j][e] = inverse[r] * (gradient[j][e] - (float)x[r][j].v[e] * inverse[r] * dot);
+                    if (n < N) store_pack(dqkv + n * 3 * C + side * C + h * HS + 32 * j + 8 * t, gradient[j]);
+                }
+            }
+#pragma unroll 2
+            for (int k = t; k < 128 + t; k += 8) {
+                const float *low = G + k * GROW, *high = low + 4 * GROW;
+                const floatX *x_low = X + k * XROW, *x_high = x_low + 4 * XROW;
+#pragma unroll
+                for (int i = 0; i < PARTS; i++) {
+                    int part = warp + 8 * i, s = part / COLUMNS * 16 + g, column = part % COLUMNS * 8 + g;
+                    float a[4] = {low[s], low[s + 8], high[s], high[s + 8]}, b0 = (float)x_low[column], b1 = (float)x_high[column];
+                    mma_16x8x8(M1[i], a, b0, b1);
+                    if (DIAGONAL) mma_16x8x8(M2[i], a, round_tf32(b0 * b0 * factor[k]), round_tf32(b1 * b1 * factor[k + 4]));
+                }
+            }
+        }
+
+    float *record = records + (blockIdx.x * (size_t)gridDim.y + blockIdx.y) * moments_size(S, P, HS);
+    float *to_M1 = record + S, *to_M2 = to_M1 + S * HS, *to_amplitude = to_M2 + S * P, *to_frequency = to_amplitude + S;
+#pragma unroll
+    for (int i = 0; i < PARTS; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int part = warp + 8 * i, s = part / COLUMNS * 16 + g + e / 2 * 8, column = part % COLUMNS * 8 + 2 * t + e % 2;
+            if (s >= S) continue;
+            to_M1[s * HS + column] = M1[i][e];
+            if (DIAGONAL) to_M2[s * HS + column] = M2[i][e];
+        }
+    float *sums = G; /* (8 warps, SP, 4) */
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < SP / 32; c++)
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            float all[4] = {M0[c][e], amplitude[c][e], frequency[c][e], square_sum[c][e]};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                for (int row = 4; row < 32; row *= 2) all[i] += __shfl_xor_sync(~0u, all[i], row);
+                if (g == 0) sums[(warp * SP + 32 * c + 8 * t + e) * 4 + i] = all[i];
+            }
+        }
+    __syncthreads();
+    for (int s = threadIdx.x; s < S; s += 256)
+        for (int i = 0; i < 4; i++) {
+            float sum = 0;
+            for (int from = 0; from < 8; from++) sum += sums[(from * SP + s) * 4 + i];
+            if (i == 0) record[s] = sum;
+            if (i == 1) to_amplitude[s] = sum;
+            if (i == 2) to_frequency[s] = sum;
+            if (i == 3 && !DIAGONAL) to_M2[s] = sum;
+        }
+}
+
+/* sums (heads, record) = sums of the records (heads, count, record), in double: M1 - M0 mu cancels */
+__global__ static void moments_sums_kernel(double *sums, const float *records, size_t count, size_t record) {
+    __shared__ double partial[16][32];
+    size_t c = (size_t)blockIdx.x * 32 + threadIdx.x;
+    const float *from = records + blockIdx.y * count * record;
+    double mine = 0;
+    if (c < record)
+        for (size_t i = threadIdx.y; i < count; i += 16) mine += (double)from[i * record + c];
+    partial[threadIdx.y][threadIdx.x] = mine;
+    __syncthreads();
+    if (threadIdx.y > 0 || c >= record) return;
+    for (int y = 1; y < 16; y++) mine += partial[y][threadIdx.x];
+    sums[blockIdx.y * record + c] = mine;
+}
+
+/* One warp a splat: adds the gradients that follow from its moments, as splat_gradients in train_gsa.c. All pointers are at the first
+   of the heads. */
+__global__ static void splat_gradients_kernel(float *dmu, float *dlnp, float *dlnalpha, float *dlntheta, const double *sums, const float *mu, const float *lnp, const float *lntheta, int S,
+                                              int P, int HS) {
+    size_t s = blockIdx.x, splat = (size_t)blockIdx.y * S + s;
+    const double *M0 = sums + blockIdx.y * moments_size(S, P, HS), *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S;
+    double along = 0;
+    for (int k = threadIdx.x; k < HS; k += 32) {
+        double m = (double)mu[splat * HS + k], m1 = M1[s * HS + k], p = (double)expf(lnp[splat * P + (P > 1 ? k : 0)]);
+        dmu[splat * HS + k] += (float)(p * (m1 - M0[s] * m));
+        along += m * m1 - 0.5 * m * m * M0[s];
+        if (P > 1) dlnp[splat * HS + k] += (float)(-0.5 * p * (M2[s * HS + k] - 2 * m * m1 + m * m * M0[s]));
+    }
+    along = warp_sum(along);
+    if (threadIdx.x > 0) return;
+    if (P == 1) dlnp[splat] += (float)((double)expf(lnp[splat]) * (along - 0.5 * M2[s]));
+    dlnalpha[splat] += (float)amplitude[s];
+    if (dlntheta) dlntheta[splat] += (float)(exp((double)lntheta[splat]) * frequency[s]);
+}
+
+/* Calls a kernel with HS, SP and the kind of covariance as constants. */
+#define BY_SPLATS(HS, SP, diagonal, launch)                                                                              \
+    do {                                                                                                                 \
+        if ((SP) == 32) { constexpr int N_ = 32; BY_HEAD_SIZE(HS, { if (diagonal) { constexpr bool D = true; launch(H, N_, D); } else { constexpr bool D = false; launch(H, N_, D); } }); } \
+        else { constexpr int N_ = 64; BY_HEAD_SIZE(HS, { if (diagonal) { constexpr bool D = true; launch(H, N_, D); } else { constexpr bool D = false; launch(H, N_, D); } }); } \
+    } while (0)
+
+/* Tiles of 128 tokens a block works on, so that a layer has about 768 blocks: depends on shapes alone, as it is the order of sums. */
+static size_t splat_tiles(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 128) * heads, 768); }
+static size_t splat_records(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 128), splat_tiles(N, heads)); } /* per head */
+
+/* Equations (2), (6), (7), (9): features of q and k of the listed heads, the first of which is GSA head first_head:
+   f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for queries and 1 for keys. */
+static void splat_forward(floatX *features, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head, size_t B, size_t T, size_t NH, size_t HS, size_t S, bool diagonal,
+                          cudaStream_t stream) {
+    size_t N = B * T, tiles = splat_tiles(N, heads.count), SP = splats_padded(S), bytes = (SP * HS * (diagonal ? 2 : 1) + 4 * SP) * sizeof(float);
+    dim3 grid((unsigned)heads.count, (unsigned)CEIL_DIV(CEIL_DIV(N, 128), tiles)); /* heads first: neighbours in memory are read at one time */
+#define LAUNCH(H, N_, D)                                                                                                                        \
+    cudaCheck(cudaFuncSetAttribute(splat_forward_kernel<H, N_, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                    \
+    splat_forward_kernel<H, N_, D><<<grid, 256, bytes, stream>>>(features, qkv, w, heads, first_head, N, T, NH * HS, (int)S, tiles)
+    BY_SPLATS(HS, SP, diagonal, LAUNCH);
+#undef LAUNCH
+}
+
+/* dqkv of q and k of the listed heads; records (heads, splat_records, moments) and sums (heads, moments): see splat_gradients */
+static void splat_backward(floatX *dqkv, float *records, double *sums, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head,
+                           size_t B, size_t T, size_t NH, size_t HS, size_t S, bool diagonal, cudaStream_t stream) {
+    size_t N = B * T, tiles = splat_tiles(N, heads.count), SP = splats_padded(S), bytes = splat_backward_shared(HS, SP, diagonal);
+    size_t count = splat_records(N, heads.count), record = moments_size(S, diagonal ? HS : 1, HS);
+    dim3 grid((unsigned)heads.count, (unsigned)count);
+#define LAUNCH(H, N_, D)                                                                                                                        \
+    cudaCheck(cudaFuncSetAttribute(splat_backward_kernel<H, N_, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                   \
+    splat_backward_kernel<H, N_, D><<<grid, 256, bytes, stream>>>(dqkv, records, dfeatures, features, qkv, w, heads, first_head, N, T, NH * HS, (int)S, tiles)
+    BY_SPLATS(HS, SP, diagonal, LAUNCH);
+#undef LAUNCH
+    moments_sums_kernel<<<dim3((unsigned)CEIL_DIV(record, 32), (unsigned)heads.count), dim3(32, 16), 0, stream>>>(sums, records, count, record);
+    cudaCheck(cudaGetLastError());
+}
+
+/* ---------------------------------------------------------------------------------------------- attention
+
+   The softmax mixer, equation (4), for standard and GSA heads alike, without a T x T matrix. */
+
+#ifdef GSA_FP32
+
+/* The checking build: the plainest kernels, one warp a query or a key. */
+
+struct AttentionInput {
+    const floatX *qkv;        /* (B, T, 3C): q, k, v of all heads */
+    const floatX *features;   /* (B, T, 2C): f_q, f_k of the heads that have a feature map; NULL if none has */
+    const int *from_features; /* (NH): 1 if head h takes its q and k from features; NULL: no head does */
+    const float *scale;       /* (NH) */
+    const int *window;        /* (NH): number of keys a query sees, itself included */
+    bool causal;              /* query i sees keys i - window < j <= i, else |i - j| < window */
+};
+
+/* Token t of sequence b: q of head h; k is C further. Strides: 2C or 3C. */
+__device__ static inline size_t attention_at(const AttentionInput &in, size_t b, size_t t, size_t h, size_t T, size_t C, size_t HS, size_t *stride) {
+    *stride = in.from_features && in.from_features[h] ? 2 * C : 3 * C;
+    return (b * T + t) * *stride + h * HS;
+}
+
+template <int HS>
+__global__ static void attention_forward_kernel(floatX *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH) {
+    size_t row = (size_t)blockIdx.x * 4 + threadIdx.x / 32, h = row / T % NH, b = row / T / NH, i = row % T, C = NH * HS, stride;
+    if (row >= B * NH * T) return;
+    int lane = threadIdx.x % 32;
+    size_t at = attention_at(in, b, 0, h, T, C, HS, &stride), window = (size_t)in.window[h];
+    const floatX *q = (stride == 2 * C ? in.features : in.qkv) + at, *k = q + C, *v = in.qkv + b * T * 3 * C + 2 * C + h * HS;
+    float most = -INFINITY, sum = 0, o[HS / 32] = {};
+    size_t end = in.causal ? i + 1 : i + window < T ? i + window : T;
+    for (size_t j0 = i < window ? 0 : i - window + 1; j0 < end; j0 += 32) {
+        size_t j = j0 + lane;
+        float z = -INFINITY;
+        if (j < end) {
+            z = 0;
+            for (int e = 0; e < HS; e++) z += q[i * stride + e] * k[j * stride + e];
+            z *= in.scale[h];
+        }
+        float higher = fmaxf(most, warp_max(z)), weight = expf(z - higher), keep = expf(most - higher);
+        sum = sum * keep + warp_sum(weight), most = higher;
+        for (int e = 0; e < HS / 32; e++) o[e] *= keep;
+        for (int l = 0; l < 32 && j0 + l < end; l++) {
+            float w = __shfl_sync(~0u, weight, l);
+            for (int e = 0; e < HS / 32; e++) o[e] += w * v[(j0 + l) * 3 * C + lane + 32 * e];
+        }
+    }
+    for (int e = 0; e < HS / 32; e++) out[(b * T + i) * C + h * HS + lane + 32 * e] = o[e] / sum;
+    if (lane == 0) lse[row] = most + logf(sum);
+}
+
+/* QUERIES: dq and delta of one query; else dk and dv of one key. The sums over the other index are the same. */
+template <int HS, bool QUERIES>
+__global__ static void attention_backward_kernel(floatX *dqkv, floatX *dfeatures, float *delta, const floatX *dout, const floatX *out, const float *lse, AttentionInput in, size_t B,
+                                                 size_t T, size_t NH) {
+    size_t row = (size_t)blockIdx.x * 4 + threadIdx.x / 32, h = row / T % NH, b = row / T / NH, mine = row % T, C = NH * HS, stride;
+    if (row >= B * NH * T) return;
+    int lane = threadIdx.x % 32;
+    size_t at = attention_at(in, b, 0, h, T, C, HS, &stride), window = (size_t)in.window[h];
+    const floatX *q = (stride == 2 * C ? in.features : in.qkv) + at, *k = q + C, *v = in.qkv + b * T * 3 * C + 2 * C + h * HS, *d = dout + b * T * C + h * HS;
+    floatX *dq = (stride == 2 * C ? dfeatures : dqkv) + at;
+    const float *row_lse = lse + row - mine;
+    float *row_delta = delta + row - mine, first[HS / 32] = {}, second[HS / 32] = {};
+    if (QUERIES) {
+        float sum = 0;
+        for (int e = lane; e < HS; e += 32) sum += d[mine * C + e] * out[(b * T + mine) * C + h * HS + e];
+        sum = warp_sum(sum);
+        if (lane == 0) row_delta[mine] = sum;
+        __syncwarp();
+    }
+    size_t before = mine < window ? 0 : mine - window + 1, after = mine + window < T ? mine + window : T;
+    size_t start = QUERIES || !in.causal ? before : mine, end = QUERIES && in.causal ? mine + 1 : after;
+    for (size_t o0 = start; o0 < end; o0 += 32) {
+        size_t other = o0 + lane, i = QUERIES ? mine : other, j = QUERIES ? other : mine;
+        float weight = 0, dz = 0;
+        if (other < end) {
+            float z = 0, dweight = 0;
+            for (int e = 0; e < HS; e++) z += q[i * stride + e] * k[j * stride + e], dweight += d[i * C + e] * v[j * 3 * C + e];
+            weight = expf(in.scale[h] * z - row_lse[i]);
+            dz = in.scale[h] * weight * (dweight - row_delta[i]);
+        }
+        for (int l = 0; l < 32 && o0 + l < end; l++) {
+            float w = __shfl_sync(~0u, weight, l), s = __shfl_sync(~0u, dz, l);
+            for (int e = 0; e < HS / 32; e++) {
+                first[e] += s * (QUERIES ? k : q)[(o0 + l) * stride + lane + 32 * e];
+                if (!QUERIES) second[e] += w * d[(o0 + l) * C + lane + 32 * e];
+            }
+        }
+    }
+    for (int e = 0; e < HS / 32; e++) {
+        dq[mine * stride + (QUERIES ? 0 : C) + lane + 32 * e] = first[e];
+        if (!QUERIES) dqkv[(b * T + mine) * 3 * C + 2 * C + h * HS + lane + 32 * e] = second[e];
+    }
+}
+
+/* out (B, T, C), lse (B, NH, T) */
+static void attention_forward(floatX *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
+    BY_HEAD_SIZE(HS, (attention_forward_kernel<H><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(out, lse, in, B, T, NH)));
+}
+
+/* Overwrites dv in dqkv, and dq, dk where the head's q, k came from. delta (B, NH, T): scratch */
+static void attention_backward(floatX *dqkv, floatX *dfeatures, float *delta, const floatX *dout, const floatX *out, const float *lse, AttentionInput in, size_t B, size_t T, size_t NH,
+                               size_t HS, cudaStream_t stream) {
+    BY_HEAD_SIZE(HS, (attention_backward_kernel<H, true><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH)));
+    BY_HEAD_SIZE(HS, (attention_backward_kernel<H, false><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH)));
+}
+
+#else
+#include "dev/cuda/attention_new.cuh"
+#endif
+
+/* ---------------------------------------------------------------------------------------------- classifier */
+
+/* One block a row. First pass: each thread's largest logit and its sum of exponentials relative to that, then the block's;
+   second pass: the gradients, in place. Between the two the row is kept in shared memory, if there is room for it. */
+__global__ static void __launch_bounds__(1024) classifier_kernel(floatX *logits, float *losses, const int *targets, float scale, size_t V, size_t Vp, bool keep) {
+    extern __shared__ Pack kept[];
+    __shared__ float warp_most[32], warp_total[32];
+    floatX *row = logits + (size_t)blockIdx.x * Vp;
+    int target = targets[blockIdx.x];
+    if (target < 0) { /* left out */
+        float nothing[8] = {};
+        for (size_t v = threadIdx.x * 8; v < Vp; v += blockDim.x * 8) store_pack(row + v, nothing);
+        if (threadIdx.x == 0) losses[blockIdx.x] = 0;
+        return;
+    }
+    float most = -INFINITY, sum = 0;
+    for (size_t v = threadIdx.x * 8; v < V; v += blockDim.x * 8) {
+        Pack p = load_pack(row + v);
+        if (keep) kept[v / 8] = p;
+        float here = -INFINITY;
+        for (int e = 0; e < 8; e++)
+            if (v + e < V) here = fmaxf(here, (float)p.v[e]);
+        if (here > most) sum *= fast_exp(most - here), most = here;
+        for (int e = 0; e < 8; e++)
+            if (v + e < V) sum += fast_exp((float)p.v[e] - most);
+    }
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float all = warp_max(most);
+    sum = warp_sum(most == -INFINITY ? 0 : sum * fast_exp(most - all));
+    if (lane == 0) warp_most[warp] = all, warp_total[warp] = sum;
+    __syncthreads();
+    bool real = lane < (int)blockDim.x / 32 && warp_most[lane] > -INFINITY;
+    most = warp_max(real ? warp_most[lane] : -INFINITY);
+    sum = warp_sum(real ? warp_total[lane] * fast_exp(warp_most[lane] - most) : 0);
+    if (threadIdx.x == 0) losses[blockIdx.x] = most + logf(sum) - (float)row[target];
+    __syncthreads(); /* the target's logit has been read */
+    float factor = scale / sum;
+    for (size_t v = threadIdx.x * 8; v < Vp; v += blockDim.x * 8) {
+        Pack p = keep && v < V ? kept[v / 8] : load_pack(row + v);
+        float d[8];
+        for (int e = 0; e < 8; e++) d[e] = v + e < V ? factor * fast_exp((float)p.v[e] - most) - (v + e == (size_t)target ? scale : 0) : 0;
+        store_pack(row + v, d);
+    }
+}
+
+/* losses (N) in nats; logits (N, Vp) become their gradients, (softmax - one at the target) scale, 0 in the padding. A target of -1 is
+   left out: loss and gradients 0. */
+static void fused_classifier(floatX *logits, float *losses, const int *targets, float scale, size_t N, size_t V, size_t Vp, cudaStream_t stream) {
+    size_t threads = CEIL_DIV(Vp / 8, 32) * 32, bytes = Vp * sizeof(floatX);
+    bool keep = bytes <= 112 << 10; /* two blocks a multiprocessor */
+    cudaCheck(cudaFuncSetAttribute(classifier_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, keep ? (int)bytes : 0));
+    classifier_kernel<<<(unsigned)N, (unsigned)(threads < 1024 ? threads : 1024), keep ? bytes : 0, stream>>>(logits, losses, targets, scale, V, Vp, keep);
+    cudaCheck(cudaGetLastError());
+}
+
+/* sum = all of x (n), by one block, in double */
+template <typename Number>
+__global__ static void __launch_bounds__(1024) total_kernel(double *sum, const Number *x, size_t n) {
+    __shared__ double partial[32];
+    double mine = 0;
+    for (size_t i = threadIdx.x; i < n; i += 1024) mine += (double)x[i];
+    mine = warp_sum(mine);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = mine;
+    __syncthreads();
+    if (threadIdx.x >= 32) return;
+    mine = warp_sum(partial[threadIdx.x]);
+    if (threadIdx.x == 0) *sum = mine;
+}
+
+/* ---------------------------------------------------------------------------------------------- norm, bounds, AdamW */
+
+enum { NORM_PIECE = 1 << 15 };
+
+/* sums[block] = sum of squares of the block's piece of g (n) */
+__global__ static void square_sums_kernel(double *sums, const float *g, size_t n) {
+    __shared__ double partial[8];
+    size_t end = ((size_t)blockIdx.x + 1) * NORM_PIECE;
+    double mine = 0;
+    for (size_t i = (size_t)blockIdx.x * NORM_PIECE + threadIdx.x; i < end && i < n; i += 256) mine += (double)g[i] * (double)g[i];
+    mine = warp_sum(mine);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = mine;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int i = 1; i < 8; i++) mine += partial[i];
+    sums[blockIdx.x] = mine;
+}
+
+__device__ static inline int clamp(float *x, float low, float high) { /* a NaN stays one, for the loss to report */
+    float before = *x;
+    *x = before < low ? low : before > high ? high : before;
+    return *x != before && before == before;
+}
+
+/* One warp a splat: back into its bounds, see gsa/model.h; clamped counts what was outside, by kind. */
+__global__ static void splat_bounds_kernel(unsigned long long *clamped, float *mu, float *lnp, float *lnalpha, float *lntheta, float amplitude, int P, int HS) {
+    const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX), range = (float)SPLAT_AMPLITUDE_RANGE;
+    size_t s = blockIdx.x;
+    float square = 0, slope = 0, outside = 0;
+    for (int k = threadIdx.x; k < P; k += 32) outside += (float)clamp(&lnp[s * P + k], low, high);
+    outside = warp_sum(outside);
+    __syncwarp();
+    for (int k = threadIdx.x; k < HS; k += 32) {
+        float m = mu[s * HS + k], steep = m * expf(lnp[s * P + (P > 1 ? k : 0)]);
+        square += m * m, slope += steep * steep;
+    }
+    float excess = fmaxf(sqrtf(warp_sum(square)) / (float)SPLAT_CENTRE_MAX, sqrtf(warp_sum(slope)) / (float)SPLAT_SLOPE_MAX);
+    if (excess > 1)
+        for (int k = threadIdx.x; k < HS; k += 32) mu[s * HS + k] /= excess;
+    if (threadIdx.x > 0) return;
+    int counts[NUM_BOUNDS] = {(int)outside, excess > 1, clamp(&lnalpha[s], amplitude - range, amplitude + range), lntheta ? clamp(&lntheta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX)) : 0};
+    for (int i = 0; i < NUM_BOUNDS; i++)
+        if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]); /* whole numbers: the order does not matter */
+}
+
+/* AdamW: m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: times correct1, correct2. copy: p as floatX */
+__global__ static void adamw_kernel(float *p, floatX *copy, float *m, float *v, const float *grads, size_t n, float rate, float decay, float scale, float beta1, float beta2, float correct1,
+                                    float correct2) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    float g = scale * grads[i], first = beta1 * m[i] + (1 - beta1) * g, second = beta2 * v[i] + (1 - beta2) * g * g, weight = p[i];
+    m[i] = first, v[i] = second;
+    weight -= rate * (first * correct1 / (sqrtf(second * correct2) + 1e-8f) + decay * weight);
+    p[i] = weight, copy[i] = (floatX)weight;
+}
+
+/* ---------------------------------------------------------------------------------------------- the model */
+
+/* The parameters as fp32 masters (or their gradients) and as the copies that matrix products read. */
+typedef struct {
+#define X(name, ...) float *name;
+    PARAMETERS(X)
+#undef X
+} MasterTensors;
+typedef struct {
+#define X(name, ...) floatX *name;
+    PARAMETERS(X)
+#undef X
+} WeightTensors;
+
+/* sizes that appear in every function, as size_t; A: channels of q, of k, of v and of attention's output */
+typedef struct {
+    size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G;
+} CudaSizes;
+
+static CudaSizes cuda_sizes(const Config *c) {
+    CudaSizes z;
+    z.T = c->T, z.V = c->V, z.Vp = c->Vp, z.L = c->L, z.NH = config_heads(c), z.C = c->C, z.A = config_width(c);
+    z.HS = config_head_size(c), z.G = config_gsa_heads(c), z.S = z.G ? c->S : 0;
+    z.SP = z.G ? splats_padded(z.S) : 0, z.P = config_precisions(c);
+    return z;
+}
+
+/* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. */
+static HeadList head_list(const Config *c, size_t l, int kind) {
+    HeadList list;
+    list.count = 0;
+    for (int h = 0; h < config_heads(c); h++)
+        if (config_head_kind(c, (int)l, h) == kind && !(kind == HEAD_STANDARD && c->position == POSITION_LEARNED)) list.head[list.count++] = (unsigned char)h;
+    return list;
+}
+
+/* type, name, size; L layers after each other where there is a factor L. The rows after the losses are scratch of the backward
+   pass. N = B T, F: N if any head has a feature map, else 0. */
+#define CUDA_ACTIVATIONS(X)                                                                                                                  \
+    X(int, x, N)                                                                                                                             \
+    X(int, y, N)                                                                                                                             \
+    X(floatX, residual, (2 * L + 1) * N * C) /* the stream at the input, after attention and after the MLP of each layer */                \
+    X(floatX, ln1, L *N *C)                                                                                                                  \
+    X(float, ln1_mean, L *N)                                                                                                                 \
+    X(float, ln1_rstd, L *N)                                                                                                                 \
+    X(floatX, qkv, L *N * 3 * A)                                                                                                             \
+    X(floatX, features, L *F * 2 * A) /* f_q, f_k: (B, T, 2W); columns of heads without a feature map are never touched */                  \
+    X(float, att_lse, L *N *NH)       /* (B, NH, T) */                                                                                       \
+    X(floatX, att, L *N *A)                                                                                                                  \
+    X(floatX, ln2, L *N *C)                                                                                                                  \
+    X(float, ln2_mean, L *N)                                                                                                                 \
+    X(float, ln2_rstd, L *N)                                                                                                                 \
+    X(floatX, fc, L *N * 4 * C)                                                                                                              \
+    X(floatX, gelu, L *N * 4 * C)                                                                                                            \
+    X(floatX, lnf, N *C)                                                                                                                     \
+    X(float, lnf_mean, N)                                                                                                                    \
+    X(float, lnf_rstd, N)                                                                                                                    \
+    X(floatX, logits, N *Vp)                                                                                                                 \
+    X(float, losses, N)                                                                                                                      \
+    X(floatX, dresidual, N *C)                                                                                                               \
+    X(floatX, dln, N *C)                                                                                                                     \
+    X(floatX, dfc, N * 4 * C)                                                                                                                \
+    X(floatX, datt, N *A)                                                                                                                    \
+    X(floatX, dqkv, N * 3 * A)                                                                                                               \
+    X(floatX, dfeatures, F * 2 * A)                                                                                                          \
+    X(float, delta, N *NH)                                                                                                                   \
+    X(float, partials, SUM_BLOCKS * (3 * A > 4 * C ? 3 * A : 4 * C))                                                                                          \
+    X(float, moments, layer_records *moments_size(S, P, HS))                                                                                 \
+    X(double, moments_sums, (G ? NH : 0) * moments_size(S, P, HS))                                                                           \
+    X(float, token_sums, bucket_sums(N) * C)                                                                                                 \
+    X(int, positions, N)                                                                                                                     \
+    X(Bucket, segments, N)                                                                                                                   \
+    X(Bucket, bucket_tokens, N / SEGMENT + 1)                                                                                                \
+    X(double, sums, norm_pieces + 1)                                                                                                         \
+    X(float, slope, G *SP *HS)                                                                                                               \
+    X(float, precision, G *SP *P)                                                                                                            \
+    X(float, centre, G *SP)                                                                                                                  \
+    X(float, lnalpha, G *SP)                                                                                                                 \
+    X(uint32_t, steps, G *SP)                                                                                                                \
+    X(int64_t, clamped, NUM_BOUNDS)                                                                                                          \
+    X(uint32_t, rope_steps, HS / 2)                                                                                                          \
+    X(float, scale, L *NH)                                                                                                                   \
+    X(int, window, L *NH)                                                                                                                    \
+    X(int, from_features, L *NH)
+
+typedef struct {
+#define X(type, name, size) type *name;
+    CUDA_ACTIVATIONS(X)
+#undef X
+} CudaActivations;
+
+typedef struct {
+    Config config;
+    size_t B;                               /* largest batch */
+    Tensor tensors[NUM_TENSORS];
+    size_t total;                           /* length of the flat buffers */
+    float *params, *grads, *adam_m, *adam_v; /* fp32; params are the masters */
+    floatX *weights;                        /* their copies */
+    MasterTensors p, dp;
+    WeightTensors w;
+    void *activations;
+    CudaActivations a;
+    Matmul matmul;
+    cudaStream_t stream;
+    cudaEvent_t bucketed;                   /* the buckets have left the host */
+    size_t used_B, used_T;                  /* of the last forward pass */
+    bool used_y;
+    /* on the host: */
+    int *x;                                 /* tokens and targets on their way to the device */
+    Buckets buckets;                        /* of the last forward's tokens */
+    int *starts;                            /* scratch of bucket_tokens */
+    double *results;                        /* numbers on their way back */
+    float *flat;                            /* a whole buffer on its way back; allocated when first needed */
+} CudaModel;
+
+/* One function measures the activations (base NULL) and carves them from one piece of memory; returns its bytes. */
+static size_t carve_activations(CudaActivations *a, char *base, const Config *c, size_t B) {
+    CudaSizes z = cuda_sizes(c);
+    Tensor tensors[NUM_TENSORS];
+    size_t N = B * z.T, L = z.L, C = z.C, A = z.A, NH = z.NH, HS = z.HS, Vp = z.Vp, S = z.S, SP = z.SP, P = z.P, G = z.G, at = 0, layer_records = 0, F = 0, norm_pieces = 0;
+    model_tensors(c, tensors);
+    for (int i = 0; i < NUM_TENSORS; i++) norm_pieces += CEIL_DIV(tensors[i].size, (size_t)NORM_PIECE);
+    for (size_t l = 0; l < L; l++) {
+        size_t splat_heads = head_list(c, l, HEAD_SPLAT).count;
+        if (splat_heads || head_list(c, l, HEAD_STANDARD).count) F = N;
+        size_t most = CEIL_DIV(N, 128) * splat_heads < 768 + splat_heads ? CEIL_DIV(N, 128) * splat_heads : 768 + splat_heads; /* of any smaller batch too */
+        if (most > layer_records) layer_records = most;
+    }
+#define X(type, name, size)                         \
+    a->name = base ? (type *)(base + at) : NULL; \
+    at += CEIL_DIV((size) * sizeof(type), 256) * 256;
+    CUDA_ACTIVATIONS(X)
+#undef X
+    return at;
+}
+
+template <typename Tensors, typename Number>
+static void point_parameters(Tensors *p, Number *flat, const Tensor *tensors) {
+#define X(name, ...) p->name = tensors[TENSOR_##name].size ? flat + tensors[TENSOR_##name].offset : NULL;
+    PARAMETERS(X)
+#undef X
+}
+
+static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
+    CudaModel *m = (CudaModel *)xcalloc(1, sizeof *m);
+    CudaSizes z = cuda_sizes(c);
+    size_t L = z.L, NH = z.NH, HS = z.HS, N = B * z.T;
+    m->config = *c, m->B = B;
+    m->total = model_tensors(c, m->tensors);
+    cudaCheck(cudaStreamCreate(&m->stream));
+    cudaCheck(cudaEventCreate(&m->bucketed));
+    float **buffers[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
+    for (int i = 0; i < 4; i++) {
+        cudaCheck(cudaMalloc(buffers[i], m->total * sizeof(float)));
+        cudaCheck(cudaMemsetAsync(*buffers[i], 0, m->total * sizeof(float), m->stream));
+    }
+    cudaCheck(cudaMalloc(&m->weights, m->total * sizeof(floatX)));
+    cudaCheck(cudaMemsetAsync(m->weights, 0, m->total * sizeof(floatX), m->stream));
+    point_parameters(&m->p, m->params, m->tensors);
+    point_parameters(&m->dp, m->grads, m->tensors);
+    point_parameters(&m->w, m->weights, m->tensors);
+    cudaCheck(cudaMalloc(&m->activations, carve_activations(&m->a, NULL, c, B)));
+    carve_activations(&m->a, (char *)m->activations, c, B);
+    matmul_create(&m->matmul);
+
+    uint32_t *steps = (uint32_t *)xmalloc(HS * sizeof *steps);
+    for (size_t k = 0; k < HS / 2; k++) steps[k] = wave_step(pow(10000, -2.0 * (double)k / (double)HS));
+    float *scale = (float *)xmalloc(L * NH * sizeof *scale);
+    int *window = (int *)xmalloc(2 * L * NH * sizeof *window), *from_features = window + L * NH;
+    for (size_t i = 0; i < L * NH; i++) {
+        bool standard = config_head_kind(c, (int)(i / NH), (int)(i % NH)) == HEAD_STANDARD;
+        scale[i] = standard ? 1 / sqrtf((float)HS) : 1;
+        window[i] = standard && c->window ? c->window : c->T;
+        from_features[i] = !standard || c->position != POSITION_LEARNED;
+    }
+    cudaCheck(cudaMemcpy(m->a.rope_steps, steps, HS / 2 * sizeof *steps, cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(m->a.scale, scale, L * NH * sizeof *scale, cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(m->a.window, window, L * NH * sizeof *window, cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(m->a.from_features, from_features, L * NH * sizeof *from_features, cudaMemcpyHostToDevice));
+    free(steps), free(scale), free(window);
+
+    cudaCheck(cudaMallocHost(&m->x, 2 * N * sizeof(int)));
+    cudaCheck(cudaMallocHost(&m->buckets.positions, N * sizeof(int)));
+    cudaCheck(cudaMallocHost(&m->buckets.segments, N * sizeof(Bucket)));
+    cudaCheck(cudaMallocHost(&m->buckets.tokens, (N / SEGMENT + 1) * sizeof(Bucket)));
+    cudaCheck(cudaMallocHost(&m->results, NUM_TENSORS * sizeof(double)));
+    m->starts = (int *)xmalloc((z.V + 1) * sizeof(int));
+    cudaCheck(cudaStreamSynchronize(m->stream));
+    return m;
+}
+
+static void gsa_destroy(CudaModel *m) {
+    float *buffers[] = {m->params, m->grads, m->adam_m, m->adam_v};
+    for (int i = 0; i < 4; i++) cudaCheck(cudaFree(buffers[i]));
+    cudaCheck(cudaFree(m->weights));
+    cudaCheck(cudaFree(m->activations));
+    matmul_destroy(&m->matmul);
+    cudaCheck(cudaFreeHost(m->x));
+    cudaCheck(cudaFreeHost(m->buckets.positions));
+    cudaCheck(cudaFreeHost(m->buckets.segments));
+    cudaCheck(cudaFreeHost(m->buckets.tokens));
+    cudaCheck(cudaFreeHost(m->results));
+    cudaCheck(cudaEventDestroy(m->bucketed));
+    cudaCheck(cudaStreamDestroy(m->stream));
+    free(m->starts), free(m->flat);
+    free(m);
+}
+
+static SplatTables gsa_splats(const CudaModel *m) {
+    SplatTables w = {m->a.slope, m->a.precision, m->a.centre, m->a.lnalpha, m->p.lntheta ? m->a.steps : NULL};
+    return w;
+}
+
+/* Features of the heads of layer l that have a feature map. */
+static void features_forward(CudaModel *m, floatX *features, const floatX *qkv, size_t l, size_t B, size_t T) {
+    CudaSizes z = cuda_sizes(&m->config);
+    HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
+    size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
+    if (rope.count) rope_forward(features, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
+    if (splat.count) splat_forward(features, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P > 1, m->stream);
+}
+
+/* Their part of dqkv; the gradients of layer l's splats. */
+static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeatures, const floatX *features, const floatX *qkv, size_t l, size_t B, size_t T) {
+    CudaSizes z = cuda_sizes(&m->config);
+    HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
+    size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0), splats = first * z.S;
+    if (rope.count) rope_backward(dqkv, dfeatures, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
+    if (!splat.count) return;
+    splat_backward(dqkv, m->a.moments, m->a.moments_sums, dfeatures, features, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P > 1, m->stream);
+    splat_gradients_kernel<<<dim3((unsigned)z.S, (unsigned)splat.count), 32, 0, m->stream>>>(
+        m->dp.mu + splats * z.HS, m->dp.lnp + splats * z.P, m->dp.lnalpha + splats, m->dp.lntheta ? m->dp.lntheta + splats : NULL, m->a.moments_sums, m->p.mu + splats * z.HS,
+        m->p.lnp + splats * z.P, m->p.lntheta ? m->p.lntheta + splats : NULL, (int)z.S, (int)z.P, (int)z.HS);
+    cudaCheck(cudaGetLastError());
+}
+
+static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
+    CudaSizes z = cuda_sizes(&m->config);
+    AttentionInput in;
+    in.qkv = m->a.qkv + l * N * 3 * z.A;
+    in.features = m->a.features + l * N * 2 * z.A, in.from_features = m->a.from_features + l * z.NH;
+    in.scale = m->a.scale + l * z.NH, in.window = m->a.window + l * z.NH;
+    in.causal = m->config.objective == OBJECTIVE_LM;
+    return in;
+}
+
+/* x, y (B, T); a y of -1 is not predicted; y NULL: logits only. Returns the mean loss of what is predicted, in nats. With y the
+   logits become their gradients in the same pass. */
+static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, size_t T) {
+    CudaSizes z = cuda_sizes(&m->config);
+    size_t C = z.C, A = z.A, N = B * T, L = z.L;
+    MasterTensors p = m->p;
+    WeightTensors w = m->w;
+    CudaActivations a = m->a;
+    cudaStream_t stream = m->stream;
+    Matmul *mm = &m->matmul;
+    m->used_B = B, m->used_T = T, m->used_y = y != NULL;
+    memcpy(m->x, x, N * sizeof(int));
+    cudaCheck(cudaMemcpyAsync(a.x, m->x, N * sizeof(int), cudaMemcpyHostToDevice, stream));
+    size_t predicted = 0;
+    if (y) {
+        for (size_t i = 0; i < N; i++) predicted += y[i] >= 0;
+        memcpy(m->x + N, y, N * sizeof(int));
+        cudaCheck(cudaMemcpyAsync(a.y, m->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
+    }
+    if (z.G) {
+        splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, stream>>>(gsa_splats(m), p.mu, p.lnp, p.lnalpha, p.lntheta, (int)z.S, (int)z.SP, (int)z.P, (int)z.HS);
+        cudaCheck(cudaGetLastError());
+    }
+    encoder_forward(a.residual, a.x, w.wte, w.wpe, B, T, C, 0, stream);
+    for (size_t l = 0; l < L; l++) {
+        floatX *in = a.residual + 2 * l * N * C, *middle = in + N * C, *out = middle + N * C;
+        layernorm_forward(a.ln1 + l * N * C, a.ln1_mean + l * N, a.ln1_rstd + l * N, in, p.ln1w + l * C, p.ln1b + l * C, N, C, stream);
+        matmul_forward(mm, a.qkv + l * N * 3 * A, a.ln1 + l * N * C, w.qkvw + l * 3 * A * C, w.qkvb + l * 3 * A, NULL, NULL, N, C, 3 * A, stream);
+        features_forward(m, a.features + l * N * 2 * A, a.qkv + l * N * 3 * A, l, B, T);
+        attention_forward(a.att + l * N * A, a.att_lse + l * N * z.NH, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
+        matmul_forward(mm, middle, a.att + l * N * A, w.attprojw + l * C * A, w.attprojb + l * C, in, NULL, N, A, C, stream);
+        layernorm_forward(a.ln2 + l * N * C, a.ln2_mean + l * N, a.ln2_rstd + l * N, middle, p.ln2w + l * C, p.ln2b + l * C, N, C, stream);
+        matmul_forward(mm, a.gelu + l * N * 4 * C, a.ln2 + l * N * C, w.fcw + l * 4 * C * C, w.fcb + l * 4 * C, NULL, a.fc + l * N * 4 * C, N, C, 4 * C, stream);
+        matmul_forward(mm, out, a.gelu + l * N * 4 * C, w.fcprojw + l * 4 * C * C, w.fcprojb + l * C, middle, NULL, N, 4 * C, C, stream);
+    }
+    layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, a.residual + 2 * L * N * C, p.lnfw, p.lnfb, N, C, stream);
+    matmul_forward(mm, a.logits, a.lnf, w.wte, NULL, NULL, NULL, N, C, z.Vp, stream);
+    if (!y) {
+        cudaCheck(cudaStreamSynchronize(stream));
+        return 0;
+    }
+    fused_classifier(a.logits, a.losses, a.y, 1 / (float)(predicted ? predicted : 1), N, z.V, z.Vp, stream);
+    total_kernel<<<1, 1024, 0, stream>>>(a.sums, a.losses, N);
+    cudaCheck(cudaGetLastError());
+    cudaCheck(cudaMemcpyAsync(m->results, a.sums, sizeof(double), cudaMemcpyDeviceToHost, stream));
+    cudaCheck(cudaEventSynchronize(m->bucketed));
+    bucket_tokens(&m->buckets, m->x, N, z.V, m->starts); /* for the backward pass, while the device works */
+    cudaCheck(cudaStreamSynchronize(stream));
+    return predicted ? m->results[0] / (double)predicted : 0;
+}
+
+/* Adds scale times the gradient of the last forward's mean loss to the gradients. */
+static void gsa_backward(CudaModel *m, double scale) {
+    CudaSizes z = cuda_sizes(&m->config);
+    size_t B = m->used_B, T = m->used_T, C = z.C, A = z.A, N = B * T, L = z.L;
+    MasterTensors p = m->p, dp = m->dp;
+    WeightTensors w = m->w;
+    CudaActivations a = m->a;
+    cudaStream_t stream = m->stream;
+    Matmul *mm = &m->matmul;
+    matmul_backward(mm, a.dln, dp.wte, NULL, NULL, a.logits, a.lnf, w.wte, NULL, (float)scale, N, C, z.Vp, stream);
+    cudaCheck(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
+    layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, L ? dp.fcprojb + (L - 1) * C : NULL, a.partials, a.dln, a.residual + 2 * L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C, stream);
+    for (size_t l = L; l-- > 0;) { /* the biases of attproj and fcproj get their gradients from the layernorm that follows them */
+        const floatX *in = a.residual + 2 * l * N * C, *middle = in + N * C, *qkv = a.qkv + l * N * 3 * A, *features = a.features + l * N * 2 * A, *att = a.att + l * N * A;
+        matmul_backward(mm, a.dfc, dp.fcprojw + l * 4 * C * C, NULL, NULL, a.dresidual, a.gelu + l * N * 4 * C, w.fcprojw + l * 4 * C * C, a.fc + l * N * 4 * C, 1, N, 4 * C, C, stream);
+        matmul_backward(mm, a.dln, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.partials, a.dfc, a.ln2 + l * N * C, w.fcw + l * 4 * C * C, NULL, 1, N, C, 4 * C, stream);
+        layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, dp.attprojb + l * C, a.partials, a.dln, middle, p.ln2w + l * C, a.ln2_mean + l * N, a.ln2_rstd + l * N, N, C, stream);
+        matmul_backward(mm, a.datt, dp.attprojw + l * C * A, NULL, NULL, a.dresidual, att, w.attprojw + l * C * A, NULL, 1, N, A, C, stream);
+        attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, att, a.att_lse + l * N * z.NH, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
+        features_backward(m, a.dqkv, a.dfeatures, features, qkv, l, B, T);
+        matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.partials, a.dqkv, a.ln1 + l * N * C, w.qkvw + l * 3 * A * C, NULL, 1, N, C, 3 * A, stream);
+        layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL, a.partials, a.dln, in, p.ln1w + l * C, a.ln1_mean + l * N, a.ln1_rstd + l * N, N, C,
+                           stream);
+    }
+    Buckets b = m->buckets;
+    cudaCheck(cudaMemcpyAsync(a.positions, b.positions, N * sizeof(int), cudaMemcpyHostToDevice, stream));
+    cudaCheck(cudaMemcpyAsync(a.segments, b.segments, (size_t)b.segment_count * sizeof(Bucket), cudaMemcpyHostToDevice, stream));
+    cudaCheck(cudaMemcpyAsync(a.bucket_tokens, b.tokens, (size_t)b.token_count * sizeof(Bucket), cudaMemcpyHostToDevice, stream));
+    cudaCheck(cudaEventRecord(m->bucketed, stream));
+    b.positions = a.positions, b.segments = a.segments, b.tokens = a.bucket_tokens;
+    encoder_backward(dp.wte, dp.wpe, a.dresidual, &b, a.token_sums, B, T, C, stream);
+}
+
+static void gsa_zero_gradients(CudaModel *m) { cudaCheck(cudaMemsetAsync(m->grads, 0, m->total * sizeof(float), m->stream)); }
+
+/* The L2 norm of each clip group's gradients: sums of fixed pieces, in double, added in order. */
+static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
+    double *sums = m->a.sums;
+    for (int c = 0; c < NUM_CLIPS; c++) {
+        size_t pieces = 0;
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            size_t n = m->tensors[i].size;
+            if (!n || groups[m->tensors[i].group].clip != c) continue;
+            square_sums_kernel<<<(unsigned)CEIL_DIV(n, (size_t)NORM_PIECE), 256, 0, m->stream>>>(sums + 1 + pieces, m->grads + m->tensors[i].offset, n);
+            cudaCheck(cudaGetLastError());
+            pieces += CEIL_DIV(n, (size_t)NORM_PIECE);
+        }
+        total_kernel<<<1, 1024, 0, m->stream>>>(sums, sums + 1, pieces);
+        cudaCheck(cudaGetLastError());
+        cudaCheck(cudaMemcpyAsync(m->results + c, sums, sizeof(double), cudaMemcpyDeviceToHost, m->stream));
+    }
+    cudaCheck(cudaStreamSynchronize(m->stream));
+    for (int c = 0; c < NUM_CLIPS; c++) norms[c] = sqrt(m->results[c]);
+}
+
+/* Puts the splats back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+static void splat_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
+    CudaSizes z = cuda_sizes(&m->config);
+    memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
+    if (!z.G) return;
+    cudaCheck(cudaMemsetAsync(m->a.clamped, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
+    splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>((unsigned long long *)m->a.clamped, m->p.mu, m->p.lnp, m->p.lnalpha, m->p.lntheta,
+                                                                     (float)config_amplitude_start(&m->config), (int)z.P, (int)z.HS);
+    cudaCheck(cudaGetLastError());
+    cudaCheck(cudaMemcpyAsync(clamped, m->a.clamped, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
+    cudaCheck(cudaStreamSynchronize(m->stream));
+}
+
+/* AdamW, then the bounds */
+static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
+    float correct1 = (float)(1 / (1 - pow(u->beta1, (double)u->step))), correct2 = (float)(1 / (1 - pow(u->beta2, (double)u->step)));
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &m->tensors[i];
+        const Group *group = &groups[t->group];
+        if (!t->size) continue;
+        adamw_kernel<<<CEIL_DIV(t->size, 256), 256, 0, m->stream>>>(m->params + t->offset, m->weights + t->offset, m->adam_m + t->offset, m->adam_v + t->offset, m->grads + t->offset, t->size,
+                                                                    (float)(u->rate * group->rate), group->decay ? (float)u->weight_decay : 0, (float)u->scale[group->clip],
+                                                                    (float)u->beta1, (float)u->beta2, correct1, correct2);
+        cudaCheck(cudaGetLastError());
+    }
+    splat_bounds(m, clamped);
+}
+
+/* ---------------------------------------------------------------------------------------------- the back end of gsa/train.h */
+
+static float **cuda_buffer(CudaModel *m, int buffer) {
+    float **all[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
+    return all[buffer];
+}
+
+static void cuda_write(void *model, int buffer, const float *from) {
+    CudaModel *m = (CudaModel *)model;
+    cudaCheck(cudaMemcpyAsync(*cuda_buffer(m, buffer), from, m->total * sizeof(float), cudaMemcpyHostToDevice, m->stream));
+    if (buffer == BUFFER_PARAMS) convert_kernel<<<CEIL_DIV(m->total, 256), 256, 0, m->stream>>>(m->weights, m->params, m->total);
+    cudaCheck(cudaGetLastError());
+    cudaCheck(cudaStreamSynchronize(m->stream));
+}
+
+static const float *cuda_read(void *model, int buffer) {
+    CudaModel *m = (CudaModel *)model;
+    if (!m->flat) m->flat = (float *)xmalloc(m->total * sizeof(float));
+    cudaCheck(cudaMemcpyAsync(m->flat, *cuda_buffer(m, buffer), m->total * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+    cudaCheck(cudaStreamSynchronize(m->stream));
+    return m->flat;
+}
+
+static void cuda_logits(void *model, int b, int t, float *out) {
+    CudaModel *m = (CudaModel *)model;
+    size_t V = m->config.V;
+    if (m->used_y) die("internal error: the logits of a forward pass with targets are their gradients");
+    floatX *row = (floatX *)xmalloc(V * sizeof *row);
+    cudaCheck(cudaMemcpy(row, m->a.logits + ((size_t)b * m->used_T + (size_t)t) * m->config.Vp, V * sizeof *row, cudaMemcpyDeviceToHost));
+    for (size_t v = 0; v < V; v++) out[v] = (float)row[v];
+    free(row);
+}
+
+static void cuda_keys(void *model, int l, int h, float *out) {
+    CudaModel *m = (CudaModel *)model;
+    CudaSizes z = cuda_sizes(&m->config);
+    size_t N = m->used_B * m->used_T;
+    floatX *keys = (floatX *)xmalloc(N * z.HS * sizeof *keys);
+    cudaCheck(cudaMemcpy2D(keys, z.HS * sizeof *keys, m->a.qkv + (size_t)l * N * 3 * z.A + z.A + (size_t)h * z.HS, 3 * z.A * sizeof *keys, z.HS * sizeof *keys, N, cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < N * z.HS; i++) out[i] = (float)keys[i];
+    free(keys);
+}
+
+static double cuda_forward(void *model, const int *x, const int *y, int B, int T) { return gsa_forward((CudaModel *)model, x, y, (size_t)B, (size_t)T); }
+static void cuda_backward(void *model, double scale) { gsa_backward((CudaModel *)model, scale); }
+static void cuda_zero_gradients(void *model) { gsa_zero_gradients((CudaModel *)model); }
+static void cuda_gradient_norms(void *model, double norms[NUM_CLIPS]) { gsa_gradient_norms((CudaModel *)model, norms); }
+static void cuda_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]) { gsa_update((CudaModel *)model, u, clamped); }
+static void cuda_destroy(void *model) { gsa_destroy((CudaModel *)model); }
+
+static const cudaDeviceProp *cuda_device(void) {
+    static cudaDeviceProp device;
+    int count;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0) die("no NVIDIA GPU answers (%s); train_gsa is the program for the CPU", cudaGetErrorString(error));
+    cudaCheck(cudaGetDeviceProperties(&device, 0));
+    return &device;
+}
+
+static const char *cuda_name(void) {
+    static char name[400];
+    const cudaDeviceProp *d = cuda_device();
+    if (d->major < 8) die("%s is of compute capability %d.%d; bf16 needs 8.0 (A100, RTX 30) or newer", d->name, d->major, d->minor);
+    snprintf(name, sizeof name, "%.80s, %d multiprocessors, %.0f GiB, " FLOATX_NAME ", matrix products by cuBLASLt %zu", d->name, d->multiProcessorCount, (double)d->totalGlobalMem / (1 << 30),
+             cublasLtGetVersion());
+    return name;
+}
+
+/* Dense tensor-core peaks with fp32 sums, from the data sheets; 0: unknown. The fp32 build uses none of that. */
+static double cuda_peak_flops(void) {
+#ifndef GSA_FP32
+    static const struct {
+        const char *name;
+        double flops;
+    } peaks[] = {{"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989.4e12}, {"H200", 989.4e12}, {"GH200", 989.4e12}, {"A100", 312e12}, {"A10", 125e12}, {"L40S", 362e12},
+                 {"RTX 4090", 165.2e12}, {"RTX 4080", 97.5e12}, {"RTX 3090", 71e12}};
+    const cudaDeviceProp *d = cuda_device();
+    for (size_t i = 0; i < sizeof peaks / sizeof *peaks; i++)
+        if (strstr(d->name, peaks[i].name)) return peaks[i].flops;
+#endif
+    return 0;
+}
+
+/* NULL where this program can train the model, else a sentence. */
+static const char *cuda_config_check(const Config *c) {
+    size_t HS = config_head_size(c), G = config_gsa_heads(c);
+    if (HS != 32 && HS != 64 && HS != 128) return "on the GPU heads have 32, 64 or 128 channels; change --channels or --heads";
+    if (c->C > LAYERNORM_CHANNELS) return "on the GPU --channels is at most 4096";
+    if (c->attention == ATTENTION_EXTEND || (G && c->mixer == MIXER_LINEAR)) return "the linear mixer does not run on the GPU yet; train_gsa, on the CPU, has it";
+    if (G && c->covariance == COVARIANCE_FULL) return "--covariance full does not run on the GPU yet; train_gsa, on the CPU, has it";
+    if (G && c->S > SPLATS_MOST) return "on the GPU a head has at most 64 splats; lower --splats";
+    return NULL;
+}
+
+static void cuda_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
+    Tensor tensors[NUM_TENSORS];
+    CudaActivations a;
+    const char *wrong = cuda_config_check(c);
+    if (wrong) die_usage("%s", wrong);
+    if ((int64_t)B * c->T > INT32_MAX) die_usage("--batch %d times --seq %d is more than 2^31 tokens", B, c->T);
+    size_t total = model_tensors(c, tensors);
+    bytes[MEMORY_PARAMS] = total * (sizeof(float) + sizeof(floatX));
+    bytes[MEMORY_GRADS] = total * sizeof(float);
+    bytes[MEMORY_OPTIMISER] = 2 * total * sizeof(float);
+    bytes[MEMORY_ACTIVATIONS] = carve_activations(&a, NULL, c, (size_t)B) + WORKSPACE;
+}
+
+static size_t cuda_bytes(const Config *c, int B) {
+    size_t bytes[NUM_MEMORY], sum = 0;
+    cuda_memory(c, B, bytes);
+    for (int i = 0; i < NUM_MEMORY; i++) sum += bytes[i];
+    return sum;
+}
+
+/* Where the choices of algorithms are kept: one file per card and library for all runs of this user. NULL: nowhere. */
+static char *cuda_notes(void) {
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char *folder = cache && *cache ? xasprintf("%s/gsa.c", cache) : home && *home ? xasprintf("%s/.cache/gsa.c", home) : NULL;
+    if (!folder) {
+        warn("neither XDG_CACHE_HOME nor HOME is set, so matrix products use cuBLASLt's first choice, which may be slower");
+        return NULL;
+    }
+    make_folder(folder);
+    char *path = xasprintf("%s/matmul %s %zu", folder, cuda_device()->name, cublasLtGetVersion());
+    for (char *p = path + strlen(folder) + 1; *p; p++)
+        if (*p == ' ' || *p == '/') *p = '-';
+    free(folder);
+    return path;
+}
+
+static void *cuda_create(const Config *c, int B) {
+    size_t free_bytes, all, needed = cuda_bytes(c, B);
+    cudaCheck(cudaMemGetInfo(&free_bytes, &all));
+    size_t usable = free_bytes > (size_t)512 << 20 ? free_bytes - ((size_t)512 << 20) : 0; /* kernels and library take some */
+    if (needed > usable) {
+        int fits = 0;
+        for (int step = 1 << 16; step > 0; step /= 2)
+            if (fits + step < B && cuda_bytes(c, fits + step) <= usable) fits += step;
+        if (fits) die("this run needs %.1f GiB and the GPU has %.1f free: --batch %d would fit, with --accum %d for the same tokens a step", (double)needed / (1 << 30), (double)usable / (1 << 30), fits, (int)CEIL_DIV(B, fits));
+        die("this run needs %.1f GiB and the GPU has %.1f free: not even --batch 1 would fit; lower --seq or the size of the model", (double)needed / (1 << 30), (double)usable / (1 << 30));
+    }
+    CudaModel *m = gsa_create_cuda(c, (size_t)B);
+    m->matmul.tuned = (size_t)B * (size_t)c->T;
+    m->matmul.notes = cuda_notes();
+    return m;
+}
+
+static const Backend cuda_backend = {cuda_name,     cuda_memory,         cuda_create,         cuda_destroy, cuda_write,  cuda_read,      cuda_forward,
+                                     cuda_backward, cuda_zero_gradients, cuda_gradient_norms, cuda_update,  cuda_logits, cuda_keys, cuda_peak_flops};
+
+/* ---------------------------------------------------------------------------------------------- main */
+
+#ifndef GSA_NO_MAIN
+int main(int argc, char **argv) { return train(argc, argv, &cuda_backend); }
+#endif
