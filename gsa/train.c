@@ -192,15 +192,17 @@ static void resolve_shape(Settings *s, Flag *flags) {
     if (!find_flag(flags, "min-lr")->given) s->min_lr = s->lr / 10;
 }
 
-static Config make_config(Settings *s, int V, Flag *flags) {
+static Config make_config(Settings *s, const Tokenizer *t, Flag *flags) {
     static const char *const of_splats[] = {"mixer", "splats", "envelope", "covariance", "splat-init", "splat-precision"};
     Config c;
     memset(&c, 0, sizeof c);
-    c.T = (int)s->seq, c.V = V, c.Vp = (V + 127) / 128 * 128;
+    c.T = (int)s->seq, c.V = tokenizer_vocab_size(t);
     c.L = (int)s->layers, c.NH = (int)s->heads, c.C = (int)s->channels;
     c.position = choice_index(POSITION_CHOICES, s->position);
     c.attention = choice_index(ATTENTION_CHOICES, s->attention);
     c.objective = choice_index(OBJECTIVE_CHOICES, s->objective);
+    int rows = c.objective == OBJECTIVE_MLM && tokenizer_mask(t) == c.V ? c.V + 1 : c.V; /* a [MASK] of the padding needs some padding */
+    c.Vp = (rows + 127) / 128 * 128;
     if (c.attention == ATTENTION_EXTEND && !find_flag(flags, "window")->given) s->window = 64;
     c.window = (int)s->window;
     const char *wrong = config_head_map(&c, s->gsa_heads);
@@ -563,7 +565,7 @@ int train(int argc, char **argv, const Backend *backend) {
         free(text);
     }
     if (state) config = state->config;
-    else if (!shape_from_file) config = make_config(&s, tokenizer_vocab_size(tokenizer), flags);
+    else if (!shape_from_file) config = make_config(&s, tokenizer, flags);
     if (state) checkpoint_match(start, &config);
 
     Run run;
@@ -612,7 +614,9 @@ int train(int argc, char **argv, const Backend *backend) {
     if (start) checkpoint_read_tensors(start, "", flat);
     else {
         model_start(&config, flat, (uint64_t)s.seed);
-        model_set_precision(&config, flat, s.splat_precision);
+        double precision = fmin(fmax(s.splat_precision, SPLAT_PRECISION_MIN), SPLAT_PRECISION_MAX); /* the first forward pass comes before the first update's bounds */
+        if (precision != s.splat_precision) printf("--splat-precision %g is out of bounds: all splats start with %g\n", s.splat_precision, precision);
+        model_set_precision(&config, flat, precision);
     }
     backend->write(run.model, BUFFER_PARAMS, flat);
     if (!start && strcmp(s.splat_init, "random") != 0) start_splats(&run, tensors, flat);

@@ -62,6 +62,63 @@ for mode in "--attention standard --pos learned" "--attention standard --pos rop
 done
 check "overfit one batch" sh -c "$train $tiny --steps 150 --lr 5e-3 --warmup 5 --overfit-batch --eval-every 0 --out '$dir/o' | grep 'step 150/150 | loss 0\.[0-4]'"
 
+# ---- linear mixers, windows, extra and extended heads: the same; then encoders, which fill instead
+for mode in "--attention gsa --mixer linear" "--attention gsa --mixer linear --envelope decay --covariance full --pos learned" "--attention gsa --mixer linear --envelope none --covariance diag --splats 64" \
+    "--attention gsa --covariance full" "--attention standard --window 8 --pos both" "--attention hybrid --mixer linear --window 8" "--attention hybrid --window 1 --accum 2" "--attention augment" \
+    "--attention augment --gsa-heads 3 --mixer linear --window 5" "--attention extend --window 8" "--attention extend --window 1 --gsa-heads 1 --covariance diag --envelope decay --pos learned" \
+    "--attention extend" "--objective mlm --attention gsa --mixer linear" "--objective mlm --attention hybrid --window 8" "--objective mlm --attention standard --pos learned" \
+    "--objective mlm --attention augment --mixer linear --accum 2"; do
+    rm -rf "$dir/m" "$dir/n"
+    check "train $mode" $train $tiny $mode --steps 4 --save-every 2 --eval-every 2 --out "$dir/m" --threads 2
+    mkdir "$dir/n" && cp "$dir"/m/*_00000002.bin "$dir/n"
+    check "resume $mode" $train --resume --out "$dir/n" --threads 1
+    check "same model $mode" cmp "$dir/m/model_00000004.bin" "$dir/n/model_00000004.bin"
+    case $mode in
+    *mlm*)
+        check "fill $mode" sh -c "$infer fill '$dir/m/model_00000004.bin' 'The [MASK] sat[MASK].' 2>'$dir/err' | grep '^The .* *sat.*\\.\$' && [ \$(grep -c '^mask: .*%' '$dir/err') = 2 ]"
+        refuse "generate $mode" 1 "encoder" $infer generate "$dir/m/model_00000004.bin" "Once"
+        refuse "perplexity $mode" 1 "encoder" $infer perplexity "$dir/m/model_00000004.bin" "$0"
+        ;;
+    *)
+        check "generate $mode" $infer generate "$dir/m/model_00000004.bin" "Once" --tokens 24 --temperature 0
+        refuse "fill $mode" 1 "decoder" $infer fill "$dir/m/model_00000004.bin" "The [MASK] sat."
+        ;;
+    esac
+done
+refuse "fill without a mask" 1 "[MASK]" $infer fill "$dir/m/model_00000004.bin" "The cat sat."
+refuse "fill without a text" 2 "text" $infer fill "$dir/m/model_00000004.bin"
+refuse "fill a long text" 1 "tokens" $infer fill "$dir/m/model_00000004.bin" "[MASK] $(head -c 500 "$0")"
+check "an encoder learns a batch with its masks by heart" sh -c "$train $tiny --objective mlm --attention gsa --mixer linear --steps 150 --lr 5e-3 --warmup 5 --overfit-batch --eval-every 0 --out '$dir/e' | grep 'step 150/150 | loss 0\.[0-4]'"
+
+# ---- other starts of the splats
+for start in kmeans pca; do
+    check "start from $start" $train $tiny --attention hybrid --mixer linear --splat-init $start --steps 2 --out "$dir/$start" --threads 2
+    check "start from $start again" $train $tiny --attention hybrid --mixer linear --splat-init $start --steps 2 --out "$dir/$start.2" --threads 1
+    check "the same model from $start" cmp "$dir/$start/model_00000002.bin" "$dir/$start.2/model_00000002.bin"
+done
+check "k-means is not principal components" sh -c "! cmp -s '$dir/kmeans/model_00000002.bin' '$dir/pca/model_00000002.bin'"
+check "start from another model's splats" $train $tiny --attention hybrid --mixer linear --splat-init "$dir/kmeans/model_00000002.bin" --steps 2 --out "$dir/file"
+refuse "splats of another number" 1 "tensor mu" $train $tiny --attention hybrid --mixer linear --splats 4 --splat-init "$dir/kmeans/model_00000002.bin" --out "$dir/x"
+refuse "splats of another precision" 1 "tensor lnp" $train $tiny --attention hybrid --mixer linear --covariance diag --splat-init "$dir/kmeans/model_00000002.bin" --out "$dir/x"
+refuse "splats of another envelope" 1 "tensor lntheta" $train $tiny --attention hybrid --mixer linear --envelope none --splat-init "$dir/kmeans/model_00000002.bin" --out "$dir/x"
+check "a model without splats" $train $tiny --attention standard --steps 1 --eval-every 0 --out "$dir/plain"
+refuse "the splats of a model without any" 1 "tensor mu" $train $tiny --attention gsa --splat-init "$dir/plain/model_00000001.bin" --out "$dir/x"
+
+# ---- deliberately bad runs: finite to the end, or a sentence that says which splat parameters left their bounds; never a NaN in the log
+for mode in "gsa" "gsa --covariance full" "gsa --mixer linear" "gsa --mixer linear --covariance full" "hybrid --mixer linear --window 8" "augment --mixer linear --covariance diag" "extend --window 8" \
+    "gsa --mixer linear --objective mlm"; do
+    for bad in "--lr 0.02" "--lr 0.3 --warmup 0 --clip 0"; do
+        rm -rf "$dir/bad"
+        $train $tiny --attention $mode --splat-precision 400 $bad --steps 60 --eval-every 20 --out "$dir/bad" >"$dir/bad.txt" 2>"$dir/err"
+        status=$?
+        if grep -v cfg: "$dir/bad/main.log" | grep -qi 'nan\|inf'; then fail "bad run $mode $bad: not finite: $(cat "$dir/err")"
+        elif [ $status -eq 0 ] && grep -q '^step 60/60 | validation loss [0-9.]* ' "$dir/bad.txt" && grep -q 'put back into their bounds: [a-z]* [0-9]' "$dir/bad.txt"; then pass
+        elif [ $status -eq 1 ] && grep -q 'out of bounds before: [a-z]* [0-9]' "$dir/err"; then pass
+        else fail "bad run $mode $bad: status $status: $(tail -n 1 "$dir/err")"; fi
+    done
+done
+check "a start out of bounds is said and put right" grep -q 'splat-precision 400 is out of bounds: all splats start with 40' "$dir/bad.txt"
+
 # ---- text to shards to a model; the trainer's validation loss is what infer measures
 $make_stories --bytes 60k --seed 3 --out "$dir/train.txt" 2>/dev/null
 $make_stories --bytes 20k --seed 4 --out "$dir/val.txt" 2>/dev/null
@@ -75,6 +132,17 @@ check "fine-tune" $train $data --init-from "$dir/p/model_00000006.bin" --batch 4
 check "fine-tune at another length" $train $data --init-from "$dir/p/model_00000006.bin" --seq 48 --batch 4 --steps 2 --sample-every 0 --out "$dir/r"
 check "resume what was fine-tuned" $train --resume --out "$dir/r"
 set +f
+
+# ---- a vocabulary without [MASK] that fills its padding: the mask gets a row of its own
+check "a vocabulary of 385" $train_bpe --vocab 385 --out "$dir/t385.bin" "$dir/train.txt"
+head -c -7 "$dir/t385.bin" >"$dir/t384.bin" && patch "$dir/t384.bin" 8 '\200\001\0\0' && patch "$dir/t384.bin" 16 '\0\0\0\0' # without its last entry
+check "prepare without a mask" $prepare --tokenizer "$dir/t384.bin" --out "$dir/u" "$dir/train.txt"
+set -f
+check "an encoder on shards without a mask" $train --data "$dir/u_train_*.bin" --tokenizer "$dir/t384.bin" $shape --objective mlm --steps 3 --out "$dir/u"
+set +f
+check "its norm is that of a start" sh -c "sed -n 's/^s:1 trl.* norm:\([0-9.]*\) .*/\1/p' '$dir/u/main.log' | awk '{ exit !(\$1 > 0 && \$1 < 10) }'"
+check "it fills" $infer fill "$dir/u/model_00000003.bin" "The [MASK] sat."
+
 model=$dir/p/model_00000006.bin
 $infer perplexity "$model" "$dir"/s_val_000000.bin >"$dir/ppl" 2>/dev/null
 trained=$(sed -n 's/^s:6 tel://p' "$dir/p/main.log") measured=$(sed -n 's/^loss \([0-9.]*\) .*/\1/p' "$dir/ppl")
@@ -117,13 +185,26 @@ refuse "train: heads do not divide channels" 2 "--channels 30" $train --heads 4 
 refuse "train: too many splats" 2 "--splats" $train --channels 32 --heads 2 --splats 9 --out "$dir/x"
 refuse "train: head map of a head that is not there" 2 "--gsa-heads" $train --depth 2 --gsa-heads 0:2 --out "$dir/x"
 refuse "train: head map without hybrid" 2 "hybrid" $train --attention gsa --gsa-heads 1 --out "$dir/x"
+refuse "train: cosine with linear" 2 "--envelope cosine" $train --attention gsa --mixer linear --envelope cosine --out "$dir/x"
+refuse "train: decay with softmax" 2 "--mixer linear" $train --attention gsa --envelope raised --out "$dir/x"
+refuse "train: extend with softmax" 2 "--mixer softmax" $train --attention extend --mixer softmax --out "$dir/x"
+refuse "train: extend without a window" 2 "--window" $train --attention extend --window 0 --out "$dir/x"
+refuse "train: extend as an encoder" 2 "--objective mlm" $train --attention extend --objective mlm --out "$dir/x"
+refuse "train: a window without standard heads" 2 "--window" $train --attention gsa --window 8 --out "$dir/x"
+refuse "train: too many splats for the scan" 2 "64" $train --attention gsa --mixer linear --splats 65 --out "$dir/x"
+refuse "train: extra heads by a list" 2 "number of extra heads" $train --attention augment --gsa-heads 0:1 --out "$dir/x"
+refuse "train: no extra heads" 2 "--gsa-heads 0" $train --attention augment --gsa-heads 0 --out "$dir/x"
+refuse "train: splats start from a missing file" 1 "nothere.bin" $train --splat-init "$dir/nothere.bin" --out "$dir/x"
+for flag in "mixer linear" "splats 4" "envelope none" "covariance full" "splat-init pca" "splat-precision 8" "gsa-heads 1"; do
+    refuse "train: --$flag without splats" 2 "--${flag%% *}" $train --attention standard --$flag --out "$dir/x"
+done
 refuse "train: depth and preset" 2 "--preset" $train --depth 2 --preset gpt2-124m --out "$dir/x"
 refuse "train: data without tokenizer" 2 "--tokenizer" $train --data "$dir/s_train_000000.bin" --out "$dir/x"
 refuse "train: val without data" 2 "--data" $train --val "$dir/s_val_000000.bin" --out "$dir/x"
 refuse "infer: stray command" 2 "unknown command" sh -c "$infer tell 2>&1 >/dev/null | tail -n 1 >&2; exit 2"
 refuse "infer: generate without model" 2 "model" $infer generate
 refuse "infer: two prompts" 2 "one prompt" $infer generate a b c
-for program in $train "$infer" "$infer generate" "$infer perplexity" $prepare $make_stories $train_bpe ./${OUT}tokenizer/tokenize; do
+for program in $train "$infer" "$infer generate" "$infer perplexity" "$infer fill" $prepare $make_stories $train_bpe ./${OUT}tokenizer/tokenize; do
     check "$program --help" $program --help
     [ "$program" = $train ] || refuse "$program without arguments" 2 "" sh -c "$program 2>&1 >/dev/null </dev/null | tail -n 1 >&2; $program >/dev/null 2>&1 </dev/null"
 done
