@@ -45,18 +45,40 @@ static void cublas_check(cublasStatus_t status, const char *file, int line) {
 #define CEIL_DIV(a, b) (((a) + (b) - 1) / (b))
 
 /* 8 numbers, read and written at once: 16 bytes of bf16. */
-struct alignas(16) Pack {
-    floatX v[8];
+#ifdef GSA_FP32
+struct Pack {
+    float4 half[2];
 };
+__device__ static inline float number(const Pack &p, int i) { return ((const float *)p.half)[i]; }
+__device__ static inline Pack make_pack(const float v[8]) { return {{make_float4(v[0], v[1], v[2], v[3]), make_float4(v[4], v[5], v[6], v[7])}}; }
+#else
+struct Pack {
+    uint4 pairs;
+};
+__device__ static inline float number(const Pack &p, int i) { /* a bf16 is the upper half of an fp32 */
+    uint32_t pair = i < 2 ? p.pairs.x : i < 4 ? p.pairs.y : i < 6 ? p.pairs.z : p.pairs.w;
+    return __uint_as_float(i % 2 ? pair & 0xffff0000u : pair << 16);
+}
+__device__ static inline uint32_t make_pair(float first, float second) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
+__device__ static inline Pack make_pack(const float v[8]) { return {make_uint4(make_pair(v[0], v[1]), make_pair(v[2], v[3]), make_pair(v[4], v[5]), make_pair(v[6], v[7]))}; }
+#endif
 __device__ static inline Pack load_pack(const floatX *from) { return *(const Pack *)from; }
+/* to: in global memory; by the intrinsic, because a plain assignment may be taken apart into four stores */
+__device__ static inline void store_pack(floatX *to, const float v[8]) {
+    Pack p = make_pack(v);
+#ifdef GSA_FP32
+    __stwb((float4 *)to, p.half[0]), __stwb((float4 *)to + 1, p.half[1]);
+#else
+    __stwb((uint4 *)to, p.pairs);
+#endif
+}
 __device__ static inline void load_floats(float v[8], const float *from) {
     float4 low = *(const float4 *)from, high = *(const float4 *)(from + 4);
     v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-}
-__device__ static inline void store_pack(floatX *to, const float *v) {
-    Pack p;
-    for (int i = 0; i < 8; i++) p.v[i] = (floatX)v[i];
-    *(Pack *)to = p;
 }
 
 /* All 32 lanes get the sum, added pairwise: always in the same order. */
@@ -287,7 +309,7 @@ __global__ static void column_sums_kernel(float *partials, const floatX *x, size
 #pragma unroll 4
         for (size_t i = (size_t)blockIdx.x * 8 + threadIdx.y; i < N; i += SUM_BLOCKS * 8) {
             Pack p = load_pack(x + i * C + c);
-            for (int e = 0; e < 8; e++) mine[e] += (float)p.v[e];
+            for (int e = 0; e < 8; e++) mine[e] += number(p, e);
         }
     for (int y = 0; y < 8; y++) {
         for (int e = 0; e < 8 && (int)threadIdx.y == y; e++) sums[threadIdx.x * 8 + e] = (y ? sums[threadIdx.x * 8 + e] : 0) + mine[e];
@@ -335,10 +357,10 @@ __global__ static void encoder_forward_kernel(floatX *out, const int *tokens, co
     if (i >= N) return;
     Pack token = load_pack(wte + (size_t)tokens[i] * C + c);
     float sum[8];
-    for (int k = 0; k < 8; k++) sum[k] = (float)token.v[k];
+    for (int k = 0; k < 8; k++) sum[k] = number(token, k);
     if (wpe) {
         Pack position = load_pack(wpe + (first + i % T) * C + c);
-        for (int k = 0; k < 8; k++) sum[k] += (float)position.v[k];
+        for (int k = 0; k < 8; k++) sum[k] += number(position, k);
     }
     store_pack(out + at, sum);
 }
@@ -365,7 +387,7 @@ typedef struct {
     int segment_count, token_count, sum_count;
 } Buckets;
 
-static void bucket_tokens(Buckets *b, const int *tokens, size_t N, size_t V, int *starts /* scratch (V + 1) */) {
+static void bucket_tokens(Buckets *b, const int *tokens, size_t N, size_t V /* all are below */, int *starts /* scratch (V + 1) */) {
     memset(starts, 0, (V + 1) * sizeof *starts);
     for (size_t i = 0; i < N; i++) starts[tokens[i] + 1]++;
     b->segment_count = b->token_count = b->sum_count = 0;
@@ -390,7 +412,7 @@ __global__ static void encoder_backward_segments_kernel(float *dwte, float *sums
 #pragma unroll 4
     for (int i = 0; i < s.count; i++) {
         Pack d = load_pack(dout + (size_t)positions[s.first + i] * C + c);
-        for (int k = 0; k < 8; k++) sum[k] += (float)d.v[k];
+        for (int k = 0; k < 8; k++) sum[k] += number(d, k);
     }
     float *row = s.to < 0 ? dwte + (size_t)s.token * C + c : sums + (size_t)s.to * C + c;
     for (int k = 0; k < 8; k++) row[k] = s.to < 0 ? row[k] + sum[k] : sum[k];
@@ -416,7 +438,7 @@ __global__ static void encoder_backward_positions_kernel(float *dwpe, const floa
     float sum[8] = {0};
     for (size_t b = 0; b < B; b++) {
         Pack d = load_pack(dout + b * T * C + at);
-        for (int k = 0; k < 8; k++) sum[k] += (float)d.v[k];
+        for (int k = 0; k < 8; k++) sum[k] += number(d, k);
     }
     for (int k = 0; k < 8; k++) dwpe[at + k] += sum[k];
 }
@@ -458,7 +480,7 @@ __global__ static void layernorm_forward_kernel(floatX *out, float *mean, float 
         size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
         Pack p = {};
         if (c < C) p = load_pack(in + i * C + c);
-        for (int e = 0; e < 8; e++) x[k][e] = (float)p.v[e], sum += x[k][e];
+        for (int e = 0; e < 8; e++) x[k][e] = number(p, e), sum += x[k][e];
     }
     float m = warp_sum(sum) / (float)C;
     for (int k = 0; k < K; k++)
@@ -501,7 +523,7 @@ __global__ static void __launch_bounds__(128, K > 3 ? 1 : 3)
             float w[8];
             load_floats(w, weight + c);
             for (int e = 0; e < 8; e++) {
-                float d = (float)pd[k].v[e], n = ((float)px[k].v[e] - m) * r, dn = d * w[e];
+                float d = number(pd[k], e), n = (number(px[k], e) - m) * r, dn = d * w[e];
                 sum += dn, sum_n += dn * n;
                 dw[k][e] += d * n, db[k][e] += d;
             }
@@ -512,7 +534,7 @@ __global__ static void __launch_bounds__(128, K > 3 ? 1 : 3)
             if (c >= C) break;
             float w[8], dx[8];
             load_floats(w, weight + c);
-            for (int e = 0; e < 8; e++) dx[e] = (float)old[k].v[e] + r * ((float)pd[k].v[e] * w[e] - sum - ((float)px[k].v[e] - m) * r * sum_n), ds[k][e] += dx[e];
+            for (int e = 0; e < 8; e++) dx[e] = number(old[k], e) + r * (number(pd[k], e) * w[e] - sum - (number(px[k], e) - m) * r * sum_n), ds[k][e] += dx[e];
             store_pack(din + i * C + c, dx);
         }
     }
@@ -637,11 +659,11 @@ __global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, 
     Pack a = {}, b = {};
     if (here) a = load_pack(qkv + n * 3 * C + at), b = load_pack(qkv + n * 3 * C + at + HS / 2);
     float square = 0, first[8], second[8];
-    for (int i = 0; i < 8; i++) square += (float)a.v[i] * (float)a.v[i] + (float)b.v[i] * (float)b.v[i];
+    for (int i = 0; i < 8; i++) square += number(a, i) * number(a, i) + number(b, i) * number(b, i);
     for (int lane = LANES / 2; lane > 0; lane /= 2) square += __shfl_xor_sync(~0u, square, lane);
     float factor = rsqrtf(square + (float)SPHERE_EPSILON) * sqrtf(HS);
     for (int i = 0; i < 8; i++) {
-        float c, s, x = (float)a.v[i] * factor, y = (float)b.v[i] * factor;
+        float c, s, x = number(a, i) * factor, y = number(b, i) * factor;
         fast_sincos(wave_angle(steps[k + i], n % T), &s, &c);
         first[i] = x * c - y * s, second[i] = x * s + y * c;
     }
@@ -664,15 +686,15 @@ __global__ static void rope_backward_kernel(floatX *dqkv, const floatX *dfeature
     }
     float square = 0, dot = 0, first[8], second[8];
     for (int i = 0; i < 8; i++) {
-        float c, s, x = (float)da.v[i], y = (float)db.v[i];
+        float c, s, x = number(da, i), y = number(db, i);
         fast_sincos(wave_angle(steps[k + i], n % T), &s, &c);
         first[i] = sqrtf(HS) * (x * c + y * s), second[i] = sqrtf(HS) * (y * c - x * s); /* the rotation back */
-        square += (float)a.v[i] * (float)a.v[i] + (float)b.v[i] * (float)b.v[i];
-        dot += (float)a.v[i] * first[i] + (float)b.v[i] * second[i];
+        square += number(a, i) * number(a, i) + number(b, i) * number(b, i);
+        dot += number(a, i) * first[i] + number(b, i) * second[i];
     }
     for (int lane = LANES / 2; lane > 0; lane /= 2) square += __shfl_xor_sync(~0u, square, lane), dot += __shfl_xor_sync(~0u, dot, lane);
     float inverse = rsqrtf(square + (float)SPHERE_EPSILON), along = dot * inverse * inverse;
-    for (int i = 0; i < 8; i++) first[i] = inverse * (first[i] - (float)a.v[i] * along), second[i] = inverse * (second[i] - (float)b.v[i] * along);
+    for (int i = 0; i < 8; i++) first[i] = inverse * (first[i] - number(a, i) * along), second[i] = inverse * (second[i] - number(b, i) * along);
     if (!here) return;
     store_pack(dqkv + n * 3 * C + at, first);
     store_pack(dqkv + n * 3 * C + at + HS / 2, second);
@@ -761,11 +783,10 @@ __global__ static void splat_tables_kernel(SplatTables w, const float *mu, const
 
 /* 8 numbers of a row of `count`, from i on; zeros beyond. aligned: count is a multiple of 8. */
 __device__ static inline Pack load_some(const floatX *row, int i, int count, bool aligned) {
-    Pack p = {};
-    if (aligned && i < count) p = load_pack(row + i);
-    for (int e = 0; !aligned && e < 8; e++)
-        if (i + e < count) p.v[e] = row[i + e];
-    return p;
+    if (aligned) return i < count ? load_pack(row + i) : Pack{};
+    float v[8];
+    for (int e = 0; e < 8; e++) v[e] = i + e < count ? (float)row[i + e] : 0;
+    return make_pack(v);
 }
 __device__ static inline void store_some(floatX *row, int i, int count, bool aligned, const float v[8]) {
     if (aligned && i < count) store_pack(row + i, v);
@@ -827,13 +848,13 @@ __global__ static void __launch_bounds__(256) splat_forward_kernel(floatX *__res
 #pragma unroll
                     for (int j = 0; j < HS / 32; j++)
 #pragma unroll
-                        for (int e = 0; e < 8; e++) square[r] += (float)x[r][j].v[e] * (float)x[r][j].v[e];
+                        for (int e = 0; e < 8; e++) square[r] += number(x[r][j], e) * number(x[r][j], e);
                     square[r] = quad_add(square[r]);
                 }
 #pragma unroll
                 for (int step = 0; step < STEPS; step++) {
                     int j = step / 4, k = step % 4 * 2;
-                    float a[4] = {(float)x[0][j].v[k], (float)x[1][j].v[k], (float)x[0][j].v[k + 1], (float)x[1][j].v[k + 1]}, b[4];
+                    float a[4] = {number(x[0][j], k), number(x[1][j], k), number(x[0][j], k + 1), number(x[1][j], k + 1)}, b[4];
 #pragma unroll
                     for (int i = 0; i < 4; i++) b[i] = DIAGONAL ? round_tf32(a[i] * a[i]) : 0;
 #pragma unroll
@@ -916,7 +937,7 @@ __global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL 
                 for (int j = 0; j < HS / 32; j++) {
                     *(Pack *)(X + (warp * 16 + g + 8 * r) * XROW + 32 * j + 8 * t) = x[r][j];
 #pragma unroll
-                    for (int e = 0; e < 8; e++) square += (float)x[r][j].v[e] * (float)x[r][j].v[e];
+                    for (int e = 0; e < 8; e++) square += number(x[r][j], e) * number(x[r][j], e);
                 }
                 square = quad_add(square);
                 inverse[r] = rsqrtf(square + (float)SPHERE_EPSILON);
@@ -939,7 +960,7 @@ __global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL 
                     float unit = 1 - (float)SPHERE_EPSILON * inverse[r] * inverse[r], middle = (float)((uint32_t)n % (uint32_t)T) - 0.5f * (float)(T - 1), G_row[8]; /* unit = |x^|^2 */
 #pragma unroll
                     for (int e = 0; e < 8; e++) {
-                        float fc = (float)f_c[r].v[e], fs = (float)f_s[r].v[e], dc = (float)d_c[r].v[e], ds = (float)d_s[r].v[e], gradient = fc * dc + fs * ds;
+                        float fc = number(f_c[r], e), fs = number(f_s[r], e), dc = number(d_c[r], e), ds = number(d_s[r], e), gradient = fc * dc + fs * ds;
                         frequency[c][e] += middle * (fc * ds - fs * dc);
                         M0[c][e] += gradient;
                         if (side == 0) amplitude[c][e] += gradient;
@@ -976,7 +997,7 @@ __global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL 
                 for (int j = 0; j < HS / 32; j++)
 #pragma unroll
                     for (int e = 0; e < 8; e++) {
-                        float along = DIAGONAL ? spread[j][e / 2][2 * r + e % 2] * size : total[r], unit = (float)x[r][j].v[e] * inverse[r];
+                        float along = DIAGONAL ? spread[j][e / 2][2 * r + e % 2] * size : total[r], unit = number(x[r][j], e) * inverse[r];
                         gradient[j][e] = product[j][e / 2][2 * r + e % 2] * size - unit * along;
                         dot += unit * gradient[j][e];
                     }
@@ -984,7 +1005,7 @@ __global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL 
 #pragma unroll
                 for (int j = 0; j < HS / 32; j++) {
 #pragma unroll
-                    for (int e = 0; e < 8; e++) gradient[j][e] = inverse[r] * (gradient[j][e] - (float)x[r][j].v[e] * inverse[r] * dot);
+                    for (int e = 0; e < 8; e++) gradient[j][e] = inverse[r] * (gradient[j][e] - number(x[r][j], e) * inverse[r] * dot);
                     if (n < N) store_pack(dqkv + n * 3 * C + side * C + h * HS + 32 * j + 8 * t, gradient[j]);
                 }
             }
@@ -1245,10 +1266,10 @@ __global__ static void __launch_bounds__(1024) classifier_kernel(floatX *logits,
         if (keep) kept[v / 8] = p;
         float here = -INFINITY;
         for (int e = 0; e < 8; e++)
-            if (v + e < V) here = fmaxf(here, (float)p.v[e]);
+            if (v + e < V) here = fmaxf(here, number(p, e));
         if (here > most) sum *= fast_exp(most - here), most = here;
         for (int e = 0; e < 8; e++)
-            if (v + e < V) sum += fast_exp((float)p.v[e] - most);
+            if (v + e < V) sum += fast_exp(number(p, e) - most);
     }
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float all = warp_max(most);
@@ -1264,7 +1285,7 @@ __global__ static void __launch_bounds__(1024) classifier_kernel(floatX *logits,
     for (size_t v = threadIdx.x * 8; v < Vp; v += blockDim.x * 8) {
         Pack p = keep && v < V ? kept[v / 8] : load_pack(row + v);
         float d[8];
-        for (int e = 0; e < 8; e++) d[e] = v + e < V ? factor * fast_exp((float)p.v[e] - most) - (v + e == (size_t)target ? scale : 0) : 0;
+        for (int e = 0; e < 8; e++) d[e] = v + e < V ? factor * fast_exp(number(p, e) - most) - (v + e == (size_t)target ? scale : 0) : 0;
         store_pack(row + v, d);
     }
 }
@@ -1535,7 +1556,7 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     cudaCheck(cudaMallocHost(&m->buckets.segments, N * sizeof(Bucket)));
     cudaCheck(cudaMallocHost(&m->buckets.tokens, (N / SEGMENT + 1) * sizeof(Bucket)));
     cudaCheck(cudaMallocHost(&m->results, NUM_TENSORS * sizeof(double)));
-    m->starts = (int *)xmalloc((z.V + 1) * sizeof(int));
+    m->starts = (int *)xmalloc((z.Vp + 1) * sizeof(int));
     cudaCheck(cudaStreamSynchronize(m->stream));
     return m;
 }
@@ -1641,7 +1662,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(m->results, a.sums, sizeof(double), cudaMemcpyDeviceToHost, stream));
     cudaCheck(cudaEventSynchronize(m->bucketed));
-    bucket_tokens(&m->buckets, m->x, N, z.V, m->starts); /* for the backward pass, while the device works */
+    bucket_tokens(&m->buckets, m->x, N, z.Vp, m->starts); /* for the backward pass, while the device works */
     cudaCheck(cudaStreamSynchronize(stream));
     return predicted ? m->results[0] / (double)predicted : 0;
 }
