@@ -49,6 +49,7 @@ BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL
 PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories
 TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 TOOLS    := test/check_stories
+BENCHES  := dev/scan_bench
 ifeq ($(config)$(if $(NVCC),-cuda),release-cuda) # the sanitizers do not see device code
 CUDA_PROGRAMS := train_gsacu
 CUDA_TESTS    := $(foreach t,$(patsubst test/%.cu,%,$(wildcard test/test_*.cu)),$(t) $(t)_fp32)
@@ -68,6 +69,8 @@ tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
 data/prepare.parts         := gsa/loader $(TOKENIZER) $(COMMON)
 data/make_stories.parts    := data/stories $(COMMON)
 test/check_stories.parts   := data/stories $(COMMON)
+dev/scan_bench.parts       := $(MODEL)
+dev/scan_bench.libs         = $(NETWORK_LIBS)
 $(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL)))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc
@@ -88,7 +91,7 @@ $(1): $$(addprefix $(BUILD)/,$(2).o $$(addsuffix .o,$$($(2).parts))) $(LINKED)
 endef
 $(foreach p,$(PROGRAMS),$(eval $(call program,$(OUT)$(p),$(p))))
 $(foreach t,$(TESTS),$(eval $(call program,build/$(config)/test/$(t),test/$(t))))
-$(foreach t,$(TOOLS),$(eval $(call program,build/$(config)/$(t),$(t))))
+$(foreach t,$(TOOLS) $(BENCHES),$(eval $(call program,build/$(config)/$(t),$(t))))
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
