@@ -4,6 +4,8 @@
 
 #include "../gsa/starts.h"
 
+#include <unistd.h>
+
 static double max_of(double a, double b) { return a > b || a != a ? a : b; }
 
 /* |a - b| / |b|, b the formula's values */
@@ -387,6 +389,28 @@ static void test_narrow(int covariance, int envelope) {
     free_numbers();
 }
 
+/* Keys that no splat responds to: row sums down to e^-40 of what is typical, where the epsilon takes over and the output fades out. */
+static void test_unreached(void) {
+    enum { T = 40, HS = 8 };
+    Head h = make_head(T, HS, 1, COVARIANCE_ISO, ENVELOPE_NONE, 0, true, true, 14);
+    double least = INFINITY, most = 0;
+    memset(h.r[MU], 0, HS * sizeof(real));
+    h.r[MU][0] = 1, h.r[LNP][0] = (real)log(SPLAT_PRECISION_MAX);
+    for (size_t t = 0; t < T; t++) { /* from opposite to the centre until 100 degrees from it */
+        double angle = M_PI * (1 - 0.45 * (double)t / T);
+        memset(h.r[QKV] + t * 3 * HS + HS, 0, HS * sizeof(real));
+        h.r[QKV][t * 3 * HS + HS] = (real)cos(angle), h.r[QKV][t * 3 * HS + HS + 1] = (real)sin(angle);
+    }
+    take_numbers(&h);
+    check_forward(&h, 1e-4);
+    for (size_t t = 0; t < T; t++) { /* each row by itself: the first are tiny beside the last */
+        CHECK(error_of(h.out + t * HS, h.expected + t * HS, HS) < 1e-4, "keys far from all splats: row %zu is off by %g", t, error_of(h.out + t * HS, h.expected + t * HS, HS));
+        least = fmin(least, fabs((double)h.out[t * HS])), most = max_of(most, fabs((double)h.out[t * HS]));
+    }
+    CHECK(least < 1e-9 && most > 0.01, "keys far from all splats: outputs from %g to %g", least, most);
+    free_numbers();
+}
+
 static void test_tiny_queries(size_t W) {
     enum { T = 70, HS = 16 };
     Head h = make_head(T, HS, 5, COVARIANCE_DIAG, ENVELOPE_RAISED, W, true, true, 10);
@@ -657,6 +681,37 @@ static void test_components(void) {
     for (int k = 0; k < S * D; k++) CHECK(isfinite(mu[k]), "components of one key are finite");
 }
 
+/* The splats of another model arrive head by head, whatever else the models are; all other parameters stay. */
+static void test_start_from_file(void) {
+    Config from, to;
+    try_config(&from, ATTENTION_HYBRID, "0:1,1:0", POSITION_ROPE, MIXER_LINEAR, COVARIANCE_FULL, ENVELOPE_RAISED, 20, OBJECTIVE_LM);
+    try_config(&to, ATTENTION_HYBRID, "1:0-1", POSITION_BOTH, MIXER_LINEAR, COVARIANCE_FULL, ENVELOPE_RAISED, 0, OBJECTIVE_MLM);
+    GSA *m = scattered_model(&from, 1, 50), *n = scattered_model(&to, 1, 51);
+    Entry entries[NUM_TENSORS];
+    const void *data[NUM_TENSORS];
+    int count = 0;
+    real *before = numbers(n->total, 0, NULL);
+    memcpy(before, n->params, n->total * sizeof(real));
+    char path[] = "/tmp/gsa_test_XXXXXX";
+    int file = mkstemp(path);
+    if (file < 0) die("cannot make a temporary file");
+    close(file);
+    checkpoint_add_tensors(&from, "", m->params, entries, data, &count);
+    checkpoint_write(path, CHECKPOINT_MODEL, &from, 0, entries, data, count);
+    Checkpoint *k = checkpoint_open(path, CHECKPOINT_MODEL);
+    start_from_file(&to, n->params, k);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &n->tensors[i];
+        bool splats = t->group == GROUP_CENTRE || t->group == GROUP_SCALAR;
+        const real *expected = splats ? m->params + m->tensors[i].offset : before + t->offset;
+        CHECK(memcmp(n->params + t->offset, expected, t->size * sizeof(real)) == 0, "splats of another model: %s %s", t->name, splats ? "arrives" : "stays");
+    }
+    checkpoint_close(k);
+    unlink(path);
+    gsa_destroy(m), gsa_destroy(n);
+    free_numbers();
+}
+
 int main(void) {
 #ifdef _OPENMP
     omp_set_num_threads(1);
@@ -696,6 +751,7 @@ int main(void) {
     test_identities(COVARIANCE_ISO, ENVELOPE_NONE, 17, false, true);
     test_identities(COVARIANCE_ISO, ENVELOPE_NONE, 17, false, false);
     test_running_mean();
+    test_unreached();
     test_tiny_queries(0);
     test_tiny_queries(9);
     for (int kind = 0; kind < 3; kind++) test_window_edges(kind == 2, kind > 0);
@@ -709,5 +765,6 @@ int main(void) {
 #endif
     test_kmeans();
     test_components();
+    test_start_from_file();
     return test_summary("test_modes");
 }
