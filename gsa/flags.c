@@ -91,7 +91,7 @@ static void print_help(Flag *flags, const char *usage) {
         flag_text(f, value, sizeof value);
         printf("  %-28s %s", left, strlen(left) > 28 ? "\n                               " : "");
         printf("%s", f->help);
-        if (takes && value[0]) printf(" (%s)", value);
+        if (takes && value[0] && strcmp(value, "0") != 0) printf(" (%s)", value); /* 0 stands for a choice that the text explains */
         printf("\n");
     }
 }

@@ -44,10 +44,10 @@ typedef struct {
 } Settings;
 
 static const Settings defaults = {
-    3, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START,
+    2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START,
     NULL, NULL, NULL, 1024, false,
-    8, 1, 800, 50, 1, 2e-3, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
-    "runs/default", false, 100, 65536, 200, 200, 2, 0,
+    4, 1, 6000, 100, 1, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
+    "runs/default", false, 1000, 65536, 2000, 1000, 2, 0,
 };
 
 static const char usage[] =
@@ -89,7 +89,7 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_INT, "steps", &s->steps, 1, 1e9, NULL, "updates", false},
         {FLAG_INT, "batch", &s->batch, 1, 65536, NULL, "sequences per pass", false},
         {FLAG_INT, "accum", &s->accum, 1, 65536, NULL, "passes per update, gradients averaged", false},
-        {FLAG_REAL, "lr", &s->lr, 0, 10, NULL, "highest learning rate; splat scalars train at ten times this", false},
+        {FLAG_REAL, "lr", &s->lr, 0, 10, NULL, "highest learning rate; 0.384 / channels if not given; splat scalars train at ten times this", false},
         {FLAG_REAL, "min-lr", &s->min_lr, 0, 10, NULL, "learning rate at the end; a tenth of --lr if not given", false},
         {FLAG_INT, "warmup", &s->warmup, 0, 1e9, NULL, "steps until the highest rate is reached", false},
         {FLAG_CHOICE, "schedule", &s->schedule, 0, 0, "cosine|wsd|constant", "after the warm-up: a cosine; constant, then linear over the last fifth; constant", false},
@@ -189,7 +189,18 @@ static void resolve_shape(Settings *s, Flag *flags) {
     if (!s->layers) s->layers = layers;
     if (!s->heads) s->heads = heads;
     if (!s->channels) s->channels = channels;
-    if (!find_flag(flags, "min-lr")->given) s->min_lr = s->lr / 10;
+}
+
+static double six_digits(double x) { /* the number that is printed is the number that is used */
+    char text[32];
+    snprintf(text, sizeof text, "%.6g", x);
+    return strtod(text, NULL);
+}
+
+/* The smaller the model, the larger its rate: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. */
+static void resolve_rate(Settings *s, Flag *flags, int channels) {
+    if (!find_flag(flags, "lr")->given) s->lr = six_digits(0.384 / channels);
+    if (!find_flag(flags, "min-lr")->given) s->min_lr = six_digits(s->lr / 10);
 }
 
 static Config make_config(Settings *s, const Tokenizer *t, Flag *flags) {
@@ -566,6 +577,7 @@ int train(int argc, char **argv, const Backend *backend) {
     }
     if (state) config = state->config;
     else if (!shape_from_file) config = make_config(&s, tokenizer, flags);
+    if (!state) resolve_rate(&s, flags, config.C);
     if (state) checkpoint_match(start, &config);
 
     Run run;
