@@ -365,8 +365,10 @@ static int fill(int argc, char **argv) {
     for (size_t i = 1; i < count; i++) {
         size_t bytes;
         if (ids[i] == mask) {
-            real *logits = l.model->a.logits + i * (size_t)c->Vp, most = largest(logits, (size_t)c->V), sum = 0;
+            real *logits = l.model->a.logits + i * (size_t)c->Vp, most, sum = 0;
             int best = 0;
+            if (mask < c->V) logits[mask] = -INFINITY; /* no answer */
+            most = largest(logits, (size_t)c->V);
             for (int v = 0; v < c->V; v++) sum += exp_real(logits[v] - most);
             for (int64_t k = 0; k < (show > 1 ? show : 1) && k < c->V; k++) {
                 int token = 0;

@@ -14,7 +14,7 @@ check() { name=$1; shift; if "$@" >"$dir/out" 2>"$dir/err"; then pass; else fail
 refuse() {
     name=$1 status=$2 word=$3
     shift 3
-    "$@" >"$dir/out" 2>"$dir/err" </dev/null
+    ASAN_OPTIONS=detect_leaks=0 "$@" >"$dir/out" 2>"$dir/err" </dev/null # who stops with a sentence does not clean up
     got=$?
     if [ $got -ne "$status" ]; then fail "$name: status $got, not $status: $(tail -n 2 "$dir/err")"
     elif [ "$(wc -l <"$dir/err")" -ne 1 ]; then fail "$name: not one sentence: $(cat "$dir/err")"
@@ -75,7 +75,9 @@ for mode in "--attention gsa --mixer linear" "--attention gsa --mixer linear --e
     check "same model $mode" cmp "$dir/m/model_00000004.bin" "$dir/n/model_00000004.bin"
     case $mode in
     *mlm*)
-        check "fill $mode" sh -c "$infer fill '$dir/m/model_00000004.bin' 'The [MASK] sat[MASK].' 2>'$dir/err' | grep '^The .* *sat.*\\.\$' && [ \$(grep -c '^mask: .*%' '$dir/err') = 2 ]"
+        $infer fill "$dir/m/model_00000004.bin" 'The [MASK] sat[MASK].' >"$dir/out" 2>"$dir/err"
+        if [ $? -eq 0 ] && LC_ALL=C grep -aq '^The.*sat.*[.]$' "$dir/out" && ! grep -aqF '[MASK]' "$dir/out" && [ "$(LC_ALL=C grep -ac '%$' "$dir/err")" = 2 ]; then pass
+        else fail "fill $mode: $(cat "$dir/out" "$dir/err")"; fi
         refuse "generate $mode" 1 "encoder" $infer generate "$dir/m/model_00000004.bin" "Once"
         refuse "perplexity $mode" 1 "encoder" $infer perplexity "$dir/m/model_00000004.bin" "$0"
         ;;
