@@ -259,7 +259,7 @@ static Config config_from_file(Settings *s, Flag *flags, const Checkpoint *k) {
         else snprintf(value, sizeof value, "%d", shape[i].value);
         flag_text(f, text, sizeof text);
         if (f->given && strcmp(text, value) != 0) die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
-        if (!set_flag(f, xstrdup(value), error)) die("%s: %s", k->path, error);
+        if (!set_flag(f, shape[i].choices ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
     }
     const char *fixed[] = {"depth", "preset", "gsa-heads", "splat-init", "splat-precision"};
     for (int i = 0; i < 5; i++)
