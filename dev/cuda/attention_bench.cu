@@ -1,18 +1,19 @@
 /* attention_bench.cu: checks the attention kernels against a naive reference in double and times them.
 
-     nvcc -O3 -gencode arch=compute_90a,code=sm_90a dev/cuda/attention_bench.cu -o build/attention_bench
+     nvcc -O3 -D_GNU_SOURCE -gencode arch=compute_90a,code=sm_90a dev/cuda/attention_bench.cu gsa/model.c gsa/util.c -lcublasLt -o build/attention_bench
      build/attention_bench [check] [time] [portable check time]
          both without arguments; what follows "portable" uses the mma.sync kernels; exit status 1 if any check fails
 
    Times are medians over events, with rotating buffers larger than L2. FLOP counts are those of a causal pass: 2 products forward,
    5 backward, half of each; our backward does 7. attention_bench.py times PyTorch's own kernels on the same shapes. */
 
-#include "attention_new.cuh"
+#define GSA_NO_MAIN
+#include "../../train_gsa.cu"
 #include <algorithm>
 #include <string.h>
 #include <vector>
 
-#define check(call) attentionCheck(call)
+#define check(call) cudaCheck(call)
 
 /* ------------------------------------------------------------------------------------------------ data */
 
