@@ -46,7 +46,7 @@ typedef struct {
 static const Settings defaults = {
     2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START,
     NULL, NULL, NULL, 1024, false,
-    4, 1, 6000, 100, 1, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
+    4, 1, 8000, 100, 1, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
     "runs/default", false, 1000, 65536, 2000, 1000, 2, 0,
 };
 
