@@ -137,7 +137,7 @@ probe:
 test: deps
 	@$(MAKE) --no-print-directory run-tests
 run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) $(CUDA_TESTS:%=build/$(config)/test/%)
-	@$(if $(CUDA_TESTS),,echo 'skip test_cuda: $(if $(NVCC),no NVIDIA GPU answers,no nvcc)'; echo 'cuda: 0 passed, 0 failed, 1 skipped';) OUT='$(OUT)' test/run build/$(config)/test $(TESTS) $(CUDA_TESTS)
+	@OUT='$(OUT)' SKIP='$(if $(CUDA_TESTS),,test_cuda: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' test/run build/$(config)/test $(TESTS) $(CUDA_TESTS)
 
 # from a clone to stories: the run without flags, then five stories from its model; run again, it goes on or just writes them anew
 QUICKSTART := runs/quickstart
