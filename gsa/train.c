@@ -617,7 +617,7 @@ int train(int argc, char **argv, const Backend *backend) {
         total_bytes += bytes[i];
     }
     printf("sum %.1f MiB\n", (double)total_bytes / 1048576);
-    printf("parameters    %zu, of them %zu in the splats of %d GSA heads (of %d heads)\n", model_parameters(&config), splat_parameters, config_gsa_heads(&config), config.L * config.NH);
+    printf("parameters    %zu, of them %zu in the splats of %d GSA heads (of %d heads)\n", model_parameters(&config), splat_parameters, config_gsa_heads(&config), config.L * config_heads(&config));
     printf("tokens        %llu for training, %llu for validation, vocabulary %d; %.0f a step, %.2f epochs\n", (unsigned long long)loader_tokens(run.train),
            val ? (unsigned long long)loader_tokens(val) : 0ull, config.V, tokens_a_step, tokens_a_step * (double)s.steps / ((double)loader_windows(run.train) * T));
     fflush(stdout);

@@ -545,6 +545,34 @@ static void test_models(void) {
     check_model(&c, 2, 13, "one splat");
 }
 
+/* A splat of amplitude 0 takes no part: none of its parameters has a gradient, in any mode, and nothing else suffers from ln 0. */
+static void test_dead(void) {
+    for (int kind = 0; kind < 6; kind++)
+        for (int covariance = 0; covariance <= COVARIANCE_FULL; covariance++) {
+            static const int envelopes[] = {ENVELOPE_NONE, ENVELOPE_COSINE, ENVELOPE_NONE, ENVELOPE_DECAY, ENVELOPE_RAISED, ENVELOPE_RAISED};
+            static const int splat[] = {TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lntheta, TENSOR_lndelta};
+            bool extend = kind == 5;
+            Config c;
+            const char *problem = try_config(&c, extend ? ATTENTION_EXTEND : ATTENTION_GSA, NULL, POSITION_ROPE, kind < 2 ? MIXER_SOFTMAX : MIXER_LINEAR, covariance, envelopes[kind], extend ? 9 : 0,
+                                             OBJECTIVE_LM);
+            if (problem) die("%s", problem);
+            Run r = make_run(&c, 2, 30, 50);
+            GSA *m = r.m;
+            for (int g = 0; g < config_gsa_heads(&c); g++) m->p.lnalpha[g * c.S + 1] = -INFINITY;
+            double loss = run_value(&r);
+            gsa_backward(m, 1);
+            CHECK(isfinite(loss) && isfinite(norm(m->grads, m->total)), "dead splats, kind %d, covariance %d: loss %g and gradients are finite", kind, covariance, loss);
+            for (size_t i = 0; i < sizeof splat / sizeof *splat; i++) {
+                const Tensor *t = &m->tensors[splat[i]];
+                size_t row = t->size ? (size_t)t->shape[2] : 0;
+                double dead = 0, alive = 0;
+                for (size_t k = 0; k < t->size; k++) *(k / row % (size_t)c.S == 1 ? &dead : &alive) += fabs(m->grads[t->offset + k]);
+                if (t->size) CHECK(dead == 0 && alive > 0, "dead splats, kind %d, covariance %d: gradient of %s is %g, of the others %g", kind, covariance, t->name, dead, alive);
+            }
+            gsa_destroy(m);
+        }
+}
+
 /* Backward passes add up, each with its scale, and another batch's gradient does not stick to anything but the gradients. */
 static void test_accumulation(void) {
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_DIAG, ENVELOPE_COSINE);
@@ -638,6 +666,7 @@ int main(void) {
     }
     test_splat_extremes();
     test_models();
+    test_dead();
     test_accumulation();
     test_checker();
     return test_summary("test_gradients");
