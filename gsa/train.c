@@ -510,6 +510,92 @@ static void write_log(FILE *log, const char *path) {
     if (fflush(log) != 0 || ferror(log)) die("cannot write %s: %s", path, strerror(errno));
 }
 
+/* Updates until the last step or an interrupt; a NaN ends the program with a sentence. Returns the exit status. */
+static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log, const char *log_path) {
+    const Settings s = *r->settings;
+    const Config config = r->config;
+    const Backend *backend = r->backend;
+    const int B = (int)s.batch, T = config.T;
+    const double tokens_a_step = (double)B * T * (double)s.accum;
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+
+    const size_t window = (size_t)B * T;
+    int *x = (int *)xmalloc(2 * window * sizeof *x), *y = x + window;
+    double training_time = 0, recent = 0;
+    int64_t clamped[NUM_BOUNDS] = {0}; /* splat parameters that the last update left out of bounds */
+    int64_t first_step = r->step, saved = s.resume ? r->step : -1;
+    if (s.overfit_batch) next_batch(r, r->train, x, y, B, 0);
+    int *batch_x = NULL; /* the overfitted batch, safe from evaluations and samples */
+    if (s.overfit_batch) {
+        batch_x = (int *)xmalloc(2 * window * sizeof *batch_x);
+        memcpy(batch_x, x, 2 * window * sizeof *x);
+    }
+    while (!interrupted) {
+        bool last = r->step == s.steps;
+        if (val && s.eval_every && (last || r->step % s.eval_every == 0)) {
+            double loss = evaluate(r, val, x, y);
+            printf("step %lld/%lld | validation loss %.6f | perplexity %.3f\n", (long long)r->step, (long long)s.steps, loss, exp(loss));
+            fprintf(log, "s:%lld tel:%.9g\n", (long long)r->step, loss);
+            write_log(log, log_path);
+        }
+        if (s.sample_every && config.objective == OBJECTIVE_LM && r->step > first_step && (last || r->step % s.sample_every == 0)) print_sample(r, tokenizer, x);
+        fflush(stdout);
+        if (last) break;
+
+        double began = now_seconds(), loss = 0, norms[NUM_CLIPS];
+        backend->zero_gradients(r->model);
+        for (int64_t i = 0; i < s.accum; i++) {
+            if (s.overfit_batch) memcpy(x, batch_x, 2 * window * sizeof *x);
+            else next_batch(r, r->train, x, y, B, (uint64_t)(r->step * s.accum + i));
+            loss += backend->forward(r->model, x, y, B, T) / (double)s.accum;
+            backend->backward(r->model, 1.0 / (double)s.accum);
+        }
+        backend->gradient_norms(r->model, norms);
+        if (!isfinite(loss) || !isfinite(norms[CLIP_WEIGHTS]) || !isfinite(norms[CLIP_SPLATS]))
+            die("step %lld: loss %g, gradient norm %g (weights) and %g (splats), out of bounds before: %s; training diverged: lower --lr or --clip%s", (long long)r->step + 1, loss,
+                norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], bounds_text(clamped), saved > 0 ? ", or go on from the last checkpoint" : "");
+        Update u;
+        u.rate = learning_rate(&s, r->step), u.beta1 = s.beta1, u.beta2 = s.beta2, u.weight_decay = s.weight_decay, u.step = r->step + 1;
+        for (int c = 0; c < NUM_CLIPS; c++) u.scale[c] = s.clip > 0 && norms[c] > s.clip ? s.clip / norms[c] : 1;
+        backend->update(r->model, &u, clamped);
+        int64_t outside = 0;
+        for (int i = 0; i < NUM_BOUNDS; i++) outside += clamped[i];
+        r->step++;
+
+        double took = now_seconds() - began;
+        training_time += took;
+        recent = r->step > first_step + 2 ? 0.9 * recent + 0.1 * took : took; /* the first step also touches all memory for the first time */
+        char left[32];
+        duration(recent * (double)(s.steps - r->step), left, sizeof left);
+        if (outside) printf("step %lld/%lld | put back into their bounds: %s\n", (long long)r->step, (long long)s.steps, bounds_text(clamped));
+        char share[32] = "";
+        if (backend->peak_flops) {
+            double peak = backend->peak_flops();
+            if (peak > 0) snprintf(share, sizeof share, " | MFU %.1f %%", 100 * tokens_a_step / recent * operations_a_token(&config) / peak);
+            else snprintf(share, sizeof share, " | MFU n/a");
+        }
+        printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s%s | %s left\n", (long long)r->step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
+               norms[CLIP_SPLATS], u.rate, 1e3 * took, tokens_a_step / recent, share, left);
+        fprintf(log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)r->step, loss, u.rate, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
+        write_log(log, log_path);
+        if (r->step == s.steps || (s.save_every && r->step % s.save_every == 0)) save(r), saved = r->step;
+    }
+    if (interrupted && saved != r->step) save(r);
+    if (r->step > first_step)
+        printf("%lld steps in %.1f s, %.0f tokens/s; the model is %s/model_%08lld.bin\n", (long long)(r->step - first_step), training_time,
+               tokens_a_step * (double)(r->step - first_step) / training_time, s.out, (long long)r->step);
+    else printf("%s: nothing was left to do at step %lld\n", s.out, (long long)r->step);
+    if (interrupted) printf("interrupted; go on with --resume --out %s\n", s.out);
+
+    free(x), free(batch_x);
+    return interrupted ? 130 : 0;
+}
+
+/* Flags, tokenizer, data, model, then the loop. */
 int train(int argc, char **argv, const Backend *backend) {
     static Settings s;
     static Flag flags[MAX_FLAGS];
@@ -653,88 +739,15 @@ int train(int argc, char **argv, const Backend *backend) {
 
     make_folder(s.out);
     char *log_path = xasprintf("%s/main.log", s.out);
-    FILE *log = xfopen(log_path, state ? "a" : "w");
+    FILE *log = xfopen(log_path, s.resume ? "a" : "w");
     print_settings(flags, log, run.step);
     write_log(log, log_path);
 
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-
-    const size_t window = (size_t)B * T;
-    int *x = (int *)xmalloc(2 * window * sizeof *x), *y = x + window;
-    double training_time = 0, recent = 0;
-    int64_t clamped[NUM_BOUNDS] = {0}; /* splat parameters that the last update left out of bounds */
-    int64_t first_step = run.step, saved = state ? run.step : -1;
-    if (s.overfit_batch) next_batch(&run, run.train, x, y, B, 0);
-    int *batch_x = NULL; /* the overfitted batch, safe from evaluations and samples */
-    if (s.overfit_batch) {
-        batch_x = (int *)xmalloc(2 * window * sizeof *batch_x);
-        memcpy(batch_x, x, 2 * window * sizeof *x);
-    }
-    while (!interrupted) {
-        bool last = run.step == s.steps;
-        if (val && s.eval_every && (last || run.step % s.eval_every == 0)) {
-            double loss = evaluate(&run, val, x, y);
-            printf("step %lld/%lld | validation loss %.6f | perplexity %.3f\n", (long long)run.step, (long long)s.steps, loss, exp(loss));
-            fprintf(log, "s:%lld tel:%.9g\n", (long long)run.step, loss);
-            write_log(log, log_path);
-        }
-        if (s.sample_every && config.objective == OBJECTIVE_LM && run.step > first_step && (last || run.step % s.sample_every == 0)) print_sample(&run, tokenizer, x);
-        fflush(stdout);
-        if (last) break;
-
-        double began = now_seconds(), loss = 0, norms[NUM_CLIPS];
-        backend->zero_gradients(run.model);
-        for (int64_t i = 0; i < s.accum; i++) {
-            if (s.overfit_batch) memcpy(x, batch_x, 2 * window * sizeof *x);
-            else next_batch(&run, run.train, x, y, B, (uint64_t)(run.step * s.accum + i));
-            loss += backend->forward(run.model, x, y, B, T) / (double)s.accum;
-            backend->backward(run.model, 1.0 / (double)s.accum);
-        }
-        backend->gradient_norms(run.model, norms);
-        if (!isfinite(loss) || !isfinite(norms[CLIP_WEIGHTS]) || !isfinite(norms[CLIP_SPLATS]))
-            die("step %lld: loss %g, gradient norm %g (weights) and %g (splats), out of bounds before: %s; training diverged: lower --lr or --clip%s", (long long)run.step + 1, loss,
-                norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], bounds_text(clamped), saved > 0 ? ", or go on from the last checkpoint" : "");
-        Update u;
-        u.rate = learning_rate(&s, run.step), u.beta1 = s.beta1, u.beta2 = s.beta2, u.weight_decay = s.weight_decay, u.step = run.step + 1;
-        for (int c = 0; c < NUM_CLIPS; c++) u.scale[c] = s.clip > 0 && norms[c] > s.clip ? s.clip / norms[c] : 1;
-        backend->update(run.model, &u, clamped);
-        int64_t outside = 0;
-        for (int i = 0; i < NUM_BOUNDS; i++) outside += clamped[i];
-        run.step++;
-
-        double took = now_seconds() - began;
-        training_time += took;
-        recent = run.step > first_step + 2 ? 0.9 * recent + 0.1 * took : took; /* the first step also touches all memory for the first time */
-        char left[32];
-        duration(recent * (double)(s.steps - run.step), left, sizeof left);
-        if (outside) printf("step %lld/%lld | put back into their bounds: %s\n", (long long)run.step, (long long)s.steps, bounds_text(clamped));
-        char share[32] = "";
-        if (backend->peak_flops) {
-            double peak = backend->peak_flops();
-            if (peak > 0) snprintf(share, sizeof share, " | MFU %.1f %%", 100 * tokens_a_step / recent * operations_a_token(&config) / peak);
-            else snprintf(share, sizeof share, " | MFU n/a");
-        }
-        printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s%s | %s left\n", (long long)run.step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
-               norms[CLIP_SPLATS], u.rate, 1e3 * took, tokens_a_step / recent, share, left);
-        fprintf(log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)run.step, loss, u.rate, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
-        write_log(log, log_path);
-        if (run.step == s.steps || (s.save_every && run.step % s.save_every == 0)) save(&run), saved = run.step;
-    }
-    if (interrupted && saved != run.step) save(&run);
-    if (run.step > first_step)
-        printf("%lld steps in %.1f s, %.0f tokens/s; the model is %s/model_%08lld.bin\n", (long long)(run.step - first_step), training_time,
-               tokens_a_step * (double)(run.step - first_step) / training_time, s.out, (long long)run.step);
-    else printf("%s: nothing was left to do at step %lld\n", s.out, (long long)run.step);
-    if (interrupted) printf("interrupted; go on with --resume --out %s\n", s.out);
-
+    int status = train_loop(&run, val, tokenizer, log, log_path);
     fclose(log);
     backend->destroy(run.model);
     loader_free(run.train), loader_free(val);
     tokenizer_free(tokenizer);
-    free(train_tokens), free(val_tokens), free(run.settings_text), free(run.tokenizer_bytes), free(x), free(batch_x), free(log_path);
-    return interrupted ? 130 : 0;
+    free(train_tokens), free(val_tokens), free(run.settings_text), free(run.tokenizer_bytes), free(log_path);
+    return status;
 }
