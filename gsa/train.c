@@ -571,15 +571,14 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
         recent = r->step > first_step + 2 ? 0.9 * recent + 0.1 * took : took; /* the first step also touches all memory for the first time */
         char left[32];
         duration(recent * (double)(s.steps - r->step), left, sizeof left);
-        if (outside) printf("step %lld/%lld | put back into their bounds: %s\n", (long long)r->step, (long long)s.steps, bounds_text(clamped));
         char share[32] = "";
         if (backend->peak_flops) {
             double peak = backend->peak_flops();
             if (peak > 0) snprintf(share, sizeof share, " | MFU %.1f %%", 100 * tokens_a_step / recent * operations_a_token(&config) / peak);
             else snprintf(share, sizeof share, " | MFU n/a");
         }
-        printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s%s | %s left\n", (long long)r->step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
-               norms[CLIP_SPLATS], u.rate, 1e3 * took, tokens_a_step / recent, share, left);
+        printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s%s | %s left%s%s\n", (long long)r->step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
+               norms[CLIP_SPLATS], u.rate, 1e3 * took, tokens_a_step / recent, share, left, outside ? " | put back into bounds: " : "", outside ? bounds_text(clamped) : "");
         fprintf(log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)r->step, loss, u.rate, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
         write_log(log, log_path);
         if (r->step == s.steps || (s.save_every && r->step % s.save_every == 0)) save(r), saved = r->step;
