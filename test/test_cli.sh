@@ -114,7 +114,7 @@ for mode in "gsa" "gsa --covariance full" "gsa --mixer linear" "gsa --mixer line
         $train $tiny --attention $mode --splat-precision 400 $bad --steps 60 --eval-every 20 --out "$dir/bad" >"$dir/bad.txt" 2>"$dir/err"
         status=$?
         if grep -v cfg: "$dir/bad/main.log" | grep -qi 'nan\|inf'; then fail "bad run $mode $bad: not finite: $(cat "$dir/err")"
-        elif [ $status -eq 0 ] && grep -q '^step 60/60 | validation loss [0-9.]* ' "$dir/bad.txt" && grep -q 'put back into their bounds: [a-z]* [0-9]' "$dir/bad.txt"; then pass
+        elif [ $status -eq 0 ] && grep -q '^step 60/60 | validation loss [0-9.]* ' "$dir/bad.txt" && grep -q 'put back into bounds: [a-z]* [0-9]' "$dir/bad.txt"; then pass
         elif [ $status -eq 1 ] && grep -q 'out of bounds before: [a-z]* [0-9]' "$dir/err"; then pass
         else fail "bad run $mode $bad: status $status: $(tail -n 1 "$dir/err")"; fi
     done
