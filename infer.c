@@ -27,21 +27,16 @@ typedef struct {
     Tokenizer *tokenizer;
 } Loaded;
 
-static Loaded load(const char *path, size_t B, int objective) {
+/* tokenizer: a file for a model that holds none, or NULL */
+static Loaded load(const char *path, const char *tokenizer, size_t B, int objective) {
     Checkpoint *k = checkpoint_open(path, CHECKPOINT_MODEL);
     if (k->config.objective != objective)
         die(objective == OBJECTIVE_LM ? "%s is an encoder, trained to fill in masked tokens: use infer fill" : "%s is a decoder, trained to predict the next token: use infer generate", path);
     Loaded l;
-    int64_t bytes;
-    const void *tokenizer = checkpoint_find(k, "tokenizer", TYPE_BYTES, 0, NULL, &bytes);
-    char *name = xasprintf("the tokenizer in %s", path);
-    l.tokenizer = tokenizer_from_memory(tokenizer, (size_t)bytes, name);
-    if (tokenizer_vocab_size(l.tokenizer) != k->config.V)
-        die("%s is damaged: its tokenizer has %d entries, its vocabulary %d", path, tokenizer_vocab_size(l.tokenizer), k->config.V);
+    l.tokenizer = checkpoint_tokenizer(k, tokenizer);
     l.model = gsa_create(&k->config, B);
     checkpoint_read_tensors(k, "", l.model->params);
     checkpoint_close(k);
-    free(name);
     return l;
 }
 
@@ -177,7 +172,7 @@ static void set_threads(int64_t threads) {
 static int generate(int argc, char **argv) {
     int64_t tokens = 0, top_k = 0, seed = 1, threads = 0;
     double temperature = 0.8, top_p = 0.95;
-    const char *file = NULL;
+    const char *file = NULL, *tokenizer = NULL;
     Flag flags[] = {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
         {FLAG_TEXT, "file", &file, 0, 0, "FILE", "read the prompt from FILE; - is standard input", false},
@@ -186,6 +181,7 @@ static int generate(int argc, char **argv) {
         {FLAG_INT, "top-k", &top_k, 0, 1 << 20, NULL, "choose among the K most likely; 0: all", false},
         {FLAG_REAL, "top-p", &top_p, 1e-9, 1, NULL, "choose among the most likely that together have probability P", false},
         {FLAG_INT, "seed", &seed, 0, 9e15, NULL, "same seed, same text", false},
+        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
         {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
     };
@@ -194,7 +190,7 @@ static int generate(int argc, char **argv) {
     if (n > 2) die_usage("generate takes a model and one prompt; put the prompt in quotes");
     if (n == 2 && file) die_usage("give the prompt as an argument or by --file, not both");
     set_threads(threads);
-    Loaded l = load(argv[1], 1, OBJECTIVE_LM);
+    Loaded l = load(argv[1], tokenizer, 1, OBJECTIVE_LM);
     const Config *c = &l.model->config;
     size_t bytes = n == 2 ? strlen(argv[2]) : 0, count = 0, room = 0;
     char *prompt = file ? read_file(file, &bytes) : xstrdup(n == 2 ? argv[2] : "");
@@ -279,9 +275,11 @@ static int *perplexity_tokens(const char *path, const Tokenizer *t, size_t *coun
 
 static int perplexity(int argc, char **argv) {
     int64_t batch = 8, threads = 0;
+    const char *tokenizer = NULL;
     Flag flags[] = {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
         {FLAG_INT, "batch", &batch, 1, 65536, NULL, "windows per pass", false},
+        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
         {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
     };
@@ -291,7 +289,7 @@ static int perplexity(int argc, char **argv) {
                         "model's length, each predicted from nothing but itself; the standard error is over windows.\n");
     if (n != 2) die_usage("perplexity needs a model and a file: infer perplexity MODEL FILE");
     set_threads(threads);
-    Loaded l = load(argv[1], (size_t)batch, OBJECTIVE_LM);
+    Loaded l = load(argv[1], tokenizer, (size_t)batch, OBJECTIVE_LM);
     size_t T = (size_t)l.model->config.T, count;
     int *tokens = perplexity_tokens(argv[2], l.tokenizer, &count);
     if (count < 2) die("%s holds no text to predict", argv[2]);
@@ -342,16 +340,18 @@ static int perplexity(int argc, char **argv) {
 
 static int fill(int argc, char **argv) {
     int64_t show = 5, threads = 0;
+    const char *tokenizer = NULL;
     Flag flags[] = {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
         {FLAG_INT, "show", &show, 0, 1000, NULL, "likeliest tokens listed for each mask, on standard error", false},
+        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
         {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
     };
     int n = parse_flags(flags, argc, argv, "usage: infer fill MODEL \"The [MASK] sat\" [flags]\nPuts the likeliest token in place of each [MASK], all at once.\n");
     if (n != 2) die_usage("fill needs a model and a text with [MASK] in it, in quotes");
     set_threads(threads);
-    Loaded l = load(argv[1], 1, OBJECTIVE_MLM);
+    Loaded l = load(argv[1], tokenizer, 1, OBJECTIVE_MLM);
     const Config *c = &l.model->config;
     int *ids = NULL, mask = tokenizer_mask(l.tokenizer), masks = 0;
     size_t count = 1, room = 1024;

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAGIC = 20261123, VERSION = 1, HEADER = 256, CONFIG_AT = 16, HEADS_AT = 128, ALIGN = 64, MAX_ENTRIES = 4096 };
+enum { MAGIC = 20261123, VERSION = 1, LLMC_MAGIC = 20240326, LLMC_FP32 = 3, HEADER = 256, CONFIG_AT = 16, HEADS_AT = 128, ALIGN = 64, MAX_ENTRIES = 4096 };
 static const int64_t type_bytes[] = {4, 1, 8};
 static const char *const type_names[] = {"fp32", "bytes", "int64"};
 
@@ -72,6 +72,30 @@ void checkpoint_write(const char *path, int kind, const Config *c, int64_t step,
 
 /* ---------------------------------------------------------------------------------------------- reading */
 
+/* A model of llm.c: its tensors are those of the table in the table's order, so the directory that it lacks is made here. */
+static char *read_llmc(const char *path, int kind, const int32_t *header, Checkpoint *k) {
+    Tensor tensors[NUM_TENSORS];
+    Config *c = &k->config;
+    if (kind != CHECKPOINT_MODEL) return xasprintf("%s is a model of llm.c; a state_*.bin file is needed here", path);
+    if (header[1] != LLMC_FP32) return xasprintf("%s is a model of llm.c of version %d; this program reads version %d, fp32", path, header[1], LLMC_FP32);
+    c->T = header[2], c->V = header[3], c->L = header[4], c->NH = header[5], c->C = header[6], c->Vp = header[7];
+    c->position = POSITION_LEARNED, c->attention = ATTENTION_STANDARD;
+    const char *unsound = config_check(c);
+    if (unsound) return xasprintf("%s is damaged: %s", path, unsound);
+    model_tensors(c, tensors);
+    int64_t at = HEADER * 4;
+    k->made = (Entry *)xmalloc(NUM_TENSORS * sizeof *k->made);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        Entry *e = &k->made[k->count++];
+        *e = checkpoint_entry(tensors[i].name, TYPE_F32, 3, tensors[i].shape);
+        e->offset = at;
+        at += e->bytes;
+    }
+    k->entries = k->made;
+    if (at == (int64_t)k->bytes) return NULL;
+    return xasprintf("%s is %lld bytes long, its header says %lld: it is truncated or damaged", path, (long long)k->bytes, (long long)at);
+}
+
 /* Opens and checks; NULL on success, else the sentence (malloc'd). Nothing of the file is believed before it is checked. */
 static char *open_checked(const char *path, int kind, Checkpoint *k) {
     memset(k, 0, sizeof *k);
@@ -95,10 +119,8 @@ static char *open_checked(const char *path, int kind, Checkpoint *k) {
         return xasprintf("cannot map %s: %s", path, strerror(errno));
     }
     memcpy(header, k->map, sizeof header);
-    if (header[0] != MAGIC) {
-        if (header[0] == 20240326) return xasprintf("%s is a checkpoint of llm.c, which this program does not read", path);
-        return xasprintf("%s is not a gsa.c checkpoint (magic %d, not %d)", path, header[0], MAGIC);
-    }
+    if (header[0] == LLMC_MAGIC) return read_llmc(path, kind, header, k);
+    if (header[0] != MAGIC) return xasprintf("%s is not a checkpoint of gsa.c (magic %d, not %d) or llm.c (%d)", path, header[0], MAGIC, LLMC_MAGIC);
     if (header[1] != VERSION) return xasprintf("%s has checkpoint version %d; this program reads version %d", path, header[1], VERSION);
     if (header[2] != kind)
         return xasprintf("%s is a %s file; a %s file is needed here", path, header[2] == CHECKPOINT_STATE ? "state_*.bin" : "model_*.bin",
@@ -128,8 +150,9 @@ static char *open_checked(const char *path, int kind, Checkpoint *k) {
     return NULL;
 }
 
-static void unmap(Checkpoint *k) {
+static void release(Checkpoint *k) {
     if (k->map) munmap((void *)k->map, k->bytes);
+    free(k->made);
 }
 
 Checkpoint *checkpoint_open(const char *path, int kind) {
@@ -143,16 +166,22 @@ Checkpoint *checkpoint_open(const char *path, int kind) {
 bool checkpoint_is_whole(const char *path, int kind) {
     Checkpoint k;
     char *wrong = open_checked(path, kind, &k);
-    unmap(&k);
+    release(&k);
     free(wrong);
     return !wrong;
 }
 
 void checkpoint_close(Checkpoint *k) {
     if (!k) return;
-    unmap(k);
+    release(k);
     free(k->path);
     free(k);
+}
+
+bool checkpoint_has(const Checkpoint *k, const char *name) {
+    for (int i = 0; i < k->count; i++)
+        if (strcmp(k->entries[i].name, name) == 0) return true;
+    return false;
 }
 
 const void *checkpoint_find(const Checkpoint *k, const char *name, int type, int dimensions, const int64_t *shape, int64_t *length) {
@@ -190,4 +219,27 @@ void checkpoint_match(const Checkpoint *k, const Config *c) {
 #undef X
     for (int l = 0; l < c->L; l++)
         if (k->config.gsa_heads[l] != c->gsa_heads[l]) die("%s: its GSA heads in layer %d are not those of this run; give the same --gsa-heads", k->path, l);
+}
+
+Tokenizer *checkpoint_tokenizer(const Checkpoint *k, const char *given) {
+    bool has = checkpoint_has(k, "tokenizer");
+    if (!has && !given) die("%s holds no tokenizer: name its file with --tokenizer FILE", k->path);
+    Tokenizer *t;
+    size_t size = 0;
+    char *file = given ? read_file(given, &size) : NULL;
+    if (has) {
+        int64_t bytes;
+        const void *own = checkpoint_find(k, "tokenizer", TYPE_BYTES, 0, NULL, &bytes);
+        if (given && (size != (size_t)bytes || memcmp(file, own, size) != 0)) die("%s is not the tokenizer of %s; a model can only go on with its own", given, k->path);
+        char *name = xasprintf("the tokenizer in %s", k->path);
+        t = tokenizer_from_memory(own, (size_t)bytes, name);
+        if (tokenizer_vocab_size(t) != k->config.V) die("%s is damaged: its tokenizer has %d entries, its vocabulary %d", k->path, tokenizer_vocab_size(t), k->config.V);
+        free(name);
+    } else {
+        t = tokenizer_from_memory(file, size, given);
+        if (tokenizer_vocab_size(t) != k->config.V)
+            die("%s has %d entries, the vocabulary of %s %d: it is the tokenizer of another model", given, tokenizer_vocab_size(t), k->path, k->config.V);
+    }
+    free(file);
+    return t;
 }

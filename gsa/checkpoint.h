@@ -4,10 +4,14 @@
    header  0 magic 20261123   1 version 1   2 kind (1 model, 2 state)   3 entries   4, 5 file length in bytes (low, high)
            6 step   16.. the CONFIG_FIELDS of model.h in order   128.. GSA heads: for each of 64 layers a mask of 64 bits (low, high)
    entry   128 bytes: name[64], int32 type (0 fp32, 1 bytes, 2 int64), int32 dimensions, int64 shape[4], int64 offset, int64 length
-   Tensors start at multiples of 64 bytes, so that a mapped file can be used as it is. Little-endian throughout. */
+   Tensors start at multiples of 64 bytes, so that a mapped file can be used as it is. Little-endian throughout.
+
+   Models of llm.c are read as well (magic 20240326, version 3: fp32; words 2 maximal length, 3 vocabulary, 4 layers, 5 heads, 6 channels,
+   7 padded vocabulary; tensors follow without gaps): as a model of standard attention and learned positions, without a tokenizer. */
 #ifndef GSA_CHECKPOINT_H
 #define GSA_CHECKPOINT_H
 
+#include "../tokenizer/tokenizer.h"
 #include "model.h"
 
 #ifdef __cplusplus
@@ -36,6 +40,7 @@ typedef struct {
     size_t bytes;
     const Entry *entries;
     int count;
+    Entry *made; /* the directory of a file that has none */
 } Checkpoint;
 
 /* Maps a file and checks header, length, configuration and directory; a wrong one is one sentence that names the file and
@@ -44,6 +49,7 @@ Checkpoint *checkpoint_open(const char *path, int kind);
 bool checkpoint_is_whole(const char *path, int kind);
 void checkpoint_close(Checkpoint *k);
 
+bool checkpoint_has(const Checkpoint *k, const char *name);
 /* The bytes of an entry, in the mapping; dies naming entry, both types and both shapes where they differ. dimensions 0: any
    one-dimensional length, stored in *length. */
 const void *checkpoint_find(const Checkpoint *k, const char *name, int type, int dimensions, const int64_t *shape, int64_t *length);
@@ -54,6 +60,10 @@ void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *fla
 void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data, int *count);
 /* Dies with a sentence naming the first field in which the file's configuration differs from c. */
 void checkpoint_match(const Checkpoint *k, const Config *c);
+
+/* The model's own tokenizer, or that of the file `given` (NULL: none) where it holds none; dies where the two differ, where there is neither, and
+   where the number of entries is not the model's vocabulary. */
+Tokenizer *checkpoint_tokenizer(const Checkpoint *k, const char *given);
 
 #ifdef __cplusplus
 }

@@ -640,18 +640,8 @@ int train(int argc, char **argv, const Backend *backend) {
     bool shape_from_file = start && !s.resume;
     if (shape_from_file) config = config_from_file(&s, flags, start);
     else if (!s.resume) resolve_shape(&s, flags);
-    int64_t tokenizer_length = 0;
     if (start) {
-        const void *bytes = checkpoint_find(start, "tokenizer", TYPE_BYTES, 0, NULL, &tokenizer_length);
-        char *name = xasprintf("the tokenizer in %s", start->path);
-        tokenizer = tokenizer_from_memory(bytes, (size_t)tokenizer_length, name);
-        free(name);
-        if (s.tokenizer && !s.resume) {
-            size_t size;
-            char *given = read_file(s.tokenizer, &size);
-            if (size != (size_t)tokenizer_length || memcmp(given, bytes, size) != 0) die("%s is not the tokenizer of %s; a model can only go on with its own", s.tokenizer, start->path);
-            free(given);
-        }
+        tokenizer = checkpoint_tokenizer(start, s.resume ? NULL : s.tokenizer);
     } else if (s.tokenizer) {
         tokenizer = tokenizer_load(s.tokenizer);
     } else {

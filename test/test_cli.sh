@@ -153,6 +153,36 @@ if awk "BEGIN { d = ($trained + 0) - ($measured + 0); exit !($trained > 0 && d <
 check "perplexity of a text" $infer perplexity "$model" "$dir/val.txt"
 check "the text gives what its shard gives" sh -c "grep '^loss' '$dir/ppl' >'$dir/one' && $infer perplexity '$model' '$dir/val.txt' --batch 3 2>/dev/null | grep '^loss' | cmp - '$dir/one'"
 
+# ---- a checkpoint of llm.c: 8 words, then the tensors, which in these sizes are the tail of our own file
+set -f
+check "train a GPT-2" $train $data $shape --attention standard --pos learned --steps 4 --out "$dir/gpt2"
+set +f
+gpt2=$dir/gpt2/model_00000004.bin llmc=$dir/llmc.bin
+{ printf '\306\327\064\001\003\0\0\0\040\0\0\0\220\001\0\0\001\0\0\0\002\0\0\0\040\0\0\0\0\002\0\0' && head -c 992 /dev/zero && tail -c $((4 * 30176)) "$gpt2"; } >"$llmc"
+for what in "generate FILE Once --tokens 9 --seed 3" "perplexity FILE $dir/val.txt"; do
+    check "${what%% *} ours" sh -c "$infer $(echo "$what" | sed "s|FILE|$gpt2|") >'$dir/ours'"
+    check "${what%% *} llm.c's as ours" sh -c "$infer $(echo "$what" | sed "s|FILE|$llmc|") --tokenizer '$dir/t.bin' | cmp - '$dir/ours'"
+done
+set -f
+check "train on from llm.c's" $train $data --init-from "$llmc" --batch 4 --steps 2 --sample-every 0 --out "$dir/llmc.on"
+check "train on from ours" $train $data --init-from "$gpt2" --batch 4 --steps 2 --sample-every 0 --out "$dir/gpt2.on"
+set +f
+check "to the same model" cmp "$dir/llmc.on/model_00000002.bin" "$dir/gpt2.on/model_00000002.bin"
+check "the tokenizer of a model, given again" $infer generate "$gpt2" Once --tokens 2 --tokenizer "$dir/t.bin"
+refuse "another tokenizer than the model's" 1 "t385.bin" $infer generate "$gpt2" Once --tokenizer "$dir/t385.bin"
+refuse "llm.c's without a tokenizer" 1 "--tokenizer" $infer generate "$llmc" Once
+refuse "llm.c's with a tokenizer of another size" 1 "385" $infer generate "$llmc" Once --tokenizer "$dir/t385.bin"
+refuse "train: llm.c's without a tokenizer" 1 "--tokenizer" $train --init-from "$llmc" --out "$dir/x"
+refuse "train: splats of llm.c's" 1 "tensor mu" $train $tiny --attention gsa --splat-init "$llmc" --out "$dir/x"
+refuse "fill with llm.c's" 1 "decoder" $infer fill "$llmc" "a [MASK]" --tokenizer "$dir/t.bin"
+for wrong in "4 \001 version" "24 \377\377 --channels" "12 \377\377\377\377 vocabulary" "8 \377\377\377\177 --seq" "8 \041 bytes"; do
+    set -- $wrong
+    cp "$llmc" "$dir/wrong.bin" && patch "$dir/wrong.bin" $1 "$2"
+    refuse "llm.c's with word $(($1 / 4)) wrong" 1 "$3" $infer generate "$dir/wrong.bin" Once --tokenizer "$dir/t.bin"
+done
+head -c 100000 "$llmc" >"$dir/wrong.bin"
+refuse "llm.c's cut off" 1 "truncated" $infer generate "$dir/wrong.bin" Once --tokenizer "$dir/t.bin"
+
 # ---- one prompt three ways, greedy and by seed
 printf 'Once upon a time\n' >"$dir/prompt"
 $infer generate "$model" "Once upon a time" --tokens 20 --seed 5 >"$dir/g1" 2>/dev/null
