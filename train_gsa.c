@@ -377,6 +377,7 @@ static void rope_backward(real *dx, const real *df, const real *x, size_t stride
 typedef struct {
     const real *mu, *lnp, *lnalpha;       /* (S, HS), (S, P), (S) */
     const real *lntheta, *lndelta, *lng;  /* (S), (S), one number; NULL where the head has none */
+    const real *alive;                    /* (S), 1 or 0: a dead splat's features are 0, and so are all its gradients */
     size_t S, P;                          /* P: numbers per precision, 1 isotropic, HS diagonal, HS (HS + 1) / 2 full */
 } Splats;
 
@@ -550,7 +551,7 @@ static void splat_forward(real *f, const real *x, size_t stride, const Splats *w
         real *row = f + t * HS, *response = r.response + t * S;
         const real *wave = waves ? waves + t * 2 * S : NULL;
 #pragma omp simd
-        for (size_t s = 0; s < S; s++) row[s] = exp_real(response[s] + (query ? w->lnalpha[s] : 0));
+        for (size_t s = 0; s < S; s++) row[s] = w->alive[s] > 0 ? exp_real(response[s] + (query ? w->lnalpha[s] : 0)) : 0;
         if (waves)
             for (size_t s = 0; s < S; s++) row[S + s] = row[s] * wave[S + s], row[s] *= wave[s];
         for (size_t k = waves ? 2 * S : S; k < HS; k++) row[k] = 0;
@@ -915,11 +916,12 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
 #define ROW_SUM_EPSILON 1e-6
 #endif
 
-/* c of the key features' factor exp(-c), which cancels in equation (5): the largest typical ln phi over the splats, so that the sums keep
+/* c of the key features' factor exp(-c), which cancels in equation (5): the largest typical ln phi over the living splats, so that the sums keep
    clear of the epsilon and of underflow, whatever the precision. Typical: of a random unit vector. */
 static real scan_key_scale(const Splats *w, size_t HS) {
     real most = -INFINITY;
     for (size_t s = 0; s < w->S; s++) {
+        if (!(w->alive[s] > 0)) continue;
         double trace = 0, centre = 0;
         const real *p = w->lnp + s * w->P, *mu = w->mu + s * HS;
         for (size_t k = 0; k < HS; k++) {
@@ -957,11 +959,12 @@ static ScanHead scan_head_open(const real *q, const real *k, size_t stride, cons
     splat_responses(&s.k, w, T, HS);
     for (size_t t = 0; t < T; t++) {
         real *r = s.q.response + t * S, most = -INFINITY, sum = 0;
-        for (size_t i = 0; i < S; i++) r[i] += w->lnalpha[i], most = r[i] > most ? r[i] : most;
+        for (size_t i = 0; i < S; i++) r[i] = w->alive[i] > 0 ? r[i] + w->lnalpha[i] : -INFINITY, most = r[i] > most ? r[i] : most;
         for (size_t i = 0; i < S; i++) sum += r[i] = exp_real(r[i] - most);
         for (size_t i = 0; i < S; i++) r[i] /= sum;
     }
-    for (size_t i = 0; i < T * S; i++) s.k.response[i] = exp_real(s.k.response[i] - s.key_scale);
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < S; i++) s.k.response[t * S + i] = w->alive[i] > 0 ? exp_real(s.k.response[t * S + i] - s.key_scale) : 0;
     return s;
 }
 
@@ -1240,6 +1243,7 @@ static Splats head_splats(const GSA *m, size_t l, size_t h) {
     w.lntheta = m->p.lntheta ? m->p.lntheta + g * z.S : NULL;
     w.lndelta = m->p.lndelta ? m->p.lndelta + g * z.S : NULL;
     w.lng = m->p.lng ? m->p.lng + g : NULL;
+    w.alive = m->p.alive + g * z.S;
     w.S = z.S, w.P = z.P;
     return w;
 }
@@ -1485,10 +1489,11 @@ static int64_t clamp(real *x, real low, real high) { /* a NaN stays one, for the
 static void splat_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     Sizes z = config_sizes(&m->config);
     ParameterTensors p = m->p;
-    const real start = (real)config_amplitude_start(&m->config), range = (real)SPLAT_AMPLITUDE_RANGE;
+    const real range = (real)SPLAT_AMPLITUDE_RANGE;
     real *cholesky = (real *)xmalloc(2 * z.HS * z.HS * sizeof(real)), *slope = (real *)xmalloc(2 * z.HS * sizeof(real)), *along = slope + z.HS;
     for (size_t s = 0; s < z.G * z.S; s++) {
         real *mu = p.mu + s * z.HS, *lnp = p.lnp + s * z.P;
+        if (!(p.alive[s] > 0)) continue;
         if (m->config.covariance == COVARIANCE_FULL) {
             real most = largest_precision(cholesky, lnp, z.HS);
             if (most > (real)SPLAT_PRECISION_MAX) {
@@ -1515,7 +1520,7 @@ static void splat_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
             for (size_t k = 0; k < z.HS; k++) mu[k] /= excess;
             clamped[BOUND_CENTRE]++;
         }
-        clamped[BOUND_AMPLITUDE] += clamp(&p.lnalpha[s], start - range, start + range);
+        clamped[BOUND_AMPLITUDE] += clamp(&p.lnalpha[s], p.lnalpha0[s] - range, p.lnalpha0[s] + range);
         if (p.lntheta) clamped[BOUND_FREQUENCY] += clamp(&p.lntheta[s], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
         if (p.lndelta) clamped[BOUND_DECAY] += clamp(&p.lndelta[s], -INFINITY, (real)log(SPLAT_DECAY_MAX));
     }
@@ -1533,6 +1538,7 @@ static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
+        if (group->rate == 0) continue;
         real *p = m->params + t->offset, *am = m->adam_m + t->offset, *av = m->adam_v + t->offset;
         const real *grads = m->grads + t->offset;
         real rate = (real)(u->rate * group->rate), decay = group->decay ? (real)u->weight_decay : 0, scale = (real)u->scale[group->clip];

@@ -752,7 +752,8 @@ __device__ static inline float round_tf32(float x) { /* the product itself would
 }
 
 /* What the kernels need of the splats of all G heads, renewed at each forward pass: S padded with zeros to SP, a multiple of 32.
-   slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), lnalpha (G, SP), steps (G, SP) of the waves. */
+   slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), lnalpha (G, SP), steps (G, SP) of the waves. The centre
+   of a dead splat is infinite: its responses, exp(-infinity), are 0. */
 typedef struct {
     float *slope, *precision, *centre, *lnalpha;
     uint32_t *steps; /* NULL: no envelope */
@@ -761,7 +762,7 @@ enum { SPLATS_MOST = 64 };
 static size_t splats_padded(size_t S) { return S <= 32 ? 32 : 64; }
 
 /* One warp a splat. */
-__global__ static void splat_tables_kernel(SplatTables w, const float *mu, const float *lnp, const float *lnalpha, const float *lntheta, int S, int SP, int P, int HS) {
+__global__ static void splat_tables_kernel(SplatTables w, const float *mu, const float *lnp, const float *lnalpha, const float *lntheta, const float *alive, int S, int SP, int P, int HS) {
     int s = blockIdx.x % SP;
     size_t to = blockIdx.x, from = (size_t)(blockIdx.x / SP) * S + s;
     bool real = s < S;
@@ -774,7 +775,7 @@ __global__ static void splat_tables_kernel(SplatTables w, const float *mu, const
     }
     centre = warp_sum(centre);
     if (threadIdx.x > 0) return;
-    w.centre[to] = centre;
+    w.centre[to] = real && !(alive[from] > 0) ? INFINITY : centre;
     w.lnalpha[to] = real ? lnalpha[from] : 0;
     if (w.steps) w.steps[to] = real ? wave_step(exp((double)lntheta[from])) : 0;
 }
@@ -2100,9 +2101,10 @@ __device__ static inline int clamp(float *x, float low, float high) { /* a NaN s
 }
 
 /* One warp a splat: back into its bounds, see gsa/model.h; clamped counts what was outside, by kind. */
-__global__ static void splat_bounds_kernel(unsigned long long *clamped, float *mu, float *lnp, float *lnalpha, float *lntheta, float amplitude, int P, int HS) {
+__global__ static void splat_bounds_kernel(unsigned long long *clamped, float *mu, float *lnp, float *lnalpha, float *lntheta, const float *lnalpha0, const float *alive, int P, int HS) {
     const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX), range = (float)SPLAT_AMPLITUDE_RANGE;
     size_t s = blockIdx.x;
+    if (!(alive[s] > 0)) return;
     float square = 0, slope = 0, outside = 0;
     for (int k = threadIdx.x; k < P; k += 32) outside += (float)clamp(&lnp[s * P + k], low, high);
     outside = warp_sum(outside);
@@ -2115,7 +2117,7 @@ __global__ static void splat_bounds_kernel(unsigned long long *clamped, float *m
     if (excess > 1)
         for (int k = threadIdx.x; k < HS; k += 32) mu[s * HS + k] /= excess;
     if (threadIdx.x > 0) return;
-    int counts[NUM_BOUNDS] = {(int)outside, excess > 1, clamp(&lnalpha[s], amplitude - range, amplitude + range), lntheta ? clamp(&lntheta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX)) : 0};
+    int counts[NUM_BOUNDS] = {(int)outside, excess > 1, clamp(&lnalpha[s], lnalpha0[s] - range, lnalpha0[s] + range), lntheta ? clamp(&lntheta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX)) : 0};
     for (int i = 0; i < NUM_BOUNDS; i++)
         if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]); /* whole numbers: the order does not matter */
 }
@@ -2398,7 +2400,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
         cudaCheck(cudaMemcpyAsync(a.y, m->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     }
     if (z.G) {
-        splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, stream>>>(gsa_splats(m), p.mu, p.lnp, p.lnalpha, p.lntheta, (int)z.S, (int)z.SP, (int)z.P, (int)z.HS);
+        splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, stream>>>(gsa_splats(m), p.mu, p.lnp, p.lnalpha, p.lntheta, p.alive, (int)z.S, (int)z.SP, (int)z.P, (int)z.HS);
         cudaCheck(cudaGetLastError());
     }
     encoder_forward(a.residual, a.x, w.wte, w.wpe, B, T, C, 0, stream);
@@ -2491,7 +2493,7 @@ static void splat_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     if (!z.G) return;
     cudaCheck(cudaMemsetAsync(m->a.clamped, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
     splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>((unsigned long long *)m->a.clamped, m->p.mu, m->p.lnp, m->p.lnalpha, m->p.lntheta,
-                                                                     (float)config_amplitude_start(&m->config), (int)z.P, (int)z.HS);
+                                                                     m->p.lnalpha0, m->p.alive, (int)z.P, (int)z.HS);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(clamped, m->a.clamped, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
@@ -2503,7 +2505,7 @@ static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
-        if (!t->size) continue;
+        if (!t->size || group->rate == 0) continue;
         adamw_kernel<<<CEIL_DIV(t->size, 256), 256, 0, m->stream>>>(m->params + t->offset, m->weights + t->offset, m->adam_m + t->offset, m->adam_v + t->offset, m->grads + t->offset, t->size,
                                                                     (float)(u->rate * group->rate), group->decay ? (float)u->weight_decay : 0, (float)u->scale[group->clip],
                                                                     (float)u->beta1, (float)u->beta2, correct1, correct2);

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAGIC = 20261123, VERSION = 1, LLMC_MAGIC = 20240326, LLMC_FP32 = 3, HEADER = 256, CONFIG_AT = 16, HEADS_AT = 128, ALIGN = 64, MAX_ENTRIES = 4096 };
+enum { MAGIC = 20261123, VERSION = 2, LLMC_MAGIC = 20240326, LLMC_FP32 = 3, HEADER = 256, CONFIG_AT = 16, HEADS_AT = 128, ALIGN = 64, MAX_ENTRIES = 4096 };
 static const int64_t type_bytes[] = {4, 1, 8};
 static const char *const type_names[] = {"fp32", "bytes", "int64"};
 
@@ -121,7 +121,7 @@ static char *open_checked(const char *path, int kind, Checkpoint *k) {
     memcpy(header, k->map, sizeof header);
     if (header[0] == LLMC_MAGIC) return read_llmc(path, kind, header, k);
     if (header[0] != MAGIC) return xasprintf("%s is not a checkpoint of gsa.c (magic %d, not %d) or llm.c (%d)", path, header[0], MAGIC, LLMC_MAGIC);
-    if (header[1] != VERSION) return xasprintf("%s has checkpoint version %d; this program reads version %d", path, header[1], VERSION);
+    if (header[1] != VERSION) return xasprintf("%s has checkpoint version %d; this program reads version %d; train the model anew", path, header[1], VERSION);
     if (header[2] != kind)
         return xasprintf("%s is a %s file; a %s file is needed here", path, header[2] == CHECKPOINT_STATE ? "state_*.bin" : "model_*.bin",
                          kind == CHECKPOINT_STATE ? "state_*.bin" : "model_*.bin");
@@ -210,6 +210,8 @@ void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *fla
         snprintf(name, sizeof name, "%s%s", prefix, tensors[i].name);
         memcpy(flat + tensors[i].offset, checkpoint_find(k, name, TYPE_F32, 3, tensors[i].shape, NULL), tensors[i].size * sizeof(float));
     }
+    const char *wrong = *prefix ? NULL : model_check_alive(&k->config, flat); /* weights have no prefix */
+    if (wrong) die("%s is damaged: %s", k->path, wrong);
 }
 
 void checkpoint_match(const Checkpoint *k, const Config *c) {

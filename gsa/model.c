@@ -122,6 +122,7 @@ const Group groups[NUM_GROUPS] = {
     {1, false, CLIP_WEIGHTS},  /* GROUP_VECTOR */
     {1, false, CLIP_WEIGHTS},  /* GROUP_CENTRE */
     {10, false, CLIP_SPLATS},  /* GROUP_SCALAR */
+    {0, false, CLIP_SPLATS},   /* GROUP_FIXED */
 };
 
 size_t model_tensors(const Config *c, Tensor *tensors) {
@@ -142,7 +143,8 @@ size_t model_parameters(const Config *c) {
     Tensor tensors[NUM_TENSORS];
     size_t count = 0;
     model_tensors(c, tensors);
-    for (int i = 0; i < NUM_TENSORS; i++) count += tensors[i].size;
+    for (int i = 0; i < NUM_TENSORS; i++)
+        if (groups[tensors[i].group].rate > 0) count += tensors[i].size;
     return count - (size_t)(c->Vp - c->V) * c->C;
 }
 
@@ -212,6 +214,22 @@ void model_set_precision(const Config *c, float *params, double precision) {
 }
 
 /* ---------------------------------------------------------------------------------------------- splats */
+
+const char *model_check_alive(const Config *c, const float *params) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    const float *alive = params + tensors[TENSOR_alive].offset;
+    for (int g = 0; g < config_gsa_heads(c); g++) {
+        int count = 0;
+        for (int s = 0; s < c->S; s++) {
+            float a = alive[g * c->S + s];
+            if (a != 0 && a != 1) return sentence("splat %d of GSA head %d is neither alive (1) nor dead (0) but %g", s, g, (double)a);
+            count += a == 1;
+        }
+        if (!count) return sentence("GSA head %d has no splat alive", g);
+    }
+    return NULL;
+}
 
 /* E exp(k u.x) over random unit vectors x of dimension d, |u| = 1: the series of 0F1(; d/2; k^2/4). */
 static double sphere_mean(double k, int d) {

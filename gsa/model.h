@@ -83,11 +83,11 @@ static inline int config_gsa_heads(const Config *c) { return config_gsa_before(c
 /* ---------------------------------------------------------------------------------------------- parameters */
 
 /* Optimiser groups. Splat scalars train at ten times the rate: their natural step is ten times that of a weight. They have
-   a gradient norm of their own, because d loss / d ln theta grows with T and could throttle all others. */
-enum { GROUP_MATRIX, GROUP_VECTOR, GROUP_CENTRE, GROUP_SCALAR, NUM_GROUPS };
+   a gradient norm of their own, because d loss / d ln theta grows with T and could throttle all others. GROUP_FIXED is never trained. */
+enum { GROUP_MATRIX, GROUP_VECTOR, GROUP_CENTRE, GROUP_SCALAR, GROUP_FIXED, NUM_GROUPS };
 enum { CLIP_WEIGHTS, CLIP_SPLATS, NUM_CLIPS };
 typedef struct {
-    double rate;  /* times the learning rate */
+    double rate;  /* times the learning rate; 0: has no gradient and is no parameter of the model, only part of its description */
     bool decay;   /* weight decay applies */
     int clip;     /* whose norm it is clipped by */
 } Group;
@@ -108,6 +108,8 @@ enum { START_NORMAL, START_RESIDUAL, START_ZERO, START_ONE, START_SPHERE, START_
     X(mu, config_gsa_heads(c), c->S, config_head_size(c), START_SPHERE, GROUP_CENTRE)                /* centres */             \
     X(lnp, config_gsa_heads(c), c->S, config_precisions(c), START_ZERO, GROUP_SCALAR) /* see model_set_precision */                \
     X(lnalpha, config_gsa_heads(c), c->S, 1, START_AMPLITUDE, GROUP_SCALAR)                                                    \
+    X(lnalpha0, config_gsa_heads(c), c->S, 1, START_AMPLITUDE, GROUP_FIXED)        /* what the bound of lnalpha is relative to */ \
+    X(alive, config_gsa_heads(c), c->S, 1, START_ONE, GROUP_FIXED)              /* 1 or 0, at least one a head: see below */  \
     X(lntheta, config_has_cosine(c) ? config_gsa_heads(c) : 0, c->S, 1, START_FREQUENCY, GROUP_SCALAR)                         \
     X(lndelta, config_has_decay(c) ? config_gsa_heads(c) : 0, c->S, 1, START_DECAY, GROUP_SCALAR)                              \
     X(lng, c->attention == ATTENTION_EXTEND ? config_gsa_heads(c) : 0, 1, 1, START_GAIN, GROUP_SCALAR)                         \
@@ -138,14 +140,18 @@ typedef struct {
 
 /* Fills tensors[NUM_TENSORS]; returns the length of the flat buffer, padding between tensors included. */
 size_t model_tensors(const Config *c, Tensor *tensors);
-/* Number of parameters; without the padding of the buffer and of the vocabulary. */
+/* Number of trained parameters; without the padding of the buffer and of the vocabulary. */
 size_t model_parameters(const Config *c);
 /* Starting values of all parameters into a flat buffer; depends on the configuration and seed alone. */
 void model_start(const Config *c, float *params, uint64_t seed);
 /* Gives all splats this isotropic precision, in whichever form the configuration keeps it. */
 void model_set_precision(const Config *c, float *params, double precision);
 
-/* ---------------------------------------------------------------------------------------------- splats */
+/* ---------------------------------------------------------------------------------------------- splats
+
+   Each GSA head has S slots for splats. A slot with alive = 0 is dead: it takes no part (its features are 0), has no gradient and is not put
+   back into bounds. NULL where every slot is 1 or 0 and every head has one alive, else a sentence. */
+const char *model_check_alive(const Config *c, const float *params);
 
 /* Bounds of splat parameters, applied after each update. */
 #define SPLAT_PRECISION_START 4.0
@@ -153,14 +159,14 @@ void model_set_precision(const Config *c, float *params, double precision);
 #define SPLAT_PRECISION_MAX 40.0
 #define SPLAT_CENTRE_MAX 2.0         /* |mu| */
 #define SPLAT_SLOPE_MAX 40.0         /* |Lambda mu| */
-#define SPLAT_AMPLITUDE_RANGE 2.302585092994046 /* ln 10: |ln alpha - its start| */
+#define SPLAT_AMPLITUDE_RANGE 2.302585092994046 /* ln 10: |lnalpha - lnalpha0| */
 #define SPLAT_FREQUENCY_MAX 3.141592653589793
 #define SPLAT_DECAY_MAX 0.14
 
 /* The starting ln alpha: logits sum_s alpha phi_s(q) phi_s(k) of random unit vectors q, k have standard deviation 1,
    for S centres that are random unit vectors of dimension d and isotropic precision SPLAT_PRECISION_START. */
 double splat_amplitude_start(int S, int d);
-double config_amplitude_start(const Config *c); /* that, or 0 for the linear mixer: the reference that bounds are relative to */
+double config_amplitude_start(const Config *c); /* that, or 0 for the linear mixer */
 
 #ifdef __cplusplus
 }

@@ -100,7 +100,7 @@ void start_components(float *mu, int S, const float *keys, size_t n, int d, uint
 }
 
 void start_from_file(const Config *c, float *params, const Checkpoint *other) {
-    static const int splats[] = {TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lntheta, TENSOR_lndelta, TENSOR_lng};
+    static const int splats[] = {TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lnalpha0, TENSOR_alive, TENSOR_lntheta, TENSOR_lndelta, TENSOR_lng};
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
     for (size_t i = 0; i < sizeof splats / sizeof *splats; i++) {

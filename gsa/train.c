@@ -683,7 +683,7 @@ int train(int argc, char **argv, const Backend *backend) {
     Tensor tensors[NUM_TENSORS];
     size_t total = model_tensors(&config, tensors), splat_parameters = 0;
     for (int i = 0; i < NUM_TENSORS; i++)
-        if (groups[tensors[i].group].clip == CLIP_SPLATS || tensors[i].group == GROUP_CENTRE) splat_parameters += tensors[i].size;
+        if (tensors[i].group == GROUP_SCALAR || tensors[i].group == GROUP_CENTRE) splat_parameters += tensors[i].size;
     backend->memory(&config, B, bytes);
     printf("%s\n", backend->name());
     printf("memory        ");

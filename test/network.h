@@ -57,7 +57,7 @@ static GSA *scattered_model(const Config *c, size_t B, uint64_t seed) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         size_t n = i == TENSOR_wte ? (size_t)c->V * c->C : t->size; /* the padding of the vocabulary stays 0 */
-        double noise = t->group == GROUP_MATRIX ? 0.3 : 0.2;
+        double noise = t->group == GROUP_FIXED ? 0 : t->group == GROUP_MATRIX ? 0.3 : 0.2;
         for (size_t k = 0; k < n; k++) m->params[t->offset + k] = (real)(start[t->offset + k] + noise * rng_normal(&rng));
     }
     free(start);

@@ -250,10 +250,11 @@ static Pair make_pair(const Config *c, size_t B, uint64_t seed) {
         const Tensor *t = &p.c->tensors[i];
         float *w = p.c->params + t->offset;
         size_t n = i == TENSOR_wte ? (size_t)c->V * c->C : t->size; /* the padding of the vocabulary stays 0 */
-        for (size_t k = 0; k < n; k++) w[k] += (float)((t->group == GROUP_MATRIX ? 0.05 : 0.2) * rng_normal(&rng));
+        for (size_t k = 0; k < n && t->group != GROUP_FIXED; k++) w[k] += (float)((t->group == GROUP_MATRIX ? 0.05 : 0.2) * rng_normal(&rng));
         bool splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
         if (!splat) round_numbers(w, n);
     }
+    for (int g = 0; g < config_gsa_heads(c) && c->S > 1; g++) p.c->p.alive[g * c->S + (g + 1) % c->S] = 0; /* a dead splat in every head */
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     p.x = (int *)xmalloc(2 * B * p.T * sizeof(int)), p.y = p.x + B * p.T;
     cpu::random_tokens(p.x, B * p.T, c->V, &rng);
@@ -293,7 +294,7 @@ static void test_heads(int kind, size_t B, size_t T) {
     cpu::gsa_splat_waves(c, c->a.splat_waves, T, 0);
     cpu::features_forward(c, c->a.fq, c->a.fk, qkv, l, B, T, c->rope_waves, c->a.splat_waves);
     cudaCheck(cudaMemcpy(g->a.qkv + l * N * 3 * A, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
-    if (z.G) splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, g->stream>>>(gsa_splats(g), g->p.mu, g->p.lnp, g->p.lnalpha, g->p.lntheta, (int)z.S, (int)z.SP, (int)z.P, (int)z.HS);
+    if (z.G) splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, g->stream>>>(gsa_splats(g), g->p.mu, g->p.lnp, g->p.lnalpha, g->p.lntheta, g->p.alive, (int)z.S, (int)z.SP, (int)z.P, (int)z.HS);
     floatX *features = g->a.features + l * N * 2 * A, *device_qkv = g->a.qkv + l * N * 3 * A;
     bool mapped = head_list(&config, l, HEAD_SPLAT).count || head_list(&config, l, HEAD_STANDARD).count;
     if (mapped) cudaCheck(cudaMemset(features, 0xFF, N * 2 * A * sizeof(floatX)));
@@ -386,7 +387,7 @@ static void test_model(int kind, int updates) {
     const float *grads = cuda_read(p.g, BUFFER_GRADS);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &p.c->tensors[i];
-        if (!t->size) continue;
+        if (!t->size || t->group == GROUP_FIXED) continue;
         bool waves = i == TENSOR_lntheta, splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
         COMPARE(grads + t->offset, p.c->grads + t->offset, t->size, waves ? WAVES : splat ? MODEL_SPLATS : MODEL, "%s: gradient of %s", what, t->name);
         double along = cosine(grads + t->offset, p.c->grads + t->offset, t->size);

@@ -31,7 +31,7 @@ typedef struct {
     size_t n[NUM_INPUTS];
     double *x[NUM_INPUTS];
     real *r[NUM_INPUTS], *g[NUM_INPUTS]; /* g: gradients */
-    real *out, *dout, *lse, *rho;
+    real *alive, *out, *dout, *lse, *rho;
     double *expected, *expected_lse;
 } Head;
 
@@ -58,6 +58,8 @@ static Head make_head(size_t T, size_t HS, size_t S, int covariance, int envelop
         if (n[LNDELTA]) h.r[LNDELTA][s] = (real)(s == 1 ? log(1e-6) : log(SPLAT_DECAY_MAX) * (1 - along) + log(5e-4) * along);
     }
     if (n[LNG]) h.r[LNG][0] = 0.7f;
+    h.alive = numbers(S, 0, NULL);
+    for (size_t s = 0; s < S; s++) h.alive[s] = 1;
     h.out = numbers(T * HS, 0, NULL), h.dout = numbers(T * HS, 1, &rng), h.lse = numbers(T, 0, NULL), h.rho = numbers(T, 0, NULL);
     h.expected = (double *)numbers(2 * T * HS, 0, NULL), h.expected_lse = (double *)numbers(2 * T, 0, NULL);
     take_numbers(&h);
@@ -155,7 +157,7 @@ static void formula(const Head *h, double *out, double *lse) {
 
 static Splats splats_of(const Head *h) {
     return (Splats){.mu = h->r[MU], .lnp = h->r[LNP], .lnalpha = h->r[LNALPHA], .lntheta = h->n[LNTHETA] ? h->r[LNTHETA] : NULL, .lndelta = h->n[LNDELTA] ? h->r[LNDELTA] : NULL,
-                    .lng = h->n[LNG] ? h->r[LNG] : NULL, .S = h->S, .P = h->P};
+                    .lng = h->n[LNG] ? h->r[LNG] : NULL, .alive = h->alive, .S = h->S, .P = h->P};
 }
 
 /* What the model does for such a head: forward, and backward where asked. */
@@ -767,7 +769,7 @@ static void test_start_from_file(void) {
     start_from_file(&to, n->params, k);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &n->tensors[i];
-        bool splats = t->group == GROUP_CENTRE || t->group == GROUP_SCALAR;
+        bool splats = t->group == GROUP_CENTRE || t->group == GROUP_SCALAR || t->group == GROUP_FIXED;
         const real *expected = splats ? m->params + m->tensors[i].offset : before + t->offset;
         CHECK(memcmp(n->params + t->offset, expected, t->size * sizeof(real)) == 0, "splats of another model: %s %s", t->name, splats ? "arrives" : "stays");
     }
