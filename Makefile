@@ -81,6 +81,7 @@ infer.libs                 := $(NETWORK_LIBS)
 tokenizer/train_bpe.libs   := -lutf8proc -lcjson
 tokenizer/tokenize.libs    := -lutf8proc
 data/prepare.libs          := -lutf8proc
+data/make_stories.libs     := -lcjson
 $(foreach t,$(TESTS),$(eval test/$(t).libs := $(NETWORK_LIBS)))
 
 # ---- rules

@@ -720,6 +720,54 @@ static void test_stories(void) {
     CHECK(sentence_length("\"Is it?\" asked Mia. So.", 23) == 19 && sentence_length("No.\nYes.", 8) == 3 && sentence_length("\"No!\" He ran.", 13) == 5 && sentence_length("cut of", 6) == 6, "sentences are split");
 }
 
+/* What the reader of the grammar thinks of the questions: right endings follow the story, wrong ones contradict it. */
+static void test_story_tasks(void) {
+    enum { N = 400 };
+    int without = 0, unfit = 0, labels[STORY_ENDINGS] = {0}, right = 0, wrong = 0, words = 0, cut = 0, known = 0;
+    for (int i = 0; i < N; i++) {
+        char *context, *endings[STORY_ENDINGS];
+        int label;
+        size_t n;
+        char *whole = story(6, (uint64_t)i, &n);
+        if (!story_choice(6, (uint64_t)i, &context, endings, &label)) {
+            without++;
+            free(whole);
+            continue;
+        }
+        labels[label]++;
+        Said said = nothing_said();
+        for (const char *p = context, *end = p + strlen(context); p < end;) {
+            size_t length = sentence_length(p, (size_t)(end - p));
+            if (!match_sentence(p, length, &said)) unfit++;
+            for (p += length; p < end && isspace((unsigned char)*p);) p++;
+        }
+        char *told = xasprintf("%s%s%s", context, context[strlen(context) - 1] == '\n' ? "" : " ", endings[label]);
+        unfit += strncmp(whole, told, strlen(told)) != 0;
+        for (int e = 0; e < STORY_ENDINGS; e++) {
+            Said then = said;
+            int fits = match_sentence(endings[e], strlen(endings[e]), &then);
+            right += e == label && fits, wrong += e != label && fits;
+            for (int other = 0; other < e; other++) unfit += strcmp(endings[e], endings[other]) == 0;
+            free(endings[e]);
+        }
+        free(context), free(told);
+
+        char *text = story_last_word(6, (uint64_t)i);
+        if (text) {
+            char *last = strrchr(text, ' ') + 1, *earlier = strstr(text, last);
+            while (earlier < last && (isalpha((unsigned char)earlier[-1]) || isalpha((unsigned char)earlier[strlen(last)]))) earlier = strstr(earlier + 1, last);
+            words++;
+            cut += strncmp(text, whole, strlen(text)) == 0 && !isalpha((unsigned char)whole[strlen(text)]);
+            known += earlier < last;
+        }
+        free(text), free(whole);
+    }
+    CHECK(without == 0 && unfit == 0, "every story has a question: %d have none; contexts and right endings are the stories': %d are not", without, unfit);
+    CHECK(right == N && wrong == 0, "%d of %d right endings follow the story, %d of %d wrong ones", right, N, wrong, 3 * N);
+    for (int e = 0; e < STORY_ENDINGS; e++) CHECK(labels[e] > N / 8 && labels[e] < N / 2, "the answer is at any place: %d times at %d", labels[e], e);
+    CHECK(words > N / 2 && cut == words && known == words, "%d last words, %d of them at the end of a piece of the story, %d said before", words, cut, known);
+}
+
 static void test_make_stories(void) {
     char *path = in_folder("made.txt"), *out = getenv("OUT");
     size_t n, expected_bytes;
@@ -740,6 +788,37 @@ static void test_make_stories(void) {
     status = run(command);
     CHECK(status == 2, "--out is needed");
     free(command);
+    char *context, *endings[STORY_ENDINGS];
+    int label;
+    for (int last = 0; last < 2; last++) { /* a line of each form, taken apart by hand: these texts have no escapes but quotes and newlines */
+        command = xasprintf("./%sdata/make_stories --tasks %s --count 1 --first 3 --seed 6 --out %s 2>/dev/null", out ? out : "", last ? "last-word" : "choice", path);
+        status = run(command);
+        char *line = read_file(path, &n), *plain = (char *)xmalloc(n + 1), *p = plain, *expected;
+        for (const char *q = line; *q; q++) {
+            if (*q == '\\') q++, *p++ = *q == 'n' ? '\n' : *q;
+            else *p++ = *q;
+        }
+        *p = 0;
+        if (last) {
+            char *text = story_last_word(6, 3);
+            expected = xasprintf("{\"text\":\"%s\"}\n", text);
+            free(text);
+        } else {
+            story_choice(6, 3, &context, endings, &label);
+            expected = xasprintf("{\"ctx\":\"%s\",\"endings\":[\"%s\",\"%s\",\"%s\",\"%s\"],\"label\":%d}\n", context, endings[0], endings[1], endings[2], endings[3], label);
+            free(context);
+            for (int e = 0; e < STORY_ENDINGS; e++) free(endings[e]);
+        }
+        CHECK(status == 0 && strcmp(plain, expected) == 0, "a task file: %s", plain);
+        free(line), free(plain), free(expected), free(command);
+    }
+    const char *const bad[] = {"--tasks choice --bytes 5", "--count 5", "--tasks both", "--tasks choice --count 0"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        command = xasprintf("./%sdata/make_stories %s --out %s 2>/dev/null", out ? out : "", bad[i], path);
+        status = run(command);
+        CHECK(status == 2, "make_stories %s is refused", bad[i]);
+        free(command);
+    }
     free(path);
 }
 
@@ -766,6 +845,7 @@ int main(int argc, char **argv) {
     test_loader();
     test_epoch_sizes();
     test_stories();
+    test_story_tasks();
     test_make_stories();
     test_prepare();
     test_safe_cuts();
