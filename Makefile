@@ -49,7 +49,7 @@ BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL
 PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories
 TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 TOOLS    := test/check_stories
-BENCHES  := dev/scan_bench
+BENCHES  := dev/scan_bench dev/logits
 ifeq ($(config)$(if $(NVCC),-cuda),release-cuda) # the sanitizers do not see device code
 CUDA_PROGRAMS := train_gsacu
 ifneq ($(GPU_ARCH),) # minutes of compiling, and nothing to run without a card
@@ -72,7 +72,9 @@ data/prepare.parts         := gsa/loader $(TOKENIZER) $(COMMON)
 data/make_stories.parts    := data/stories $(COMMON)
 test/check_stories.parts   := data/stories $(COMMON)
 dev/scan_bench.parts       := $(MODEL)
+dev/logits.parts           := $(MODEL)
 dev/scan_bench.libs         = $(NETWORK_LIBS)
+dev/logits.libs             = $(NETWORK_LIBS)
 $(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL)))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc

@@ -207,6 +207,7 @@ void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *fla
     model_tensors(&k->config, tensors);
     for (int i = 0; i < NUM_TENSORS; i++) {
         char name[64];
+        if (!tensors[i].size) continue;
         snprintf(name, sizeof name, "%s%s", prefix, tensors[i].name);
         memcpy(flat + tensors[i].offset, checkpoint_find(k, name, TYPE_F32, 3, tensors[i].shape, NULL), tensors[i].size * sizeof(float));
     }

@@ -3,7 +3,7 @@
 
    header  0 magic 20261123   1 version 2   2 kind (1 model, 2 state)   3 entries   4, 5 file length in bytes (low, high)
            6 step   16.. the CONFIG_FIELDS of model.h in order   128.. GSA heads: for each of 64 layers a mask of 64 bits (low, high)
-   entry   128 bytes: name[64], int32 type (0 fp32, 1 bytes, 2 int64), int32 dimensions, int64 shape[4], int64 offset, int64 length
+   entry   120 bytes: name[64], int32 type (0 fp32, 1 bytes, 2 int64), int32 dimensions, int64 shape[4], int64 offset, int64 length
    Tensors start at multiples of 64 bytes, so that a mapped file can be used as it is. Little-endian throughout.
 
    Models of llm.c are read as well (magic 20240326, version 3: fp32; words 2 maximal length, 3 vocabulary, 4 layers, 5 heads, 6 channels,
@@ -54,7 +54,7 @@ bool checkpoint_has(const Checkpoint *k, const char *name);
    one-dimensional length, stored in *length. */
 const void *checkpoint_find(const Checkpoint *k, const char *name, int type, int dimensions, const int64_t *shape, int64_t *length);
 
-/* All tensors of model.h's table, entry PREFIX + name, into a flat buffer; the weights, of prefix "", are checked by model_check_alive. */
+/* All tensors of model.h's table that the model has, entry PREFIX + name, into a flat buffer; the weights, of prefix "", are checked by model_check_alive. */
 void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *flat);
 /* Appends an entry for each tensor of the table to entries and data at *count. */
 void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data, int *count);

@@ -183,6 +183,45 @@ done
 head -c 100000 "$llmc" >"$dir/wrong.bin"
 refuse "llm.c's cut off" 1 "truncated" $infer generate "$dir/wrong.bin" Once --tokenizer "$dir/t.bin"
 
+# ---- to safetensors and back, every byte; a safetensors file from elsewhere has no metadata of ours
+if python3 -c 'import numpy' 2>/dev/null; then
+    for file in "$gpt2" "$dir/p/model_00000006.bin" "$dir/m/model_00000004.bin" "$dir/u/model_00000003.bin" "$dir/kmeans/model_00000002.bin"; do
+        rm -rf "$dir/folder"
+        check "convert $file" python3 dev/convert.py "$file" "$dir/folder"
+        check "convert $file back" python3 dev/convert.py "$dir/folder" "$dir/back.bin"
+        check "$file there and back" cmp "$file" "$dir/back.bin"
+    done
+    check "convert a GPT-2" python3 dev/convert.py "$gpt2" "$dir/folder"
+    cat >"$dir/foreign.py" <<'END' # as from elsewhere: other order of tensors, a prefix, no metadata
+import json, struct, sys
+data = open(sys.argv[1], "rb").read()
+n = struct.unpack("<Q", data[:8])[0]
+header, raw = json.loads(data[8:8 + n]), data[8 + n:]
+del header["__metadata__"]
+new, out = {}, b""
+for name in sorted(header):
+    begin, end = header[name]["data_offsets"]
+    new["transformer." + name] = dict(header[name], data_offsets=[len(out), len(out) + end - begin])
+    out += raw[begin:end]
+text = json.dumps(new).encode()
+open(sys.argv[1], "wb").write(struct.pack("<Q", len(text)) + text + out)
+END
+    python3 "$dir/foreign.py" "$dir/folder/model.safetensors"
+    check "convert a foreign GPT-2" python3 dev/convert.py "$dir/folder" "$dir/back.bin"
+    check "its words are ours" sh -c "$infer perplexity '$gpt2' '$dir/val.txt' >'$dir/ours' && $infer perplexity '$dir/back.bin' '$dir/val.txt' | cmp - '$dir/ours'"
+    rm "$dir/folder/tokenizer.bin"
+    check "convert it without a tokenizer" python3 dev/convert.py "$dir/folder" "$dir/back.bin"
+    check "it takes one from a file" sh -c "$infer perplexity '$dir/back.bin' '$dir/val.txt' --tokenizer '$dir/t.bin' | cmp - '$dir/ours'"
+    refuse "it needs one" 1 "--tokenizer" $infer perplexity "$dir/back.bin" "$dir/val.txt"
+    head -c 5000 "$dir/folder/model.safetensors" >"$dir/short" && mv "$dir/short" "$dir/folder/model.safetensors"
+    refuse "convert a truncated file" 1 "model.safetensors" python3 dev/convert.py "$dir/folder" "$dir/back.bin"
+    head -c 50000 "$gpt2" >"$dir/short"
+    refuse "convert a truncated model" 1 "short" python3 dev/convert.py "$dir/short" "$dir/folder"
+else
+    echo "skip safetensors: no python3 with numpy"
+    skipped=$((skipped + 1))
+fi
+
 # ---- one prompt three ways, greedy and by seed
 printf 'Once upon a time\n' >"$dir/prompt"
 $infer generate "$model" "Once upon a time" --tokens 20 --seed 5 >"$dir/g1" 2>/dev/null

@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+"""Models between our format and safetensors with GPT-2's tensor names, bit for bit in both directions. Needs numpy only.
+
+    dev/convert.py model_00001000.bin FOLDER           writes FOLDER/model.safetensors and FOLDER/tokenizer.bin, and FOLDER/config.json where
+                                                       the model is a plain GPT-2, so that transformers' from_pretrained(FOLDER) takes it
+    dev/convert.py FOLDER model.bin                    FOLDER as above, or with a GPT-2 from elsewhere: model.safetensors and config.json
+        --tokenizer FILE                               for a FOLDER without tokenizer.bin; without either the model holds none, and infer needs
+                                                       --tokenizer
+
+Matrices are transposed (GPT-2 keeps them as (in, out)), layers are tensors of their own (h.0.attn.c_attn.weight), the padding of the vocabulary is left
+out. What GPT-2 lacks keeps the name of gsa/model.h: gsa.mu, gsa.lnp and so on, with one line per GSA head. Configuration, step and directory stand in
+the file's metadata, so that every kind of model comes back as it was."""
+import argparse
+import json
+import os
+import re
+import struct
+import sys
+
+import numpy as np
+
+
+
+def source(path, pattern):
+    """what the C sources say, so that it stands in one place"""
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", path), encoding="utf-8") as f:
+        return re.findall(pattern, f.read(), re.M)
+
+
+MAGIC, ALIGN = 20261123, 64
+VERSION = int(source("gsa/checkpoint.c", r"\bVERSION = (\d+)")[0])
+FIELDS = source("gsa/model.h", r'^ +X\((\w+), "')  # CONFIG_FIELDS, in the order of a file's header
+FP32, BYTES = 0, 1  # types of entries
+ENTRY = struct.Struct("<64sii4qqq")
+
+# ours, GPT-2's within a layer, transposed
+LAYER = [("ln1w", "ln_1.weight", False), ("ln1b", "ln_1.bias", False), ("qkvw", "attn.c_attn.weight", True), ("qkvb", "attn.c_attn.bias", False),
+         ("attprojw", "attn.c_proj.weight", True), ("attprojb", "attn.c_proj.bias", False), ("ln2w", "ln_2.weight", False), ("ln2b", "ln_2.bias", False),
+         ("fcw", "mlp.c_fc.weight", True), ("fcb", "mlp.c_fc.bias", False), ("fcprojw", "mlp.c_proj.weight", True), ("fcprojb", "mlp.c_proj.bias", False)]
+WHOLE = {"wte": "wte.weight", "wpe": "wpe.weight", "lnfw": "ln_f.weight", "lnfb": "ln_f.bias"}
+OF_LAYER = {ours: (theirs, transposed) for ours, theirs, transposed in LAYER}
+
+
+def die(sentence):
+    sys.exit(f"convert.py: {sentence}")
+
+
+def write_file(path, *pieces):
+    with open(path + ".tmp", "wb") as f:
+        for piece in pieces:
+            f.write(piece)
+    os.replace(path + ".tmp", path)
+
+
+def read_bytes(path):
+    try:
+        with open(path, "rb") as f:
+            return f.read()
+    except OSError as error:
+        die(f"cannot read {path}: {error.strerror}")
+
+
+# ---- our format (gsa/checkpoint.h)
+
+
+def read_model(path):
+    """(configuration, masks of GSA heads, step, [(name, type, shape)], {name: array or bytes})"""
+    data = read_bytes(path)
+    header = struct.unpack_from("<256i", data) if len(data) >= 1024 else [0]
+    if header[0] != MAGIC:
+        die(f"{path} is not a model file of gsa.c")
+    if header[1] != VERSION or header[2] != 1:
+        die(f"{path} is of version {header[1]}, kind {header[2]}; only model files of version {VERSION} are known")
+    if struct.unpack_from("<q", data, 16)[0] != len(data) or 1024 + header[3] * ENTRY.size > len(data):
+        die(f"{path} is truncated or damaged")
+    config = dict(zip(FIELDS, header[16:]))
+    heads = list(struct.unpack_from("<64Q", data, 512))
+    directory, tensors = [], {}
+    for i in range(header[3]):
+        name, kind, dimensions, *shape, offset, count = ENTRY.unpack_from(data, 1024 + i * ENTRY.size)
+        name, shape = name.split(b"\0")[0].decode("ascii", "replace"), shape[:dimensions]
+        if kind not in (FP32, BYTES):
+            die(f"{path}: tensor {name} is neither fp32 nor bytes; convert the model that it was quantized from")
+        if offset < 0 or count < 0 or offset + count > len(data) or count != int(np.prod(shape, dtype=object)) * (4 if kind == FP32 else 1):
+            die(f"{path} is damaged: entry {i} of its directory is not sound")
+        directory.append((name, kind, shape))
+        raw = data[offset:offset + count]
+        tensors[name] = raw if kind == BYTES else np.frombuffer(raw, "<f4").reshape(shape)
+    return config, heads, header[6], directory, tensors
+
+
+def write_model(path, config, heads, step, directory, tensors):
+    at, entries, places = 1024 + len(directory) * ENTRY.size, b"", []
+    for name, kind, shape in directory:
+        at = (at + ALIGN - 1) // ALIGN * ALIGN
+        count = int(np.prod(shape, dtype=object)) * (4 if kind == FP32 else 1)
+        entries += ENTRY.pack(name.encode(), kind, len(shape), *(list(shape) + [0] * (4 - len(shape))), at, count)
+        places.append((at, name, count))
+        at += count
+    header = np.zeros(256, "<i4")
+    header[:4], header[6] = [MAGIC, VERSION, 1, len(directory)], step
+    header[4:6] = np.frombuffer(struct.pack("<q", at), "<i4")
+    header[16:16 + len(FIELDS)] = [config.get(f, 0) for f in FIELDS]
+    header[128:256] = np.frombuffer(struct.pack("<64Q", *heads), "<i4")
+    pieces, written = [header.tobytes(), entries], 1024 + len(entries)
+    for at, name, count in places:
+        data = tensors[name] if isinstance(tensors[name], bytes) else np.ascontiguousarray(tensors[name], "<f4").tobytes()
+        if len(data) != count:
+            die(f"tensor {name} has {len(data)} bytes, not {count}")
+        pieces += [bytes(at - written), data]
+        written = at + count
+    write_file(path, *pieces)
+
+
+# ---- safetensors: the header's length in 8 bytes, a JSON header, raw numbers
+
+
+def read_safetensors(path):
+    """({name: array}, metadata); bf16 and fp16 become fp32, which holds them exactly"""
+    data = read_bytes(path)
+    length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else 0
+    try:
+        header = json.loads(data[8:8 + length]) if 0 < length <= len(data) - 8 else None
+        metadata = header.pop("__metadata__", {})
+        tensors = {}
+        for name, t in header.items():
+            begin, end = t["data_offsets"]
+            raw, kind = data[8 + length + begin:8 + length + end], t["dtype"]
+            if not 0 <= begin <= end <= len(data) - 8 - length:
+                raise ValueError
+            if kind == "BF16":
+                array = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+            elif kind in ("F32", "F16"):
+                array = np.frombuffer(raw, "<f4" if kind == "F32" else "<f2").astype("<f4", copy=False)
+            else:
+                continue  # GPT-2's masks are of other types
+            tensors[name] = array.reshape(t["shape"])
+        return tensors, metadata
+    except (ValueError, KeyError, TypeError, AttributeError):
+        die(f"{path} is not a safetensors file, or damaged")
+
+
+def write_safetensors(path, tensors, metadata):
+    header, at = {"__metadata__": metadata}, 0
+    for name, array in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    write_file(path, struct.pack("<Q", len(text)), text, *(np.ascontiguousarray(a, "<f4").tobytes() for a in tensors.values()))
+
+
+# ---- from one to the other
+
+
+def to_safetensors(path, folder):
+    config, heads, step, directory, tensors = read_model(path)
+    V, out = config["V"], {}
+    for name, kind, shape in directory:
+        t = tensors[name]
+        if kind == BYTES or t.size == 0:
+            continue
+        if name == "wte":
+            out[WHOLE[name]] = t[:V, :, 0]
+            if t[V:].tobytes().strip(b"\0"):  # an encoder may keep its [MASK] there
+                out["gsa.wte_padding"] = t[V:, :, 0]
+        elif name in WHOLE:
+            out[WHOLE[name]] = t.reshape([n for n in shape if n != 1] if name != "wpe" else shape[:2])
+        elif name in OF_LAYER:
+            theirs, transposed = OF_LAYER[name]
+            for l in range(config["L"]):
+                out[f"h.{l}.{theirs}"] = t[l].T if transposed else t[l].reshape(-1)
+        else:
+            out["gsa." + name] = t
+    plain = config["attention"] == 0 and config["position"] == 0 and config["window"] == 0 and config["objective"] == 0
+    os.makedirs(folder, exist_ok=True)
+    if "tokenizer" in tensors:
+        write_file(os.path.join(folder, "tokenizer.bin"), tensors["tokenizer"])
+    if plain:
+        text = json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_layer": config["L"],
+                           "n_head": config["NH"], "n_embd": config["C"], "n_positions": config["T"], "n_ctx": config["T"], "vocab_size": V, "attn_pdrop": 0.0,
+                           "embd_pdrop": 0.0, "resid_pdrop": 0.0}, indent=2)
+        write_file(os.path.join(folder, "config.json"), text.encode() + b"\n")
+    write_safetensors(os.path.join(folder, "model.safetensors"), out,
+                      {"format": "pt", "gsa": json.dumps({"config": config, "heads": heads[:config["L"]], "step": step, "directory": directory})})
+    return f"{folder}: {len(out)} tensors, {'a plain GPT-2' if plain else 'of a kind that only gsa.c runs'}"
+
+
+def foreign_config(folder, tensors):
+    """the configuration of a GPT-2 that did not come from us"""
+    T, C = tensors["wpe.weight"].shape
+    V, L = len(tensors["wte.weight"]), 0
+    while f"h.{L}.ln_1.weight" in tensors:
+        L += 1
+    path = os.path.join(folder, "config.json")
+    try:
+        theirs = json.loads(read_bytes(path))
+    except ValueError:
+        die(f"{path} is not JSON")
+    for key, value in (("activation_function", "gelu_new"), ("layer_norm_epsilon", 1e-5), ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+        if theirs.get(key, value) != value:
+            die(f"{path}: {key} is {theirs[key]}, and this program's models have {value}")
+    if not isinstance(theirs.get("n_head"), int):
+        die(f"{path} does not say n_head, the number of heads")
+    head = tensors.pop("lm_head.weight", tensors["wte.weight"])
+    if head.tobytes() != tensors["wte.weight"].tobytes():
+        die(f"{folder}: its lm_head is not its token embedding, as it must be here")
+    return dict.fromkeys(FIELDS, 0) | {"T": T, "V": V, "Vp": (V + 127) // 128 * 128, "L": L, "NH": theirs["n_head"], "C": C}
+
+
+def from_safetensors(folder, path, tokenizer):
+    tensors, metadata = read_safetensors(os.path.join(folder, "model.safetensors"))
+    tensors = {name.removeprefix("transformer."): t for name, t in tensors.items()}
+    own = os.path.join(folder, "tokenizer.bin")
+    file = tokenizer or (own if os.path.exists(own) else None)
+    out, step, heads = {}, 0, []
+    if file:
+        out["tokenizer"] = read_bytes(file)
+    try:
+        if "gsa" in metadata:
+            ours = json.loads(metadata["gsa"])
+            config, heads, step, directory = ours["config"], ours["heads"], ours["step"], ours["directory"]
+            if any(name == "tokenizer" for name, _, _ in directory) and not file:
+                die(f"{folder} has no tokenizer.bin, which belongs to its model; put it back or name it with --tokenizer")
+            directory = [(name, kind, [len(out[name])] if kind == BYTES else shape) for name, kind, shape in directory]
+        else:
+            config = foreign_config(folder, tensors)
+            T, Vp, L, C = config["T"], config["Vp"], config["L"], config["C"]
+            directory = [("tokenizer", BYTES, [len(out["tokenizer"])])] if file else []
+            directory += [(name, FP32, shape) for name, shape in (
+                ("wte", [Vp, C, 1]), ("wpe", [T, C, 1]), ("ln1w", [L, C, 1]), ("ln1b", [L, C, 1]), ("qkvw", [L, 3 * C, C]), ("qkvb", [L, 3 * C, 1]), ("attprojw", [L, C, C]),
+                ("attprojb", [L, C, 1]), ("ln2w", [L, C, 1]), ("ln2b", [L, C, 1]), ("fcw", [L, 4 * C, C]), ("fcb", [L, 4 * C, 1]), ("fcprojw", [L, C, 4 * C]),
+                ("fcprojb", [L, C, 1]), ("lnfw", [1, C, 1]), ("lnfb", [1, C, 1]))]
+        for name, kind, shape in directory:
+            if kind == BYTES:
+                continue
+            if 0 in shape:
+                t = np.zeros(shape, "<f4")
+            elif name == "wte":
+                t, padding = tensors[WHOLE[name]], shape[0] - config["V"]
+                t = np.concatenate([t, tensors.get("gsa.wte_padding", np.zeros((padding, config["C"]), "<f4"))])
+            elif name in WHOLE:
+                t = tensors[WHOLE[name]]
+            elif name in OF_LAYER:
+                theirs, transposed = OF_LAYER[name]
+                layers = [tensors[f"h.{l}.{theirs}"] for l in range(config["L"])]
+                t = np.stack([t.T if transposed else t for t in layers])
+            else:
+                t = tensors["gsa." + name]
+            out[name] = t.reshape(shape)
+    except KeyError as missing:
+        die(f"{folder}/model.safetensors is not a GPT-2: it has no {missing.args[0]}")
+    except (ValueError, TypeError):
+        die(f"{folder}/model.safetensors: its tensors are not of the shapes of its configuration")
+    write_model(path, config, heads + [0] * (64 - len(heads)), step, directory, out)
+    return f"{path}: {config['L']} layers, {config['NH']} heads, {config['C']} channels{'' if file else ', without a tokenizer'}"
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("source", help="a model file, or a folder with model.safetensors")
+    p.add_argument("target", help="a folder, or a model file")
+    p.add_argument("--tokenizer", metavar="FILE", help="tokenizer file for a model that comes without one")
+    a = p.parse_args()
+    if os.path.isdir(a.source):
+        print(from_safetensors(a.source, a.target, a.tokenizer))
+        return
+    if a.tokenizer:
+        p.error("--tokenizer is for a folder without tokenizer.bin; this model file brings its own")
+    print(to_safetensors(a.source, a.target))
+
+
+if __name__ == "__main__":
+    main()
