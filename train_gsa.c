@@ -379,6 +379,7 @@ typedef struct {
     const real *lntheta, *lndelta, *lng;  /* (S), (S), one number; NULL where the head has none */
     const real *alive;                    /* (S), 1 or 0: a dead splat's features are 0, and so are all its gradients */
     size_t S, P;                          /* P: numbers per precision, 1 isotropic, HS diagonal, HS (HS + 1) / 2 full */
+    bool raw;                             /* x^ = x in place of equation (1) */
 } Splats;
 
 /* One head's splats over T tokens: what the forward and the backward pass share. Full precision uses only the first three, its
@@ -410,7 +411,8 @@ static SplatRoom splat_open(const Splats *w, const real *x, size_t stride, size_
     r.inverse = r.unit + T * HS, r.square = r.inverse + T, r.response = r.square + T;
     for (size_t t = 0; t < T; t++) {
         real *unit = r.unit + t * HS, square = 0;
-        r.inverse[t] = unit_vector(unit, x + t * stride, HS);
+        if (w->raw) memcpy(unit, x + t * stride, HS * sizeof(real));
+        else r.inverse[t] = unit_vector(unit, x + t * stride, HS);
         for (size_t k = 0; k < HS; k++) square += unit[k] * unit[k];
         r.square[t] = square;
     }
@@ -537,7 +539,11 @@ static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const S
             for (size_t k = 0; k < HS; k++) g[t * HS + k] -= r->unit[t * HS + k] * (P > 1 ? r->spread[t * HS + k] : total);
         }
     }
-    for (size_t t = 0; t < T; t++) unit_vector_backward(dx + t * stride, g + t * HS, r->unit + t * HS, r->inverse[t], add, HS);
+    for (size_t t = 0; t < T; t++) {
+        real *d = dx + t * stride;
+        if (!w->raw) unit_vector_backward(d, g + t * HS, r->unit + t * HS, r->inverse[t], add, HS);
+        for (size_t k = 0; k < HS && w->raw; k++) d[k] = (add ? d[k] : 0) + g[t * HS + k];
+    }
     free(g);
 }
 
@@ -1244,7 +1250,7 @@ static Splats head_splats(const GSA *m, size_t l, size_t h) {
     w.lndelta = m->p.lndelta ? m->p.lndelta + g * z.S : NULL;
     w.lng = m->p.lng ? m->p.lng + g : NULL;
     w.alive = m->p.alive + g * z.S;
-    w.S = z.S, w.P = z.P;
+    w.S = z.S, w.P = z.P, w.raw = m->config.raw;
     return w;
 }
 
@@ -1487,6 +1493,7 @@ static int64_t clamp(real *x, real low, real high) { /* a NaN stays one, for the
 
 /* Puts the splats back into their bounds (gsa/model.h) and counts what was outside, by kind. */
 static void splat_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
+    const Config *c = &m->config;
     Sizes z = config_sizes(&m->config);
     ParameterTensors p = m->p;
     const real range = (real)SPLAT_AMPLITUDE_RANGE;
@@ -1494,9 +1501,9 @@ static void splat_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     for (size_t s = 0; s < z.G * z.S; s++) {
         real *mu = p.mu + s * z.HS, *lnp = p.lnp + s * z.P;
         if (!(p.alive[s] > 0)) continue;
-        if (m->config.covariance == COVARIANCE_FULL) {
+        if (c->covariance == COVARIANCE_FULL) {
             real most = largest_precision(cholesky, lnp, z.HS);
-            if (most > (real)SPLAT_PRECISION_MAX) {
+            if (most > (real)SPLAT_PRECISION_MAX && config_bounded(c, BOUND_PRECISION)) {
                 real factor = (real)sqrt(SPLAT_PRECISION_MAX / (double)most);
                 for (size_t i = 0; i < z.HS; i++)
                     for (size_t k = 0; k <= i; k++) {
@@ -1509,20 +1516,20 @@ static void splat_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
             product(1, z.HS, z.HS, mu, z.HS, 1, cholesky, z.HS, along, z.HS, false);
             product(1, z.HS, z.HS, along, z.HS, 1, cholesky + z.HS * z.HS, z.HS, slope, z.HS, false);
         } else {
-            for (size_t k = 0; k < z.P; k++) clamped[BOUND_PRECISION] += clamp(&lnp[k], (real)log(SPLAT_PRECISION_MIN), (real)log(SPLAT_PRECISION_MAX));
+            for (size_t k = 0; k < z.P && config_bounded(c, BOUND_PRECISION); k++) clamped[BOUND_PRECISION] += clamp(&lnp[k], (real)log(SPLAT_PRECISION_MIN), (real)log(SPLAT_PRECISION_MAX));
             for (size_t k = 0; k < z.HS; k++) slope[k] = mu[k] * exp_real(lnp[z.P > 1 ? k : 0]);
         }
         real square = 0, steep = 0;
         for (size_t k = 0; k < z.HS; k++) square += mu[k] * mu[k], steep += slope[k] * slope[k];
         real far = (real)sqrt(square) / (real)SPLAT_CENTRE_MAX, excess = (real)sqrt(steep) / (real)SPLAT_SLOPE_MAX;
         if (far > excess) excess = far;
-        if (excess > 1) {
+        if (excess > 1 && config_bounded(c, BOUND_CENTRE)) {
             for (size_t k = 0; k < z.HS; k++) mu[k] /= excess;
             clamped[BOUND_CENTRE]++;
         }
-        clamped[BOUND_AMPLITUDE] += clamp(&p.lnalpha[s], p.lnalpha0[s] - range, p.lnalpha0[s] + range);
-        if (p.lntheta) clamped[BOUND_FREQUENCY] += clamp(&p.lntheta[s], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
-        if (p.lndelta) clamped[BOUND_DECAY] += clamp(&p.lndelta[s], -INFINITY, (real)log(SPLAT_DECAY_MAX));
+        if (config_bounded(c, BOUND_AMPLITUDE)) clamped[BOUND_AMPLITUDE] += clamp(&p.lnalpha[s], p.lnalpha0[s] - range, p.lnalpha0[s] + range);
+        if (p.lntheta && config_bounded(c, BOUND_FREQUENCY)) clamped[BOUND_FREQUENCY] += clamp(&p.lntheta[s], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
+        if (p.lndelta && config_bounded(c, BOUND_DECAY)) clamped[BOUND_DECAY] += clamp(&p.lndelta[s], -INFINITY, (real)log(SPLAT_DECAY_MAX));
     }
     free(cholesky), free(slope);
 }
@@ -1604,16 +1611,16 @@ static void cpu_logits(void *model, int b, int t, float *out) {
     memcpy(out, m->a.logits + ((size_t)b * m->used_T + (size_t)t) * m->config.Vp, m->config.V * sizeof(float));
 }
 
-static void cpu_keys(void *model, int l, int h, float *out) {
+static void cpu_head(void *model, int l, int h, int part, float *out) {
     const GSA *m = (const GSA *)model;
     Sizes z = config_sizes(&m->config);
     size_t N = m->used_B * m->used_T;
-    for (size_t i = 0; i < N; i++) memcpy(out + i * z.HS, m->a.qkv + ((size_t)l * N + i) * 3 * z.A + z.A + (size_t)h * z.HS, z.HS * sizeof(float));
+    for (size_t i = 0; i < N; i++) memcpy(out + i * z.HS, m->a.qkv + ((size_t)l * N + i) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS, z.HS * sizeof(float));
 }
 
 int main(int argc, char **argv) {
     const Backend cpu = {cpu_name,     cpu_memory,         cpu_create,         cpu_destroy, cpu_write, cpu_read, cpu_forward,
-                         cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits, cpu_keys, NULL};
+                         cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits, cpu_head, NULL};
     return train(argc, argv, &cpu);
 }
 

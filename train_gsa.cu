@@ -2101,12 +2101,13 @@ __device__ static inline int clamp(float *x, float low, float high) { /* a NaN s
 }
 
 /* One warp a splat: back into its bounds, see gsa/model.h; clamped counts what was outside, by kind. */
-__global__ static void splat_bounds_kernel(unsigned long long *clamped, float *mu, float *lnp, float *lnalpha, float *lntheta, const float *lnalpha0, const float *alive, int P, int HS) {
+__global__ static void splat_bounds_kernel(unsigned long long *clamped, float *mu, float *lnp, float *lnalpha, float *lntheta, const float *lnalpha0, const float *alive, int unbounded, int P,
+                                           int HS) {
     const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX), range = (float)SPLAT_AMPLITUDE_RANGE;
     size_t s = blockIdx.x;
     if (!(alive[s] > 0)) return;
     float square = 0, slope = 0, outside = 0;
-    for (int k = threadIdx.x; k < P; k += 32) outside += (float)clamp(&lnp[s * P + k], low, high);
+    for (int k = threadIdx.x; k < P && !(unbounded >> BOUND_PRECISION & 1); k += 32) outside += (float)clamp(&lnp[s * P + k], low, high);
     outside = warp_sum(outside);
     __syncwarp();
     for (int k = threadIdx.x; k < HS; k += 32) {
@@ -2114,10 +2115,12 @@ __global__ static void splat_bounds_kernel(unsigned long long *clamped, float *m
         square += m * m, slope += steep * steep;
     }
     float excess = fmaxf(sqrtf(warp_sum(square)) / (float)SPLAT_CENTRE_MAX, sqrtf(warp_sum(slope)) / (float)SPLAT_SLOPE_MAX);
-    if (excess > 1)
+    bool off_centre = excess > 1 && !(unbounded >> BOUND_CENTRE & 1);
+    if (off_centre)
         for (int k = threadIdx.x; k < HS; k += 32) mu[s * HS + k] /= excess;
     if (threadIdx.x > 0) return;
-    int counts[NUM_BOUNDS] = {(int)outside, excess > 1, clamp(&lnalpha[s], lnalpha0[s] - range, lnalpha0[s] + range), lntheta ? clamp(&lntheta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX)) : 0};
+    int counts[NUM_BOUNDS] = {(int)outside, off_centre, unbounded >> BOUND_AMPLITUDE & 1 ? 0 : clamp(&lnalpha[s], lnalpha0[s] - range, lnalpha0[s] + range),
+                              lntheta && !(unbounded >> BOUND_FREQUENCY & 1) ? clamp(&lntheta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX)) : 0};
     for (int i = 0; i < NUM_BOUNDS; i++)
         if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]); /* whole numbers: the order does not matter */
 }
@@ -2493,7 +2496,7 @@ static void splat_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     if (!z.G) return;
     cudaCheck(cudaMemsetAsync(m->a.clamped, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
     splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>((unsigned long long *)m->a.clamped, m->p.mu, m->p.lnp, m->p.lnalpha, m->p.lntheta,
-                                                                     m->p.lnalpha0, m->p.alive, (int)z.P, (int)z.HS);
+                                                                     m->p.lnalpha0, m->p.alive, m->config.unbounded, (int)z.P, (int)z.HS);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(clamped, m->a.clamped, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
@@ -2547,14 +2550,14 @@ static void cuda_logits(void *model, int b, int t, float *out) {
     free(row);
 }
 
-static void cuda_keys(void *model, int l, int h, float *out) {
+static void cuda_head(void *model, int l, int h, int part, float *out) {
     CudaModel *m = (CudaModel *)model;
     CudaSizes z = cuda_sizes(&m->config);
-    size_t N = m->used_B * m->used_T;
-    floatX *keys = (floatX *)xmalloc(N * z.HS * sizeof *keys);
-    cudaCheck(cudaMemcpy2D(keys, z.HS * sizeof *keys, m->a.qkv + (size_t)l * N * 3 * z.A + z.A + (size_t)h * z.HS, 3 * z.A * sizeof *keys, z.HS * sizeof *keys, N, cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < N * z.HS; i++) out[i] = (float)keys[i];
-    free(keys);
+    size_t N = m->used_B * m->used_T, size = z.HS * sizeof(floatX);
+    floatX *part_of_head = (floatX *)xmalloc(N * size);
+    cudaCheck(cudaMemcpy2D(part_of_head, size, m->a.qkv + (size_t)l * N * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS, 3 * z.A * sizeof(floatX), size, N, cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < N * z.HS; i++) out[i] = (float)part_of_head[i];
+    free(part_of_head);
 }
 
 static double cuda_forward(void *model, const int *x, const int *y, int B, int T) { return gsa_forward((CudaModel *)model, x, y, (size_t)B, (size_t)T); }
@@ -2604,6 +2607,7 @@ static const char *cuda_config_check(const Config *c) {
     if (c->C > LAYERNORM_CHANNELS) return "on the GPU --channels is at most 4096";
     if (c->attention == ATTENTION_EXTEND || (G && c->mixer == MIXER_LINEAR)) return "the linear mixer does not run on the GPU yet; train_gsa, on the CPU, has it";
     if (G && c->covariance == COVARIANCE_FULL) return "--covariance full does not run on the GPU yet; train_gsa, on the CPU, has it";
+    if (G && c->raw) return "--no-sphere does not run on the GPU; train_gsa, on the CPU, has it";
     if (G && c->S > SPLATS_MOST) return "on the GPU a head has at most 64 splats; lower --splats";
     return NULL;
 }
@@ -2662,7 +2666,7 @@ static void *cuda_create(const Config *c, int B) {
 }
 
 static const Backend cuda_backend = {cuda_name,     cuda_memory,         cuda_create,         cuda_destroy, cuda_write,  cuda_read,      cuda_forward,
-                                     cuda_backward, cuda_zero_gradients, cuda_gradient_norms, cuda_update,  cuda_logits, cuda_keys, cuda_peak_flops};
+                                     cuda_backward, cuda_zero_gradients, cuda_gradient_norms, cuda_update,  cuda_logits, cuda_head, cuda_peak_flops};
 
 /* ---------------------------------------------------------------------------------------------- main */
 

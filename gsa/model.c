@@ -56,6 +56,7 @@ const char *config_check(const Config *c) {
     if (c->envelope < 0 || c->envelope > ENVELOPE_RAISED) return sentence("unknown envelope %d", c->envelope);
     if (c->covariance < 0 || c->covariance > COVARIANCE_FULL) return sentence("unknown covariance %d", c->covariance);
     if (c->objective < 0 || c->objective > OBJECTIVE_MLM) return sentence("unknown objective %d", c->objective);
+    if (c->raw < 0 || c->raw > 1 || c->unbounded < 0 || c->unbounded >> NUM_BOUNDS) return sentence("unknown way of keeping splats in bounds (%d, %d)", c->raw, c->unbounded);
     if (c->window < 0) return sentence("--window must be at least 1, not %d", c->window);
     for (int l = 0; l < MAX_LAYERS; l++)
         if (l >= c->L ? c->gsa_heads[l] != 0 : config_heads(c) < 64 && c->gsa_heads[l] >> config_heads(c))

@@ -41,7 +41,13 @@ enum { OBJECTIVE_LM, OBJECTIVE_MLM };
     X(S, "number of splats per head")                                        \
     X(envelope, "envelope (none, cosine, decay, raised)")                    \
     X(covariance, "covariance (iso, diag, full)")                            \
-    X(objective, "objective (lm, mlm)")
+    X(objective, "objective (lm, mlm)")                                      \
+    X(raw, "queries and keys of splats as they are (1) or on the unit sphere (0)") \
+    X(unbounded, "kinds of splat parameters without bounds")
+
+/* raw: equation (1) is left out, x^ = x. unbounded: bit b switches bound b off. Both are for comparisons. */
+#define BOUND_CHOICES "precision|centre|amplitude|frequency|decay"
+enum { BOUND_PRECISION, BOUND_CENTRE, BOUND_AMPLITUDE, BOUND_FREQUENCY, BOUND_DECAY, NUM_BOUNDS };
 
 enum { MAX_LAYERS = 64, MAX_HEADS = 64 }; /* one 64-bit mask of GSA heads per layer */
 
@@ -70,6 +76,7 @@ static inline int config_precisions(const Config *c) { /* numbers that describe 
 }
 static inline bool config_has_cosine(const Config *c) { return c->envelope == ENVELOPE_COSINE || c->envelope == ENVELOPE_RAISED; }
 static inline bool config_has_decay(const Config *c) { return c->envelope == ENVELOPE_DECAY || c->envelope == ENVELOPE_RAISED; }
+static inline bool config_bounded(const Config *c, int bound) { return !(c->unbounded >> bound & 1); }
 static inline bool config_is_gsa(const Config *c, int l, int h) { return c->gsa_heads[l] >> h & 1; }
 /* The four kinds of heads: features of q and k, then what mixes the values. */
 enum { HEAD_STANDARD, HEAD_SPLAT, HEAD_SCAN, HEAD_EXTEND }; /* rope + softmax, splats + softmax, splats + scan, rope + softmax nearby and splats + scan beyond */

@@ -7,6 +7,7 @@
 #include "checkpoint.h"
 #include "flags.h"
 #include "loader.h"
+#include "measure.h"
 #include "sample.h"
 #include "starts.h"
 
@@ -28,6 +29,8 @@ typedef struct {
     const char *preset, *attention, *gsa_heads, *position, *mixer, *covariance, *envelope, *objective, *splat_init;
     int64_t window;
     double splat_precision;
+    bool no_sphere;
+    const char *unbounded;
     /* data */
     const char *data, *val, *tokenizer;
     int64_t vocab;
@@ -44,7 +47,7 @@ typedef struct {
 } Settings;
 
 static const Settings defaults = {
-    2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START,
+    2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START, false, NULL,
     NULL, NULL, NULL, 1024, false,
     4, 1, 8000, 100, 1, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
     "runs/default", false, 1000, 65536, 2000, 1000, 2, 0,
@@ -54,7 +57,7 @@ static const char usage[] =
     "usage: %s [flags]\n"
     "Trains a GPT whose attention heads are standard or Gaussian Splat Attention. Without flags: a small hybrid model on\n"
     "made-up stories, checkpoints in runs/default. Defaults stand in brackets.\n"
-    "MFU of a GPU's step line: tokens/s x 6 x (weights in matrix products + layers x channels x --seq) / the card's peak.\n";
+    "MFU of a GPU's step line: tokens/s x operations a token / the card's peak.\n";
 
 /* The flags of s. Those after FREE may differ when a run is resumed: they do not change what it computes. */
 #define FREE "run (these may be changed when a run is resumed)"
@@ -79,6 +82,8 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_CHOICE, "covariance", &s->covariance, 0, 0, COVARIANCE_CHOICES, "a splat's precision: one number, one for each dimension, or a matrix", false},
         {FLAG_TEXT, "splat-init", &s->splat_init, 0, 0, "random|kmeans|pca|FILE", "centres on the unit sphere, from keys of a first batch, or all splats of a model", false},
         {FLAG_REAL, "splat-precision", &s->splat_precision, 1e-6, 1e6, NULL, "precision of all splats at the start", false},
+        {FLAG_SWITCH, "no-sphere", &s->no_sphere, 0, 0, NULL, "for comparison: splats see queries and keys as they are, not on the unit sphere", false},
+        {FLAG_TEXT, "unbounded", &s->unbounded, 0, 0, "LIST", "for comparison: switch bounds of splats off, any of " BOUND_CHOICES ", by commas", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "data", false},
         {FLAG_TEXT, "data", &s->data, 0, 0, "GLOB", "training shards, from data/prepare; made-up stories if not given", false},
         {FLAG_TEXT, "val", &s->val, 0, 0, "GLOB", "validation shards; none: no evaluation", false},
@@ -204,7 +209,7 @@ static void resolve_rate(Settings *s, Flag *flags, int channels) {
 }
 
 static Config make_config(Settings *s, const Tokenizer *t, Flag *flags) {
-    static const char *const of_splats[] = {"mixer", "splats", "envelope", "covariance", "splat-init", "splat-precision"};
+    static const char *const of_splats[] = {"mixer", "splats", "envelope", "covariance", "splat-init", "splat-precision", "no-sphere", "unbounded"};
     Config c;
     memset(&c, 0, sizeof c);
     c.T = (int)s->seq, c.V = tokenizer_vocab_size(t);
@@ -228,6 +233,14 @@ static Config make_config(Settings *s, const Tokenizer *t, Flag *flags) {
         c.covariance = choice_index(COVARIANCE_CHOICES, s->covariance);
         if (!s->splats) s->splats = c.mixer == MIXER_LINEAR ? 16 : c.envelope == ENVELOPE_COSINE ? d / 2 : d;
         c.S = (int)s->splats;
+        c.raw = s->no_sphere;
+        for (const char *p = s->unbounded; p && *p; p += strcspn(p, ","), p += *p == ',') {
+            char word[16];
+            snprintf(word, sizeof word, "%.*s", (int)strcspn(p, ","), p);
+            int bound = choice_index(BOUND_CHOICES, word);
+            if (bound < 0) die_usage("--unbounded takes any of %s, separated by commas, not '%.40s'", BOUND_CHOICES, s->unbounded);
+            c.unbounded |= 1 << bound;
+        }
     }
     if (!wrong) wrong = config_check(&c);
     if (wrong) die_usage("%s", wrong);
@@ -261,8 +274,8 @@ static Config config_from_file(Settings *s, Flag *flags, const Checkpoint *k) {
         if (f->given && strcmp(text, value) != 0) die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
         if (!set_flag(f, shape[i].choices ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
     }
-    const char *fixed[] = {"depth", "preset", "gsa-heads", "splat-init", "splat-precision"};
-    for (int i = 0; i < 5; i++)
+    const char *fixed[] = {"depth", "preset", "gsa-heads", "splat-init", "splat-precision", "no-sphere", "unbounded"};
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
         if (find_flag(flags, fixed[i])->given) die_usage("--%s does not go with --init-from: shape and splats are those of %s", fixed[i], k->path);
     if (!find_flag(flags, "seq")->given) s->seq = c.T;
     if (s->seq != c.T && c.position != POSITION_ROPE) die_usage("--seq %lld: %s has learned positions for %d tokens and no others", (long long)s->seq, k->path, c.T);
@@ -416,6 +429,24 @@ static double evaluate(Run *r, Loader *val, int *x, int *y) {
     return sum / (double)batches;
 }
 
+/* Entropy, distance and reach of all heads on the first tokens of the validation data: one line of the log, the heads in order of layer and head. */
+static HeadMeasure measure(Run *r, Loader *val, int *x, int *y, FILE *log) {
+    size_t T = (size_t)r->config.T, n = T < MEASURE_TOKENS ? T : MEASURE_TOKENS, heads = (size_t)r->config.L * (size_t)config_heads(&r->config);
+    LoaderState start = {0, 0};
+    HeadMeasure *each = (HeadMeasure *)xmalloc(heads * sizeof *each);
+    loader_set_state(val, start);
+    next_batch(r, val, x, y, 1, ~0ull);
+    r->backend->forward(r->model, x, NULL, 1, (int)n);
+    HeadMeasure mean = measure_heads(&r->config, r->backend->read(r->model, BUFFER_PARAMS), n, r->backend->head, r->model, each);
+    fprintf(log, "s:%lld ent:%.5g dst:%.5g rch:%.5g ents:", (long long)r->step, mean.entropy, mean.distance, mean.reach);
+    for (size_t h = 0; h < heads; h++) fprintf(log, "%s%.4g", h ? "," : "", each[h].entropy);
+    fprintf(log, " dsts:");
+    for (size_t h = 0; h < heads; h++) fprintf(log, "%s%.4g", h ? "," : "", each[h].distance);
+    fprintf(log, "\n");
+    free(each);
+    return mean;
+}
+
 static void print_sample(Run *r, const Tokenizer *tokenizer, int *x) {
     Sampler sampler = {0.8, 0, 0.95, rng_mix((uint64_t)r->settings->seed, (uint64_t)r->step)};
     int most = r->config.T < 128 ? r->config.T : 128, n = 1;
@@ -453,7 +484,7 @@ static void start_splats(Run *r, const Tensor *tensors, float *params) {
             for (int h = 0; h < config_heads(c); h++) {
                 if (!config_is_gsa(c, l, h)) continue;
                 size_t g = (size_t)config_gsa_before(c, l, h);
-                r->backend->keys(r->model, l, h, keys);
+                r->backend->head(r->model, l, h, 1, keys);
                 (kmeans ? start_kmeans : start_components)(params + tensors[TENSOR_mu].offset + g * (size_t)c->S * (size_t)d, c->S, keys, n, d, rng_mix((uint64_t)r->settings->seed, g));
             }
         free(x), free(keys);
@@ -499,13 +530,6 @@ static const char *bounds_text(const int64_t clamped[NUM_BOUNDS]) {
     return n ? text : "none";
 }
 
-/* Operations of one token in training: each weight of a matrix product is multiplied and added once forward and twice backward;
-   attention does likewise for the scores of T/2 keys and their values. */
-static double operations_a_token(const Config *c) {
-    double A = config_width(c), C = c->C, weights = c->L * (4 * A * C + 8 * C * C) + (double)c->V * C;
-    return 6 * (weights + c->L * A * c->T);
-}
-
 static void write_log(FILE *log, const char *path) {
     if (fflush(log) != 0 || ferror(log)) die("cannot write %s: %s", path, strerror(errno));
 }
@@ -538,8 +562,10 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
         bool last = r->step == s.steps;
         if (val && s.eval_every && (last || r->step % s.eval_every == 0)) {
             double loss = evaluate(r, val, x, y);
-            printf("step %lld/%lld | validation loss %.6f | perplexity %.3f\n", (long long)r->step, (long long)s.steps, loss, exp(loss));
             fprintf(log, "s:%lld tel:%.9g\n", (long long)r->step, loss);
+            HeadMeasure heads = measure(r, val, x, y, log);
+            printf("step %lld/%lld | validation loss %.6f | perplexity %.3f | attention entropy %.2f, distance %.1f\n", (long long)r->step, (long long)s.steps, loss, exp(loss), heads.entropy,
+                   heads.distance);
             write_log(log, log_path);
         }
         if (s.sample_every && config.objective == OBJECTIVE_LM && r->step > first_step && (last || r->step % s.sample_every == 0)) print_sample(r, tokenizer, x);
@@ -574,7 +600,7 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
         char share[32] = "";
         if (backend->peak_flops) {
             double peak = backend->peak_flops();
-            if (peak > 0) snprintf(share, sizeof share, " | MFU %.1f %%", 100 * tokens_a_step / recent * operations_a_token(&config) / peak);
+            if (peak > 0) snprintf(share, sizeof share, " | MFU %.1f %%", 100 * tokens_a_step / recent * config_operations(&config) / peak);
             else snprintf(share, sizeof share, " | MFU n/a");
         }
         printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s%s | %s left%s%s\n", (long long)r->step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
@@ -701,7 +727,7 @@ int train(int argc, char **argv, const Backend *backend) {
     if (start) checkpoint_read_tensors(start, "", flat);
     else {
         model_start(&config, flat, (uint64_t)s.seed);
-        double precision = fmin(fmax(s.splat_precision, SPLAT_PRECISION_MIN), SPLAT_PRECISION_MAX); /* the first forward pass comes before the first update's bounds */
+        double precision = !config_bounded(&config, BOUND_PRECISION) ? s.splat_precision : fmin(fmax(s.splat_precision, SPLAT_PRECISION_MIN), SPLAT_PRECISION_MAX); /* the first forward pass comes before the first update's bounds */
         if (precision != s.splat_precision) printf("--splat-precision %g is out of bounds: all splats start with %g\n", s.splat_precision, precision);
         model_set_precision(&config, flat, precision);
     }

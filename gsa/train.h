@@ -20,9 +20,6 @@ typedef struct {
     int64_t step;            /* 1 for the first update */
 } Update;
 
-/* The kinds of splat parameters that have bounds. */
-enum { BOUND_PRECISION, BOUND_CENTRE, BOUND_AMPLITUDE, BOUND_FREQUENCY, BOUND_DECAY, NUM_BOUNDS };
-
 /* A back end: the network's arithmetic. B and T of a call may be smaller than those given to create. */
 typedef struct {
     const char *(*name)(void);                                       /* machine, threads, libraries: for the first line of a run */
@@ -37,7 +34,7 @@ typedef struct {
     void (*gradient_norms)(void *model, double norms[NUM_CLIPS]);
     void (*update)(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]); /* AdamW, then the bounds of the splats; how many values were outside */
     void (*logits)(void *model, int b, int t, float *out);           /* of the last forward without y, V numbers */
-    void (*keys)(void *model, int l, int h, float *out);             /* of the last forward: keys of head (l, h), (B, T, HS), before any feature map */
+    void (*head)(void *model, int l, int h, int part, float *out);   /* of the last forward: queries (part 0) or keys (1) of head (l, h), (B, T, HS), before any feature map */
     double (*peak_flops)(void);                                      /* what the machine could do a second in this precision; 0 or no such function: unknown */
 } Backend;
 

@@ -66,7 +66,7 @@ check "overfit one batch" sh -c "$train $tiny --steps 150 --lr 5e-3 --warmup 5 -
 for mode in "--attention gsa --mixer linear" "--attention gsa --mixer linear --envelope decay --covariance full --pos learned" "--attention gsa --mixer linear --envelope none --covariance diag --splats 64" \
     "--attention gsa --covariance full" "--attention standard --window 8 --pos both" "--attention hybrid --mixer linear --window 8" "--attention hybrid --window 1 --accum 2" "--attention augment" \
     "--attention augment --gsa-heads 3 --mixer linear --window 5" "--attention extend --window 8" "--attention extend --window 1 --gsa-heads 1 --covariance diag --envelope decay --pos learned" \
-    "--attention extend" "--objective mlm --attention gsa --mixer linear" "--objective mlm --attention hybrid --window 8" "--objective mlm --attention standard --pos learned" \
+    "--attention extend" "--attention hybrid --no-sphere --covariance diag" "--attention gsa --mixer linear --no-sphere --unbounded precision,centre,amplitude,frequency,decay" "--objective mlm --attention gsa --mixer linear" "--objective mlm --attention hybrid --window 8" "--objective mlm --attention standard --pos learned" \
     "--objective mlm --attention augment --mixer linear --accum 2"; do
     rm -rf "$dir/m" "$dir/n"
     check "train $mode" $train $tiny $mode --steps 4 --save-every 2 --eval-every 2 --out "$dir/m" --threads 2
@@ -119,6 +119,9 @@ for mode in "gsa" "gsa --covariance full" "gsa --mixer linear" "gsa --mixer line
         else fail "bad run $mode $bad: status $status: $(tail -n 1 "$dir/err")"; fi
     done
 done
+check "a start out of bounds stays where the bound is off" $train $tiny --attention gsa --splat-precision 50 --unbounded precision --steps 3 --out "$dir/unbounded"
+check "and no precision is put back" sh -c "! grep -q 'splat-precision 50 is out' '$dir/out' && ! grep -q 'into bounds: precision' '$dir/out'"
+check "entropy and distance of every head in the log" sh -c "grep -q '^s:0 ent:[0-9.]* dst:[0-9.]* rch:[0-9]* ents:[0-9.]*,[0-9.]*,[0-9.]*,[0-9.]* dsts:[0-9.]*,[0-9.]*,[0-9.]*,[0-9.]*$' '$dir/unbounded/main.log'"
 check "a start out of bounds is said and put right" grep -q 'splat-precision 400 is out of bounds: all splats start with 40' "$dir/bad.txt"
 
 # ---- text to shards to a model; the trainer's validation loss is what infer measures
@@ -266,7 +269,8 @@ refuse "train: too many splats for the scan" 2 "64" $train --attention gsa --mix
 refuse "train: extra heads by a list" 2 "number of extra heads" $train --attention augment --gsa-heads 0:1 --out "$dir/x"
 refuse "train: no extra heads" 2 "--gsa-heads 0" $train --attention augment --gsa-heads 0 --out "$dir/x"
 refuse "train: splats start from a missing file" 1 "nothere.bin" $train --splat-init "$dir/nothere.bin" --out "$dir/x"
-for flag in "mixer linear" "splats 4" "envelope none" "covariance full" "splat-init pca" "splat-precision 8" "gsa-heads 1"; do
+refuse "train: an unknown bound" 2 "precision|centre" $train --unbounded precision,speed --out "$dir/x"
+for flag in no-sphere "unbounded decay" "mixer linear" "splats 4" "envelope none" "covariance full" "splat-init pca" "splat-precision 8" "gsa-heads 1"; do
     refuse "train: --$flag without splats" 2 "--${flag%% *}" $train --attention standard --$flag --out "$dir/x"
 done
 refuse "train: depth and preset" 2 "--preset" $train --depth 2 --preset gpt2-124m --out "$dir/x"

@@ -489,6 +489,7 @@ static void run_gradients(Run *r, double scale) {
 static void check_model(const Config *c, size_t B, size_t T, const char *what) {
     Run r = make_run(c, B, T, 20);
     GSA *m = r.m;
+    for (size_t i = 0; i < m->tensors[TENSOR_qkvw].size && c->raw; i++) m->p.qkvw[i] *= 0.25; /* off the sphere points of any length are left to themselves: near the centres splats respond */
     run_gradients(&r, 1);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
@@ -545,6 +546,21 @@ static void test_models(void) {
     check_model(&c, 1, 33, "a smaller batch of shorter sequences than the model has room for");
     c.S = 1;
     check_model(&c, 2, 13, "one splat");
+}
+
+/* Without the unit sphere |x|^2 is one more thing that the responses depend on. */
+static void test_raw(void) {
+    for (int attention = ATTENTION_GSA; attention <= ATTENTION_EXTEND; attention++)
+        for (int mixer = 0; mixer <= MIXER_LINEAR; mixer++)
+            for (int covariance = 0; covariance <= COVARIANCE_FULL; covariance++) {
+                Config c;
+                char what[80];
+                if (try_config(&c, attention, NULL, POSITION_ROPE, mixer, covariance, mixer ? ENVELOPE_RAISED : ENVELOPE_COSINE, attention == ATTENTION_EXTEND ? 9 : 0, OBJECTIVE_LM)) continue;
+                c.raw = 1;
+                snprintf(what, sizeof what, "no sphere, attention %d, mixer %d, covariance %d", attention, mixer, covariance);
+                check_model(&c, 2, 30, what);
+                free_numbers();
+            }
 }
 
 /* A dead splat takes no part, in any mode: whatever its parameters are, the loss is the same to the bit and they have no gradient; the gradients
@@ -685,6 +701,7 @@ int main(void) {
     }
     test_splat_extremes();
     test_models();
+    test_raw();
     test_dead();
     test_accumulation();
     test_checker();

@@ -606,6 +606,27 @@ static void check_bounds(const GSA *m, const char *what) {
     CHECK(good, "%s: precision in [0.4, 40], |mu| <= 2, |Lambda mu| <= 40, ln alpha within ln 10 of its start, theta <= pi", what);
 }
 
+/* Each bound switched off: what is outside stays, all else is put back. */
+static void test_unbounded(void) {
+    Config c = small_config(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE);
+    c.mixer = MIXER_LINEAR, c.envelope = ENVELOPE_RAISED;
+    GSA *m = gsa_create(&c, 1);
+    static const int tensors[NUM_BOUNDS] = {TENSOR_lnp, TENSOR_mu, TENSOR_lnalpha, TENSOR_lntheta, TENSOR_lndelta};
+    for (int off = -1; off < NUM_BOUNDS; off++) {
+        model_start(&c, m->params, 15);
+        m->p.lnp[0] = (real)log(60), m->p.mu[0] = 50, m->p.lnalpha[0] = 4, m->p.lntheta[0] = 2, m->p.lndelta[0] = -1;
+        m->config.unbounded = off < 0 ? 0 : 1 << off;
+        int64_t outside[NUM_BOUNDS] = {0};
+        splat_bounds(m, outside);
+        for (int b = 0; b < NUM_BOUNDS; b++) {
+            static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1};
+            bool same = fabs((double)m->params[m->tensors[tensors[b]].offset] - was[b]) < 1e-5;
+            CHECK(outside[b] == (b != off) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b, off, (long long)outside[b], same ? "kept" : "put back");
+        }
+    }
+    gsa_destroy(m);
+}
+
 static void test_bounds(int covariance, int envelope) {
     Config c = small_config(ATTENTION_GSA, NULL, POSITION_ROPE, covariance, envelope);
     GSA *m = gsa_create(&c, 1);
@@ -907,6 +928,7 @@ int main(void) {
     test_threads();
     test_adamw();
     for (int kind = 0; kind < 4; kind++) test_bounds(kind & 1, kind >> 1);
+    test_unbounded();
     test_start();
     test_amplitude(32, 64), test_amplitude(16, 64), test_amplitude(64, 64), test_amplitude(16, 32), test_amplitude(8, 16), test_amplitude(1, 8);
     test_head_map();

@@ -1,0 +1,39 @@
+/* What heads do on a text: whom each token attends to, how widely and how far. Computed in double from queries and keys by the equations
+   themselves, every mode of attention, whichever back end made q and k: slow, simple, and no part of training. */
+#ifndef GSA_MEASURE_H
+#define GSA_MEASURE_H
+
+#include "model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Head (l, h) of the model with these flat parameters on a text of T tokens; q, k (T, HS) are its queries and keys before any feature map. */
+typedef struct HeadWeights HeadWeights;
+HeadWeights *head_weights_open(const Config *c, const float *params, int l, int h, const float *q, const float *k, size_t T);
+/* w (T): the weights of query i, o_i = sum_j w_j v_j: equation (4), (5) or (12), the latter two by |w_ij| and without the epsilon of the row sum.
+   Not negative; their sum is 1, or all are 0 where every weight underflows. */
+void head_weights_row(const HeadWeights *w, size_t i, double *row);
+void head_weights_close(HeadWeights *w);
+
+/* With p_ij the weights of a sample of queries, spread evenly over the text. */
+typedef struct {
+    double entropy;  /* mean of -sum_j p_ij ln p_ij, in nats: exp of it is a number of tokens */
+    double distance; /* mean of sum_j p_ij |i - j|, in tokens */
+    double reach;    /* the smallest distance within which 90 % of all weight lies, in tokens */
+} HeadMeasure;
+
+/* Measures all heads: heads (L, config_heads) and their mean, whose reach is that of all heads' weight together. read copies the queries
+   (part 0) or keys (part 1) of a head, (T, HS), to out. T of at most MEASURE_TOKENS is enough. */
+enum { MEASURE_TOKENS = 1024, MEASURE_QUERIES = 64 };
+HeadMeasure measure_heads(const Config *c, const float *params, size_t T, void (*read)(void *model, int l, int h, int part, float *out), void *model, HeadMeasure *heads);
+
+/* Operations of one token in training, as multiplications and additions: every weight of a matrix product once forward and twice backward; a
+   softmax head likewise for the scores of the keys that it sees on average, and for their values; a scan head for its features and its state. */
+double config_operations(const Config *c);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
