@@ -118,8 +118,9 @@ $(CUDA)/%_fp32.o: %.cu
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -DGSA_FP32 -MMD -MP -c -o $@ $<
 train_gsacu: $(CUDA)/train_gsa$(if $(filter fp32,$(PRECISION)),_fp32).o
 build/$(config)/bench: $(CUDA)/dev/cuda/bench.o
+build/$(config)/positions: $(CUDA)/dev/cuda/positions.o
 $(foreach t,$(CUDA_TESTS),$(eval build/$(config)/test/$(t): $(CUDA)/test/$(t).o))
-train_gsacu build/$(config)/bench $(CUDA_TESTS:%=build/$(config)/test/%): $(MODEL_OBJECTS) $(LINKED)
+train_gsacu build/$(config)/bench build/$(config)/positions $(CUDA_TESTS:%=build/$(config)/test/%): $(MODEL_OBJECTS) $(LINKED)
 	@mkdir -p $(@D)
 	$(NVCC) $(GENCODE) -o $@ $(filter %.o,$^) -lcublasLt $(NETWORK_LIBS) $(if $(OMP),-Xcompiler -fopenmp) $(LDLIBS)
 
@@ -173,7 +174,7 @@ help:
 	@echo "make clean         remove what was built; runs/ stays"
 	@echo "config=debug       -O0 -g3, programs under build/debug/"
 	@echo "config=sanitize    AddressSanitizer and UBSan, programs under build/sanitize/"
-	@echo "make build/release/bench   the GPU's kernels, timed (dev/cuda/bench.cu)"
+	@echo "make build/release/bench   the GPU's kernels, timed (dev/cuda/bench.cu); .../positions: loss by position (dev/cuda/positions.cu)"
 	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1  NO_CUDA=1  GPU_ARCH=90  PRECISION=fp32 (of train_gsacu)"
 
 .PHONY: all probe quickstart test run-tests deps clean help FORCE

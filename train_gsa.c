@@ -1118,41 +1118,43 @@ typedef struct {
 #undef X
 } ParameterTensors;
 
-/* name, size; L layers after each other where there is a factor L. The last row is scratch of the backward pass. */
+/* name, kind (gsa/train.h), size. K: the blocks whose activations are kept for the backward pass, after each other: L, or 1 with
+   --recompute, where they are computed again. */
 #define ACTIVATIONS(X)                                                                                                    \
-    X(residual, (2 * L + 1) * B * T * C) /* the stream at the input, after attention and after the MLP of each layer */ \
-    X(ln1, L * B * T * C)                                                                                                 \
-    X(ln1_mean, L * B * T)                                                                                                \
-    X(ln1_rstd, L * B * T)                                                                                                \
-    X(qkv, L * B * T * 3 * A)                                                                                             \
-    X(fq, L * B * T * A) /* (B, NH, T, HS) */                                                                             \
-    X(fk, L * B * T * A)                                                                                                  \
-    X(att_lse, L * B * NH * T)                                                                                            \
-    X(scan_rho, G ? L * B * NH * T : 0)                                                                                   \
-    X(att, L * B * T * A)                                                                                                 \
-    X(ln2, L * B * T * C)                                                                                                 \
-    X(ln2_mean, L * B * T)                                                                                                \
-    X(ln2_rstd, L * B * T)                                                                                                \
-    X(fc, L * B * T * 4 * C)                                                                                              \
-    X(gelu, L * B * T * 4 * C)                                                                                            \
-    X(lnf, B * T * C)                                                                                                     \
-    X(lnf_mean, B * T)                                                                                                    \
-    X(lnf_rstd, B * T)                                                                                                    \
-    X(logits, B * T * Vp)                                                                                                 \
-    X(losses, B * T)                                                                                                      \
-    X(lse, B * T)                                                                                                         \
-    X(splat_waves, G * T * 2 * S) /* softmax mixer: cosines and sines of the envelope, per GSA head */                   \
-    X(dresidual, B * T * C)                                                                                               \
-    X(dln, B * T * C)                                                                                                     \
-    X(dfc, B * T * 4 * C)                                                                                                 \
-    X(datt, B * T * A)                                                                                                    \
-    X(dqkv, B * T * 3 * A)                                                                                                \
-    X(dfq, B * T * A)                                                                                                     \
-    X(dfk, B * T * A)                                                                                                     \
-    X(moments, B * NH * moments_size(S, P, HS))
+    X(residual, RESIDUAL, (L + 1) * B * T * C) /* the stream at the input of each block and after the last */            \
+    X(middle, RESIDUAL, K * B * T * C)         /* the stream after attention */                                           \
+    X(ln1, ATTENTION, K * B * T * C)                                                                                      \
+    X(ln1_mean, ATTENTION, K * B * T)                                                                                     \
+    X(ln1_rstd, ATTENTION, K * B * T)                                                                                     \
+    X(qkv, ATTENTION, K * B * T * 3 * A)                                                                                  \
+    X(fq, ATTENTION, K * B * T * A) /* (B, NH, T, HS) */                                                                  \
+    X(fk, ATTENTION, K * B * T * A)                                                                                       \
+    X(att_lse, ATTENTION, K * B * NH * T)                                                                                 \
+    X(scan_rho, ATTENTION, G ? K * B * NH * T : 0)                                                                        \
+    X(att, ATTENTION, K * B * T * A)                                                                                      \
+    X(ln2, MLP, K * B * T * C)                                                                                            \
+    X(ln2_mean, MLP, K * B * T)                                                                                           \
+    X(ln2_rstd, MLP, K * B * T)                                                                                           \
+    X(fc, MLP, K * B * T * 4 * C)                                                                                         \
+    X(gelu, MLP, K * B * T * 4 * C)                                                                                       \
+    X(lnf, LOGITS, B * T * C)                                                                                             \
+    X(lnf_mean, LOGITS, B * T)                                                                                            \
+    X(lnf_rstd, LOGITS, B * T)                                                                                            \
+    X(logits, LOGITS, B * T * Vp)                                                                                         \
+    X(losses, LOGITS, B * T)                                                                                              \
+    X(lse, LOGITS, B * T)                                                                                                 \
+    X(splat_waves, WORKSPACE, G * T * 2 * S) /* softmax mixer: cosines and sines of the envelope, per GSA head */        \
+    X(dresidual, BACKWARD, B * T * C)                                                                                     \
+    X(dln, BACKWARD, B * T * C)                                                                                           \
+    X(dfc, BACKWARD, B * T * 4 * C)                                                                                       \
+    X(datt, BACKWARD, B * T * A)                                                                                          \
+    X(dqkv, BACKWARD, B * T * 3 * A)                                                                                      \
+    X(dfq, BACKWARD, B * T * A)                                                                                           \
+    X(dfk, BACKWARD, B * T * A)                                                                                           \
+    X(moments, WORKSPACE, B * NH * moments_size(S, P, HS))
 
 typedef struct {
-#define X(name, size) real *name;
+#define X(name, kind, size) real *name;
     ACTIVATIONS(X)
 #undef X
 } ActivationTensors;
@@ -1182,19 +1184,31 @@ typedef struct {
     real *scale;                      /* (L, NH): what f_q . f_k is multiplied by */
     size_t *window;                   /* (L, NH): how far softmax reaches; 0: the head has none */
     size_t used_B, used_T, predicted; /* of the last forward pass: its sizes and number of targets */
+    size_t block;                     /* whose activations are there with --recompute: the last one computed */
     int *x, *y;                       /* its tokens */
 } GSA;
 
-/* One function measures the activations (base NULL) and carves them from one piece of memory; returns their number. */
-static size_t carve_activations(ActivationTensors *a, real *base, const Config *c, size_t B) {
+/* One function measures the activations (base NULL) and carves them from one piece of memory; returns their number, and adds their
+   bytes up by kind (bytes NULL: it does not). */
+static size_t carve_activations(ActivationTensors *a, real *base, const Config *c, size_t B, size_t *bytes) {
     Sizes z = config_sizes(c);
-    size_t T = z.T, L = z.L, C = z.C, A = z.A, NH = z.NH, Vp = z.Vp, HS = z.HS, S = z.S, P = z.P, G = z.G, at = 0;
-#define X(name, size)                     \
+    size_t T = z.T, L = z.L, K = c->recompute ? 1 : L, C = z.C, A = z.A, NH = z.NH, Vp = z.Vp, HS = z.HS, S = z.S, P = z.P, G = z.G, at = 0;
+#define X(name, kind, size)               \
     a->name = base ? base + at : NULL; \
-    at += ((size) + 31) / 32 * 32;
+    at += ((size) + 31) / 32 * 32;        \
+    if (bytes) bytes[MEMORY_##kind] += ((size) + 31) / 32 * 32 * sizeof(real);
     ACTIVATIONS(X)
 #undef X
     return at;
+}
+
+/* Numbers that a thread allocates for a while, at most, when it works on one head: attention's backward pass (its head's keys and values
+   transposed, a block of rows of the weights and of their gradients) or the scan's (both sides' splats, sums, gradients, states). */
+static size_t head_workspace(const Config *c) {
+    Sizes z = config_sizes(c);
+    size_t attention = 2 * (z.HS + BLOCK) * (round_up(z.T) + COLUMNS), side = z.HS + 2 + z.S + (z.P > 1 ? 2 * z.HS : 0);
+    size_t scan = z.T * (2 * side + 2 * (z.HS + 1) + 2 * z.S + z.HS) + (z.T / CHUNK + 1) * 3 * z.S * (z.HS + 1);
+    return z.G && c->mixer == MIXER_LINEAR && scan > attention ? scan : attention;
 }
 
 static void point_parameters(ParameterTensors *p, real *flat, const Tensor *tensors) {
@@ -1218,9 +1232,9 @@ static GSA *gsa_create(const Config *c, size_t B) {
     m->total = model_tensors(c, m->tensors);
     m->params = (real *)xcalloc(m->total, sizeof(real));
     point_parameters(&m->p, m->params, m->tensors);
-    size_t count = carve_activations(&m->a, NULL, c, B);
+    size_t count = carve_activations(&m->a, NULL, c, B, NULL);
     m->activations = (real *)xcalloc(count, sizeof(real));
-    carve_activations(&m->a, m->activations, c, B);
+    carve_activations(&m->a, m->activations, c, B, NULL);
     m->rope_waves = (real *)xmalloc((size_t)c->T * HS * sizeof(real));
     rope_table(m->rope_waves, c->T, HS, 0);
     m->scale = (real *)xmalloc(L * NH * sizeof(real));
@@ -1368,11 +1382,42 @@ static void splats_backward(GSA *m, size_t l, size_t B) {
     }
 }
 
+/* The activations, those that blocks keep being block l's; N tokens. With --recompute all blocks share one place. */
+static ActivationTensors block_activations(const GSA *m, size_t l, size_t N) {
+    Sizes z = config_sizes(&m->config);
+    ActivationTensors a = m->a;
+    size_t k = m->config.recompute ? 0 : l * N;
+    a.residual += l * N * z.C;
+    a.middle += k * z.C, a.ln1 += k * z.C, a.ln1_mean += k, a.ln1_rstd += k;
+    a.qkv += k * 3 * z.A, a.fq += k * z.A, a.fk += k * z.A, a.att_lse += k * z.NH, a.scan_rho += k * z.NH, a.att += k * z.A;
+    a.ln2 += k * z.C, a.ln2_mean += k, a.ln2_rstd += k, a.fc += k * 4 * z.C, a.gelu += k * 4 * z.C;
+    return a;
+}
+
+/* Block l from its input to the MLP's hidden layer: all that the backward pass needs of it. */
+static void block_forward(GSA *m, size_t l, size_t B, size_t T) {
+    Sizes z = config_sizes(&m->config);
+    size_t C = z.C, A = z.A, N = B * T;
+    m->block = l;
+    bool causal = m->config.objective == OBJECTIVE_LM;
+    ParameterTensors p = m->p;
+    ActivationTensors a = block_activations(m, l, N);
+    layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.residual, p.ln1w + l * C, p.ln1b + l * C, N, C);
+    matmul_forward(a.qkv, a.ln1, p.qkvw + l * 3 * A * C, p.qkvb + l * 3 * A, N, C, 3 * A);
+    features_forward(m, a.fq, a.fk, a.qkv, l, B, T, m->rope_waves, a.splat_waves);
+    attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
+    scans_forward(m, a.att, a.att_lse, a.scan_rho, a.qkv, l, B, T);
+    matmul_forward(a.middle, a.att, p.attprojw + l * C * A, p.attprojb + l * C, N, A, C);
+    residual_forward(a.middle, a.residual, N * C);
+    layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, p.ln2w + l * C, p.ln2b + l * C, N, C);
+    matmul_forward(a.fc, a.ln2, p.fcw + l * 4 * C * C, p.fcb + l * 4 * C, N, C, 4 * C);
+    gelu_forward(a.gelu, a.fc, N * 4 * C);
+}
+
 /* x, y (B, T); a y of -1 is not predicted; y NULL: logits only. Returns the mean loss of what is predicted, in nats. */
 static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T) {
     Sizes z = config_sizes(&m->config);
-    size_t C = z.C, A = z.A, N = B * T, L = z.L;
-    bool causal = m->config.objective == OBJECTIVE_LM;
+    size_t C = z.C, N = B * T, L = z.L;
     ParameterTensors p = m->p;
     ActivationTensors a = m->a;
     m->used_B = B, m->used_T = T;
@@ -1381,22 +1426,13 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     gsa_splat_waves(m, a.splat_waves, T, 0);
     encoder_forward(a.residual, m->x, p.wte, p.wpe, B, T, C, 0);
     for (size_t l = 0; l < L; l++) {
-        real *in = a.residual + 2 * l * N * C, *middle = in + N * C, *out = middle + N * C;
-        layernorm_forward(a.ln1 + l * N * C, a.ln1_mean + l * N, a.ln1_rstd + l * N, in, p.ln1w + l * C, p.ln1b + l * C, N, C);
-        real *qkv = a.qkv + l * N * 3 * A, *fq = a.fq + l * N * A, *fk = a.fk + l * N * A, *att = a.att + l * N * A, *lse = a.att_lse + l * N * z.NH;
-        matmul_forward(qkv, a.ln1 + l * N * C, p.qkvw + l * 3 * A * C, p.qkvb + l * 3 * A, N, C, 3 * A);
-        features_forward(m, fq, fk, qkv, l, B, T, m->rope_waves, a.splat_waves);
-        attention_forward(att, lse, fq, fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
-        scans_forward(m, att, lse, a.scan_rho + l * N * z.NH, qkv, l, B, T);
-        matmul_forward(middle, att, p.attprojw + l * C * A, p.attprojb + l * C, N, A, C);
-        residual_forward(middle, in, N * C);
-        layernorm_forward(a.ln2 + l * N * C, a.ln2_mean + l * N, a.ln2_rstd + l * N, middle, p.ln2w + l * C, p.ln2b + l * C, N, C);
-        matmul_forward(a.fc + l * N * 4 * C, a.ln2 + l * N * C, p.fcw + l * 4 * C * C, p.fcb + l * 4 * C, N, C, 4 * C);
-        gelu_forward(a.gelu + l * N * 4 * C, a.fc + l * N * 4 * C, N * 4 * C);
-        matmul_forward(out, a.gelu + l * N * 4 * C, p.fcprojw + l * 4 * C * C, p.fcprojb + l * C, N, 4 * C, C);
-        residual_forward(out, middle, N * C);
+        ActivationTensors block = block_activations(m, l, N);
+        real *out = block.residual + N * C;
+        block_forward(m, l, B, T);
+        matmul_forward(out, block.gelu, p.fcprojw + l * 4 * C * C, p.fcprojb + l * C, N, 4 * C, C);
+        residual_forward(out, block.middle, N * C);
     }
-    layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, a.residual + 2 * L * N * C, p.lnfw, p.lnfb, N, C);
+    layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, a.residual + L * N * C, p.lnfw, p.lnfb, N, C);
     matmul_forward(a.logits, a.lnf, p.wte, NULL, N, C, z.Vp);
     if (!y) return 0;
     classifier_forward(a.losses, a.lse, a.logits, m->y, N, z.V, z.Vp);
@@ -1420,22 +1456,22 @@ static void gsa_backward(GSA *m, double scale) {
     classifier_backward(a.logits, a.lse, m->y, (real)(scale / (double)(m->predicted ? m->predicted : 1)), N, z.V, z.Vp);
     matmul_backward(a.dln, dp.wte, NULL, a.logits, a.lnf, p.wte, N, C, z.Vp);
     memset(a.dresidual, 0, N * C * sizeof(real));
-    layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, a.dln, a.residual + 2 * L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C);
+    layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, a.dln, a.residual + L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C);
     for (size_t l = L; l-- > 0;) {
-        const real *in = a.residual + 2 * l * N * C, *middle = in + N * C;
-        matmul_backward(a.dfc, dp.fcprojw + l * 4 * C * C, dp.fcprojb + l * C, a.dresidual, a.gelu + l * N * 4 * C, p.fcprojw + l * 4 * C * C, N, 4 * C, C);
-        gelu_backward(a.dfc, a.dfc, a.fc + l * N * 4 * C, N * 4 * C);
-        matmul_backward(a.dln, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.dfc, a.ln2 + l * N * C, p.fcw + l * 4 * C * C, N, C, 4 * C);
-        layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, a.dln, middle, p.ln2w + l * C, a.ln2_mean + l * N, a.ln2_rstd + l * N, N, C);
-        const real *qkv = a.qkv + l * N * 3 * A, *fq = a.fq + l * N * A, *fk = a.fk + l * N * A, *att = a.att + l * N * A, *lse = a.att_lse + l * N * z.NH;
-        matmul_backward(a.datt, dp.attprojw + l * C * A, dp.attprojb + l * C, a.dresidual, att, p.attprojw + l * C * A, N, A, C);
+        if (m->config.recompute && m->block != l) block_forward(m, l, B, T);
+        ActivationTensors block = block_activations(m, l, N);
+        matmul_backward(a.dfc, dp.fcprojw + l * 4 * C * C, dp.fcprojb + l * C, a.dresidual, block.gelu, p.fcprojw + l * 4 * C * C, N, 4 * C, C);
+        gelu_backward(a.dfc, a.dfc, block.fc, N * 4 * C);
+        matmul_backward(a.dln, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.dfc, block.ln2, p.fcw + l * 4 * C * C, N, C, 4 * C);
+        layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, a.dln, block.middle, p.ln2w + l * C, block.ln2_mean, block.ln2_rstd, N, C);
+        matmul_backward(a.datt, dp.attprojw + l * C * A, dp.attprojb + l * C, a.dresidual, block.att, p.attprojw + l * C * A, N, A, C);
         memset(a.moments, 0, B * z.NH * record * sizeof(real));
-        attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, att, lse, fq, fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
-        features_backward(m, a.dqkv, a.dfq, a.dfk, fq, fk, qkv, l, B, T);
-        scans_backward(m, a.dqkv, a.datt, att, a.scan_rho + l * N * z.NH, qkv, l, B, T);
+        attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, block.att, block.att_lse, block.fq, block.fk, block.qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
+        features_backward(m, a.dqkv, a.dfq, a.dfk, block.fq, block.fk, block.qkv, l, B, T);
+        scans_backward(m, a.dqkv, a.datt, block.att, block.scan_rho, block.qkv, l, B, T);
         splats_backward(m, l, B);
-        matmul_backward(a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.dqkv, a.ln1 + l * N * C, p.qkvw + l * 3 * A * C, N, C, 3 * A);
-        layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, a.dln, in, p.ln1w + l * C, a.ln1_mean + l * N, a.ln1_rstd + l * N, N, C);
+        matmul_backward(a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.dqkv, block.ln1, p.qkvw + l * 3 * A * C, N, C, 3 * A);
+        layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N, C);
     }
     encoder_backward(dp.wte, dp.wpe, a.dresidual, m->x, B, T, C);
 }
@@ -1567,12 +1603,17 @@ static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
 
 /* The back end of gsa/train.h, in terms of the functions above. */
 
+static int cpu_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
 static const char *cpu_name(void) {
     static char name[128];
-    int threads = 1;
-#ifdef _OPENMP
-    threads = omp_get_max_threads();
-#endif
+    int threads = cpu_threads();
 #ifdef GEMM_DNNL
     snprintf(name, sizeof name, "CPU, %d thread%s, matrix products by oneDNN %d.%d", threads, threads == 1 ? "" : "s", dnnl_version()->major, dnnl_version()->minor);
 #else
@@ -1584,9 +1625,22 @@ static const char *cpu_name(void) {
 static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     Tensor tensors[NUM_TENSORS];
     ActivationTensors a;
+    memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = bytes[MEMORY_GRADS] = model_tensors(c, tensors) * sizeof(real);
     bytes[MEMORY_OPTIMISER] = 2 * bytes[MEMORY_PARAMS];
-    bytes[MEMORY_ACTIVATIONS] = carve_activations(&a, NULL, c, (size_t)B) * sizeof(real);
+    bytes[MEMORY_WORKSPACE] = ((size_t)cpu_threads() * head_workspace(c) + (size_t)c->T * (size_t)config_head_size(c)) * sizeof(real); /* and the table of rope */
+    carve_activations(&a, NULL, c, (size_t)B, bytes);
+}
+
+/* What the system says is available without swapping; 0 where it does not say. */
+static size_t cpu_free_memory(void) {
+    unsigned long long kB = 0;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kB) == 1) break;
+    if (f) fclose(f);
+    return (size_t)kB * 1024;
 }
 
 static void *cpu_create(const Config *c, int B) { return gsa_create(c, (size_t)B); }
@@ -1612,14 +1666,16 @@ static void cpu_logits(void *model, int b, int t, float *out) {
 }
 
 static void cpu_head(void *model, int l, int h, int part, float *out) {
-    const GSA *m = (const GSA *)model;
+    GSA *m = (GSA *)model;
     Sizes z = config_sizes(&m->config);
     size_t N = m->used_B * m->used_T;
-    for (size_t i = 0; i < N; i++) memcpy(out + i * z.HS, m->a.qkv + ((size_t)l * N + i) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS, z.HS * sizeof(float));
+    if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
+    const real *qkv = block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS;
+    for (size_t i = 0; i < N; i++) memcpy(out + i * z.HS, qkv + i * 3 * z.A, z.HS * sizeof(float));
 }
 
 int main(int argc, char **argv) {
-    const Backend cpu = {cpu_name,     cpu_memory,         cpu_create,         cpu_destroy, cpu_write, cpu_read, cpu_forward,
+    const Backend cpu = {cpu_name,     cpu_memory,         cpu_free_memory,    cpu_create,  cpu_destroy, cpu_write, cpu_read, cpu_forward,
                          cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits, cpu_head, NULL};
     return train(argc, argv, &cpu);
 }

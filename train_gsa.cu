@@ -135,7 +135,7 @@ typedef struct {
     void *workspace;
     MatmulPlan *plans;
     int count, room;
-    size_t tuned; /* products over this many tokens get their algorithm by timing; 0: none do */
+    size_t tuned[2]; /* products over this many tokens get their algorithm by timing; 0: none do */
     char *notes;  /* the file that remembers the choices; NULL: nowhere, so nothing is timed */
 } Matmul;
 
@@ -274,7 +274,9 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
         p->possible = status == CUBLAS_STATUS_SUCCESS && count > 0;
         if (!p->possible && s.epilogue == CUBLASLT_EPILOGUE_DEFAULT) die("cuBLASLt has no algorithm for (%d, %d) x (%d, %d)", s.n, s.k, s.k, s.m);
         if (p->possible) p->algorithm = proposals[0].algo;
-        if (p->possible && mm->notes && mm->tuned && (mm->tuned == (size_t)s.n || mm->tuned == (size_t)s.k)) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
+        bool tuned = false;
+        for (int i = 0; i < 2; i++) tuned |= mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
+        if (p->possible && mm->notes && tuned) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
     }
     if (!p->possible) return false;
     float beta = s.add;
@@ -602,10 +604,25 @@ __global__ static void add_bias_kernel(floatX *out, const floatX *bias, size_t N
     if (i < N * OC) out[i] = (floatX)((float)out[i] + (float)bias[i % OC]);
 }
 
+/* Long sequences go through a matrix product in equal pieces of at most PIECE tokens: one choice of algorithms serves all lengths, no
+   index within a product comes near 2^31, and sums over tokens do not depend on what is kept in memory. The MLP's hidden layer
+   takes the same pieces, so that it need not exist as a whole; logits, the widest of all, take smaller ones when there are several. */
+enum { PIECE = 65536, LOGITS_PIECE = 16384 };
+static size_t piece_most = PIECE, logits_piece_most = LOGITS_PIECE; /* variables for the tests, which have few tokens */
+static size_t piece_size(size_t N, size_t most) { return N <= most ? N : CEIL_DIV(CEIL_DIV(N, CEIL_DIV(N, most)), 16) * 16; }
+/* for a model with room for N tokens; all of them where that is one piece, so that no logits are made twice */
+static size_t logits_piece(size_t N) { return N <= piece_most ? N : logits_piece_most; }
+
 /* out (N, OC) = in (N, C) weight^T + bias + add; weight (OC, C); bias, add NULL: none. With pre (N, OC) the sum goes there, and
    out = gelu(sum). */
 static void matmul_forward(Matmul *mm, floatX *out, const floatX *in, const floatX *weight, const floatX *bias, const floatX *add, floatX *pre, size_t N, size_t C, size_t OC,
                            cudaStream_t stream) {
+    size_t piece = piece_size(N, piece_most);
+    if (piece < N) {
+        for (size_t i = 0; i < N; i += piece)
+            matmul_forward(mm, out + i * OC, in + i * C, weight, bias, add ? add + i * OC : NULL, pre ? pre + i * OC : NULL, i + piece < N ? piece : N - i, C, OC, stream);
+        return;
+    }
     MatmulShape s = {(int)OC, (int)N, (int)C, true, false, false, add != NULL, pre ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
     if (matmul_run(mm, s, out, weight, in, add, bias, pre, 1, stream)) return;
     s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
@@ -621,6 +638,12 @@ static void matmul_forward(Matmul *mm, floatX *out, const floatX *in, const floa
    which is more than to read dout again takes. */
 static void matmul_backward(Matmul *mm, floatX *din, float *dweight, float *dbias, float *partials, const floatX *dout, const floatX *in, const floatX *weight, const floatX *pre, float scale,
                             size_t N, size_t C, size_t OC, cudaStream_t stream) {
+    size_t piece = piece_size(N, piece_most);
+    if (piece < N) {
+        for (size_t i = 0; i < N; i += piece)
+            matmul_backward(mm, din + i * C, dweight, dbias, partials, dout + i * OC, in + i * C, weight, pre ? pre + i * C : NULL, scale, i + piece < N ? piece : N - i, C, OC, stream);
+        return;
+    }
     MatmulShape s = {(int)C, (int)OC, (int)N, false, true, true, true, CUBLASLT_EPILOGUE_DEFAULT};
     matmul_run(mm, s, dweight, in, dout, dweight, NULL, NULL, scale, stream);
     if (dbias) add_column_sums(dbias, partials, dout, N, OC, stream);
@@ -2172,57 +2195,58 @@ static HeadList head_list(const Config *c, size_t l, int kind) {
     return list;
 }
 
-/* type, name, size; L layers after each other where there is a factor L. The rows after the losses are scratch of the backward
-   pass. N = B T, F: N if any head has a feature map, else 0. */
+/* type, name, kind (gsa/train.h), size. K: the blocks whose activations are kept for the backward pass, after each other: L, or 1 with
+   --recompute. N = B T; M: tokens of a piece of the MLP; F: N if any head has a feature map, else 0. */
 #define CUDA_ACTIVATIONS(X)                                                                                                                  \
-    X(int, x, N)                                                                                                                             \
-    X(int, y, N)                                                                                                                             \
-    X(floatX, residual, (2 * L + 1) * N * C) /* the stream at the input, after attention and after the MLP of each layer */                \
-    X(floatX, ln1, L *N *C)                                                                                                                  \
-    X(float, ln1_mean, L *N)                                                                                                                 \
-    X(float, ln1_rstd, L *N)                                                                                                                 \
-    X(floatX, qkv, L *N * 3 * A)                                                                                                             \
-    X(floatX, features, L *F * 2 * A) /* f_q, f_k: (B, T, 2W); columns of heads without a feature map are never touched */                  \
-    X(float, att_lse, L *N *NH)       /* (B, NH, T) */                                                                                       \
-    X(floatX, att, L *N *A)                                                                                                                  \
-    X(floatX, ln2, L *N *C)                                                                                                                  \
-    X(float, ln2_mean, L *N)                                                                                                                 \
-    X(float, ln2_rstd, L *N)                                                                                                                 \
-    X(floatX, fc, L *N * 4 * C)                                                                                                              \
-    X(floatX, gelu, L *N * 4 * C)                                                                                                            \
-    X(floatX, lnf, N *C)                                                                                                                     \
-    X(float, lnf_mean, N)                                                                                                                    \
-    X(float, lnf_rstd, N)                                                                                                                    \
-    X(floatX, logits, N *Vp)                                                                                                                 \
-    X(float, losses, N)                                                                                                                      \
-    X(floatX, dresidual, N *C)                                                                                                               \
-    X(floatX, dln, N *C)                                                                                                                     \
-    X(floatX, dfc, N * 4 * C)                                                                                                                \
-    X(floatX, datt, N *A)                                                                                                                    \
-    X(floatX, dqkv, N * 3 * A)                                                                                                               \
-    X(floatX, dfeatures, F * 2 * A)                                                                                                          \
-    X(float, delta, N *NH)                                                                                                                   \
-    X(float, partials, SUM_BLOCKS * (3 * A > 4 * C ? 3 * A : 4 * C))                                                                                          \
-    X(float, moments, layer_records *moments_size(S, P, HS))                                                                                 \
-    X(double, moments_sums, (G ? NH : 0) * moments_size(S, P, HS))                                                                           \
-    X(float, token_sums, bucket_sums(N) * C)                                                                                                 \
-    X(int, positions, N)                                                                                                                     \
-    X(Bucket, segments, N)                                                                                                                   \
-    X(Bucket, bucket_tokens, N / SEGMENT + 1)                                                                                                \
-    X(double, sums, norm_pieces + 1)                                                                                                         \
-    X(float, slope, G *SP *HS)                                                                                                               \
-    X(float, precision, G *SP *P)                                                                                                            \
-    X(float, centre, G *SP)                                                                                                                  \
-    X(float, lnalpha, G *SP)                                                                                                                 \
-    X(uint32_t, steps, G *SP)                                                                                                                \
-    X(int64_t, clamped, NUM_BOUNDS)                                                                                                          \
-    X(uint32_t, rope_steps, HS / 2)                                                                                                          \
-    X(float, scale, L *NH)                                                                                                                   \
-    X(int, window, L *NH)                                                                                                                    \
-    X(int, from_features, L *NH)
+    X(int, x, WORKSPACE, N)                                                                                                                  \
+    X(int, y, WORKSPACE, N)                                                                                                                  \
+    X(floatX, residual, RESIDUAL, (L + 1) * N * C) /* the stream at the input of each block and after the last */                           \
+    X(floatX, middle, RESIDUAL, K *N *C)           /* the stream after attention */                                                          \
+    X(floatX, ln1, ATTENTION, K *N *C)                                                                                                       \
+    X(float, ln1_mean, ATTENTION, K *N)                                                                                                      \
+    X(float, ln1_rstd, ATTENTION, K *N)                                                                                                      \
+    X(floatX, qkv, ATTENTION, K *N * 3 * A)                                                                                                  \
+    X(floatX, features, ATTENTION, K *F * 2 * A) /* f_q, f_k: (B, T, 2A); columns of heads without a feature map are never touched */       \
+    X(float, att_lse, ATTENTION, K *N *NH)       /* (B, NH, T) */                                                                            \
+    X(floatX, att, ATTENTION, K *N *A)                                                                                                       \
+    X(floatX, ln2, MLP, K *N *C)                                                                                                             \
+    X(float, ln2_mean, MLP, K *N)                                                                                                            \
+    X(float, ln2_rstd, MLP, K *N)                                                                                                            \
+    X(floatX, fc, MLP, (recompute ? M : L * N) * 4 * C)                                                                                      \
+    X(floatX, gelu, MLP, (recompute ? M : L * N) * 4 * C)                                                                                    \
+    X(floatX, lnf, LOGITS, N *C)                                                                                                             \
+    X(float, lnf_mean, LOGITS, N)                                                                                                            \
+    X(float, lnf_rstd, LOGITS, N)                                                                                                            \
+    X(floatX, logits, LOGITS, logits_piece(N) * Vp)                                                                                              \
+    X(float, losses, LOGITS, N)                                                                                                              \
+    X(floatX, dresidual, BACKWARD, N *C)                                                                                                     \
+    X(floatX, dln, BACKWARD, N *C)                                                                                                           \
+    X(floatX, dfc, BACKWARD, M * 4 * C)                                                                                                      \
+    X(floatX, datt, BACKWARD, N *A)                                                                                                          \
+    X(floatX, dqkv, BACKWARD, N * 3 * A)                                                                                                     \
+    X(floatX, dfeatures, BACKWARD, F * 2 * A)                                                                                                \
+    X(float, delta, BACKWARD, N *NH)                                                                                                         \
+    X(float, partials, WORKSPACE, SUM_BLOCKS * (3 * A > 4 * C ? 3 * A : 4 * C))                                                              \
+    X(float, moments, WORKSPACE, layer_records *moments_size(S, P, HS))                                                                      \
+    X(double, moments_sums, WORKSPACE, (G ? NH : 0) * moments_size(S, P, HS))                                                                \
+    X(float, token_sums, WORKSPACE, bucket_sums(N) * C)                                                                                      \
+    X(int, positions, WORKSPACE, N)                                                                                                          \
+    X(Bucket, segments, WORKSPACE, N)                                                                                                        \
+    X(Bucket, bucket_tokens, WORKSPACE, N / SEGMENT + 1)                                                                                     \
+    X(double, sums, WORKSPACE, norm_pieces + 1)                                                                                              \
+    X(float, slope, WORKSPACE, G *SP *HS)                                                                                                    \
+    X(float, precision, WORKSPACE, G *SP *P)                                                                                                 \
+    X(float, centre, WORKSPACE, G *SP)                                                                                                       \
+    X(float, lnalpha, WORKSPACE, G *SP)                                                                                                      \
+    X(uint32_t, steps, WORKSPACE, G *SP)                                                                                                     \
+    X(int64_t, clamped, WORKSPACE, NUM_BOUNDS)                                                                                               \
+    X(uint32_t, rope_steps, WORKSPACE, HS / 2)                                                                                               \
+    X(float, scale, WORKSPACE, L *NH)                                                                                                        \
+    X(int, window, WORKSPACE, L *NH)                                                                                                         \
+    X(int, from_features, WORKSPACE, L *NH)
 
 typedef struct {
-#define X(type, name, size) type *name;
+#define X(type, name, kind, size) type *name;
     CUDA_ACTIVATIONS(X)
 #undef X
 } CudaActivations;
@@ -2243,6 +2267,9 @@ typedef struct {
     cudaEvent_t bucketed;                   /* the buckets have left the host */
     size_t used_B, used_T;                  /* of the last forward pass */
     bool used_y;
+    size_t predicted;                       /* its number of targets */
+    size_t block;                           /* whose activations are there with --recompute: the last one computed */
+    size_t logits_rows;                     /* room for the logits of so many tokens */
     /* on the host: */
     int *x;                                 /* tokens and targets on their way to the device */
     Buckets buckets;                        /* of the last forward's tokens */
@@ -2251,11 +2278,14 @@ typedef struct {
     float *flat;                            /* a whole buffer on its way back; allocated when first needed */
 } CudaModel;
 
-/* One function measures the activations (base NULL) and carves them from one piece of memory; returns its bytes. */
-static size_t carve_activations(CudaActivations *a, char *base, const Config *c, size_t B) {
+/* One function measures the activations (base NULL) and carves them from one piece of memory; returns its bytes, and adds them up by
+   kind (bytes NULL: it does not). */
+static size_t carve_activations(CudaActivations *a, char *base, const Config *c, size_t B, size_t *bytes) {
     CudaSizes z = cuda_sizes(c);
     Tensor tensors[NUM_TENSORS];
+    bool recompute = c->recompute;
     size_t N = B * z.T, L = z.L, C = z.C, A = z.A, NH = z.NH, HS = z.HS, Vp = z.Vp, S = z.S, SP = z.SP, P = z.P, G = z.G, at = 0, layer_records = 0, F = 0, norm_pieces = 0;
+    size_t K = recompute ? 1 : L, M = N < piece_most ? N : piece_most; /* room for the pieces of any smaller batch too */
     model_tensors(c, tensors);
     for (int i = 0; i < NUM_TENSORS; i++) norm_pieces += CEIL_DIV(tensors[i].size, (size_t)NORM_PIECE);
     for (size_t l = 0; l < L; l++) {
@@ -2264,9 +2294,10 @@ static size_t carve_activations(CudaActivations *a, char *base, const Config *c,
         size_t most = CEIL_DIV(N, 128) * splat_heads < 768 + splat_heads ? CEIL_DIV(N, 128) * splat_heads : 768 + splat_heads; /* of any smaller batch too */
         if (most > layer_records) layer_records = most;
     }
-#define X(type, name, size)                         \
+#define X(type, name, kind, size)                   \
     a->name = base ? (type *)(base + at) : NULL; \
-    at += CEIL_DIV((size) * sizeof(type), 256) * 256;
+    at += CEIL_DIV((size) * sizeof(type), 256) * 256; \
+    if (bytes) bytes[MEMORY_##kind] += CEIL_DIV((size) * sizeof(type), 256) * 256;
     CUDA_ACTIVATIONS(X)
 #undef X
     return at;
@@ -2283,7 +2314,7 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     CudaModel *m = (CudaModel *)xcalloc(1, sizeof *m);
     CudaSizes z = cuda_sizes(c);
     size_t L = z.L, NH = z.NH, HS = z.HS, N = B * z.T;
-    m->config = *c, m->B = B;
+    m->config = *c, m->B = B, m->logits_rows = logits_piece(N);
     m->total = model_tensors(c, m->tensors);
     cudaCheck(cudaStreamCreate(&m->stream));
     cudaCheck(cudaEventCreate(&m->bucketed));
@@ -2297,8 +2328,8 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     point_parameters(&m->p, m->params, m->tensors);
     point_parameters(&m->dp, m->grads, m->tensors);
     point_parameters(&m->w, m->weights, m->tensors);
-    cudaCheck(cudaMalloc(&m->activations, carve_activations(&m->a, NULL, c, B)));
-    carve_activations(&m->a, (char *)m->activations, c, B);
+    cudaCheck(cudaMalloc(&m->activations, carve_activations(&m->a, NULL, c, B, NULL)));
+    carve_activations(&m->a, (char *)m->activations, c, B, NULL);
     matmul_create(&m->matmul);
 
     uint32_t *steps = (uint32_t *)xmalloc(HS * sizeof *steps);
@@ -2372,33 +2403,74 @@ static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeature
     cudaCheck(cudaGetLastError());
 }
 
+/* The activations, those that blocks keep being block l's; N tokens. With --recompute all blocks share one place. */
+static CudaActivations block_activations(const CudaModel *m, size_t l, size_t N) {
+    CudaSizes z = cuda_sizes(&m->config);
+    CudaActivations a = m->a;
+    size_t k = m->config.recompute ? 0 : l * N;
+    a.residual += l * N * z.C;
+    a.middle += k * z.C, a.ln1 += k * z.C, a.ln1_mean += k, a.ln1_rstd += k;
+    a.qkv += k * 3 * z.A, a.features += k * 2 * z.A, a.att_lse += k * z.NH, a.att += k * z.A;
+    a.ln2 += k * z.C, a.ln2_mean += k, a.ln2_rstd += k, a.fc += k * 4 * z.C, a.gelu += k * 4 * z.C;
+    return a;
+}
+
 static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
     CudaSizes z = cuda_sizes(&m->config);
     AttentionInput in;
-    in.qkv = m->a.qkv + l * N * 3 * z.A;
+    CudaActivations a = block_activations(m, l, N);
+    in.qkv = a.qkv;
     bool mapped = head_list(&m->config, l, HEAD_STANDARD).count || head_list(&m->config, l, HEAD_SPLAT).count;
-    in.features = mapped ? m->a.features + l * N * 2 * z.A : NULL, in.from_features = m->a.from_features + l * z.NH;
+    in.features = mapped ? a.features : NULL, in.from_features = m->a.from_features + l * z.NH;
     in.scale = m->a.scale + l * z.NH, in.window = m->a.window + l * z.NH;
     in.causal = m->config.objective == OBJECTIVE_LM;
     return in;
 }
 
-/* x, y (B, T); a y of -1 is not predicted; y NULL: logits only. Returns the mean loss of what is predicted, in nats. With y the
-   logits become their gradients in the same pass. */
+/* Block l from its input to the normalised stream before the MLP: all that the backward pass needs but for the MLP's hidden layer. */
+static void block_forward(CudaModel *m, size_t l, size_t B, size_t T) {
+    CudaSizes z = cuda_sizes(&m->config);
+    size_t C = z.C, A = z.A, N = B * T;
+    MasterTensors p = m->p;
+    WeightTensors w = m->w;
+    CudaActivations a = block_activations(m, l, N);
+    cudaStream_t stream = m->stream;
+    m->block = l;
+    layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.residual, p.ln1w + l * C, p.ln1b + l * C, N, C, stream);
+    matmul_forward(&m->matmul, a.qkv, a.ln1, w.qkvw + l * 3 * A * C, w.qkvb + l * 3 * A, NULL, NULL, N, C, 3 * A, stream);
+    features_forward(m, a.features, a.qkv, l, B, T);
+    attention_forward(a.att, a.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
+    matmul_forward(&m->matmul, a.middle, a.att, w.attprojw + l * C * A, w.attprojb + l * C, a.residual, NULL, N, A, C, stream);
+    layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, p.ln2w + l * C, p.ln2b + l * C, N, C, stream);
+}
+
+/* The hidden layer of block l's MLP for n tokens from `first` on: gelu = gelu(fc), fc = ln2 W^T + b, all (n, 4C). */
+static void hidden_forward(CudaModel *m, floatX *gelu, floatX *fc, const floatX *ln2, size_t l, size_t first, size_t n) {
+    size_t C = (size_t)m->config.C;
+    matmul_forward(&m->matmul, gelu, ln2 + first * C, m->w.fcw + l * 4 * C * C, m->w.fcb + l * 4 * C, NULL, fc, n, C, 4 * C, m->stream);
+}
+
+/* Logits of n tokens from `first` on; they become their gradients in the same pass, and losses are stored. */
+static void logits_forward(CudaModel *m, size_t first, size_t n) {
+    CudaSizes z = cuda_sizes(&m->config);
+    CudaActivations a = m->a;
+    matmul_forward(&m->matmul, a.logits, a.lnf + first * z.C, m->w.wte, NULL, NULL, NULL, n, z.C, z.Vp, m->stream);
+    fused_classifier(a.logits, a.losses + first, a.y + first, 1 / (float)(m->predicted ? m->predicted : 1), n, z.V, z.Vp, m->stream);
+}
+
+/* x, y (B, T); a y of -1 is not predicted; y NULL: all but the loss. Returns the mean loss of what is predicted, in nats. */
 static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, size_t T) {
     CudaSizes z = cuda_sizes(&m->config);
-    size_t C = z.C, A = z.A, N = B * T, L = z.L;
+    size_t C = z.C, N = B * T, L = z.L, piece = piece_size(N, piece_most);
     MasterTensors p = m->p;
     WeightTensors w = m->w;
     CudaActivations a = m->a;
     cudaStream_t stream = m->stream;
-    Matmul *mm = &m->matmul;
-    m->used_B = B, m->used_T = T, m->used_y = y != NULL;
+    m->used_B = B, m->used_T = T, m->used_y = y != NULL, m->predicted = 0;
     memcpy(m->x, x, N * sizeof(int));
     cudaCheck(cudaMemcpyAsync(a.x, m->x, N * sizeof(int), cudaMemcpyHostToDevice, stream));
-    size_t predicted = 0;
     if (y) {
-        for (size_t i = 0; i < N; i++) predicted += y[i] >= 0;
+        for (size_t i = 0; i < N; i++) m->predicted += y[i] >= 0;
         memcpy(m->x + N, y, N * sizeof(int));
         cudaCheck(cudaMemcpyAsync(a.y, m->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     }
@@ -2408,55 +2480,64 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     }
     encoder_forward(a.residual, a.x, w.wte, w.wpe, B, T, C, 0, stream);
     for (size_t l = 0; l < L; l++) {
-        floatX *in = a.residual + 2 * l * N * C, *middle = in + N * C, *out = middle + N * C;
-        layernorm_forward(a.ln1 + l * N * C, a.ln1_mean + l * N, a.ln1_rstd + l * N, in, p.ln1w + l * C, p.ln1b + l * C, N, C, stream);
-        matmul_forward(mm, a.qkv + l * N * 3 * A, a.ln1 + l * N * C, w.qkvw + l * 3 * A * C, w.qkvb + l * 3 * A, NULL, NULL, N, C, 3 * A, stream);
-        features_forward(m, a.features + l * N * 2 * A, a.qkv + l * N * 3 * A, l, B, T);
-        attention_forward(a.att + l * N * A, a.att_lse + l * N * z.NH, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
-        matmul_forward(mm, middle, a.att + l * N * A, w.attprojw + l * C * A, w.attprojb + l * C, in, NULL, N, A, C, stream);
-        layernorm_forward(a.ln2 + l * N * C, a.ln2_mean + l * N, a.ln2_rstd + l * N, middle, p.ln2w + l * C, p.ln2b + l * C, N, C, stream);
-        matmul_forward(mm, a.gelu + l * N * 4 * C, a.ln2 + l * N * C, w.fcw + l * 4 * C * C, w.fcb + l * 4 * C, NULL, a.fc + l * N * 4 * C, N, C, 4 * C, stream);
-        matmul_forward(mm, out, a.gelu + l * N * 4 * C, w.fcprojw + l * 4 * C * C, w.fcprojb + l * C, middle, NULL, N, 4 * C, C, stream);
+        CudaActivations block = block_activations(m, l, N);
+        floatX *out = block.residual + N * C;
+        block_forward(m, l, B, T);
+        for (size_t i = 0; i < N; i += piece) {
+            size_t n = i + piece < N ? piece : N - i, at = m->config.recompute ? 0 : i * 4 * C; /* where the hidden layer is kept, or the next piece will overwrite it */
+            hidden_forward(m, block.gelu + at, block.fc + at, block.ln2, l, i, n);
+            matmul_forward(&m->matmul, out + i * C, block.gelu + at, w.fcprojw + l * 4 * C * C, w.fcprojb + l * C, block.middle + i * C, NULL, n, 4 * C, C, stream);
+        }
     }
-    layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, a.residual + 2 * L * N * C, p.lnfw, p.lnfb, N, C, stream);
-    matmul_forward(mm, a.logits, a.lnf, w.wte, NULL, NULL, NULL, N, C, z.Vp, stream);
+    layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, a.residual + L * N * C, p.lnfw, p.lnfb, N, C, stream);
     if (!y) {
         cudaCheck(cudaStreamSynchronize(stream));
         return 0;
     }
-    fused_classifier(a.logits, a.losses, a.y, 1 / (float)(predicted ? predicted : 1), N, z.V, z.Vp, stream);
+    size_t rows = piece_size(N, m->logits_rows);
+    for (size_t i = 0; i < N; i += rows) logits_forward(m, i, i + rows < N ? rows : N - i);
     total_kernel<<<1, 1024, 0, stream>>>(a.sums, a.losses, N);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(m->results, a.sums, sizeof(double), cudaMemcpyDeviceToHost, stream));
     cudaCheck(cudaEventSynchronize(m->bucketed));
     bucket_tokens(&m->buckets, m->x, N, z.Vp, m->starts); /* for the backward pass, while the device works */
     cudaCheck(cudaStreamSynchronize(stream));
-    return predicted ? m->results[0] / (double)predicted : 0;
+    return m->predicted ? m->results[0] / (double)m->predicted : 0;
 }
 
 /* Adds scale times the gradient of the last forward's mean loss to the gradients. */
 static void gsa_backward(CudaModel *m, double scale) {
     CudaSizes z = cuda_sizes(&m->config);
-    size_t B = m->used_B, T = m->used_T, C = z.C, A = z.A, N = B * T, L = z.L;
+    size_t B = m->used_B, T = m->used_T, C = z.C, A = z.A, N = B * T, L = z.L, piece = piece_size(N, piece_most), rows = piece_size(N, m->logits_rows);
     MasterTensors p = m->p, dp = m->dp;
     WeightTensors w = m->w;
     CudaActivations a = m->a;
     cudaStream_t stream = m->stream;
     Matmul *mm = &m->matmul;
-    matmul_backward(mm, a.dln, dp.wte, NULL, NULL, a.logits, a.lnf, w.wte, NULL, (float)scale, N, C, z.Vp, stream);
+    for (size_t i = (N - 1) / rows * rows;; i -= rows) { /* from the last piece, whose logits are still there */
+        size_t n = i + rows < N ? rows : N - i;
+        if (i + n < N) logits_forward(m, i, n);
+        matmul_backward(mm, a.dln + i * C, dp.wte, NULL, NULL, a.logits, a.lnf + i * C, w.wte, NULL, (float)scale, n, C, z.Vp, stream);
+        if (i == 0) break;
+    }
     cudaCheck(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
-    layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, L ? dp.fcprojb + (L - 1) * C : NULL, a.partials, a.dln, a.residual + 2 * L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C, stream);
+    layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, L ? dp.fcprojb + (L - 1) * C : NULL, a.partials, a.dln, a.residual + L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C, stream);
     for (size_t l = L; l-- > 0;) { /* the biases of attproj and fcproj get their gradients from the layernorm that follows them */
-        const floatX *in = a.residual + 2 * l * N * C, *middle = in + N * C, *qkv = a.qkv + l * N * 3 * A, *features = a.features + l * N * 2 * A, *att = a.att + l * N * A;
-        matmul_backward(mm, a.dfc, dp.fcprojw + l * 4 * C * C, NULL, NULL, a.dresidual, a.gelu + l * N * 4 * C, w.fcprojw + l * 4 * C * C, a.fc + l * N * 4 * C, 1, N, 4 * C, C, stream);
-        matmul_backward(mm, a.dln, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.partials, a.dfc, a.ln2 + l * N * C, w.fcw + l * 4 * C * C, NULL, 1, N, C, 4 * C, stream);
-        layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, dp.attprojb + l * C, a.partials, a.dln, middle, p.ln2w + l * C, a.ln2_mean + l * N, a.ln2_rstd + l * N, N, C, stream);
-        matmul_backward(mm, a.datt, dp.attprojw + l * C * A, NULL, NULL, a.dresidual, att, w.attprojw + l * C * A, NULL, 1, N, A, C, stream);
-        attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, att, a.att_lse + l * N * z.NH, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
-        features_backward(m, a.dqkv, a.dfeatures, features, qkv, l, B, T);
-        matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.partials, a.dqkv, a.ln1 + l * N * C, w.qkvw + l * 3 * A * C, NULL, 1, N, C, 3 * A, stream);
-        layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL, a.partials, a.dln, in, p.ln1w + l * C, a.ln1_mean + l * N, a.ln1_rstd + l * N, N, C,
-                           stream);
+        if (m->config.recompute && m->block != l) block_forward(m, l, B, T);
+        CudaActivations block = block_activations(m, l, N);
+        for (size_t i = 0; i < N; i += piece) {
+            size_t n = i + piece < N ? piece : N - i, at = m->config.recompute ? 0 : i * 4 * C;
+            if (m->config.recompute) hidden_forward(m, block.gelu, block.fc, block.ln2, l, i, n);
+            matmul_backward(mm, a.dfc, dp.fcprojw + l * 4 * C * C, NULL, NULL, a.dresidual + i * C, block.gelu + at, w.fcprojw + l * 4 * C * C, block.fc + at, 1, n, 4 * C, C, stream);
+            matmul_backward(mm, a.dln + i * C, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.partials, a.dfc, block.ln2 + i * C, w.fcw + l * 4 * C * C, NULL, 1, n, C, 4 * C, stream);
+        }
+        layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, dp.attprojb + l * C, a.partials, a.dln, block.middle, p.ln2w + l * C, block.ln2_mean, block.ln2_rstd, N, C, stream);
+        matmul_backward(mm, a.datt, dp.attprojw + l * C * A, NULL, NULL, a.dresidual, block.att, w.attprojw + l * C * A, NULL, 1, N, A, C, stream);
+        attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, block.att, block.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
+        features_backward(m, a.dqkv, a.dfeatures, block.features, block.qkv, l, B, T);
+        matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.partials, a.dqkv, block.ln1, w.qkvw + l * 3 * A * C, NULL, 1, N, C, 3 * A, stream);
+        layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL, a.partials, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N,
+                           C, stream);
     }
     Buckets b = m->buckets;
     cudaCheck(cudaMemcpyAsync(a.positions, b.positions, N * sizeof(int), cudaMemcpyHostToDevice, stream));
@@ -2542,11 +2623,13 @@ static const float *cuda_read(void *model, int buffer) {
 
 static void cuda_logits(void *model, int b, int t, float *out) {
     CudaModel *m = (CudaModel *)model;
-    size_t V = m->config.V;
+    CudaSizes z = cuda_sizes(&m->config);
     if (m->used_y) die("internal error: the logits of a forward pass with targets are their gradients");
-    floatX *row = (floatX *)xmalloc(V * sizeof *row);
-    cudaCheck(cudaMemcpy(row, m->a.logits + ((size_t)b * m->used_T + (size_t)t) * m->config.Vp, V * sizeof *row, cudaMemcpyDeviceToHost));
-    for (size_t v = 0; v < V; v++) out[v] = (float)row[v];
+    floatX *row = (floatX *)xmalloc(z.V * sizeof *row);
+    matmul_forward(&m->matmul, m->a.logits, m->a.lnf + ((size_t)b * m->used_T + (size_t)t) * z.C, m->w.wte, NULL, NULL, NULL, 1, z.C, z.Vp, m->stream);
+    cudaCheck(cudaMemcpyAsync(row, m->a.logits, z.V * sizeof *row, cudaMemcpyDeviceToHost, m->stream));
+    cudaCheck(cudaStreamSynchronize(m->stream));
+    for (size_t v = 0; v < z.V; v++) out[v] = (float)row[v];
     free(row);
 }
 
@@ -2554,8 +2637,10 @@ static void cuda_head(void *model, int l, int h, int part, float *out) {
     CudaModel *m = (CudaModel *)model;
     CudaSizes z = cuda_sizes(&m->config);
     size_t N = m->used_B * m->used_T, size = z.HS * sizeof(floatX);
+    if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
+    cudaCheck(cudaStreamSynchronize(m->stream));
     floatX *part_of_head = (floatX *)xmalloc(N * size);
-    cudaCheck(cudaMemcpy2D(part_of_head, size, m->a.qkv + (size_t)l * N * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS, 3 * z.A * sizeof(floatX), size, N, cudaMemcpyDeviceToHost));
+    cudaCheck(cudaMemcpy2D(part_of_head, size, block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS, 3 * z.A * sizeof(floatX), size, N, cudaMemcpyDeviceToHost));
     for (size_t i = 0; i < N * z.HS; i++) out[i] = (float)part_of_head[i];
     free(part_of_head);
 }
@@ -2619,17 +2704,19 @@ static void cuda_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     if (wrong) die_usage("%s", wrong);
     if ((int64_t)B * c->T > INT32_MAX) die_usage("--batch %d times --seq %d is more than 2^31 tokens", B, c->T);
     size_t total = model_tensors(c, tensors);
+    memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = total * (sizeof(float) + sizeof(floatX));
     bytes[MEMORY_GRADS] = total * sizeof(float);
     bytes[MEMORY_OPTIMISER] = 2 * total * sizeof(float);
-    bytes[MEMORY_ACTIVATIONS] = carve_activations(&a, NULL, c, (size_t)B) + WORKSPACE;
+    bytes[MEMORY_WORKSPACE] = WORKSPACE;
+    carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
-static size_t cuda_bytes(const Config *c, int B) {
-    size_t bytes[NUM_MEMORY], sum = 0;
-    cuda_memory(c, B, bytes);
-    for (int i = 0; i < NUM_MEMORY; i++) sum += bytes[i];
-    return sum;
+static size_t cuda_free_memory(void) {
+    size_t free_bytes, all, kept = (size_t)512 << 20; /* kernels and libraries take some */
+    cuda_device();
+    cudaCheck(cudaMemGetInfo(&free_bytes, &all));
+    return free_bytes > kept ? free_bytes - kept : 0;
 }
 
 /* Where the choices of algorithms are kept: one file per card and library for all runs of this user. NULL: nowhere. */
@@ -2649,23 +2736,14 @@ static char *cuda_notes(void) {
 }
 
 static void *cuda_create(const Config *c, int B) {
-    size_t free_bytes, all, needed = cuda_bytes(c, B);
-    cudaCheck(cudaMemGetInfo(&free_bytes, &all));
-    size_t usable = free_bytes > (size_t)512 << 20 ? free_bytes - ((size_t)512 << 20) : 0; /* kernels and library take some */
-    if (needed > usable) {
-        int fits = 0;
-        for (int step = 1 << 16; step > 0; step /= 2)
-            if (fits + step < B && cuda_bytes(c, fits + step) <= usable) fits += step;
-        if (fits) die("this run needs %.1f GiB and the GPU has %.1f free: --batch %d would fit, with --accum %d for the same tokens a step", (double)needed / (1 << 30), (double)usable / (1 << 30), fits, (int)CEIL_DIV(B, fits));
-        die("this run needs %.1f GiB and the GPU has %.1f free: not even --batch 1 would fit; lower --seq or the size of the model", (double)needed / (1 << 30), (double)usable / (1 << 30));
-    }
     CudaModel *m = gsa_create_cuda(c, (size_t)B);
-    m->matmul.tuned = (size_t)B * (size_t)c->T;
+    size_t N = (size_t)B * (size_t)c->T;
+    m->matmul.tuned[0] = piece_size(N, piece_most), m->matmul.tuned[1] = piece_size(N, m->logits_rows);
     m->matmul.notes = cuda_notes();
     return m;
 }
 
-static const Backend cuda_backend = {cuda_name,     cuda_memory,         cuda_create,         cuda_destroy, cuda_write,  cuda_read,      cuda_forward,
+static const Backend cuda_backend = {cuda_name,     cuda_memory,         cuda_free_memory, cuda_create, cuda_destroy, cuda_write, cuda_read,      cuda_forward,
                                      cuda_backward, cuda_zero_gradients, cuda_gradient_norms, cuda_update,  cuda_logits, cuda_head, cuda_peak_flops};
 
 /* ---------------------------------------------------------------------------------------------- main */

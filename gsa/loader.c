@@ -62,16 +62,24 @@ static void map_shard(Shard *s, const char *path, bool shuffle) {
 }
 
 static void count_windows(Loader *l, const char *name) {
+    const Shard *longest = &l->shards[0];
+    int without = 0;
     for (int i = 0; i < l->shard_count; i++) {
         Shard *s = &l->shards[i];
+        if (s->count > longest->count) longest = s;
         s->windows_before = l->windows;
         s->windows = s->count > 0 ? (s->count - 1) / (uint64_t)l->T : 0; /* a window's last target is the next one's first input */
         l->windows += s->windows;
         l->tokens += s->count;
+        without += s->windows == 0;
     }
-    if (l->windows > 0) return;
-    die("%s: %llu tokens%s are too few, as a window of T = %d needs %d; use a smaller T or more text", name, (unsigned long long)l->tokens,
-        l->shard_count > 1 ? " in several shards" : "", l->T, l->T + 1);
+    if (l->windows == 0) {
+        if (longest->count < 2) die("%s: %llu tokens are too few to train on; use more text", name, (unsigned long long)l->tokens);
+        die("%s: %s%s has %llu tokens, too few for a window of T = %d, which needs %d; at most --seq %llu would do, or %s", name, l->shard_count > 1 ? "the longest shard, " : "it",
+            l->shard_count > 1 ? longest->name : "", (unsigned long long)longest->count, l->T, l->T + 1, (unsigned long long)longest->count - 1,
+            l->shard_count > 1 ? "longer shards (data/prepare --shard-tokens)" : "more text");
+    }
+    if (without > 0) warn("%s: %d of %d shards are shorter than a window of T = %d and not used", name, without, l->shard_count, l->T);
 }
 
 static Loader *new_loader(int shard_count, int T, int V, int eot, bool shuffle, uint64_t seed) {

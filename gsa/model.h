@@ -56,6 +56,7 @@ typedef struct {
     CONFIG_FIELDS(X)
 #undef X
     uint64_t gsa_heads[MAX_LAYERS]; /* bit h of word l: head h of layer l has splats; extra heads come after the NH others */
+    bool recompute; /* not what the model is, but how a run trains it: of each block only the input is kept for the backward pass; in no file */
 } Config;
 
 /* The whole configuration checked: NULL where it is sound, else a sentence (static memory) that names the flag. */

@@ -42,7 +42,7 @@ typedef struct {
     bool overfit_batch;
     /* run */
     const char *out;
-    bool resume;
+    bool resume, recompute;
     int64_t eval_every, eval_tokens, sample_every, save_every, keep, threads;
 } Settings;
 
@@ -50,7 +50,7 @@ static const Settings defaults = {
     2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START, false, NULL,
     NULL, NULL, NULL, 1024, false,
     4, 1, 8000, 100, 1, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
-    "runs/default", false, 1000, 65536, 2000, 1000, 2, 0,
+    "runs/default", false, false, 1000, 65536, 2000, 1000, 2, 0,
 };
 
 static const char usage[] =
@@ -108,6 +108,7 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, FREE, false},
         {FLAG_TEXT, "out", &s->out, 0, 0, "DIR", "checkpoints and main.log go here", false},
         {FLAG_SWITCH, "resume", &s->resume, 0, 0, NULL, "go on from the newest checkpoint in --out, with its settings", false},
+        {FLAG_SWITCH, "recompute", &s->recompute, 0, 0, NULL, "keep only the input of each block and compute it again in the backward pass: less memory, same numbers", false},
         {FLAG_INT, "eval-every", &s->eval_every, 0, 1e9, NULL, "steps between evaluations; 0: none", false},
         {FLAG_INT, "eval-tokens", &s->eval_tokens, 1, 1e12, NULL, "validation tokens per evaluation, at most", false},
         {FLAG_INT, "sample-every", &s->sample_every, 0, 1e9, NULL, "steps between samples of text; 0: none", false},
@@ -410,6 +411,79 @@ static int64_t newest_step(const char *out) {
     return step;
 }
 
+/* ---------------------------------------------------------------------------------------------- memory */
+
+static size_t memory_sum(const Backend *backend, const Config *c, int B, size_t bytes[NUM_MEMORY]) {
+    size_t sum = 0;
+    backend->memory(c, B, bytes);
+    for (int i = 0; i < NUM_MEMORY; i++) sum += bytes[i];
+    return sum;
+}
+
+static bool memory_fits(const Backend *backend, Config c, int T, int B, size_t room) {
+    size_t bytes[NUM_MEMORY];
+    c.T = T;
+    return memory_sum(backend, &c, B, bytes) <= room;
+}
+
+/* The largest batch below B, the largest length below T (a multiple of 1,024 where it is at least that) that fit into `room` bytes; 0:
+   none does. One by one, because less is not always smaller: up to 65,536 tokens, logits are made in one piece. */
+static int largest_batch(const Backend *backend, const Config *c, int B, size_t room) {
+    while (--B > 0 && !memory_fits(backend, *c, c->T, B, room));
+    return B;
+}
+static int largest_seq(const Backend *backend, const Config *c, int B, size_t room) {
+    for (int T = c->T - 1, step; T > 0; T -= step) {
+        step = T > 1024 ? 1024 : 1;
+        T = T / step * step;
+        if (memory_fits(backend, *c, T, B, room)) return T;
+    }
+    return 0;
+}
+
+/* text and one more way out; frees both */
+static char *add_advice(char *text, char *more) {
+    char *longer = xasprintf("%s%s%s", text, *text ? "; or " : "", more);
+    free(text), free(more);
+    return longer;
+}
+
+/* Prints what the run takes, by group. Where that is more than what is free, ends the program with a sentence that says what would fit. */
+static void check_memory(const Backend *backend, const Config *config, int B, int64_t accum) {
+    static const char *const names[NUM_MEMORY] = {
+#define X(name, text) text,
+        MEMORY_GROUPS(X)
+#undef X
+    };
+    const double MiB = 1 << 20, GiB = 1 << 30;
+    size_t bytes[NUM_MEMORY], sum = memory_sum(backend, config, B, bytes), room = backend->free_memory();
+    int column = printf("memory, MiB   ");
+    for (int i = 0; i < NUM_MEMORY; i++) {
+        if (bytes[i] == 0) continue;
+        if (column > 90) column = printf("\n%14s", "") - 1;
+        column += printf("%s %.1f  ", names[i], (double)bytes[i] / MiB);
+    }
+    printf("sum %.1f\n", (double)sum / MiB);
+    if (room == 0 || sum <= room) return;
+    fflush(stdout);
+    char *advice = xstrdup("");
+    for (int recompute = config->recompute; recompute < 2; recompute++) { /* as it is, then with --recompute */
+        Config c = *config;
+        c.recompute = recompute;
+        const char *with = recompute == config->recompute ? "" : "--recompute and ";
+        size_t needed = memory_sum(backend, &c, B, bytes);
+        if (needed <= room) {
+            advice = add_advice(advice, xasprintf("--recompute, which needs %.1f GiB", (double)needed / GiB));
+            break;
+        }
+        int batch = largest_batch(backend, &c, B, room), seq = largest_seq(backend, &c, B, room);
+        if (batch) advice = add_advice(advice, xasprintf("%s--batch %d, with --accum %lld for as many tokens a step", with, batch, (long long)((B * accum + batch - 1) / batch)));
+        if (seq) advice = add_advice(advice, xasprintf("%s--seq %d", with, seq));
+    }
+    die("this run needs %.1f GiB of memory and %.1f are free; %s%s", (double)sum / GiB, (double)room / GiB, *advice ? "these would fit: " : "choose a smaller model: no --batch or --seq would fit",
+        advice);
+}
+
 /* ---------------------------------------------------------------------------------------------- evaluation, samples */
 
 static double evaluate(Run *r, Loader *val, int *x, int *y) {
@@ -680,6 +754,7 @@ int train(int argc, char **argv, const Backend *backend) {
     else if (!shape_from_file) config = make_config(&s, tokenizer, flags);
     if (!state) resolve_rate(&s, flags, config.C);
     if (state) checkpoint_match(start, &config);
+    config.recompute = s.recompute;
 
     Run run;
     memset(&run, 0, sizeof run);
@@ -704,20 +779,12 @@ int train(int argc, char **argv, const Backend *backend) {
     }
 
     /* the model */
-    size_t bytes[NUM_MEMORY], total_bytes = 0;
-    const char *memory_names[NUM_MEMORY] = {"parameters", "gradients", "optimiser", "activations"};
     Tensor tensors[NUM_TENSORS];
     size_t total = model_tensors(&config, tensors), splat_parameters = 0;
     for (int i = 0; i < NUM_TENSORS; i++)
         if (tensors[i].group == GROUP_SCALAR || tensors[i].group == GROUP_CENTRE) splat_parameters += tensors[i].size;
-    backend->memory(&config, B, bytes);
     printf("%s\n", backend->name());
-    printf("memory        ");
-    for (int i = 0; i < NUM_MEMORY; i++) {
-        printf("%s %.1f MiB  ", memory_names[i], (double)bytes[i] / 1048576);
-        total_bytes += bytes[i];
-    }
-    printf("sum %.1f MiB\n", (double)total_bytes / 1048576);
+    check_memory(backend, &config, B, s.accum);
     printf("parameters    %zu, of them %zu in the splats of %d GSA heads (of %d heads)\n", model_parameters(&config), splat_parameters, config_gsa_heads(&config), config.L * config_heads(&config));
     printf("tokens        %llu for training, %llu for validation, vocabulary %d; %.0f a step, %.2f epochs\n", (unsigned long long)loader_tokens(run.train),
            val ? (unsigned long long)loader_tokens(val) : 0ull, config.V, tokens_a_step, tokens_a_step * (double)s.steps / ((double)loader_windows(run.train) * T));

@@ -11,7 +11,16 @@ extern "C" {
 /* The flat buffers of a model, all in the order of model_tensors. */
 enum { BUFFER_PARAMS, BUFFER_GRADS, BUFFER_ADAM_M, BUFFER_ADAM_V };
 
-enum { MEMORY_PARAMS, MEMORY_GRADS, MEMORY_OPTIMISER, MEMORY_ACTIVATIONS, NUM_MEMORY };
+/* What memory goes to: enumerator, name. From `residual` to `logits`: what the forward pass keeps; `backward`: gradients of activations. */
+#define MEMORY_GROUPS(X)                                                                                                                  \
+    X(PARAMS, "parameters") X(GRADS, "gradients") X(OPTIMISER, "optimiser") X(RESIDUAL, "residual stream") X(ATTENTION, "attention")      \
+    X(STATES, "scan states") X(MLP, "MLP") X(LOGITS, "logits") X(BACKWARD, "backward pass") X(WORKSPACE, "workspaces")
+enum {
+#define X(name, text) MEMORY_##name,
+    MEMORY_GROUPS(X)
+#undef X
+    NUM_MEMORY
+};
 
 typedef struct {
     double rate;             /* learning rate of this step, before a group's factor */
@@ -23,8 +32,9 @@ typedef struct {
 /* A back end: the network's arithmetic. B and T of a call may be smaller than those given to create. */
 typedef struct {
     const char *(*name)(void);                                       /* machine, threads, libraries: for the first line of a run */
-    void (*memory)(const Config *c, int B, size_t bytes[NUM_MEMORY]); /* what create(c, B) will take */
-    void *(*create)(const Config *c, int B);                         /* room for batches of (B, c->T); buffers are zero */
+    void (*memory)(const Config *c, int B, size_t bytes[NUM_MEMORY]); /* what create(c, B) and training will take */
+    size_t (*free_memory)(void);                                     /* bytes that are free for that; 0: unknown */
+    void *(*create)(const Config *c, int B);                         /* room for batches of (B, c->T); buffers are zero; c->recompute is honoured */
     void (*destroy)(void *model);
     void (*write)(void *model, int buffer, const float *from);       /* from the host into the model */
     const float *(*read)(void *model, int buffer);                   /* on the host, valid until the next call */

@@ -38,6 +38,8 @@ check "the resumed state is the unbroken one" cmp "$dir/a/state_00000020.bin" "$
 grep -h 'tr[l]:\|te[l]:' "$dir/a/main.log" | sort -u >"$dir/a.log"
 grep -h 'tr[l]:\|te[l]:' "$dir/c/main.log" | sort -u >"$dir/c.log"
 check "the losses in the logs agree to the last digit" cmp "$dir/a.log" "$dir/c.log"
+check "train with recomputed blocks" $train $run --recompute --out "$dir/re"
+check "recomputed blocks, same model" cmp "$dir/a/model_00000020.bin" "$dir/re/model_00000020.bin"
 check "another seed gives another model" sh -c "$train $run --seed 2 --out '$dir/d' && ! cmp -s '$dir/a/model_00000020.bin' '$dir/d/model_00000020.bin'"
 check "resume of a finished run does nothing" $train --resume --out "$dir/a"
 
@@ -122,6 +124,8 @@ done
 check "a start out of bounds stays where the bound is off" $train $tiny --attention gsa --splat-precision 50 --unbounded precision --steps 3 --out "$dir/unbounded"
 check "and no precision is put back" sh -c "! grep -q 'splat-precision 50 is out' '$dir/out' && ! grep -q 'into bounds: precision' '$dir/out'"
 check "entropy and distance of every head in the log" sh -c "grep -q '^s:0 ent:[0-9.]* dst:[0-9.]* rch:[0-9]* ents:[0-9.]*,[0-9.]*,[0-9.]*,[0-9.]* dsts:[0-9.]*,[0-9.]*,[0-9.]*,[0-9.]*$' '$dir/unbounded/main.log'"
+for again in "" --recompute; do check "k-means $again" $train $tiny --attention gsa --splat-init kmeans --steps 2 --save-every 0 --out "$dir/k$again" $again; done
+check "keys of recomputed blocks, same model" cmp "$dir/k/model_00000002.bin" "$dir/k--recompute/model_00000002.bin"
 check "a start out of bounds is said and put right" grep -q 'splat-precision 400 is out of bounds: all splats start with 40' "$dir/bad.txt"
 
 # ---- text to shards to a model; the trainer's validation loss is what infer measures
@@ -310,7 +314,8 @@ check "a smaller vocabulary" $train_bpe --vocab 300 --out "$dir/t300.bin" "$dir/
 refuse "train: tokens beyond the vocabulary" 1 "s_train_000000.bin" $train --data "$dir/s_train_000000.bin" --tokenizer "$dir/t300.bin" --seq 32 --depth 1 --steps 3 --sample-every 0 --out "$dir/x"
 refuse "train: another tokenizer for the same model" 1 "t300.bin" $train --data "$dir/s_train_000000.bin" --tokenizer "$dir/t300.bin" --init-from "$model" --out "$dir/y"
 refuse "train: other layers for the same model" 2 "--layers" $train --init-from "$model" --layers 2 --out "$dir/y"
-refuse "train: window longer than the data" 1 "tokens" $train --data "$dir/s_val_000000.bin" --tokenizer "$dir/t.bin" --seq 1M --depth 1 --out "$dir/y"
+refuse "train: more than the memory" 1 "--batch" $train --data "$dir/s_train_000000.bin" --tokenizer "$dir/t.bin" --depth 12 --batch 65536 --out "$dir/y"
+refuse "train: window longer than the data" 1 "--seq" $train --data "$dir/s_val_000000.bin" --tokenizer "$dir/t.bin" --seq 1M --depth 1 --out "$dir/y"
 refuse "train: the folder is in use" 1 "--resume" $train --out "$dir/a"
 refuse "resume: nothing there" 1 "--resume" $train --resume --out "$dir/nowhere"
 refuse "resume: contradiction" 1 "--lr" $train --resume --lr 0.5 --out "$dir/a"

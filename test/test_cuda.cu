@@ -502,6 +502,69 @@ static void test_identities(int kind) {
     free_pair(&p);
 }
 
+/* Blocks computed again in the backward pass change no bit; products, the MLP and logits in pieces change no more than rounding. */
+static void test_recompute(int kind) {
+    Config config = kind_config(kind);
+    const float *whole = NULL;
+    for (int pieces = 0; pieces < 2; pieces++) {
+        piece_most = pieces ? 64 : PIECE, logits_piece_most = pieces ? 32 : LOGITS_PIECE;
+        config.recompute = false;
+        Pair kept = make_pair(&config, 3, 29);
+        config.recompute = true;
+        Pair again = make_pair(&config, 3, 29);
+        for (int pass = 0; pass < 2; pass++) { /* the second adds to the first, on shorter sequences */
+            int T = (int)kept.T - 5 * pass;
+            double loss = cuda_forward(kept.g, kept.x, kept.y, 3, T), same = cuda_forward(again.g, kept.x, kept.y, 3, T);
+            CHECK(loss == same && isfinite(loss), "%s, pieces %d: loss %.9f, with --recompute %.9f", kinds[kind].name, pieces, loss, same);
+            cuda_backward(kept.g, 0.5), cuda_backward(again.g, 0.5);
+        }
+        const float *here = cuda_read(kept.g, BUFFER_GRADS), *there = cuda_read(again.g, BUFFER_GRADS);
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            const Tensor *t = &kept.g->tensors[i];
+            if (!t->size) continue;
+            bool waves = i == TENSOR_lntheta || i == TENSOR_lndelta, splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
+            CHECK(memcmp(here + t->offset, there + t->offset, t->size * sizeof(float)) == 0, "%s, pieces %d: the same gradient of %s with --recompute", kinds[kind].name, pieces, t->name);
+            if (pieces) COMPARE(here + t->offset, whole + t->offset, t->size, waves ? WAVES : splat ? MODEL_SPLATS : MODEL, "%s: gradient of %s in pieces", kinds[kind].name, t->name);
+        }
+        float logits[2][128], *keys[2] = {cpu::numbers(3 * kept.T * (size_t)config_head_size(&config), 0, NULL), cpu::numbers(3 * kept.T * (size_t)config_head_size(&config), 0, NULL)};
+        for (int i = 0; i < 2; i++) {
+            CudaModel *g = i ? again.g : kept.g;
+            cuda_forward(g, kept.x, NULL, 3, (int)kept.T);
+            cuda_logits(g, 2, 60, logits[i]);
+            cuda_head(g, 0, 1, 1, keys[i]);
+        }
+        CHECK(memcmp(logits[0], logits[1], config.V * sizeof(float)) == 0, "%s: the same logits with --recompute", kinds[kind].name);
+        CHECK(memcmp(keys[0], keys[1], 3 * kept.T * config_head_size(&config) * sizeof(float)) == 0, "%s: the same keys with --recompute", kinds[kind].name);
+        if (!pieces) {
+            float *copy = (float *)xmalloc(kept.g->total * sizeof(float));
+            memcpy(copy, here, kept.g->total * sizeof(float));
+            whole = copy;
+        }
+        free_pair(&kept), free_pair(&again);
+    }
+    free((void *)whole);
+    piece_most = PIECE, logits_piece_most = LOGITS_PIECE;
+}
+
+/* What a model is said to take is what the device has less. */
+static void test_memory(void) {
+    for (int recompute = 0; recompute < 2; recompute++) {
+        Config config = kind_config(8);
+        config.T = 40000, config.L = recompute ? 12 : 2, config.NH = 12, config.C = 768, config.recompute = recompute; /* longer than a piece */
+        const char *wrong = config_head_map(&config, "4");
+        if (wrong) die("%s", wrong);
+        size_t bytes[NUM_MEMORY], said = 0, before, after, all;
+        cuda_memory(&config, 2, bytes);
+        for (int i = 0; i < NUM_MEMORY; i++) said += bytes[i];
+        cudaCheck(cudaDeviceSynchronize());
+        cudaCheck(cudaMemGetInfo(&before, &all));
+        CudaModel *m = gsa_create_cuda(&config, 2);
+        cudaCheck(cudaMemGetInfo(&after, &all));
+        CHECK(fabs((double)(before - after) / (double)said - 1) < 0.01, "memory: %.1f MiB said, %.1f taken", (double)said / (1 << 20), (double)(before - after) / (1 << 20));
+        gsa_destroy(m);
+    }
+}
+
 /* Splats at their bounds, and out of them. */
 static void test_bounds(void) {
     Config config = kind_config(4);
@@ -579,9 +642,10 @@ int main(int argc, char **argv) {
         test_heads(k, 1, 1), test_heads(k, 3, 129), test_heads(k, 2, 300);
         test_determinism(k);
         test_identities(k);
+        test_recompute(k);
     }
     test_bounds();
-    if (!small) test_training();
+    if (!small) test_memory(), test_training();
     return test_summary(name);
 }
 #endif

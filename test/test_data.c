@@ -1,10 +1,11 @@
-/* Shards, loader, data/prepare and the made-up stories. */
+/* Shards, loader, data/prepare, the made-up stories, and what a run says when memory is short. */
 #include <stdarg.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "../data/stories.h"
 #include "../gsa/loader.h"
+#include "../gsa/train.h"
 #include "../gsa/util.h"
 #include "../tokenizer/tokenizer.h"
 #include "stories_match.h"
@@ -109,7 +110,9 @@ static void test_shard_refusals(void) {
     bad = shard, bad.tokens[96] = 65535; /* the last target */
     refuse_shard("token.bin", &bad, sizeof bad, "token 65535 at position 96");
     bad = shard, bad.header[2] = 8;
-    refuse_shard("few.bin", &bad, 1024 + 16, "too few");
+    refuse_shard("few.bin", &bad, 1024 + 16, "--seq 7 would do");
+    bad.header[2] = 1;
+    refuse_shard("one.bin", &bad, 1024 + 2, "too few to train on");
     check_refusal(open_shards, folder, 1, folder, "folder");
     free(path);
     path = in_folder("nothing_*.bin");
@@ -283,6 +286,37 @@ static void test_loader(void) {
 }
 
 /* Every size of epoch: the permutation behind the shuffle is one for small and odd numbers too. */
+/* Windows of a million tokens, of which the shorter shard has none; the longest shard limits T. */
+static int long_T;
+static void open_long(void *pattern) { loader_free(loader_open((const char *)pattern, long_T, 60000, -1, true, 1)); }
+static void test_long_windows(void) {
+    enum { LONG = 1 << 20, TOKENS = 2 * LONG + 5 };
+    uint16_t *tokens = (uint16_t *)xmalloc(TOKENS * sizeof *tokens);
+    int *x = (int *)xmalloc(2 * LONG * sizeof *x), *y = x + LONG, wrong = 0;
+    uint64_t at = 9, mark;
+    for (int i = 0; i < TOKENS; i++) tokens[i] = (uint16_t)rng_below(&at, 60000);
+    char *pattern = in_folder("long_*.bin"), *path = in_folder("long_0.bin"), *other = in_folder("long_1.bin");
+    write_shard(path, tokens, LONG);
+    write_shard(other, tokens, TOKENS);
+    Loader *l = loader_open(pattern, LONG, 60000, -1, true, 4);
+    CHECK(loader_windows(l) == 2, "two windows of 2^20 tokens");
+    for (int w = 0; w < 6; w++) {
+        loader_next(l, x, y, 1);
+        for (mark = 0; mark + LONG < TOKENS && (tokens[mark] != x[0] || tokens[mark + 1] != x[1] || tokens[mark + 2] != x[2] || tokens[mark + 3] != x[3]);) mark++;
+        for (int t = 0; t < LONG && mark + LONG < TOKENS; t++) wrong += x[t] != tokens[mark + (uint64_t)t] || y[t] != tokens[mark + (uint64_t)t + 1];
+        wrong += mark + LONG >= TOKENS;
+    }
+    CHECK(wrong == 0, "windows of 2^20 tokens are consecutive tokens of one shard");
+    loader_free(l);
+    long_T = TOKENS;
+    check_refusal(open_long, pattern, 1, "long_1.bin", "at most --seq 2097156 would do");
+    long_T = TOKENS - 1; /* just one window */
+    l = loader_open(pattern, long_T, 60000, -1, true, 1);
+    CHECK(loader_windows(l) == 1, "--seq as advised");
+    loader_free(l);
+    free(tokens), free(x), free(pattern), free(path), free(other);
+}
+
 static void test_epoch_sizes(void) {
     uint16_t tokens[4 * 300 + 1];
     for (int i = 0; i < 1201; i++) tokens[i] = (uint16_t)i;
@@ -621,6 +655,40 @@ static void test_long_document(void) {
     free(text);
 }
 
+/* ---------------------------------------------------------------------------------------------- memory
+
+   A machine of 10^10 bytes. Attention takes 10^6 a token, with --recompute a tenth; the logits 5 x 10^6 up to 4,096 tokens, then as much as
+   1,024 of them: so less memory is not always fewer tokens, and what fits is easily worked out. */
+
+static const char *fake_name(void) { return "a machine"; }
+static size_t fake_free(void) { return 10000000000; }
+static void fake_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
+    size_t N = (size_t)B * (size_t)c->T;
+    memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
+    bytes[MEMORY_ATTENTION] = N * (c->recompute ? 100000 : 1000000), bytes[MEMORY_LOGITS] = (N <= 4096 ? N : 1024) * 5000000;
+}
+static const char *memory_flags[3];
+static void run_out_of_memory(void *unused) {
+    (void)unused;
+    Backend fake;
+    memset(&fake, 0, sizeof fake);
+    fake.name = fake_name, fake.free_memory = fake_free, fake.memory = fake_memory;
+    char *out = in_folder("no_run");
+    const char *argv[] = {"train", "--depth", "1", "--steps", "1", "--seq", "64", "--out", out, "--batch", memory_flags[0], memory_flags[1], NULL};
+    if (!freopen("/dev/null", "w", stdout)) return;
+    train(11 + (memory_flags[1] != NULL), (char **)argv, &fake);
+}
+static void check_advice(const char *batch, const char *flag, const char *word, const char *word2) {
+    memory_flags[0] = batch, memory_flags[1] = flag;
+    check_refusal(run_out_of_memory, NULL, 1, word, word2);
+}
+static void test_memory(void) {
+    check_advice("100", NULL, "needs 10.7 GiB of memory and 9.3 are free", "--batch 76, with --accum 2");
+    check_advice("100", NULL, "--seq 48", "or --recompute, which needs 5.4 GiB");
+    check_advice("1000", NULL, "--batch 76, with --accum 14", "or --recompute and --batch 762, with --accum 2");
+    check_advice("1000", "--recompute", "these would fit: --batch 762", "--seq 48");
+}
+
 /* ---------------------------------------------------------------------------------------------- stories */
 
 typedef struct {
@@ -843,7 +911,9 @@ int main(int argc, char **argv) {
 
     test_shard_refusals();
     test_loader();
+    test_long_windows();
     test_epoch_sizes();
+    test_memory();
     test_stories();
     test_story_tasks();
     test_make_stories();

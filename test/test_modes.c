@@ -615,6 +615,35 @@ static void test_causality(size_t mode) {
     free_numbers();
 }
 
+/* Blocks computed again in the backward pass change no bit, and take less memory. */
+static void test_recompute(size_t mode) {
+    Config c = mode_config(mode);
+    int x[B * T], y[B * T];
+    uint64_t rng = 24;
+    random_tokens(x, B * T, c.V, &rng), random_tokens(y, B * T, c.V, &rng);
+    GSA *models[2];
+    size_t sizes[2];
+    for (int recompute = 0; recompute < 2; recompute++) {
+        ActivationTensors a;
+        c.recompute = recompute;
+        size_t bytes[NUM_MEMORY] = {0}, sum = 0;
+        sizes[recompute] = carve_activations(&a, NULL, &c, B, bytes);
+        for (int i = 0; i < NUM_MEMORY; i++) sum += bytes[i];
+        CHECK(sum == sizes[recompute] * sizeof(real), "mode %zu: the groups make up the whole", mode);
+        models[recompute] = scattered_model(&c, B, 25);
+    }
+    GSA *kept = models[0], *again = models[1];
+    CHECK(sizes[1] < sizes[0], "mode %zu: less is kept", mode);
+    for (int pass = 0; pass < 2; pass++) { /* the second adds to the first, on a shorter sequence */
+        CHECK(gsa_forward(kept, x, y, B, T - 3 * (size_t)pass) == gsa_forward(again, x, y, B, T - 3 * (size_t)pass), "mode %zu: the same loss with --recompute", mode);
+        gsa_backward(kept, 0.7), gsa_backward(again, 0.7);
+        for (int i = 0; i < NUM_TENSORS; i++)
+            CHECK(memcmp(kept->grads + kept->tensors[i].offset, again->grads + kept->tensors[i].offset, kept->tensors[i].size * sizeof(real)) == 0,
+                  "mode %zu: the same gradient of %s with --recompute", mode, kept->tensors[i].name);
+    }
+    gsa_destroy(kept), gsa_destroy(again);
+}
+
 #ifdef _OPENMP
 static void test_threads(size_t mode) {
     Config c = mode_config(mode);
@@ -824,7 +853,7 @@ int main(void) {
     for (int kind = 0; kind < 3; kind++) test_window_edges(kind == 2, kind > 0);
     test_extend_limits();
     test_large_logits();
-    for (size_t i = 0; i < MODES; i++) test_model_heads(i), test_causality(i);
+    for (size_t i = 0; i < MODES; i++) test_model_heads(i), test_causality(i), test_recompute(i);
 #ifdef _OPENMP
     for (size_t i = 0; i < MODES; i++) test_threads(i);
 #else

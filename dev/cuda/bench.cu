@@ -5,7 +5,7 @@
    going from layer to layer, so that no input is in the cache by chance; and at last whole steps.
 
      bench [--attention standard|gsa|hybrid|augment] [--pos learned|rope|both] [--batch 64] [--seq 1024] [--layers 12] [--heads 12]
-           [--channels 768] [--covariance iso|diag] [--window 0] [--profile]
+           [--channels 768] [--covariance iso|diag] [--window 0] [--recompute] [--profile]
 
    roofline: the larger of bytes / copy speed and operations / matrix speed, as a share of the time taken. Bytes: each input read once,
    each output written once. Operations of attention: 2 products forward and 5 backward over the causal half. */
@@ -60,7 +60,7 @@ static void card_speeds(Matmul *mm, double *copy, double *product) {
 int main(int argc, char **argv) {
     const char *attention = "standard", *position = "learned", *covariance = "iso";
     int64_t batch = 64, seq = 1024, layers = 12, heads = 12, channels = 768, window = 0;
-    bool profile = false;
+    bool profile = false, recompute = false;
     Flag flags[] = {{FLAG_CHOICE, "attention", &attention, 0, 0, ATTENTION_CHOICES, "kind of attention", false},
                     {FLAG_CHOICE, "pos", &position, 0, 0, POSITION_CHOICES, "kind of positions", false},
                     {FLAG_CHOICE, "covariance", &covariance, 0, 0, COVARIANCE_CHOICES, "a splat's precision", false},
@@ -70,6 +70,7 @@ int main(int argc, char **argv) {
                     {FLAG_INT, "heads", &heads, 1, MAX_HEADS, NULL, "heads", false},
                     {FLAG_INT, "channels", &channels, 32, 65536, NULL, "channels", false},
                     {FLAG_INT, "window", &window, 0, 1 << 24, NULL, "window of standard heads", false},
+                    {FLAG_SWITCH, "recompute", &recompute, 0, 0, NULL, "whole steps only, blocks computed again in the backward pass", false},
                     {FLAG_SWITCH, "profile", &profile, 0, 0, NULL, "three steps and nothing else, for a profiler", false},
                     {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
     program_name(argv[0]);
@@ -80,7 +81,7 @@ int main(int argc, char **argv) {
 
     Config c;
     memset(&c, 0, sizeof c);
-    c.T = (int)seq, c.V = 50257, c.Vp = 50304, c.L = (int)layers, c.NH = (int)heads, c.C = (int)channels, c.S = (int)(channels / heads / 2), c.window = (int)window;
+    c.T = (int)seq, c.V = 50257, c.Vp = 50304, c.L = (int)layers, c.NH = (int)heads, c.C = (int)channels, c.S = (int)(channels / heads / 2), c.window = (int)window, c.recompute = recompute;
     c.position = choice_index(POSITION_CHOICES, position), c.attention = choice_index(ATTENTION_CHOICES, attention);
     c.envelope = ENVELOPE_COSINE, c.covariance = choice_index(COVARIANCE_CHOICES, covariance);
     const char *wrong = config_head_map(&c, NULL);
@@ -131,7 +132,7 @@ int main(int argc, char **argv) {
     printf("step: %.2f ms, %.0f tokens/s", whole, 1e3 * (double)N / whole);
     if (cuda_peak_flops() > 0) printf(", %.1f %% of the data sheet's peak", 1e5 * (double)N / whole * per_token / cuda_peak_flops());
     printf("\n");
-    if (profile) return 0;
+    if (profile || recompute) return 0;
 
     struct Item {
         const char *name;
@@ -140,6 +141,8 @@ int main(int argc, char **argv) {
     };
     const size_t C = z.C, A = z.A, L = z.L;
     const double n = (double)N, NC = n * (double)C, NA = n * (double)A, causal = 2 * NA * (double)T / 2;
+    const size_t R = piece_size(N, m->logits_rows); /* logits are made in pieces; those of all but the last piece twice */
+    const double r = (double)R, RC = r * (double)C, logits = R < N ? 2 * (double)CEIL_DIV(N, R) - 1 : 1;
     HeadList mapped = head_list(&c, 0, HEAD_STANDARD), splat = head_list(&c, 0, HEAD_SPLAT);
     const double share = (double)(mapped.count + splat.count) / (double)z.NH;
     Matmul *mm = &m->matmul;
@@ -152,19 +155,19 @@ int main(int argc, char **argv) {
     };
     std::vector<Item> items = {
         {"encoder", 1, NC * 2, 0, [&](int) { encoder_forward(a.residual, a.x, w.wte, w.wpe, B, T, C, 0, s); }},
-        {"layernorm", 2.0 * (double)L + 1, 2 * NC, 0, [&](int i) { size_t l = (size_t)i % L; layernorm_forward(AT(ln1, C), AT(ln1_mean, 1), AT(ln1_rstd, 1), AT(residual, 2 * C), p.ln1w, p.ln1b, N, C, s); }},
+        {"layernorm", 2.0 * (double)L + 1, 2 * NC, 0, [&](int i) { size_t l = (size_t)i % L; layernorm_forward(AT(ln1, C), AT(ln1_mean, 1), AT(ln1_rstd, 1), AT(residual, C), p.ln1w, p.ln1b, N, C, s); }},
         forward("matmul qkv", C, 3 * A, false, false, [&](int i) { size_t l = (size_t)i % L; matmul_forward(mm, AT(qkv, 3 * A), AT(ln1, C), w.qkvw, w.qkvb, NULL, NULL, N, C, 3 * A, s); }),
         {"features", (double)L, share * 4 * NA, 0, [&](int i) { size_t l = (size_t)i % L; features_forward(m, AT(features, 2 * A), AT(qkv, 3 * A), l, B, T); }},
         {"attention", (double)L, 4 * NA, 2 * causal, [&](int i) { size_t l = (size_t)i % L; attention_forward(AT(att, A), AT(att_lse, z.NH), attention_input(m, l, N), B, T, z.NH, z.HS, s); }},
-        forward("matmul attproj", A, C, true, false, [&](int i) { size_t l = (size_t)i % L; matmul_forward(mm, AT(residual, 2 * C) + N * C, AT(att, A), w.attprojw, w.attprojb, AT(residual, 2 * C), NULL, N, A, C, s); }),
+        forward("matmul attproj", A, C, true, false, [&](int i) { size_t l = (size_t)i % L; matmul_forward(mm, AT(middle, C), AT(att, A), w.attprojw, w.attprojb, AT(residual, C), NULL, N, A, C, s); }),
         forward("matmul fc, gelu", C, 4 * C, false, true, [&](int i) { size_t l = (size_t)i % L; matmul_forward(mm, AT(gelu, 4 * C), AT(ln2, C), w.fcw, w.fcb, NULL, AT(fc, 4 * C), N, C, 4 * C, s); }),
-        forward("matmul fcproj", 4 * C, C, true, false, [&](int i) { size_t l = (size_t)i % L; matmul_forward(mm, AT(residual, 2 * C) + 2 * N * C, AT(gelu, 4 * C), w.fcprojw, w.fcprojb, AT(residual, 2 * C) + N * C, NULL, N, 4 * C, C, s); }),
-        {"matmul logits", 1, NC + n * (double)z.Vp, 2 * NC * (double)z.Vp, [&](int) { matmul_forward(mm, a.logits, a.lnf, w.wte, NULL, NULL, NULL, N, C, z.Vp, s); }},
-        {"classifier", 1, 2 * n * (double)z.Vp, 0, [&](int) { fused_classifier(a.logits, a.losses, a.y, 1 / (float)N, N, z.V, z.Vp, s); }},
-        {"matmul logits, backward", 1, 2 * (NC + n * (double)z.Vp), 4 * NC * (double)z.Vp, [&](int) { matmul_backward(mm, a.dln, dp.wte, NULL, NULL, a.logits, a.lnf, w.wte, NULL, 1, N, C, z.Vp, s); }},
+        forward("matmul fcproj", 4 * C, C, true, false, [&](int i) { size_t l = (size_t)i % L; matmul_forward(mm, AT(residual, C) + N * C, AT(gelu, 4 * C), w.fcprojw, w.fcprojb, AT(middle, C), NULL, N, 4 * C, C, s); }),
+        {"matmul logits", logits, RC + r * (double)z.Vp, 2 * RC * (double)z.Vp, [&](int) { matmul_forward(mm, a.logits, a.lnf, w.wte, NULL, NULL, NULL, R, C, z.Vp, s); }},
+        {"classifier", logits, 2 * r * (double)z.Vp, 0, [&](int) { fused_classifier(a.logits, a.losses, a.y, 1 / (float)N, R, z.V, z.Vp, s); }},
+        {"matmul logits, backward", (double)CEIL_DIV(N, R), 2 * (RC + r * (double)z.Vp), 4 * RC * (double)z.Vp, [&](int) { matmul_backward(mm, a.dln, dp.wte, NULL, NULL, a.logits, a.lnf, w.wte, NULL, 1, R, C, z.Vp, s); }},
         {"matmul fcproj, gelu, backward", (double)L, 12 * NC + NC + 4 * NC, 16 * NC * (double)C, [&](int i) { size_t l = (size_t)i % L; matmul_backward(mm, a.dfc, dp.fcprojw, NULL, NULL, a.dresidual, AT(gelu, 4 * C), w.fcprojw, AT(fc, 4 * C), 1, N, 4 * C, C, s); }},
         {"matmul fc, backward", (double)L, 14 * NC, 16 * NC * (double)C, [&](int i) { size_t l = (size_t)i % L; matmul_backward(mm, a.dln, dp.fcw, dp.fcb, a.partials, a.dfc, AT(ln2, C), w.fcw, NULL, 1, N, C, 4 * C, s); }},
-        {"layernorm, backward", 2.0 * (double)L + 1, 4 * NC, 0, [&](int i) { size_t l = (size_t)i % L; layernorm_backward(a.dresidual, dp.ln1w, dp.ln1b, dp.attprojb, a.partials, a.dln, AT(residual, 2 * C), p.ln1w, AT(ln1_mean, 1), AT(ln1_rstd, 1), N, C, s); }},
+        {"layernorm, backward", 2.0 * (double)L + 1, 4 * NC, 0, [&](int i) { size_t l = (size_t)i % L; layernorm_backward(a.dresidual, dp.ln1w, dp.ln1b, dp.attprojb, a.partials, a.dln, AT(residual, C), p.ln1w, AT(ln1_mean, 1), AT(ln1_rstd, 1), N, C, s); }},
         {"matmul attproj, backward", (double)L, 2 * NC + 2 * NA, 4 * NC * (double)A, [&](int i) { size_t l = (size_t)i % L; matmul_backward(mm, a.datt, dp.attprojw, NULL, NULL, a.dresidual, AT(att, A), w.attprojw, NULL, 1, N, A, C, s); }},
         {"attention, backward", (double)L, 8 * NA, 5 * causal, [&](int i) { size_t l = (size_t)i % L; attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, AT(att, A), AT(att_lse, z.NH), attention_input(m, l, N), B, T, z.NH, z.HS, s); }},
         {"features, backward", (double)L, share * (splat.count ? 8 : 6) * NA, 0, [&](int i) { size_t l = (size_t)i % L; features_backward(m, a.dqkv, a.dfeatures, AT(features, 2 * A), AT(qkv, 3 * A), l, B, T); }},
