@@ -1676,7 +1676,7 @@ static void cpu_head(void *model, int l, int h, int part, float *out) {
 
 int main(int argc, char **argv) {
     const Backend cpu = {cpu_name,     cpu_memory,         cpu_free_memory,    cpu_create,  cpu_destroy, cpu_write, cpu_read, cpu_forward,
-                         cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits, cpu_head, NULL};
+                         cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits, cpu_head, NULL, NULL};
     return train(argc, argv, &cpu);
 }
 

@@ -2268,6 +2268,7 @@ typedef struct {
     size_t used_B, used_T;                  /* of the last forward pass */
     bool used_y;
     size_t predicted;                       /* its number of targets */
+    double expected, done;                  /* scale of the backward pass that will follow the next forward pass; for which the logits' part is done; 0: none */
     size_t block;                           /* whose activations are there with --recompute: the last one computed */
     size_t logits_rows;                     /* room for the logits of so many tokens */
     /* on the host: */
@@ -2458,6 +2459,13 @@ static void logits_forward(CudaModel *m, size_t first, size_t n) {
     fused_classifier(a.logits, a.losses + first, a.y + first, 1 / (float)(m->predicted ? m->predicted : 1), n, z.V, z.Vp, m->stream);
 }
 
+/* From the gradients of these logits: dln of their tokens, and adds to dwte. */
+static void logits_backward(CudaModel *m, size_t first, size_t n, double scale) {
+    CudaSizes z = cuda_sizes(&m->config);
+    CudaActivations a = m->a;
+    matmul_backward(&m->matmul, a.dln + first * z.C, m->dp.wte, NULL, NULL, a.logits, a.lnf + first * z.C, m->w.wte, NULL, (float)scale, n, z.C, z.Vp, m->stream);
+}
+
 /* x, y (B, T); a y of -1 is not predicted; y NULL: all but the loss. Returns the mean loss of what is predicted, in nats. */
 static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, size_t T) {
     CudaSizes z = cuda_sizes(&m->config);
@@ -2466,7 +2474,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     WeightTensors w = m->w;
     CudaActivations a = m->a;
     cudaStream_t stream = m->stream;
-    m->used_B = B, m->used_T = T, m->used_y = y != NULL, m->predicted = 0;
+    m->used_B = B, m->used_T = T, m->used_y = y != NULL, m->predicted = 0, m->done = 0;
     memcpy(m->x, x, N * sizeof(int));
     cudaCheck(cudaMemcpyAsync(a.x, m->x, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     if (y) {
@@ -2495,7 +2503,12 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
         return 0;
     }
     size_t rows = piece_size(N, m->logits_rows);
-    for (size_t i = 0; i < N; i += rows) logits_forward(m, i, i + rows < N ? rows : N - i);
+    for (size_t i = 0; i < N; i += rows) {
+        size_t n = i + rows < N ? rows : N - i;
+        logits_forward(m, i, n);
+        if (m->expected) logits_backward(m, i, n, m->expected); /* while they are there: the next piece overwrites them */
+    }
+    m->done = m->expected, m->expected = 0;
     total_kernel<<<1, 1024, 0, stream>>>(a.sums, a.losses, N);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(m->results, a.sums, sizeof(double), cudaMemcpyDeviceToHost, stream));
@@ -2514,11 +2527,11 @@ static void gsa_backward(CudaModel *m, double scale) {
     CudaActivations a = m->a;
     cudaStream_t stream = m->stream;
     Matmul *mm = &m->matmul;
-    for (size_t i = (N - 1) / rows * rows;; i -= rows) { /* from the last piece, whose logits are still there */
+    if (m->done && m->done != scale) die("internal error: a backward pass by %g was announced, not by %g", m->done, scale);
+    for (size_t i = 0; i < N && !m->done; i += rows) {
         size_t n = i + rows < N ? rows : N - i;
-        if (i + n < N) logits_forward(m, i, n);
-        matmul_backward(mm, a.dln + i * C, dp.wte, NULL, NULL, a.logits, a.lnf + i * C, w.wte, NULL, (float)scale, n, C, z.Vp, stream);
-        if (i == 0) break;
+        if (rows < N) logits_forward(m, i, n); /* again */
+        logits_backward(m, i, n, scale);
     }
     cudaCheck(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
     layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, L ? dp.fcprojb + (L - 1) * C : NULL, a.partials, a.dln, a.residual + L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C, stream);
@@ -2647,6 +2660,7 @@ static void cuda_head(void *model, int l, int h, int part, float *out) {
 
 static double cuda_forward(void *model, const int *x, const int *y, int B, int T) { return gsa_forward((CudaModel *)model, x, y, (size_t)B, (size_t)T); }
 static void cuda_backward(void *model, double scale) { gsa_backward((CudaModel *)model, scale); }
+static void cuda_expect(void *model, double scale) { ((CudaModel *)model)->expected = scale; }
 static void cuda_zero_gradients(void *model) { gsa_zero_gradients((CudaModel *)model); }
 static void cuda_gradient_norms(void *model, double norms[NUM_CLIPS]) { gsa_gradient_norms((CudaModel *)model, norms); }
 static void cuda_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]) { gsa_update((CudaModel *)model, u, clamped); }
@@ -2744,7 +2758,7 @@ static void *cuda_create(const Config *c, int B) {
 }
 
 static const Backend cuda_backend = {cuda_name,     cuda_memory,         cuda_free_memory, cuda_create, cuda_destroy, cuda_write, cuda_read,      cuda_forward,
-                                     cuda_backward, cuda_zero_gradients, cuda_gradient_norms, cuda_update,  cuda_logits, cuda_head, cuda_peak_flops};
+                                     cuda_backward, cuda_zero_gradients, cuda_gradient_norms, cuda_update,  cuda_logits, cuda_head, cuda_peak_flops, cuda_expect};
 
 /* ---------------------------------------------------------------------------------------------- main */
 

@@ -651,6 +651,7 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
         for (int64_t i = 0; i < s.accum; i++) {
             if (s.overfit_batch) memcpy(x, batch_x, 2 * window * sizeof *x);
             else next_batch(r, r->train, x, y, B, (uint64_t)(r->step * s.accum + i));
+            if (backend->expect) backend->expect(r->model, 1.0 / (double)s.accum);
             loss += backend->forward(r->model, x, y, B, T) / (double)s.accum;
             backend->backward(r->model, 1.0 / (double)s.accum);
         }

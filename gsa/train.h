@@ -46,6 +46,7 @@ typedef struct {
     void (*logits)(void *model, int b, int t, float *out);           /* of the last forward without y, V numbers */
     void (*head)(void *model, int l, int h, int part, float *out);   /* of the last forward: queries (part 0) or keys (1) of head (l, h), (B, T, HS), before any feature map */
     double (*peak_flops)(void);                                      /* what the machine could do a second in this precision; 0 or no such function: unknown */
+    void (*expect)(void *model, double scale);                       /* the next forward pass will be followed by backward(scale), whose beginning may be done at once; NULL: no use for that */
 } Backend;
 
 /* The whole program: flags, data, training. Returns the exit status. */

@@ -121,6 +121,7 @@ int main(int argc, char **argv) {
         double norms[NUM_CLIPS];
         int64_t clamped[NUM_BOUNDS];
         gsa_zero_gradients(m);
+        m->expected = 1;
         gsa_forward(m, x, y, B, T);
         gsa_backward(m, 1);
         gsa_gradient_norms(m, norms);
