@@ -1,8 +1,9 @@
 /* infer.c: uses a trained model: continues a prompt, measures how well the model predicts a text, or fills in masked tokens.
 
-   The layers are those of train_gsa.c, included as they are; what is new here is decoding one token at a time with the keys' features
-   and the values of all earlier tokens kept. Text goes to standard output, everything else to standard error. INFER_NO_MAIN leaves main to
-   the file that includes this one. */
+   The layers are those of train_gsa.c, included as they are. What is new here: weights used where they lie in the file, in fp32, bf16 or int8;
+   sessions, which remember of each text what its next tokens need; one token at a time at the speed of the memory. In this order:
+     loading -> matrix times vectors -> sessions -> text that streams -> commands -> main
+   Text goes to standard output, everything else to standard error. INFER_NO_MAIN leaves main to the file that includes this one. */
 
 #if defined(__GNUC__)
 #pragma GCC diagnostic push
@@ -19,6 +20,8 @@
 #include "gsa/loader.h"
 #include "gsa/sample.h"
 #include "tokenizer/tokenizer.h"
+
+#include <sys/mman.h>
 
 /* ---------------------------------------------------------------------------------------------- loading */
 
@@ -45,118 +48,502 @@ static void unload(Loaded l) {
     tokenizer_free(l.tokenizer);
 }
 
-/* ---------------------------------------------------------------------------------------------- decoding */
-
-/* What a model remembers of the tokens so far, and room for one token. */
+/* One head of a model that does not change: its kind, its splats and what follows from them. */
 typedef struct {
-    real *keys, *values; /* (L, NH, T, HS): features of keys, values: what softmax looks back on */
-    real *responses;     /* (L, NH, T, S): extend heads, phi of keys that are still near */
-    real *states;        /* (L, NH, F, HS + 1): scan and extend heads, the sums over all keys that are far */
-    size_t state_size;
-    real *x, *norm, *qkv, *fq, *fk, *att, *fc, *waves, *weights, *logits;
-    real mean, rstd;
-    size_t position;     /* tokens seen */
-} Decoder;
+    int kind;
+    size_t window;            /* how far its softmax looks back; SIZE_MAX: to the start */
+    Splats w;
+    SplatConstants constants;
+    double *theta;            /* softmax splats with an envelope: its frequencies (S) */
+    Scan step;                /* scan and extend heads: tables for chunks of one token */
+} Head;
 
-static Decoder decoder_create(const GSA *m) {
-    Sizes z = config_sizes(&m->config);
-    Decoder d;
-    memset(&d, 0, sizeof d);
-    d.state_size = 3 * z.S * (z.HS + 1);
-    size_t heads = z.L * z.NH, extend = m->config.attention == ATTENTION_EXTEND, scans = m->config.mixer == MIXER_LINEAR;
-    d.keys = (real *)xcalloc(2 * heads * z.T * z.HS + extend * heads * z.T * z.S + scans * heads * d.state_size, sizeof(real));
-    d.values = d.keys + heads * z.T * z.HS, d.responses = d.values + heads * z.T * z.HS, d.states = d.responses + extend * heads * z.T * z.S;
-    d.x = (real *)xmalloc((6 * z.C + 6 * z.A + 2 * z.G * z.S + z.NH * z.T + z.Vp) * sizeof(real));
-    d.norm = d.x + z.C, d.fc = d.norm + z.C, d.qkv = d.fc + 4 * z.C, d.fq = d.qkv + 3 * z.A, d.fk = d.fq + z.A, d.att = d.fk + z.A;
-    d.waves = d.att + z.A, d.weights = d.waves + 2 * z.G * z.S, d.logits = d.weights + z.NH * z.T;
-    return d;
-}
+typedef struct {
+    GSA net;                       /* what the layers of train_gsa.c read: configuration and small tensors; neither activations nor matrices */
+    Matrix matrix[NUM_TENSORS];    /* wte, qkvw, attprojw, fcw, fcprojw as they lie in the file */
+    Head *heads;                   /* (L, NH) */
+    Tokenizer *tokenizer;
+    Checkpoint *file;
+} Model;
 
-static void decoder_free(Decoder *d) { free(d->keys), free(d->x); }
-
-/* out (OC) = weight (OC, C) in + bias, or += where add; a thread owns a row, so that each weight is read once */
-static void matvec(real *out, const real *in, const real *weight, const real *bias, size_t C, size_t OC, bool add) {
-#pragma omp parallel for if (C * OC > 65536)
-    for (size_t o = 0; o < OC; o++) {
-        const real *w = weight + o * C;
-        real sum = bias ? bias[o] : 0;
-#pragma omp simd reduction(+ : sum)
-        for (size_t c = 0; c < C; c++) sum += w[c] * in[c];
-        out[o] = add ? out[o] + sum : sum;
+/* For a model whose net.config, net.p and matrices are set: the rest. */
+static void model_prepare(Model *m) {
+    const Config *c = &m->net.config;
+    Sizes z = config_sizes(c);
+    m->heads = (Head *)xcalloc(z.L * z.NH, sizeof *m->heads);
+    for (size_t i = 0; i < z.L * z.NH; i++) {
+        Head *head = &m->heads[i];
+        head->kind = config_head_kind(c, (int)(i / z.NH), (int)(i % z.NH));
+        head->window = head->kind == HEAD_SPLAT || !c->window ? SIZE_MAX : (size_t)c->window;
+        if (head->kind == HEAD_STANDARD) continue;
+        Splats w = head_splats(&m->net, i / z.NH, i % z.NH);
+        if (!is_full(&w, z.HS)) head->constants = splat_constants(&w, z.HS);
+        if (head->kind != HEAD_SPLAT) head->constants.key_scale = scan_key_scale(&w, z.HS);
+        head->w = w, head->w.constants = &head->constants;
+        if (head->kind == HEAD_SPLAT && w.lntheta) head->theta = splat_frequencies(w.lntheta, z.S);
+        if (head->kind == HEAD_SPLAT) continue;
+        head->step = scan_open(&head->w, head->kind == HEAD_EXTEND ? (size_t)c->window : 0, 1);
+        scan_turn(&head->step, 1);
     }
 }
 
-/* Softmax attention of one head's query over the keys that it may see, up to its own; returns the logarithm of the weights' sum. */
-static real decode_attention(real *o, real *w, const real *fq, const real *keys, const real *values, real scale, size_t window, size_t position, size_t HS) {
-    size_t first = first_key(position, window);
-    real most = -INFINITY, sum = 0;
-    for (size_t j = first; j <= position; j++) {
+/* A model file of any weight type, used where it lies. tokenizer: a file for a model that holds none, or NULL. objective: what it must have been trained for. */
+static Model *model_open(const char *path, const char *tokenizer, int objective) {
+    Model *m = (Model *)xcalloc(1, sizeof *m);
+    m->file = checkpoint_open(path, CHECKPOINT_MODEL);
+    m->net.config = m->file->config;
+    if (m->net.config.objective != objective)
+        die(objective == OBJECTIVE_LM ? "%s is an encoder, trained to fill in masked tokens: use infer fill" : "%s is a decoder, trained to predict the next token: use infer generate", path);
+    m->tokenizer = checkpoint_tokenizer(m->file, tokenizer);
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(&m->net.config, tensors);
+    real **small = (real **)&m->net.p; /* a struct of nothing but pointers, in the order of the table */
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        if (tensor_is_matrix(i)) m->matrix[i] = checkpoint_matrix(m->file, "", i);
+        else if (tensors[i].size) small[i] = (real *)checkpoint_find(m->file, tensors[i].name, TYPE_F32, 3, tensors[i].shape, NULL);
+    }
+    const char *wrong = model_check_alive(&m->net.config, m->net.p.alive);
+    if (wrong) die("%s is damaged: %s", path, wrong);
+    madvise((void *)m->file->map, m->file->bytes, MADV_WILLNEED);
+    model_prepare(m);
+    return m;
+}
+
+static void model_close(Model *m) {
+    for (size_t i = 0; i < (size_t)m->net.config.L * (size_t)config_heads(&m->net.config); i++) {
+        if (m->heads[i].constants.slope) free(m->heads[i].constants.slope);
+        if (m->heads[i].step.w) scan_close(&m->heads[i].step);
+        free(m->heads[i].theta);
+    }
+    free(m->heads);
+    tokenizer_free(m->tokenizer);
+    checkpoint_close(m->file);
+    free(m);
+}
+
+/* Whether texts can go on for ever in constant memory: no learned positions, and no head that looks back to the start by softmax. */
+static bool model_endless(const Model *m) {
+    for (size_t i = 0; i < (size_t)m->net.config.L * (size_t)config_heads(&m->net.config); i++)
+        if (m->heads[i].kind != HEAD_SCAN && m->heads[i].window == SIZE_MAX) return false;
+    return m->net.config.position == POSITION_ROPE;
+}
+
+/* ---------------------------------------------------------------------------------------------- matrix times vectors */
+
+/* out[i * ldo] = w . in[i * C], i < N, w (C): a loaded weight serves all N; for each i the sum is the same whatever N. */
+#define DOTS(name, N)                                                                                                           \
+    static inline void name(real *out, size_t ldo, const real *w, const real *in, size_t C) {                                   \
+        enum { UNROLL = 4 };                                                                                                    \
+        vector sum[N][UNROLL];                                                                                                  \
+        real lane[LANES];                                                                                                       \
+        size_t c = 0;                                                                                                           \
+        memset(sum, 0, sizeof sum);                                                                                             \
+        for (; c + UNROLL * LANES <= C; c += UNROLL * LANES)                                                                    \
+            for (int u = 0; u < UNROLL; u++) {                                                                                  \
+                vector x = *(const vector *)(w + c + u * LANES);                                                                \
+                for (int i = 0; i < N; i++) sum[i][u] += x * *(const vector *)(in + i * C + c + u * LANES);                     \
+            }                                                                                                                   \
+        for (; c + LANES <= C; c += LANES)                                                                                      \
+            for (int i = 0; i < N; i++) sum[i][0] += *(const vector *)(w + c) * *(const vector *)(in + i * C + c);              \
+        for (int i = 0; i < N; i++) {                                                                                           \
+            *(vector *)lane = (sum[i][0] + sum[i][1]) + (sum[i][2] + sum[i][3]);                                                \
+            for (int half = LANES / 2; half > 0; half /= 2)                                                                     \
+                for (int k = 0; k < half; k++) lane[k] += lane[k + half];                                                       \
+            for (size_t k = c; k < C; k++) lane[0] += w[k] * in[i * C + k];                                                     \
+            out[i * ldo] = lane[0];                                                                                             \
+        }                                                                                                                       \
+    }
+DOTS(dots_1, 1)
+DOTS(dots_4, 4)
+
+enum { THEN_NOTHING, THEN_ADD, THEN_GELU };
+
+/* out (N, OC) with rows ldo apart = in (N, C) times rows first .. first + OC - 1 of w, plus bias (or NULL); ADD: out += that; GELU: out = gelu(that).
+   steps: one token of each of N texts. Then a thread reads its rows of w once, in order, at the speed of the memory, and what comes out for one text
+   does not depend on the others. Otherwise blocks of rows are brought into fp32 for products of matrices. */
+static void matrix_forward(real *out, size_t ldo, const real *in, const Matrix *w, size_t first, const real *bias, size_t N, size_t OC, int then, bool steps) {
+    const size_t C = w->columns, group = steps ? 16 : 64, groups = (OC + group - 1) / group;
+#pragma omp parallel if (N * C * OC > 65536)
+    {
+        real *room = w->type == TYPE_F32 ? NULL : (real *)xmalloc((steps ? 1 : group) * C * sizeof(real));
+#pragma omp for schedule(static)
+        for (size_t g = 0; g < groups; g++) {
+            size_t o0 = g * group, n = OC - o0 < group ? OC - o0 : group;
+            for (size_t o = o0; steps && o < o0 + n; o++) {
+                const real *row = matrix_row(w, first + o, room);
+                real scale = w->scales ? w->scales[first + o] : 1, offset = bias ? bias[o] : 0;
+                for (size_t i = 0; i < N;) {
+                    real sum[4];
+                    size_t m = N - i >= 4 ? 4 : 1;
+                    if (m == 4) dots_4(sum, 1, row, in + i * C, C);
+                    else dots_1(sum, 1, row, in + i * C, C);
+                    for (size_t k = 0; k < m; k++, i++) out[i * ldo + o] = (then == THEN_ADD ? out[i * ldo + o] : 0) + (sum[k] * scale + offset);
+                }
+            }
+            if (!steps) {
+                const real *rows = (const real *)w->data + (first + o0) * C;
+                for (size_t o = 0; o < n && room; o++) {
+                    matrix_row(w, first + o0 + o, room + o * C);
+                    for (size_t c = 0; c < C && w->scales; c++) room[o * C + c] *= w->scales[first + o0 + o];
+                    rows = room;
+                }
+                gemm_block(false, true, N, n, C, in, C, rows, C, out + o0, ldo, then == THEN_ADD);
+                for (size_t i = 0; i < N && bias; i++)
+                    for (size_t o = o0; o < o0 + n; o++) out[i * ldo + o] += bias[o];
+            }
+            for (size_t i = 0; i < N && then == THEN_GELU; i++) {
+                real *o = out + i * ldo + o0;
+#pragma omp simd
+                for (size_t k = 0; k < n; k++) o[k] = gelu(o[k]);
+            }
+        }
+        free(room);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- sessions */
+
+enum { PREFILL = 256 }; /* tokens in one pass, of all texts together */
+
+/* Where one head keeps what it remembers of a text. Softmax needs keys and values: a ring of `rows` slots, position p in slot p % rows, which is all
+   that a window needs; with rows for every position it never wraps. An extend head keeps the responses of those keys as well: when one leaves the window
+   it enters the state, the sums of all that is far, which is all that a scan head has. */
+typedef struct {
+    size_t rows;
+    size_t state, keys, values, responses; /* offsets: (F, HS + 1); (rows, HS) twice; (rows, S) */
+} Place;
+
+/* n texts ("samples") that one model reads or writes, each with a memory of its own, and room for the tokens of one pass. */
+typedef struct {
+    const Model *model;
+    size_t n, capacity, size, states;       /* samples; tokens of each at most; numbers remembered of each, the first of them states */
+    Place *places;                          /* (L, NH) */
+    size_t *position;                       /* (n): tokens seen */
+    real *memory;                           /* (n, size) */
+    real *logits;                           /* (n, Vp): after the last token */
+    real *x, *norm, *mean, *rstd, *qkv, *fq, *fk, *lse, *att, *fc, *rope_waves, *splat_waves;
+} Session;
+
+/* capacity: most tokens of a text. Pages of the memory are zeros until they are touched, so a text uses what it needs. */
+static Session *session_create(const Model *m, size_t n, size_t capacity) {
+    const Config *c = &m->net.config;
+    Sizes z = config_sizes(c);
+    if (c->position != POSITION_ROPE && capacity > z.T) die("this model has learned positions for %zu tokens and cannot go beyond them", z.T);
+    Session *s = (Session *)xcalloc(1, sizeof *s);
+    s->model = m, s->n = n, s->capacity = capacity;
+    s->places = (Place *)xcalloc(z.L * z.NH, sizeof *s->places);
+    for (int pass = 0; pass < 2; pass++) /* states, then rings */
+        for (size_t i = 0; i < z.L * z.NH; i++) {
+            const Head *h = &m->heads[i];
+            Place *p = &s->places[i];
+            bool far = h->kind == HEAD_SCAN || h->kind == HEAD_EXTEND;
+            if (pass == 0 && far) p->state = s->size, s->size += h->step.F * (z.HS + 1);
+            if (pass == 0) s->states = s->size;
+            if (pass == 0 || h->kind == HEAD_SCAN) continue;
+            p->rows = h->window < capacity ? h->window : capacity;
+            if (p->rows > SIZE_MAX / sizeof(real) / 4096 / (z.L * z.NH * n)) die("texts of %zu tokens do not fit into this machine's memory", capacity);
+            p->keys = s->size, s->size += p->rows * z.HS;
+            p->values = s->size, s->size += p->rows * z.HS;
+            p->responses = s->size, s->size += h->kind == HEAD_EXTEND ? p->rows * z.S : 0;
+        }
+    size_t N = n > PREFILL ? n : PREFILL;
+    s->position = (size_t *)xcalloc(n, sizeof *s->position);
+    s->memory = (real *)xcalloc(n * s->size, sizeof(real));
+    s->logits = (real *)xcalloc(n * z.Vp, sizeof(real));
+    s->x = (real *)xmalloc(N * (2 * z.C + 2 + 6 * z.A + z.NH + 4 * z.C + z.HS + 2 * z.G * z.S) * sizeof(real));
+    s->norm = s->x + N * z.C, s->mean = s->norm + N * z.C, s->rstd = s->mean + N, s->qkv = s->rstd + N, s->fq = s->qkv + 3 * N * z.A, s->fk = s->fq + N * z.A;
+    s->att = s->fk + N * z.A, s->lse = s->att + N * z.A, s->fc = s->lse + N * z.NH, s->rope_waves = s->fc + 4 * N * z.C, s->splat_waves = s->rope_waves + N * z.HS;
+    return s;
+}
+
+static void session_free(Session *s) {
+    free(s->places), free(s->position), free(s->memory), free(s->logits), free(s->x);
+    free(s);
+}
+
+/* Sample i is empty again. */
+__attribute__((unused)) static void session_reset(Session *s, size_t i) {
+    s->position[i] = 0;
+    memset(s->memory + i * s->size, 0, s->states * sizeof(real));
+}
+
+/* Sample `to` becomes a copy of `from`: a context that is read once and gone on with several times. */
+static void session_copy(Session *s, size_t to, size_t from) {
+    Sizes z = config_sizes(&s->model->net.config);
+    real *a = s->memory + to * s->size, *b = s->memory + from * s->size;
+    if (to == from) return;
+    s->position[to] = s->position[from];
+    memcpy(a, b, s->states * sizeof(real));
+    for (size_t i = 0; i < z.L * z.NH; i++) {
+        const Place *p = &s->places[i];
+        size_t used = s->position[from] < p->rows ? s->position[from] : p->rows;
+        memcpy(a + p->keys, b + p->keys, used * z.HS * sizeof(real));
+        memcpy(a + p->values, b + p->values, used * z.HS * sizeof(real));
+        if (s->model->heads[i].kind == HEAD_EXTEND) memcpy(a + p->responses, b + p->responses, used * z.S * sizeof(real));
+    }
+    memcpy(s->logits + to * z.Vp, s->logits + from * z.Vp, z.V * sizeof(real));
+}
+
+/* The logits (V) of what follows sample i's last token. */
+static const real *session_logits(const Session *s, size_t i) { return s->logits + i * (size_t)s->model->net.config.Vp; }
+
+/* Softmax attention of one query over n keys and values (n, HS), in any order; returns the logarithm of the weights' sum. */
+static real attention_step(real *o, const real *fq, const real *keys, const real *values, real scale, size_t n, size_t HS) {
+    real *w = (real *)xmalloc(n * sizeof(real)), sum = 0;
+    for (size_t j = 0; j < n; j++) {
         real dot = 0;
 #pragma omp simd reduction(+ : dot)
         for (size_t k = 0; k < HS; k++) dot += fq[k] * keys[j * HS + k];
         w[j] = dot * scale;
-        most = w[j] > most ? w[j] : most;
     }
-    for (size_t j = first; j <= position; j++) sum += w[j] = exp_real(w[j] - most);
-    memset(o, 0, HS * sizeof(real));
-    for (size_t j = first; j <= position; j++)
-        for (size_t k = 0; k < HS; k++) o[k] += w[j] / sum * values[j * HS + k];
+    real most = largest(w, n);
+#pragma omp simd reduction(+ : sum)
+    for (size_t j = 0; j < n; j++) {
+        w[j] = exp_real(w[j] - most);
+        sum += w[j];
+    }
+    product(1, HS, n, w, n, 1, values, HS, o, HS, false);
+    for (size_t k = 0; k < HS; k++) o[k] /= sum;
+    free(w);
     return most + (real)log(sum);
 }
 
-/* One token of a scan head, or of the far part of an extend head: there the key that has just left the window enters the state. */
-static void decode_scan(Decoder *d, const GSA *m, size_t l, size_t h, real *o, real *lse) {
-    Sizes z = config_sizes(&m->config);
-    size_t head = l * z.NH + h, HS = z.HS, late = lse ? (size_t)m->config.window : 0, skip = 0;
-    const real *q = d->qkv + h * HS, *phi, *v = q + 2 * z.A;
-    Splats w = head_splats(m, l, h);
-    ScanHead s = scan_head_open(q, q + z.A, 3 * z.A, &w, 1, HS);
-    Scan c = scan_open(&w, late, 1);
-    real *N = (real *)xcalloc(HS + 1, sizeof(real)), rho;
-    phi = s.k.response;
-    if (lse) {
-        real *responses = d->responses + head * z.T * z.S;
-        memcpy(responses + d->position * z.S, phi, z.S * sizeof(real));
-        skip = d->position < late;
-        phi = responses + (skip ? 0 : d->position - late) * z.S, v = d->values + (head * z.T + (skip ? 0 : d->position - late)) * HS;
+/* scan_forward for one token, in one pass over the state: the key enters it (phi NULL: there is none), the query reads it, it moves on by one. N (HS); returns D. */
+static real scan_step(const Scan *c, real *N, const real *r, const real *phi, const real *v, real *state, size_t HS) {
+    size_t S = c->w->S, F = c->F;
+    real D = 0, *z = state + F * HS;
+    bool waves = F > S;
+    memset(N, 0, HS * sizeof(real));
+    for (size_t s = 0; s < S; s++) {
+        real *a = state + s * HS, *x = a + S * HS, *y = x + S * HS, *zx = z + S + s, *zy = zx + S;
+        real fade = c->fade[s], p = phi ? phi[s] : 0, q0 = r[s] * c->q_table[s], k0 = p * c->k_table[s];
+        z[s] += k0, D += q0 * z[s], z[s] *= fade;
+        for (size_t e = 0; e < HS; e++) {
+            real sum = phi ? a[e] + k0 * v[e] : a[e];
+            N[e] += q0 * sum, a[e] = fade * sum;
+        }
+        if (!waves) continue;
+        real cosine = fade * c->turn[s], sine = fade * c->turn[S + s], q1 = r[s] * c->q_table[S + s], q2 = r[s] * c->q_table[2 * S + s], k1 = p * c->k_table[S + s], k2 = p * c->k_table[2 * S + s];
+        real sx = *zx + k1, sy = *zy + k2;
+        D += q1 * sx + q2 * sy, *zx = cosine * sx + sine * sy, *zy = cosine * sy - sine * sx;
+        for (size_t e = 0; e < HS; e++) {
+            sx = phi ? x[e] + k1 * v[e] : x[e], sy = phi ? y[e] + k2 * v[e] : y[e];
+            N[e] += q1 * sx + q2 * sy, x[e] = cosine * sx + sine * sy, y[e] = cosine * sy - sine * sx;
+        }
     }
-    scan_forward(&c, N, N + HS, s.q.response, phi, v, HS, skip, false, d->states + head * d->state_size, NULL, 1, HS);
-    scan_output(o, lse, &rho, N, N[HS], &w, s.key_scale, HS);
-    free(N);
-    scan_close(&c);
-    scan_head_close(&s);
+    return D;
 }
 
-/* One more token; logits of what follows it into d->logits. */
-static void decoder_step(Decoder *d, const GSA *m, int token) {
-    Sizes z = config_sizes(&m->config);
-    ParameterTensors p = m->p;
-    size_t C = z.C, HS = z.HS, A = z.A;
-    gsa_splat_waves(m, d->waves, 1, d->position);
-    encoder_forward(d->x, &token, p.wte, p.wpe, 1, 1, C, d->position);
-    for (size_t l = 0; l < z.L; l++) {
-        layernorm_forward(d->norm, &d->mean, &d->rstd, d->x, p.ln1w + l * C, p.ln1b + l * C, 1, C);
-        matvec(d->qkv, d->norm, p.qkvw + l * 3 * A * C, p.qkvb + l * 3 * A, C, 3 * A, false);
-        features_forward(m, d->fq, d->fk, d->qkv, l, 1, 1, m->rope_waves + d->position * HS, d->waves);
-#pragma omp parallel for if (d->position * A > 65536)
-        for (size_t h = 0; h < z.NH; h++) {
-            size_t head = l * z.NH + h;
-            real *keys = d->keys + head * z.T * HS, *values = d->values + head * z.T * HS, *o = d->att + h * HS, lse = 0;
-            int kind = config_head_kind(&m->config, (int)l, (int)h);
-            memcpy(keys + d->position * HS, d->fk + h * HS, HS * sizeof(real));
-            memcpy(values + d->position * HS, d->qkv + 2 * A + h * HS, HS * sizeof(real));
-            if (kind != HEAD_SCAN) lse = decode_attention(o, d->weights + h * z.T, d->fq + h * HS, keys, values, m->scale[head], m->window[head], d->position, HS);
-            if (kind == HEAD_SCAN || kind == HEAD_EXTEND) decode_scan(d, m, l, h, o, kind == HEAD_EXTEND ? &lse : NULL);
-        }
-        matvec(d->x, d->att, p.attprojw + l * C * A, p.attprojb + l * C, A, C, true);
-        layernorm_forward(d->norm, &d->mean, &d->rstd, d->x, p.ln2w + l * C, p.ln2b + l * C, 1, C);
-        matvec(d->fc, d->norm, p.fcw + l * 4 * C * C, p.fcb + l * 4 * C, C, 4 * C, false);
-        gelu_forward(d->fc, d->fc, 4 * C);
-        matvec(d->x, d->fc, p.fcprojw + l * 4 * C * C, p.fcprojb + l * C, 4 * C, C, true);
+/* Head (l, h) of one sample over T further tokens, which are rows at .. at + T - 1 of this pass: qkv -> att. Of all earlier tokens it knows what the
+   sample's memory holds; afterwards that holds these too. */
+static void head_forward(Session *s, size_t l, size_t h, size_t sample, size_t at, size_t T) {
+    const Model *m = s->model;
+    Sizes z = config_sizes(&m->net.config);
+    const size_t i = l * z.NH + h, HS = z.HS, A = z.A, S = z.S, position = s->position[sample], stride = 3 * A;
+    const Head *head = &m->heads[i];
+    const Place *place = &s->places[i];
+    real *memory = s->memory + sample * s->size, *state = memory + place->state, *keys = memory + place->keys, *values = memory + place->values, *responses = memory + place->responses;
+    const real *q = s->qkv + at * stride + h * HS, *k = q + A, *v = k + A, scale = head_scale(head->kind, HS);
+    real *out = s->att + at * A + h * HS, *fq = s->fq + at * A + h * T * HS, *fk = s->fk + at * A + h * T * HS, *lse = s->lse + at * z.NH + h * T;
+    const bool near = head->kind != HEAD_SCAN, far = head->kind == HEAD_SCAN || head->kind == HEAD_EXTEND, both = near && far;
+    const size_t rows = place->rows, late = both ? head->window : 0, slot = rows ? position % rows : 0;
+    ScanHead f = {0};
+    if (far) f = scan_head_open(q, k, stride, &head->w, T, HS);
+    if (near) {
+        const real *waves = head->kind == HEAD_SPLAT ? s->splat_waves + ((size_t)config_gsa_before(&m->net.config, (int)l, (int)h) * (s->n > PREFILL ? s->n : PREFILL) + at) * 2 * S : s->rope_waves + at * HS;
+        head_features(&m->net, fq, q, head->kind, &head->w, true, T, waves);
+        head_features(&m->net, fk, k, head->kind, &head->w, false, T, waves);
     }
-    layernorm_forward(d->norm, &d->mean, &d->rstd, d->x, p.lnfw, p.lnfb, 1, C);
-    matvec(d->logits, d->norm, p.wte, NULL, C, z.V, false);
-    d->position++;
+    if (T == 1) {
+        real *N = (real *)xmalloc(HS * sizeof(real)), rho, D = 0;
+        if (both) { /* the slot still holds the key that leaves the window now */
+            bool old = position >= late;
+            D = scan_step(&head->step, N, f.q.response, old ? responses + slot * S : NULL, old ? values + slot * HS : NULL, state, HS);
+            memcpy(responses + slot * S, f.k.response, S * sizeof(real));
+        } else if (far) D = scan_step(&head->step, N, f.q.response, f.k.response, v, state, HS);
+        if (near) {
+            memcpy(keys + slot * HS, fk, HS * sizeof(real));
+            memcpy(values + slot * HS, v, HS * sizeof(real));
+            *lse = attention_step(out, fq, keys, values, scale, position < rows ? position + 1 : rows, HS);
+        }
+        if (far) scan_output(out, both ? lse : NULL, &rho, N, D, &head->w, f.key_scale, HS);
+        free(N);
+    } else {
+        /* what is remembered of the last `past` tokens, then the new ones, in order of position: in place unless the ring wraps */
+        const size_t past = position < rows ? position : rows, total = past + T, width = HS + (both ? S : 0);
+        const bool wraps = near && position + T > rows;
+        real *near_keys = keys, *near_values = values, *near_responses = responses, *room = NULL;
+        if (wraps) {
+            room = (real *)xmalloc(total * (HS + width) * sizeof(real));
+            near_keys = room, near_values = near_keys + total * HS, near_responses = near_values + total * HS;
+            for (size_t j = 0; j < past; j++) {
+                size_t from = (position - past + j) % rows;
+                memcpy(near_keys + j * HS, keys + from * HS, HS * sizeof(real));
+                memcpy(near_values + j * HS, values + from * HS, HS * sizeof(real));
+                if (both) memcpy(near_responses + j * S, responses + from * S, S * sizeof(real));
+            }
+        }
+        if (near) {
+            memcpy(near_keys + past * HS, fk, T * HS * sizeof(real));
+            for (size_t t = 0; t < T; t++) memcpy(near_values + (past + t) * HS, v + t * stride, HS * sizeof(real));
+            if (both) memcpy(near_responses + past * S, f.k.response, T * S * sizeof(real));
+            attention_head_forward(out, A, lse, fq, near_keys, near_values, HS, scale, head->window, true, past, total, HS);
+        }
+        if (far) {
+            Scan c = scan_open(&head->w, late, CHUNK);
+            real *N = (real *)xcalloc(T * (HS + 1), sizeof(real)), *D = N + T * HS, rho;
+            size_t skip = past < late ? late - past : 0, first = past < late ? 0 : past - late;
+            if (both) scan_forward(&c, N, D, f.q.response, near_responses + first * S, near_values + first * HS, HS, skip, false, state, NULL, T, HS);
+            else scan_forward(&c, N, D, f.q.response, f.k.response, v, stride, 0, false, state, NULL, T, HS);
+            for (size_t t = 0; t < T; t++) scan_output(out + t * A, both ? lse + t : NULL, &rho, N + t * HS, D[t], &head->w, f.key_scale, HS);
+            free(N);
+            scan_close(&c);
+        }
+        for (size_t j = total > rows ? total - rows : 0; wraps && j < total; j++) {
+            size_t to = (position - past + j) % rows;
+            memcpy(keys + to * HS, near_keys + j * HS, HS * sizeof(real));
+            memcpy(values + to * HS, near_values + j * HS, HS * sizeof(real));
+            if (both) memcpy(responses + to * S, near_responses + j * S, S * sizeof(real));
+        }
+        free(room);
+    }
+    if (far) scan_head_close(&f);
+}
+
+/* Sees the logits (rows, Vp; from V on they mean nothing) of what follows the tokens at positions position .. position + rows - 1 of a sample. */
+typedef void LogitsSink(void *context, size_t sample, size_t position, size_t rows, const real *logits);
+
+/* T further tokens of each of n samples, n T <= PREFILL or T = 1; the tokens of sample i at tokens + i * apart. */
+static void session_pass(Session *s, const size_t *samples, size_t n, const int *tokens, size_t apart, size_t T, bool last, LogitsSink *sink, void *context) {
+    const Model *m = s->model;
+    Sizes z = config_sizes(&m->net.config);
+    const ParameterTensors p = m->net.p;
+    const size_t N = n * T, C = z.C, A = z.A, room = s->n > PREFILL ? s->n : PREFILL;
+    const bool steps = T == 1;
+    for (size_t i = 0; i < n; i++) {
+        size_t at = i * T, position = s->position[samples[i]];
+        for (size_t t = 0; t < T; t++) {
+            size_t token = (size_t)tokens[i * apart + t];
+            real *x = s->x + (at + t) * C;
+            const real *row = matrix_row(&m->matrix[TENSOR_wte], token, x), scale = m->matrix[TENSOR_wte].scales ? m->matrix[TENSOR_wte].scales[token] : 1;
+            for (size_t c = 0; c < C; c++) x[c] = row[c] * scale + (p.wpe ? p.wpe[(position + t) * C + c] : 0);
+        }
+        if (i > 0 && position == s->position[samples[i - 1]]) memcpy(s->rope_waves + at * z.HS, s->rope_waves + (at - T) * z.HS, T * z.HS * sizeof(real));
+        else rope_table(s->rope_waves + at * z.HS, T, z.HS, position);
+    }
+#pragma omp parallel for schedule(dynamic) if (N * z.A > 512)
+    for (size_t head = 0; head < z.L * z.NH; head++) {
+        if (!m->heads[head].theta) continue;
+        real *waves = s->splat_waves + (size_t)config_gsa_before(&m->net.config, (int)(head / z.NH), (int)(head % z.NH)) * room * 2 * z.S;
+        for (size_t i = 0; i < n; i++) {
+            size_t position = s->position[samples[i]], size = T * 2 * z.S;
+            if (i > 0 && position == s->position[samples[i - 1]]) memcpy(waves + i * size, waves + (i - 1) * size, size * sizeof(real));
+            else wave_table(waves + i * size, m->heads[head].theta, z.S, T, position);
+        }
+    }
+    for (size_t l = 0; l < z.L; l++) {
+        layernorm_forward(s->norm, s->mean, s->rstd, s->x, p.ln1w + l * C, p.ln1b + l * C, N, C);
+        matrix_forward(s->qkv, 3 * A, s->norm, &m->matrix[TENSOR_qkvw], l * 3 * A, p.qkvb + l * 3 * A, N, 3 * A, THEN_NOTHING, steps);
+#pragma omp parallel for schedule(dynamic) if (N * z.A > 128)
+        for (size_t i = 0; i < n * z.NH; i++) head_forward(s, l, i % z.NH, samples[i / z.NH], i / z.NH * T, T);
+        matrix_forward(s->x, C, s->att, &m->matrix[TENSOR_attprojw], l * C, p.attprojb + l * C, N, C, THEN_ADD, steps);
+        layernorm_forward(s->norm, s->mean, s->rstd, s->x, p.ln2w + l * C, p.ln2b + l * C, N, C);
+        matrix_forward(s->fc, 4 * C, s->norm, &m->matrix[TENSOR_fcw], l * 4 * C, p.fcb + l * 4 * C, N, 4 * C, THEN_GELU, steps);
+        matrix_forward(s->x, C, s->fc, &m->matrix[TENSOR_fcprojw], l * C, p.fcprojb + l * C, N, C, THEN_ADD, steps);
+    }
+    if (sink) {
+        layernorm_forward(s->norm, s->mean, s->rstd, s->x, p.lnfw, p.lnfb, N, C);
+        enum { ROWS_SEEN = 64 };
+        real *logits = (real *)xmalloc(ROWS_SEEN * z.Vp * sizeof(real));
+        for (size_t i = 0; i < n; i++)
+            for (size_t t = 0; t < T; t += ROWS_SEEN) {
+                size_t rows = T - t < ROWS_SEEN ? T - t : ROWS_SEEN;
+                matrix_forward(logits, z.Vp, s->norm + (i * T + t) * C, &m->matrix[TENSOR_wte], 0, NULL, rows, z.V, THEN_NOTHING, steps);
+                sink(context, samples[i], s->position[samples[i]] + t, rows, logits);
+            }
+        free(logits);
+    } else if (last) { /* only what follows the last tokens is asked for */
+        for (size_t i = 0; i < n; i++) layernorm_forward(s->norm + i * C, s->mean, s->rstd, s->x + (i * T + T - 1) * C, p.lnfw, p.lnfb, 1, C);
+        bool consecutive = true;
+        for (size_t i = 0; i < n; i++) consecutive = consecutive && samples[i] == samples[0] + i;
+        real *logits = consecutive ? s->logits + samples[0] * z.Vp : (real *)xmalloc(n * z.Vp * sizeof(real));
+        matrix_forward(logits, z.Vp, s->norm, &m->matrix[TENSOR_wte], 0, NULL, n, z.V, THEN_NOTHING, true);
+        for (size_t i = 0; i < n && !consecutive; i++) memcpy(s->logits + samples[i] * z.Vp, logits + i * z.Vp, z.V * sizeof(real));
+        if (!consecutive) free(logits);
+    }
+    for (size_t i = 0; i < n; i++) s->position[samples[i]] += T;
+}
+
+/* `count` further tokens for each of the n samples named (NULL: 0 .. n - 1, no sample twice); tokens (n, count). The samples may stand at different
+   positions. sink NULL: session_logits are those after the last token; else it sees all of them, on the calling thread, positions in order, and
+   session_logits stay as they were. One token (count 1) gives to the bit the same whatever samples run beside. */
+static void session_run(Session *s, const size_t *samples, size_t n, const int *tokens, size_t count, LogitsSink *sink, void *context) {
+    size_t T = count < PREFILL ? count : PREFILL, together = count == 1 ? n : PREFILL / (T ? T : 1), *all = (size_t *)xmalloc((n ? n : 1) * sizeof *all);
+    for (size_t i = 0; i < n; i++) {
+        all[i] = samples ? samples[i] : i;
+        if (count > s->capacity - s->position[all[i]]) die("a text of %zu tokens is longer than the %zu there is room for", s->position[all[i]] + count, s->capacity);
+    }
+    for (size_t i = 0; i < n; i += together)
+        for (size_t t = 0; t < count; t += T)
+            session_pass(s, all + i, n - i < together ? n - i : together, tokens + i * count + t, count, count - t < T ? count - t : T, t + T >= count, sink, context);
+    free(all);
+}
+
+/* ---------------------------------------------------------------------------------------------- text that streams */
+
+/* The text of one sample on its way out. Held back is what may yet become a stop string, and half a character of UTF-8. */
+typedef struct {
+    char *held, *ready; /* not decided yet; to be written, always whole characters */
+    size_t held_bytes, held_room, ready_bytes, ready_room;
+} Stream;
+
+/* Length of the UTF-8 character at p (1 to 4); 0: these n bytes begin none; -1: they may be the beginning of one. */
+static int utf8_length(const unsigned char *p, size_t n) {
+    int length = p[0] < 0x80 ? 1 : p[0] < 0xC2 ? 0 : p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : p[0] < 0xF5 ? 4 : 0;
+    for (int i = 1; i < length; i++) {
+        if ((size_t)i == n) return -1;
+        unsigned char low = i > 1 ? 0x80 : p[0] == 0xE0 ? 0xA0 : p[0] == 0xF0 ? 0x90 : 0x80; /* no longer than needed, no surrogates, nothing above U+10FFFF */
+        unsigned char high = i > 1 ? 0xBF : p[0] == 0xED ? 0x9F : p[0] == 0xF4 ? 0x8F : 0xBF;
+        if (p[i] < low || p[i] > high) return 0;
+    }
+    return length;
+}
+
+static void append(char **text, size_t *bytes, size_t *room, const char *more, size_t n) {
+    if (*bytes + n > *room) *text = (char *)xrealloc(*text, *room = 2 * (*bytes + n));
+    memcpy(*text + *bytes, more, n);
+    *bytes += n;
+}
+
+/* The first n held bytes become ready; bytes that are no UTF-8 become U+FFFD. Half a character at their end stays, unless it is the end of the text. */
+static void stream_release(Stream *o, size_t n, bool end) {
+    size_t at = 0;
+    while (at < n) {
+        int length = utf8_length((unsigned char *)o->held + at, n - at);
+        if (length < 0 && !end) break;
+        if (length > 0) append(&o->ready, &o->ready_bytes, &o->ready_room, o->held + at, (size_t)length);
+        else append(&o->ready, &o->ready_bytes, &o->ready_room, "\xEF\xBF\xBD", 3);
+        at += length > 0 ? (size_t)length : length < 0 ? n - at : 1;
+    }
+    memmove(o->held, o->held + at, o->held_bytes -= at);
+}
+
+/* Adds a token's bytes. True: a stop string is complete; the text ends before it. */
+static bool stream_add(Stream *o, const char *piece, size_t bytes, const Texts *stops) {
+    append(&o->held, &o->held_bytes, &o->held_room, piece, bytes);
+    size_t doubtful = o->held_bytes; /* from here on it may become a stop string */
+    for (size_t at = 0; at < o->held_bytes; at++)
+        for (int i = 0; i < stops->count; i++) {
+            size_t left = o->held_bytes - at, length = strlen(stops->text[i]);
+            if (memcmp(o->held + at, stops->text[i], left < length ? left : length) != 0) continue;
+            if (left >= length) {
+                stream_release(o, at, true);
+                return true;
+            }
+            if (at < doubtful) doubtful = at;
+        }
+    stream_release(o, doubtful, false);
+    return false;
 }
 
 /* ---------------------------------------------------------------------------------------------- commands */
@@ -169,72 +556,141 @@ static void set_threads(int64_t threads) {
 #endif
 }
 
+enum { RECENT = 256 }; /* tokens that the repetition penalty looks back on */
+enum { GOING_ON, END_OF_TEXT, STOP_STRING, TOKENS_MADE, CONTEXT_FULL };
+
+/* One text being written. */
+typedef struct {
+    Sampler sampler;
+    Stream stream;
+    int recent[RECENT]; /* a ring; of `recents` tokens */
+    size_t recents;
+    int token, state;   /* the last one; GOING_ON, or why it stopped */
+    int64_t made;
+} Writer;
+
+static void remember(Writer *w, int token) { w->recent[w->recents++ % RECENT] = token; }
+
 static int generate(int argc, char **argv) {
-    int64_t tokens = 0, top_k = 0, seed = 1, threads = 0;
-    double temperature = 0.8, top_p = 0.95;
+    int64_t tokens = 0, samples = 1, limit = 0, top_k = 0, seed = 1, threads = 0;
+    double temperature = 0.8, top_p = 0.95, min_p = 0, repetition = 1;
     const char *file = NULL, *tokenizer = NULL;
+    bool endless = false;
+    Texts stops = {0};
     Flag flags[] = {
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "what to write", false},
         {FLAG_TEXT, "file", &file, 0, 0, "FILE", "read the prompt from FILE; - is standard input", false},
-        {FLAG_INT, "tokens", &tokens, 0, 1 << 24, NULL, "tokens to generate, at most; 0: until the end of the text or of the model's context", false},
+        {FLAG_INT, "samples", &samples, 1, 65536, NULL, "texts written side by side; sample i is what --seed SEED + i alone would write", false},
+        {FLAG_INT, "tokens", &tokens, 0, 9e15, NULL, "tokens to generate, at most; 0: until one of the ends below", false},
+        {FLAG_TEXTS, "stop", &stops, 0, 0, "TEXT", "end a sample before TEXT; may be given several times", false},
+        {FLAG_SWITCH, "endless", &endless, 0, 0, NULL, "go on behind the end of a text with another", false},
+        {FLAG_INT, "context", &limit, 0, 9e15, NULL, "end after N tokens, prompt included; 0: what the model was trained for, without end where it needs constant memory", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "choice of the next token, in the order in which it is narrowed down", false},
+        {FLAG_REAL, "repetition-penalty", &repetition, 0.01, 100, NULL, "above 1: the last 256 tokens become less likely", false},
         {FLAG_REAL, "temperature", &temperature, 0, 100, NULL, "below 1 bolder in favour of the likely; 0: always the most likely token", false},
         {FLAG_INT, "top-k", &top_k, 0, 1 << 20, NULL, "choose among the K most likely; 0: all", false},
         {FLAG_REAL, "top-p", &top_p, 1e-9, 1, NULL, "choose among the most likely that together have probability P", false},
-        {FLAG_INT, "seed", &seed, 0, 9e15, NULL, "same seed, same text", false},
+        {FLAG_REAL, "min-p", &min_p, 0, 1, NULL, "choose among those at least P times as likely as the most likely", false},
+        {FLAG_INT, "seed", &seed, 0, 9e15, NULL, "same seed, same text, whatever the threads and samples", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "machine and files", false},
         {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
         {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
     };
-    int n = parse_flags(flags, argc, argv, "usage: infer generate MODEL [PROMPT] [flags]\nContinues PROMPT; without one, starts a new text.\n");
+    int n = parse_flags(flags, argc, argv,
+                        "usage: infer generate MODEL [PROMPT] [flags]\n"
+                        "Continues PROMPT; without one, starts a new text. Several samples are divided by lines <|endoftext|>.\n");
     if (n < 1) die_usage("generate needs a model file, such as runs/default/model_00000800.bin");
     if (n > 2) die_usage("generate takes a model and one prompt; put the prompt in quotes");
     if (n == 2 && file) die_usage("give the prompt as an argument or by --file, not both");
+    for (int i = 0; i < stops.count; i++)
+        if (!stops.text[i][0]) die_usage("--stop needs a text of at least one letter");
     set_threads(threads);
-    Loaded l = load(argv[1], tokenizer, 1, OBJECTIVE_LM);
-    const Config *c = &l.model->config;
-    size_t bytes = n == 2 ? strlen(argv[2]) : 0, count = 0, room = 0;
-    char *prompt = file ? read_file(file, &bytes) : xstrdup(n == 2 ? argv[2] : "");
-    while (file && bytes > 0 && prompt[bytes - 1] == '\n') bytes--; /* the newline that ends a file is not part of the sentence */
+    Model *m = model_open(argv[1], tokenizer, OBJECTIVE_LM);
+    const Config *c = &m->net.config;
+    const size_t N = (size_t)samples, T = (size_t)c->T, most = limit ? (size_t)limit : model_endless(m) ? SIZE_MAX : T;
+    if (c->position != POSITION_ROPE && most > T) die("--context %lld: %s has learned positions for %zu tokens and cannot go beyond them", (long long)limit, argv[1], T);
+    size_t prompt_bytes = n == 2 ? strlen(argv[2]) : 0, count = 0, room = 0, bytes;
+    char *prompt = file ? read_file(file, &prompt_bytes) : xstrdup(n == 2 ? argv[2] : "");
+    while (file && prompt_bytes > 0 && prompt[prompt_bytes - 1] == '\n') prompt_bytes--; /* the newline that ends a file is not part of the sentence */
     int *ids = NULL;
-    tokenizer_encode(l.tokenizer, prompt, bytes, false, &ids, &count, &room);
-    int *context = (int *)xmalloc((count + 1) * sizeof *context);
-    context[0] = tokenizer_eot(l.tokenizer); /* as in training: every document stands behind one */
+    tokenizer_encode(m->tokenizer, prompt, prompt_bytes, false, &ids, &count, &room);
+    int *context = (int *)xmalloc((count + 1) * sizeof *context), eot = tokenizer_eot(m->tokenizer);
+    context[0] = eot; /* as in training: every document stands behind one */
     if (count) memcpy(context + 1, ids, count * sizeof *ids);
-    if (count + 1 > (size_t)c->T) die("the prompt has %zu tokens; the model was trained for %d, one of them for the start", count, c->T);
+    if (count + 1 > most)
+        die("the prompt has %zu tokens, with the start one more; %s %zu%s", count, limit ? "--context allows" : "the model was trained for", most,
+            limit || c->position != POSITION_ROPE ? "" : ", and --context N goes beyond");
 
-    Sampler sampler = {temperature, (int)top_k, top_p, (uint64_t)seed};
-    Decoder d = decoder_create(l.model);
-    double start = now_seconds();
-    for (size_t i = 0; i <= count; i++) decoder_step(&d, l.model, context[i]);
-    double prefill = now_seconds() - start;
-    fwrite(prompt, 1, bytes, stdout);
-    int64_t made = 0;
-    start = now_seconds();
-    const char *why = "the number of tokens asked for";
-    while (tokens == 0 || made < tokens) {
-        int token = sample_token(&sampler, d.logits, c->V);
-        if (token == context[0]) {
-            why = "the end of the text";
-            break;
-        }
-        const char *piece = tokenizer_piece(l.tokenizer, token, &bytes);
-        fwrite(piece, 1, bytes, stdout);
-        if (fflush(stdout) != 0) die("cannot write the text to standard output");
-        made++;
-        if (d.position == (size_t)c->T) {
-            why = "the end of the model's context";
-            break;
-        }
-        if (tokens == 0 || made < tokens) decoder_step(&d, l.model, token);
+    Session *s = session_create(m, N, tokens > 0 && most - count - 1 > (size_t)tokens ? count + 1 + (size_t)tokens : most);
+    Writer *writers = (Writer *)xcalloc(N, sizeof *writers);
+    size_t *active = (size_t *)xmalloc(N * sizeof *active), actives = N, turn = 0, fed = 0, stopped[CONTEXT_FULL + 1] = {0};
+    int *next = (int *)xmalloc(N * sizeof *next);
+    double start = now_seconds(), prefill, took;
+    session_run(s, NULL, 1, context, count + 1, NULL, NULL);
+    prefill = now_seconds() - start;
+    for (size_t i = 0; i < N; i++) {
+        Sampler sampler = {repetition, temperature, (int)top_k, top_p, min_p, (uint64_t)seed + i};
+        session_copy(s, i, 0);
+        writers[i].sampler = sampler, active[i] = i;
+        for (size_t j = 1; j <= count; j++) remember(&writers[i], context[j]);
     }
-    double took = now_seconds() - start;
-    printf("\n");
-    fprintf(stderr, "prompt %zu tokens in %.3f s; %lld tokens generated", count + 1, prefill, (long long)made);
-    if (made > 1) fprintf(stderr, ", %.0f tokens/s", (double)made / took);
-    fprintf(stderr, "; stopped at %s\n", why);
-    decoder_free(&d);
-    unload(l);
-    free(prompt), free(ids), free(context);
+    start = now_seconds();
+    fwrite(prompt, 1, prompt_bytes, stdout);
+    while (actives > 0) {
+#pragma omp parallel for schedule(dynamic) if (actives > 1)
+        for (size_t k = 0; k < actives; k++) {
+            Writer *w = &writers[active[k]];
+            w->token = sample_token(&w->sampler, session_logits(s, active[k]), c->V, w->recent, w->recents < RECENT ? w->recents : RECENT);
+        }
+        size_t left = 0;
+        for (size_t k = 0; k < actives; k++) {
+            Writer *w = &writers[active[k]];
+            if (w->token < 0) die("%s gives logits that are not finite: it is not a usable model", argv[1]);
+            if (w->token == eot && !endless) w->state = END_OF_TEXT;
+            else {
+                const char *piece = w->token == eot ? "\n<|endoftext|>\n" : tokenizer_piece(m->tokenizer, w->token, &bytes);
+                if (w->token == eot) bytes = strlen(piece);
+                else remember(w, w->token);
+                if (stream_add(&w->stream, piece, bytes, &stops)) w->state = STOP_STRING;
+                else if (++w->made == tokens) w->state = TOKENS_MADE;
+                else if (s->position[active[k]] == most) w->state = CONTEXT_FULL;
+            }
+            stopped[w->state]++;
+            if (w->state == GOING_ON) next[left] = w->token, active[left++] = active[k];
+            else if (w->state != STOP_STRING) stream_release(&w->stream, w->stream.held_bytes, true);
+        }
+        actives = left;
+        for (; turn < N; turn++) { /* samples are written one after the other, each as soon as it can be */
+            Stream *o = &writers[turn].stream;
+            fwrite(o->ready, 1, o->ready_bytes, stdout);
+            o->ready_bytes = 0;
+            if (writers[turn].state == GOING_ON) break;
+            printf(N > 1 ? "\n<|endoftext|>\n" : "\n");
+            if (turn + 1 < N) fwrite(prompt, 1, prompt_bytes, stdout);
+        }
+        if (fflush(stdout) != 0) die("cannot write the text to standard output");
+        fed += actives;
+        if (actives > 0) session_run(s, active, actives, next, 1, NULL, NULL);
+    }
+    took = now_seconds() - start;
+    int64_t made = 0;
+    for (size_t i = 0; i < N; i++) made += writers[i].made;
+    fprintf(stderr, "prompt %zu tokens in %.3f s, %.0f tokens/s; %lld tokens generated", count + 1, prefill, (double)(count + 1) / prefill, (long long)made);
+    if (fed > 0) fprintf(stderr, " in %.3f s, %.0f tokens/s", took, (double)fed / took);
+    static const char *const reasons[] = {NULL, "the end of the text", "a --stop text", "the number of tokens asked for", "the end of the context"};
+    fprintf(stderr, "; stopped at ");
+    for (int i = 1, said = 0; i <= CONTEXT_FULL; i++)
+        if (stopped[i]) {
+            fprintf(stderr, "%s%s", said++ ? ", " : "", reasons[i]);
+            if (N > 1) fprintf(stderr, " (%zu)", stopped[i]);
+        }
+    if (stopped[CONTEXT_FULL] && !limit) fprintf(stderr, " of %zu tokens that it was trained for%s", T, c->position == POSITION_ROPE ? "; --context N goes beyond" : ", and learned positions go no further");
+    fprintf(stderr, "\n");
+    for (size_t i = 0; i < N; i++) free(writers[i].stream.held), free(writers[i].stream.ready);
+    session_free(s);
+    model_close(m);
+    free(prompt), free(ids), free(context), free(writers), free(active), free(next);
     return 0;
 }
 

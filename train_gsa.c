@@ -37,24 +37,11 @@ typedef uint32_t phase;
 enum { PHASE_BITS = 32 };
 #endif
 
-/* exp. The C library's does not vectorise; this does, with an error below 2.5e-7 relative. 0 below exp(-87.3), infinite above
-   exp(88.37). */
 static inline real exp_real(real x) {
 #ifdef GSA_DOUBLE
     return exp(x);
 #else
-    const float round_up = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number that stands in the low bits */
-    float z = x * 1.44269504f + round_up, n = z - round_up;
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* x - n ln 2, |r| <= 0.35, ln 2 in two parts */
-    float p = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666657f + r * (0.0416657962f + r * (0.00833345205f + r * 0.00138765418f)))));
-    uint32_t bits;
-    memcpy(&bits, &z, 4);
-    bits = (bits << 23) + 0x3F800000; /* 2^n: n into the exponent */
-    float scale;
-    memcpy(&scale, &bits, 4);
-    float y = p * scale;
-    y = x > 88.37f ? INFINITY : y;
-    return x < -87.3f ? 0.0f : y;
+    return exp_float(x);
 #endif
 }
 
@@ -239,7 +226,7 @@ static void encoder_backward(real *dwte, real *dwpe, const real *dout, const int
 
 /* out (N, C) = (x - mean) / sqrt(var + 1e-5) * weight + bias, row by row; mean and rstd (N) are kept for the backward pass */
 static void layernorm_forward(real *out, real *mean, real *rstd, const real *in, const real *weight, const real *bias, size_t N, size_t C) {
-#pragma omp parallel for
+#pragma omp parallel for if (N > 1)
     for (size_t i = 0; i < N; i++) {
         const real *x = in + i * C;
         real *o = out + i * C, sum = 0, square = 0;
@@ -373,6 +360,14 @@ static void rope_backward(real *dx, const real *df, const real *x, size_t stride
     free(unit);
 }
 
+/* What follows from one head's splats alone. Full precision has only the key scale. */
+typedef struct {
+    real *slope, *slope_t;         /* Lambda mu (S, HS) and its transpose (HS, S) */
+    real *precision, *precision_t; /* Lambda (S, P), and for diagonal precision its transpose (HS, S) */
+    real *centre;                  /* mu . Lambda mu (S) */
+    real key_scale;                /* see scan_key_scale */
+} SplatConstants;
+
 /* The splats of one head. */
 typedef struct {
     const real *mu, *lnp, *lnalpha;       /* (S, HS), (S, P), (S) */
@@ -380,15 +375,16 @@ typedef struct {
     const real *alive;                    /* (S), 1 or 0: a dead splat's features are 0, and so are all its gradients */
     size_t S, P;                          /* P: numbers per precision, 1 isotropic, HS diagonal, HS (HS + 1) / 2 full */
     bool raw;                             /* x^ = x in place of equation (1) */
+    const SplatConstants *constants;      /* NULL: made anew for each pass, as training changes the splats */
 } Splats;
 
-/* One head's splats over T tokens: what the forward and the backward pass share. Full precision uses only the first three, its
-   own two, and works splat by splat. */
+/* One head's splats over T tokens: what the forward and the backward pass share. Full precision uses only the first four, its
+   own three, and works splat by splat. */
 typedef struct {
     real *unit, *inverse, *response;   /* x^ (T, HS), the factor (T), ln phi and later its gradient (T, S) */
-    real *square, *centre;             /* |x^|^2 (T), mu . Lambda mu (S) */
-    real *slope, *slope_t;             /* Lambda mu (S, HS) and its transpose (HS, S) */
-    real *precision, *precision_t;     /* Lambda (S, P), and for diagonal precision its transpose (HS, S) */
+    real *square;                      /* |x^|^2 (T) */
+    SplatConstants c;
+    bool own;                          /* c was made by splat_open */
     real *square_unit, *spread;        /* diagonal: x^ .* x^ (T, HS) and products with Lambda (T, max(S, HS)) */
     real *apart, *across, *cholesky;   /* full: x^ - mu (T, HS), (x^ - mu) L (T, HS), L and its transpose (2, HS, HS) */
 } SplatRoom;
@@ -402,12 +398,30 @@ static double *splat_frequencies(const real *lntheta, size_t S) {
 
 static inline bool is_full(const Splats *w, size_t HS) { return w->P > HS; }
 
+/* for isotropic and diagonal precision; free(c.slope) frees them all */
+static SplatConstants splat_constants(const Splats *w, size_t HS) {
+    size_t S = w->S, P = w->P;
+    SplatConstants c;
+    c.slope = (real *)xmalloc(S * (2 * HS + 2 * P + 1) * sizeof(real));
+    c.slope_t = c.slope + S * HS, c.precision = c.slope_t + S * HS, c.precision_t = c.precision + S * P, c.centre = c.precision_t + S * P, c.key_scale = 0;
+    for (size_t s = 0; s < S; s++) {
+        c.centre[s] = 0;
+        for (size_t k = 0; k < P; k++) c.precision[s * P + k] = c.precision_t[k * S + s] = exp_real(w->lnp[s * P + k]);
+        for (size_t k = 0; k < HS; k++) {
+            real mu = w->mu[s * HS + k], slope = mu * c.precision[s * P + (P > 1 ? k : 0)];
+            c.slope[s * HS + k] = c.slope_t[k * S + s] = slope;
+            c.centre[s] += mu * slope;
+        }
+    }
+    return c;
+}
+
 static SplatRoom splat_open(const Splats *w, const real *x, size_t stride, size_t T, size_t HS) {
-    size_t S = w->S, P = w->P, widest = S > HS ? S : HS;
-    bool full = is_full(w, HS), diagonal = !full && P > 1;
+    size_t S = w->S, widest = S > HS ? S : HS;
+    bool full = is_full(w, HS), diagonal = !full && w->P > 1;
     SplatRoom r;
     memset(&r, 0, sizeof r);
-    r.unit = (real *)xmalloc((T * (HS + 2 + S) + (full ? 2 * T * HS + 2 * HS * HS : S * (2 * HS + 2 * P + 1)) + (diagonal ? T * (HS + widest) : 0)) * sizeof(real));
+    r.unit = (real *)xmalloc((T * (HS + 2 + S) + (full ? 2 * T * HS + 2 * HS * HS : diagonal ? T * (HS + widest) : 0)) * sizeof(real));
     r.inverse = r.unit + T * HS, r.square = r.inverse + T, r.response = r.square + T;
     for (size_t t = 0; t < T; t++) {
         real *unit = r.unit + t * HS, square = 0;
@@ -420,26 +434,19 @@ static SplatRoom splat_open(const Splats *w, const real *x, size_t stride, size_
         r.apart = r.response + T * S, r.across = r.apart + T * HS, r.cholesky = r.across + T * HS;
         return r;
     }
-    r.slope = r.response + T * S, r.slope_t = r.slope + S * HS;
-    r.precision = r.slope_t + S * HS, r.precision_t = r.precision + S * P;
-    r.centre = r.precision_t + S * P;
-    for (size_t s = 0; s < S; s++) {
-        r.centre[s] = 0;
-        for (size_t k = 0; k < P; k++) r.precision[s * P + k] = r.precision_t[k * S + s] = exp_real(w->lnp[s * P + k]);
-        for (size_t k = 0; k < HS; k++) {
-            real mu = w->mu[s * HS + k], slope = mu * r.precision[s * P + (diagonal ? k : 0)];
-            r.slope[s * HS + k] = r.slope_t[k * S + s] = slope;
-            r.centre[s] += mu * slope;
-        }
-    }
+    r.own = !w->constants;
+    r.c = r.own ? splat_constants(w, HS) : *w->constants;
     if (diagonal) {
-        r.square_unit = r.centre + S, r.spread = r.square_unit + T * HS;
+        r.square_unit = r.response + T * S, r.spread = r.square_unit + T * HS;
         for (size_t i = 0; i < T * HS; i++) r.square_unit[i] = r.unit[i] * r.unit[i];
     }
     return r;
 }
 
-static void splat_close(SplatRoom *r) { free(r->unit); }
+static void splat_close(SplatRoom *r) {
+    free(r->unit);
+    if (r->own) free(r->c.slope);
+}
 
 /* L of splat s from its packed rows, the diagonal as logarithms, then L^T: cholesky (2, HS, HS) */
 static void cholesky_factor(real *cholesky, const real *packed, size_t HS) {
@@ -476,12 +483,12 @@ static void splat_responses(SplatRoom *r, const Splats *w, size_t T, size_t HS) 
         }
         return;
     }
-    product(T, S, HS, r->unit, HS, 1, r->slope_t, S, r->response, S, false);
-    if (w->P > 1) product(T, S, HS, r->square_unit, HS, 1, r->precision_t, S, r->spread, S, false);
+    product(T, S, HS, r->unit, HS, 1, r->c.slope_t, S, r->response, S, false);
+    if (w->P > 1) product(T, S, HS, r->square_unit, HS, 1, r->c.precision_t, S, r->spread, S, false);
     for (size_t t = 0; t < T; t++)
         for (size_t s = 0; s < S; s++) {
-            real spread = w->P > 1 ? r->spread[t * S + s] : r->precision[s] * r->square[t];
-            r->response[t * S + s] -= (real)0.5 * (spread + r->centre[s]);
+            real spread = w->P > 1 ? r->spread[t * S + s] : r->c.precision[s] * r->square[t];
+            r->response[t * S + s] -= (real)0.5 * (spread + r->c.centre[s]);
         }
 }
 
@@ -529,13 +536,13 @@ static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const S
         product(S, HS, T, G, 1, S, r->unit, HS, m->M1, HS, true);
         if (P > 1) {
             product(S, HS, T, G, 1, S, r->square_unit, HS, m->M2, HS, true);
-            product(T, HS, S, G, S, 1, r->precision, HS, r->spread, HS, false);
+            product(T, HS, S, G, S, 1, r->c.precision, HS, r->spread, HS, false);
         }
-        product(T, HS, S, G, S, 1, r->slope, HS, g, HS, false);
+        product(T, HS, S, G, S, 1, r->c.slope, HS, g, HS, false);
         for (size_t t = 0; t < T; t++) {
             real total = 0;
             if (P == 1)
-                for (size_t s = 0; s < S; s++) total += G[t * S + s] * r->precision[s];
+                for (size_t s = 0; s < S; s++) total += G[t * S + s] * r->c.precision[s];
             for (size_t k = 0; k < HS; k++) g[t * HS + k] -= r->unit[t * HS + k] * (P > 1 ? r->spread[t * HS + k] : total);
         }
     }
@@ -638,37 +645,45 @@ static inline size_t first_key(size_t i, size_t window) { return i + 1 > window 
 static inline size_t end_of_keys(size_t i, size_t window, bool causal, size_t T) { return causal ? i + 1 : i + window < T ? i + window : T; }
 static inline size_t round_up(size_t n) { return (n + COLUMNS - 1) / COLUMNS * COLUMNS; }
 
+/* One head of one sequence: the queries at positions first .. T - 1, q, lse (T - first) and out (T - first, HS) with rows out_stride apart, over
+   keys k (T, HS) and values v (T, HS) with rows v_stride apart. */
+static void attention_head_forward(real *out, size_t out_stride, real *lse, const real *q, const real *k, const real *v, size_t v_stride, real scale, size_t window, bool causal,
+                                   size_t first, size_t T, size_t HS) {
+    size_t padded = round_up(T) + COLUMNS;
+    real *kt = (real *)xcalloc((HS + BLOCK) * padded, sizeof(real)), *weights = kt + HS * padded; /* (HS, padded), (BLOCK, padded) */
+    transpose(kt, padded, k, HS, T, HS);
+    for (size_t i0 = first; i0 < T; i0 += BLOCK) {
+        size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, low_key = first_key(i0, window), keys = end_of_keys(i0 + rows - 1, window, causal, T) - low_key;
+        product(rows, round_up(keys), HS, q + (i0 - first) * HS, HS, 1, kt + low_key, padded, weights, padded, false);
+        for (size_t r = 0; r < rows; r++) {
+            size_t low = first_key(i0 + r, window) - low_key, n = end_of_keys(i0 + r, window, causal, T) - low_key - low;
+            real *row = weights + r * padded, *w = row + low, most = largest(w, n), sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (size_t j = 0; j < n; j++) {
+                w[j] = exp_real(scale * (w[j] - most));
+                sum += w[j];
+            }
+            for (size_t j = 0; j < n; j++) w[j] /= sum;
+            for (size_t j = 0; j < low; j++) row[j] = 0;
+            for (size_t j = low + n; j < keys; j++) row[j] = 0;
+            lse[i0 - first + r] = scale * most + (real)log(sum);
+        }
+        product(rows, HS, keys, weights, padded, 1, v + low_key * v_stride, v_stride, out + (i0 - first) * out_stride, out_stride, false);
+    }
+    free(kt);
+}
+
 /* out (B, T, A), A = NH HS; lse (B, NH, T); fq, fk (B, NH, T, HS); v: the third part of qkv (B, T, 3A); scale, window (NH): a window of 0
    leaves the head out */
 static void attention_forward(real *out, real *lse, const real *fq, const real *fk, const real *qkv, const real *scale, const size_t *window, bool causal, size_t B, size_t T,
                               size_t NH, size_t HS) {
-    size_t A = NH * HS, padded = round_up(T) + COLUMNS;
+    size_t A = NH * HS;
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) {
-        size_t b = head / NH, h = head % NH, W = window[h];
-        const real *q = fq + head * T * HS, *v = qkv + b * T * 3 * A + 2 * A + h * HS;
-        if (W == 0) continue;
-        real *kt = (real *)xcalloc((HS + BLOCK) * padded, sizeof(real)), *weights = kt + HS * padded; /* (HS, padded), (BLOCK, padded) */
-        transpose(kt, padded, fk + head * T * HS, HS, T, HS);
-        for (size_t i0 = 0; i0 < T; i0 += BLOCK) {
-            size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, first = first_key(i0, W), keys = end_of_keys(i0 + rows - 1, W, causal, T) - first;
-            product(rows, round_up(keys), HS, q + i0 * HS, HS, 1, kt + first, padded, weights, padded, false);
-            for (size_t r = 0; r < rows; r++) {
-                size_t low = first_key(i0 + r, W) - first, n = end_of_keys(i0 + r, W, causal, T) - first - low;
-                real *row = weights + r * padded, *w = row + low, most = largest(w, n), sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (size_t j = 0; j < n; j++) {
-                    w[j] = exp_real(scale[h] * (w[j] - most));
-                    sum += w[j];
-                }
-                for (size_t j = 0; j < n; j++) w[j] /= sum;
-                for (size_t j = 0; j < low; j++) row[j] = 0;
-                for (size_t j = low + n; j < keys; j++) row[j] = 0;
-                lse[head * T + i0 + r] = scale[h] * most + (real)log(sum);
-            }
-            product(rows, HS, keys, weights, padded, 1, v + first * 3 * A, 3 * A, out + (b * T + i0) * A + h * HS, A, false);
-        }
-        free(kt);
+        size_t b = head / NH, h = head % NH;
+        if (window[h] == 0) continue;
+        attention_head_forward(out + b * T * A + h * HS, A, lse + head * T, fq + head * T * HS, fk + head * T * HS, qkv + b * T * 3 * A + 2 * A + h * HS, 3 * A, scale[h], window[h], causal, 0,
+                               T, HS);
     }
 }
 
@@ -731,13 +746,14 @@ typedef struct {
     const Splats *w;
     size_t F, chunk, late;
     real *q_table, *k_table; /* (chunk, F): what r and phi are multiplied by at each position of a chunk */
-    real *fade, *turn;       /* decay (S) and cosines, sines (2S) over n positions, set by scan_shift */
+    real *fade, *turn;       /* decay (S) and cosines, sines (2S) over `shift` positions */
+    size_t shift;
 } Scan;
 
 static Scan scan_open(const Splats *w, size_t late, size_t chunk) {
     size_t S = w->S, n = w->lntheta ? 3 : 1;
     Scan c;
-    c.w = w, c.F = n * S, c.chunk = chunk, c.late = late;
+    c.w = w, c.F = n * S, c.chunk = chunk, c.late = late, c.shift = 0;
     c.q_table = (real *)xmalloc((2 * chunk * c.F + 3 * S) * sizeof(real));
     c.k_table = c.q_table + chunk * c.F, c.fade = c.k_table + chunk * c.F, c.turn = c.fade + S;
     real *q_waves = (real *)xmalloc(4 * chunk * S * sizeof(real)), *k_waves = q_waves + 2 * chunk * S;
@@ -762,15 +778,22 @@ static Scan scan_open(const Splats *w, size_t late, size_t chunk) {
 
 static void scan_close(Scan *c) { free(c->q_table); }
 
+/* Sets fade and turn for a shift by n tokens. */
+static void scan_turn(Scan *c, size_t n) {
+    size_t S = c->w->S;
+    if (c->shift == n) return;
+    c->shift = n;
+    for (size_t s = 0; s < S; s++) c->fade[s] = c->w->lndelta ? (real)exp(-exp((double)c->w->lndelta[s]) * (double)n) : 1;
+    if (!c->w->lntheta) return;
+    double *theta = splat_frequencies(c->w->lntheta, S);
+    wave_table(c->turn, theta, S, 1, n);
+    free(theta);
+}
+
 /* state (F, HS + 1): H, then z. Moves its origin n tokens on; transposed: what that does to its gradient. */
 static void scan_shift(Scan *c, real *state, size_t n, bool transposed, size_t HS) {
     size_t S = c->w->S;
-    for (size_t s = 0; s < S; s++) c->fade[s] = c->w->lndelta ? (real)exp(-exp((double)c->w->lndelta[s]) * (double)n) : 1;
-    if (c->w->lntheta) {
-        double *theta = splat_frequencies(c->w->lntheta, S);
-        wave_table(c->turn, theta, S, 1, n);
-        free(theta);
-    }
+    scan_turn(c, n);
     for (size_t s = 0; s < S; s++) {
         real fade = c->fade[s], cosine = 0, sine = 0;
         if (c->w->lntheta) cosine = fade * c->turn[s], sine = transposed ? -fade * c->turn[S + s] : fade * c->turn[S + s];
@@ -960,7 +983,7 @@ static ScanHead scan_head_open(const real *q, const real *k, size_t stride, cons
     size_t S = w->S;
     ScanHead s;
     s.q = splat_open(w, q, stride, T, HS), s.k = splat_open(w, k, stride, T, HS);
-    s.key_scale = scan_key_scale(w, HS);
+    s.key_scale = w->constants ? w->constants->key_scale : scan_key_scale(w, HS);
     splat_responses(&s.q, w, T, HS);
     splat_responses(&s.k, w, T, HS);
     for (size_t t = 0; t < T; t++) {
@@ -1055,12 +1078,14 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
 #define GELU_B 0.044715
 
 /* tanh form: x/2 (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + exp(-2u)) */
+static inline real gelu(real x) {
+    real u = (real)GELU_A * (x + (real)GELU_B * x * x * x);
+    return x / (1 + exp_real(-2 * u));
+}
+
 static void gelu_forward(real *out, const real *in, size_t N) {
 #pragma omp parallel for simd
-    for (size_t i = 0; i < N; i++) {
-        real x = in[i], u = (real)GELU_A * (x + (real)GELU_B * x * x * x);
-        out[i] = x / (1 + exp_real(-2 * u));
-    }
+    for (size_t i = 0; i < N; i++) out[i] = gelu(in[i]);
 }
 
 /* with s = 1 / (1 + exp(-2u)): d(x s) = s + x s (1 - s) 2u'; din may be dout */
@@ -1225,6 +1250,9 @@ static void rope_table(real *waves, size_t T, size_t HS, size_t first) {
     free(theta);
 }
 
+/* what f_q . f_k is multiplied by */
+static real head_scale(int kind, size_t HS) { return kind == HEAD_STANDARD || kind == HEAD_EXTEND ? 1 / (real)sqrt((double)HS) : 1; }
+
 static GSA *gsa_create(const Config *c, size_t B) {
     GSA *m = (GSA *)xcalloc(1, sizeof *m);
     size_t NH = config_heads(c), L = c->L, HS = config_head_size(c);
@@ -1241,7 +1269,7 @@ static GSA *gsa_create(const Config *c, size_t B) {
     m->window = (size_t *)xmalloc(L * NH * sizeof(size_t));
     for (size_t i = 0; i < L * NH; i++) {
         int kind = config_head_kind(c, (int)(i / NH), (int)(i % NH));
-        m->scale[i] = kind == HEAD_STANDARD || kind == HEAD_EXTEND ? 1 / (real)sqrt((double)HS) : 1;
+        m->scale[i] = head_scale(kind, HS);
         m->window[i] = kind == HEAD_SCAN ? 0 : kind == HEAD_SPLAT || !c->window ? (size_t)c->T : (size_t)c->window;
     }
     m->x = (int *)xmalloc(2 * B * c->T * sizeof(int)), m->y = m->x + B * c->T;
@@ -1264,7 +1292,7 @@ static Splats head_splats(const GSA *m, size_t l, size_t h) {
     w.lndelta = m->p.lndelta ? m->p.lndelta + g * z.S : NULL;
     w.lng = m->p.lng ? m->p.lng + g : NULL;
     w.alive = m->p.alive + g * z.S;
-    w.S = z.S, w.P = z.P, w.raw = m->config.raw;
+    w.S = z.S, w.P = z.P, w.raw = m->config.raw, w.constants = NULL;
     return w;
 }
 
@@ -1291,6 +1319,18 @@ static void gsa_splat_waves(const GSA *m, real *waves, size_t T, size_t first) {
     }
 }
 
+/* Features f (T, HS) of one head from its queries or keys x, rows 3A apart. waves: of its splats w (T, 2S), or of rope (T, HS). A scan makes its own. */
+static void head_features(const GSA *m, real *f, const real *x, int kind, const Splats *w, bool query, size_t T, const real *waves) {
+    size_t HS = (size_t)config_head_size(&m->config), stride = 3 * (size_t)config_width(&m->config);
+    if (kind == HEAD_SPLAT) {
+        splat_forward(f, x, stride, w, query, w->lntheta ? waves : NULL, T, HS);
+    } else if (m->config.position == POSITION_LEARNED) {
+        for (size_t t = 0; t < T; t++) memcpy(f + t * HS, x + t * stride, HS * sizeof(real));
+    } else {
+        rope_forward(f, x, stride, waves, T, HS);
+    }
+}
+
 /* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (T, HS), splat_waves (G, T, 2S). */
 static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, size_t l, size_t B, size_t T, const real *rope_waves, const real *splat_waves) {
     Sizes z = config_sizes(&m->config);
@@ -1298,19 +1338,11 @@ static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, 
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < B * NH * 2; i++) {
         size_t head = i / 2, b = head / NH, h = head % NH, key = i % 2;
-        const real *x = qkv + b * T * 3 * A + key * A + h * HS;
-        real *f = (key ? fk : fq) + head * T * HS;
         int kind = config_head_kind(&m->config, (int)l, (int)h);
-        if (kind == HEAD_SCAN) continue; /* the scan makes its own */
-        if (kind == HEAD_SPLAT) {
-            size_t g = (size_t)config_gsa_before(&m->config, (int)l, (int)h);
-            Splats w = head_splats(m, l, h);
-            splat_forward(f, x, 3 * A, &w, !key, w.lntheta ? splat_waves + g * T * 2 * z.S : NULL, T, HS);
-        } else if (m->config.position == POSITION_LEARNED) {
-            for (size_t t = 0; t < T; t++) memcpy(f + t * HS, x + t * 3 * A, HS * sizeof(real));
-        } else {
-            rope_forward(f, x, 3 * A, rope_waves, T, HS);
-        }
+        const real *waves = kind == HEAD_SPLAT ? splat_waves + (size_t)config_gsa_before(&m->config, (int)l, (int)h) * T * 2 * z.S : rope_waves;
+        Splats w = {0};
+        if (kind == HEAD_SPLAT) w = head_splats(m, l, h);
+        if (kind != HEAD_SCAN) head_features(m, (key ? fk : fq) + head * T * HS, qkv + b * T * 3 * A + key * A + h * HS, kind, &w, !key, T, waves);
     }
 }
 

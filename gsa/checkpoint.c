@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -9,8 +10,8 @@
 #include <unistd.h>
 
 enum { MAGIC = 20261123, VERSION = 2, LLMC_MAGIC = 20240326, LLMC_FP32 = 3, HEADER = 256, CONFIG_AT = 16, HEADS_AT = 128, ALIGN = 64, MAX_ENTRIES = 4096 };
-static const int64_t type_bytes[] = {4, 1, 8};
-static const char *const type_names[] = {"fp32", "bytes", "int64"};
+static const int64_t type_bytes[] = {4, 1, 8, 2, 1};
+static const char *const type_names[] = {"fp32", "bytes", "int64", "bf16", "int8"};
 
 static void shape_text(const int64_t *shape, int dimensions, char *out, size_t room) {
     size_t n = (size_t)snprintf(out, room, "(");
@@ -141,7 +142,7 @@ static char *open_checked(const char *path, int kind, Checkpoint *k) {
     k->entries = (const Entry *)(k->map + sizeof header);
     for (int i = 0; i < k->count; i++) {
         const Entry *e = &k->entries[i];
-        bool good = memchr(e->name, 0, sizeof e->name) && e->type >= 0 && e->type <= TYPE_I64 && e->dimensions >= 1 && e->dimensions <= 4 && e->offset % ALIGN == 0 &&
+        bool good = memchr(e->name, 0, sizeof e->name) && e->type >= 0 && e->type <= TYPE_I8 && e->dimensions >= 1 && e->dimensions <= 4 && e->offset % ALIGN == 0 &&
                     e->offset >= 0 && e->bytes >= 0 && e->offset <= length && e->bytes <= length - e->offset;
         int64_t bytes = good ? type_bytes[e->type] : 0;
         for (int d = 0; good && d < e->dimensions; d++) good = e->shape[d] >= 0 && !__builtin_mul_overflow(bytes, e->shape[d], &bytes);
@@ -202,6 +203,55 @@ const void *checkpoint_find(const Checkpoint *k, const char *name, int type, int
     die("%s has no tensor %s", k->path, name);
 }
 
+int checkpoint_weight_type(const Checkpoint *k) {
+    for (int i = 0; i < k->count; i++)
+        if (strcmp(k->entries[i].name, "wte") == 0) return k->entries[i].type;
+    return TYPE_F32;
+}
+
+Matrix checkpoint_matrix(const Checkpoint *k, const char *prefix, int tensor) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(&k->config, tensors);
+    const Tensor *t = &tensors[tensor];
+    char name[64], scales[80];
+    snprintf(name, sizeof name, "%s%s", prefix, t->name);
+    Matrix m = {TYPE_F32, (size_t)(t->shape[2] > 1 ? t->shape[2] : t->shape[1]), NULL, NULL};
+    for (int i = 0; i < k->count; i++)
+        if (strcmp(k->entries[i].name, name) == 0 && (k->entries[i].type == TYPE_BF16 || k->entries[i].type == TYPE_I8)) m.type = k->entries[i].type;
+    m.data = checkpoint_find(k, name, m.type, 3, t->shape, NULL);
+    if (m.type != TYPE_I8) return m;
+    int64_t rows = (int64_t)(t->size / m.columns);
+    snprintf(scales, sizeof scales, "%s.scales", name);
+    m.scales = (const float *)checkpoint_find(k, scales, TYPE_F32, 1, &rows, NULL);
+    return m;
+}
+
+/* to the nearest, ties to even */
+static uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+bool matrix_round(const Matrix *m, const float *from, size_t rows, void *data, float *scales) {
+    size_t n = m->columns;
+    for (size_t r = 0; r < rows; r++, from += n) {
+        float most = 0;
+        for (size_t i = 0; i < n; i++) {
+            if (!isfinite(from[i])) return false;
+            most = fabsf(from[i]) > most ? fabsf(from[i]) : most;
+        }
+        if (m->type == TYPE_BF16) {
+            for (size_t i = 0; i < n; i++) ((uint16_t *)data)[r * n + i] = to_bf16(from[i]);
+        } else {
+            float scale = most / 127;
+            scales[r] = scale;
+            for (size_t i = 0; i < n; i++) ((int8_t *)data)[r * n + i] = scale > 1e-37f ? (int8_t)lrintf(from[i] / scale) : 0;
+        }
+    }
+    return true;
+}
+
 void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *flat) {
     Tensor tensors[NUM_TENSORS];
     model_tensors(&k->config, tensors);
@@ -209,9 +259,20 @@ void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *fla
         char name[64];
         if (!tensors[i].size) continue;
         snprintf(name, sizeof name, "%s%s", prefix, tensors[i].name);
-        memcpy(flat + tensors[i].offset, checkpoint_find(k, name, TYPE_F32, 3, tensors[i].shape, NULL), tensors[i].size * sizeof(float));
+        float *to = flat + tensors[i].offset;
+        if (!tensor_is_matrix(i)) {
+            memcpy(to, checkpoint_find(k, name, TYPE_F32, 3, tensors[i].shape, NULL), tensors[i].size * sizeof(float));
+            continue;
+        }
+        Matrix m = checkpoint_matrix(k, prefix, i);
+        for (size_t row = 0; row < tensors[i].size / m.columns; row++, to += m.columns) {
+            const float *from = matrix_row(&m, row, to);
+            if (from != to) memcpy(to, from, m.columns * sizeof(float));
+            if (m.type == TYPE_I8)
+                for (size_t c = 0; c < m.columns; c++) to[c] *= m.scales[row];
+        }
     }
-    const char *wrong = *prefix ? NULL : model_check_alive(&k->config, flat); /* weights have no prefix */
+    const char *wrong = *prefix ? NULL : model_check_alive(&k->config, flat + tensors[TENSOR_alive].offset); /* weights have no prefix */
     if (wrong) die("%s is damaged: %s", k->path, wrong);
 }
 

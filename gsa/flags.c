@@ -57,6 +57,15 @@ bool set_flag(Flag *f, const char *text, char *error) {
         *(const char **)f->value = text;
         break;
     case FLAG_TEXT: *(const char **)f->value = text; break;
+    case FLAG_TEXTS: {
+        Texts *all = (Texts *)f->value;
+        if (all->count == (int)(sizeof all->text / sizeof *all->text)) {
+            snprintf(error, 256, "--%s is given more than %d times", f->name, all->count);
+            return false;
+        }
+        all->text[all->count++] = text;
+        break;
+    }
     }
     f->given = true;
     return true;
@@ -65,7 +74,8 @@ bool set_flag(Flag *f, const char *text, char *error) {
 void flag_text(const Flag *f, char *out, size_t room) {
     out[0] = 0;
     switch (f->kind) {
-    case FLAG_ROOM: break;
+    case FLAG_ROOM:
+    case FLAG_TEXTS: break;
     case FLAG_SWITCH: snprintf(out, room, "%s", *(bool *)f->value ? "yes" : "no"); break;
     case FLAG_INT: snprintf(out, room, "%lld", (long long)*(int64_t *)f->value); break;
     case FLAG_REAL: /* as short as it can be without becoming another number */
@@ -118,7 +128,7 @@ int parse_flags(Flag *flags, int argc, char **argv, const char *usage) {
         snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - arg) : (int)strlen(arg), arg);
         Flag *f = strncmp(name, "--", 2) == 0 ? find_flag(flags, name + 2) : NULL;
         if (!f) die_usage("unknown flag %s; --help lists them all", name);
-        if (f->given) die_usage("--%s is given twice", f->name);
+        if (f->given && f->kind != FLAG_TEXTS) die_usage("--%s is given twice", f->name);
         const char *text = equals ? equals + 1 : NULL;
         if (f->kind == FLAG_SWITCH) {
             if (text) die_usage("--%s takes no value", f->name);

@@ -14,8 +14,14 @@ typedef enum {
     FLAG_INT,    /* --name 12         int64_t *; 10k, 5M and 2G are understood */
     FLAG_REAL,   /* --name 1e-3       double * */
     FLAG_TEXT,   /* --name anything   const char **, NULL where not given */
+    FLAG_TEXTS,  /* --name anything   Texts *, may be given several times */
     FLAG_CHOICE  /* --name word       const char **, one of .choices */
 } FlagKind;
+
+typedef struct {
+    const char *text[16];
+    int count;
+} Texts;
 
 typedef struct {
     FlagKind kind;

@@ -216,10 +216,7 @@ void model_set_precision(const Config *c, float *params, double precision) {
 
 /* ---------------------------------------------------------------------------------------------- splats */
 
-const char *model_check_alive(const Config *c, const float *params) {
-    Tensor tensors[NUM_TENSORS];
-    model_tensors(c, tensors);
-    const float *alive = params + tensors[TENSOR_alive].offset;
+const char *model_check_alive(const Config *c, const float *alive) {
     for (int g = 0; g < config_gsa_heads(c); g++) {
         int count = 0;
         for (int s = 0; s < c->S; s++) {

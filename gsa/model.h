@@ -159,7 +159,7 @@ void model_set_precision(const Config *c, float *params, double precision);
 
    Each GSA head has S slots for splats. A slot with alive = 0 is dead: it takes no part (its features are 0), has no gradient and is not put
    back into bounds. NULL where every slot is 1 or 0 and every head has one alive, else a sentence. */
-const char *model_check_alive(const Config *c, const float *params);
+const char *model_check_alive(const Config *c, const float *alive);
 
 /* Bounds of splat parameters, applied after each update. */
 #define SPLAT_PRECISION_START 4.0

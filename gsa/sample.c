@@ -1,50 +1,94 @@
 #include "sample.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 typedef struct {
-    double p;
+    float weight;
     int token;
 } Candidate;
 
-static int by_probability(const void *a, const void *b) {
-    const Candidate *x = (const Candidate *)a, *y = (const Candidate *)b;
-    if (x->p != y->p) return x->p < y->p ? 1 : -1;
-    return (x->token > y->token) - (x->token < y->token);
+static inline bool before(Candidate a, Candidate b) { return a.weight > b.weight || (a.weight == b.weight && a.token < b.token); }
+
+/* Brings the fewest leading candidates that number `count` or weigh `mass` together to the front of c (n), in no order, and returns their number:
+   a quicksort that follows only the part in which the border lies. */
+static size_t leading(Candidate *c, size_t n, size_t count, double mass) {
+    size_t low = 0, high = n; /* the border is above low and not above high */
+    while (high - low > 1) {
+        Candidate pivot = c[low + (high - low) / 2];
+        double sum = 0;
+        size_t k = low;
+        for (size_t i = low; i < high; i++) {
+            Candidate x = c[i];
+            if (!before(x, pivot)) continue;
+            sum += (double)x.weight;
+            c[i] = c[k], c[k++] = x;
+        }
+        if (k > low && (k >= count || sum >= mass)) {
+            high = k;
+            continue;
+        }
+        for (size_t i = k;; i++) /* the pivot follows those before it */
+            if (c[i].token == pivot.token) {
+                c[i] = c[k], c[k++] = pivot;
+                break;
+            }
+        mass -= sum + (double)pivot.weight, low = k;
+        if (k >= count || mass <= 0) return k;
+    }
+    return high;
 }
 
-int sample_token(Sampler *s, const float *logits, int V) {
-    int best = 0;
+static Candidate last_of(const Candidate *c, size_t n) {
+    Candidate last = c[0];
+    for (size_t i = 1; i < n; i++)
+        if (before(last, c[i])) last = c[i];
+    return last;
+}
+
+int sample_token(Sampler *s, const float *given, int V, const int *recent, size_t recents) {
+    float *weight = (float *)xmalloc((size_t)V * sizeof *weight), most;
+    int best = 0, choice = -1;
+    memcpy(weight, given, (size_t)V * sizeof *weight);
+    for (size_t i = 0; i < recents && s->repetition != 1; i++) weight[recent[i]] = given[recent[i]] * (float)(given[recent[i]] > 0 ? 1 / s->repetition : s->repetition);
     for (int v = 1; v < V; v++)
-        if (logits[v] > logits[best]) best = v;
-    if (s->temperature <= 0) return best;
-    Candidate *all = (Candidate *)xmalloc((size_t)V * sizeof *all);
-    double sum = 0, kept = 0;
-    int n = V;
+        if (weight[v] > weight[best]) best = v;
+    most = weight[best];
+    const float inverse = s->temperature > 0 ? (float)fmin(1 / s->temperature, 1e30) : 1;
+    for (int v = 0; v < V; v++) weight[v] = exp_float((weight[v] - most) * inverse);
+    double sum = 0;
+    for (int v = 0; v < V; v++) sum += (double)weight[v];
+    if (!isfinite(sum) || s->temperature <= 0) {
+        free(weight);
+        return isfinite(sum) ? best : -1;
+    }
+    Candidate border = {0, V}; /* the last token that may be chosen */
+    if ((s->top_k > 0 && s->top_k < V) || s->top_p < 1) {
+        Candidate *c = (Candidate *)xmalloc((size_t)V * sizeof *c);
+        size_t n = 0;
+        /* what is less likely than this does not reach 1 - top_p all together */
+        float least = s->top_k > 0 ? 0 : (float)((1 - s->top_p) * sum / V * (1 - 1e-6));
+        for (int v = 0; v < V; v++) {
+            c[n].weight = weight[v], c[n].token = v;
+            n += weight[v] >= least;
+        }
+        if (s->top_k > 0 && s->top_k < V) {
+            n = leading(c, n, (size_t)s->top_k, INFINITY);
+            sum = 0;
+            for (size_t i = 0; i < n; i++) sum += (double)c[i].weight;
+        }
+        if (s->top_p < 1) n = leading(c, n, n, s->top_p * sum);
+        border = last_of(c, n);
+        free(c);
+    }
+    sum = 0;
     for (int v = 0; v < V; v++) {
-        all[v].p = exp(((double)logits[v] - logits[best]) / s->temperature);
-        all[v].token = v;
-        sum += all[v].p;
-    }
-    if (s->top_k > 0 || s->top_p < 1) qsort(all, (size_t)V, sizeof *all, by_probability);
-    if (s->top_k > 0 && s->top_k < V) {
-        n = s->top_k, sum = 0;
-        for (int i = 0; i < n; i++) sum += all[i].p;
-    }
-    if (s->top_p < 1) {
-        int i = 0;
-        while (i < n && kept < s->top_p * sum) kept += all[i++].p;
-        n = i > 0 ? i : 1, sum = i > 0 ? kept : all[0].p;
+        Candidate x = {weight[v], v};
+        if (before(border, x) || (double)weight[v] < s->min_p) weight[v] = 0;
+        sum += (double)weight[v];
     }
     double at = rng_uniform(&s->rng) * sum;
-    int choice = n - 1;
-    for (int i = 0; i < n; i++)
-        if ((at -= all[i].p) < 0) {
-            choice = i;
-            break;
-        }
-    choice = all[choice].token;
-    free(all);
+    for (int v = 0; v < V && at >= 0; v++)
+        if (weight[v] > 0) choice = v, at -= (double)weight[v];
+    free(weight);
     return choice;
 }

@@ -522,7 +522,7 @@ static HeadMeasure measure(Run *r, Loader *val, int *x, int *y, FILE *log) {
 }
 
 static void print_sample(Run *r, const Tokenizer *tokenizer, int *x) {
-    Sampler sampler = {0.8, 0, 0.95, rng_mix((uint64_t)r->settings->seed, (uint64_t)r->step)};
+    Sampler sampler = {.repetition = 1, .temperature = 0.8, .top_p = 0.95, .rng = rng_mix((uint64_t)r->settings->seed, (uint64_t)r->step)};
     int most = r->config.T < 128 ? r->config.T : 128, n = 1;
     float *logits = (float *)xmalloc((size_t)r->config.V * sizeof *logits);
     x[0] = tokenizer_eot(tokenizer);
@@ -530,8 +530,8 @@ static void print_sample(Run *r, const Tokenizer *tokenizer, int *x) {
     while (n < most) {
         r->backend->forward(r->model, x, NULL, 1, n);
         r->backend->logits(r->model, 0, n - 1, logits);
-        x[n] = sample_token(&sampler, logits, r->config.V);
-        if (x[n] == tokenizer_eot(tokenizer)) break;
+        x[n] = sample_token(&sampler, logits, r->config.V, NULL, 0);
+        if (x[n] < 0 || x[n] == tokenizer_eot(tokenizer)) break; /* below 0: the loss will say that it is not finite */
         size_t bytes;
         const char *piece = tokenizer_piece(tokenizer, x[n], &bytes);
         if (piece) fwrite(piece, 1, bytes, stdout);
@@ -719,6 +719,7 @@ int train(int argc, char **argv, const Backend *backend) {
         free(path);
         const char *text = (const char *)checkpoint_find(state, "settings", TYPE_BYTES, 0, NULL, &length);
         settings_from_text(flags, text, (size_t)length, state->path);
+        if (checkpoint_weight_type(start) != TYPE_F32) die("%s holds rounded weights, and a run goes on from its own: begin a new one with --init-from %s", start->path, start->path);
         s.init_from = NULL; /* the weights are the run's own now */
     } else {
         int count;

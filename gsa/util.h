@@ -4,10 +4,12 @@
 #ifndef GSA_UTIL_H
 #define GSA_UTIL_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -59,6 +61,23 @@ uint64_t rng_below(uint64_t *state, uint64_t n);                             /* 
 double rng_uniform(uint64_t *state);                                         /* [0, 1) */
 double rng_normal(uint64_t *state);                                          /* mean 0, deviation 1 */
 uint64_t rng_mix(uint64_t a, uint64_t b);                                    /* a hash of two integers: independent streams from (seed, purpose) */
+
+/* ---- exp. The C library's does not vectorise; this does, with an error below 2.5e-7 relative. 0 below exp(-87.3), infinite above exp(88.37). */
+
+static inline float exp_float(float x) {
+    const float round_up = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number that stands in the low bits */
+    float z = x * 1.44269504f + round_up, n = z - round_up;
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* x - n ln 2, |r| <= 0.35, ln 2 in two parts */
+    float p = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666657f + r * (0.0416657962f + r * (0.00833345205f + r * 0.00138765418f)))));
+    uint32_t bits;
+    memcpy(&bits, &z, 4);
+    bits = (bits << 23) + 0x3F800000; /* 2^n: n into the exponent */
+    float scale;
+    memcpy(&scale, &bits, 4);
+    float y = p * scale;
+    y = x > 88.37f ? INFINITY : y;
+    return x < -87.3f ? 0.0f : y;
+}
 
 /* ---- time and progress */
 

@@ -1,30 +1,105 @@
-/* Decoding one token at a time gives what one pass over the whole text gives, at every position of every decoder. */
+/* Reading a text in pieces of any sizes, token by token or side by side with other texts, gives what one pass over the whole text gives, at every
+   position of every decoder. */
 #define INFER_NO_MAIN
 #include "network.h"
 
-enum { T = 260 }; /* several chunks of the scan and blocks of queries, beyond all windows here */
+enum { T = 300 }; /* several chunks of the scan, blocks of queries and passes, beyond all windows here */
 
-static void check_decoder(const Config *c, const char *what) {
-    GSA *m = scattered_model(c, 1, 40);
-    Decoder d = decoder_create(m);
-    uint64_t rng = 41;
-    size_t V = (size_t)c->V, Vp = (size_t)c->Vp, worst_at = 0;
-    int x[T];
-    double worst = 0;
-    random_tokens(x, T, c->V, &rng);
-    gsa_forward(m, x, NULL, 1, T);
-    for (size_t t = 0; t < T; t++) {
+/* A model for infer.c on the parameters of one for training. */
+static Model *model_on(const GSA *g) {
+    Model *m = (Model *)xcalloc(1, sizeof *m);
+    m->net.config = g->config, m->net.p = g->p;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        Matrix matrix = {TYPE_F32, (size_t)(g->tensors[i].shape[2] > 1 ? g->tensors[i].shape[2] : g->tensors[i].shape[1]), g->params + g->tensors[i].offset, NULL};
+        m->matrix[i] = matrix;
+    }
+    model_prepare(m);
+    return m;
+}
+
+typedef struct {
+    const real *expected; /* (T, Vp) of the forward pass */
+    size_t V, Vp, seen, worst_at;
+    double worst;
+} Comparison;
+
+/* A LogitsSink: keeps the largest normalised squared error of a position. */
+static void compare(void *context, size_t sample, size_t position, size_t rows, const real *logits) {
+    Comparison *c = (Comparison *)context;
+    (void)sample;
+    for (size_t r = 0; r < rows; r++) {
         double difference = 0, square = 0;
-        decoder_step(&d, m, x[t]);
-        for (size_t v = 0; v < V; v++) {
-            double a = (double)d.logits[v], b = (double)m->a.logits[t * Vp + v];
+        for (size_t v = 0; v < c->V; v++) {
+            double a = (double)logits[r * c->Vp + v], b = (double)c->expected[(position + r) * c->Vp + v];
             difference += (a - b) * (a - b), square += b * b;
         }
-        if (!(difference / square <= worst)) worst = difference / square, worst_at = t;
+        if (!(difference / square <= c->worst)) c->worst = difference / square, c->worst_at = position + r;
     }
-    CHECK(worst <= 1e-9 && d.position == T, "%s: decoding differs from the forward pass by %g at token %zu", what, worst, worst_at);
-    decoder_free(&d);
-    gsa_destroy(m);
+    c->seen += rows;
+}
+
+static void check_decoder(const Config *c, const char *what) {
+    GSA *g = scattered_model(c, 1, 40);
+    Model *m = model_on(g);
+    uint64_t rng = 41;
+    size_t V = (size_t)c->V, Vp = (size_t)c->Vp;
+    int x[T];
+    random_tokens(x, T, c->V, &rng);
+    gsa_forward(g, x, NULL, 1, T);
+    const Comparison none = {g->a.logits, V, Vp, 0, 0, 0};
+
+    /* token by token */
+    Session *s = session_create(m, 3, model_endless(m) ? SIZE_MAX : T);
+    Comparison found = none;
+    for (size_t t = 0; t < T; t++) {
+        session_run(s, NULL, 1, x + t, 1, NULL, NULL);
+        compare(&found, 0, t, 1, session_logits(s, 0));
+    }
+    CHECK(found.worst <= 1e-9 && s->position[0] == T, "%s: decoding differs from the forward pass by %g at token %zu", what, found.worst, found.worst_at);
+
+    /* pieces of many sizes, small steps between them */
+    static const size_t pieces[][8] = {{T}, {64, 1, 63, 65, 1, 1, 105}, {1, 9, 10, 1, 129, 130, 20}, {257, 43}, {2, 2, 2, 2, 2, 2, 2, T - 14}};
+    for (size_t split = 0; split < sizeof pieces / sizeof *pieces; split++) {
+        found = none;
+        session_reset(s, 1);
+        for (size_t i = 0, at = 0; at < T; at += pieces[split][i++]) {
+            size_t one = 1;
+            session_run(s, &one, 1, x + at, pieces[split][i], compare, &found);
+        }
+        CHECK(found.worst <= 1e-9 && found.seen == T, "%s: split %zu differs from the forward pass by %g at token %zu of %zu", what, split, found.worst, found.worst_at, found.seen);
+    }
+
+    /* three texts, two of them at another place, side by side: to the bit what each is alone */
+    const size_t start = 70;
+    real *alone = numbers(2 * 40 * V, 0, NULL);
+    bool same = true;
+    for (size_t i = 0; i < 3; i++) session_reset(s, i);
+    session_run(s, NULL, 1, x, start, NULL, NULL);
+    session_copy(s, 2, 0);
+    CHECK(memcmp(session_logits(s, 2), session_logits(s, 0), V * sizeof(real)) == 0, "%s: a copied session has the same logits", what);
+    for (size_t t = 0; t < 40; t++) {
+        session_run(s, NULL, 1, x + start + t, 1, NULL, NULL);
+        memcpy(alone + t * V, session_logits(s, 0), V * sizeof(real));
+    }
+    session_reset(s, 0);
+    for (size_t t = 0; t < 40; t++) {
+        session_run(s, NULL, 1, x + t, 1, NULL, NULL);
+        memcpy(alone + (40 + t) * V, session_logits(s, 0), V * sizeof(real));
+    }
+    session_reset(s, 0);
+    for (size_t t = 0; t < 40; t++) {
+        const size_t order[] = {1, 2, 0};
+        int next[3] = {x[t], x[start + t], x[t]};
+        if (t == 0) session_reset(s, 1);
+        session_run(s, order, 3, next, 1, NULL, NULL);
+        same = same && memcmp(session_logits(s, 2), alone + t * V, V * sizeof(real)) == 0 && memcmp(session_logits(s, 0), alone + (40 + t) * V, V * sizeof(real)) == 0 &&
+               memcmp(session_logits(s, 1), alone + (40 + t) * V, V * sizeof(real)) == 0;
+    }
+    CHECK(same, "%s: texts side by side are not what they are alone", what);
+    session_free(s);
+    free_numbers();
+    model_close(m);
+    gsa_destroy(g);
 }
 
 int main(void) {
