@@ -13,6 +13,7 @@
 #include "../../test/test_cuda.cu"
 
 #include "../../gsa/flags.h"
+#include "../../gsa/measure.h"
 
 #include <algorithm>
 #include <functional>
@@ -129,9 +130,8 @@ int main(int argc, char **argv) {
     };
     step(0);
     double whole = time_of(step, m->stream, profile ? 3 : 15);
-    double per_token = 6 * (double)(z.L * (3 * z.A * z.C + z.A * z.C + 8 * z.C * z.C) + z.C * z.V) + 6 * (double)(z.L * z.A * T);
     printf("step: %.2f ms, %.0f tokens/s", whole, 1e3 * (double)N / whole);
-    if (cuda_peak_flops() > 0) printf(", %.1f %% of the data sheet's peak", 1e5 * (double)N / whole * per_token / cuda_peak_flops());
+    if (cuda_peak_flops() > 0) printf(", %.1f %% of the data sheet's peak", 1e5 * (double)N / whole * config_operations(&c) / cuda_peak_flops());
     printf("\n");
     if (profile || recompute) return 0;
 
