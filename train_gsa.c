@@ -1340,7 +1340,8 @@ static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, 
         size_t head = i / 2, b = head / NH, h = head % NH, key = i % 2;
         int kind = config_head_kind(&m->config, (int)l, (int)h);
         const real *waves = kind == HEAD_SPLAT ? splat_waves + (size_t)config_gsa_before(&m->config, (int)l, (int)h) * T * 2 * z.S : rope_waves;
-        Splats w = {0};
+        Splats w;
+        memset(&w, 0, sizeof w);
         if (kind == HEAD_SPLAT) w = head_splats(m, l, h);
         if (kind != HEAD_SCAN) head_features(m, (key ? fk : fq) + head * T * HS, qkv + b * T * 3 * A + key * A + h * HS, kind, &w, !key, T, waves);
     }
