@@ -65,7 +65,7 @@ MODEL     := gsa/model gsa/checkpoint gsa/sample gsa/starts gsa/measure gsa/trai
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)
-infer.parts                := gsa/model gsa/measure gsa/checkpoint gsa/sample gsa/loader $(TOKENIZER) $(COMMON)
+infer.parts                := gsa/model gsa/measure gsa/checkpoint gsa/sample gsa/loader gsa/tasks $(TOKENIZER) $(COMMON)
 tokenizer/train_bpe.parts  := $(TOKENIZER) $(COMMON)
 tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
 data/prepare.parts         := gsa/loader $(TOKENIZER) $(COMMON)
@@ -75,16 +75,16 @@ dev/scan_bench.parts       := $(MODEL)
 dev/logits.parts           := $(MODEL)
 dev/scan_bench.libs         = $(NETWORK_LIBS)
 dev/logits.libs             = $(NETWORK_LIBS)
-$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL)))
+$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) gsa/tasks))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc
 train_gsa.libs             := $(NETWORK_LIBS)
-infer.libs                 := $(NETWORK_LIBS)
+infer.libs                 := $(NETWORK_LIBS) -lcjson
 tokenizer/train_bpe.libs   := -lutf8proc -lcjson
 tokenizer/tokenize.libs    := -lutf8proc
 data/prepare.libs          := -lutf8proc
 data/make_stories.libs     := -lcjson
-$(foreach t,$(TESTS),$(eval test/$(t).libs := $(NETWORK_LIBS)))
+$(foreach t,$(TESTS),$(eval test/$(t).libs := $(NETWORK_LIBS) -lcjson))
 
 # ---- rules
 

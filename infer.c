@@ -1,8 +1,8 @@
-/* infer.c: uses a trained model: continues a prompt, measures how well the model predicts a text, or fills in masked tokens.
+/* infer.c: uses a trained model: continues a prompt, measures how well the model predicts a text or solves tasks, or fills in masked tokens.
 
    The layers are those of train_gsa.c, included as they are. What is new here: weights used where they lie in the file, in fp32, bf16 or int8;
    sessions, which remember of each text what its next tokens need; one token at a time at the speed of the memory. In this order:
-     loading -> matrix times vectors -> sessions -> text that streams -> commands -> main
+     loading -> matrix times vectors -> sessions -> text that streams -> measuring -> commands -> main
    Text goes to standard output, everything else to standard error. INFER_NO_MAIN leaves main to the file that includes this one. */
 
 #if defined(__GNUC__)
@@ -19,6 +19,7 @@
 #include "gsa/flags.h"
 #include "gsa/loader.h"
 #include "gsa/sample.h"
+#include "gsa/tasks.h"
 #include "tokenizer/tokenizer.h"
 
 #include <sys/mman.h>
@@ -546,6 +547,167 @@ static bool stream_add(Stream *o, const char *piece, size_t bytes, const Texts *
     return false;
 }
 
+/* ---------------------------------------------------------------------------------------------- measuring */
+
+/* A mean and its standard error, taking what is added as independent. */
+typedef struct {
+    double count, sum, square;
+} Mean;
+
+static void mean_add(Mean *m, double x) { m->count++, m->sum += x, m->square += x * x; }
+static double mean_value(const Mean *m) { return m->sum / m->count; }
+static double mean_error(const Mean *m) { /* 0 for a single value */
+    double variance = m->square / m->count - mean_value(m) * mean_value(m);
+    return m->count > 1 && variance > 0 ? sqrt(variance / (m->count - 1)) : 0;
+}
+
+/* The losses of a text's tokens but the first, in nats. */
+enum { POSITIONS = 25 }; /* a token predicted from p tokens belongs to row floor(log2 p) */
+typedef struct {
+    size_t predictions, windows, stretches;
+    double sum, *stretch; /* (stretches): sums of T predictions each; the last may have fewer */
+    Mean position[POSITIONS];
+} Losses;
+
+typedef struct {
+    const Model *model;
+    const int *tokens;
+    size_t T, stride, window; /* window: of sample 0 */
+    real *rows;               /* (2, T): losses and lse */
+    Losses *out;
+} Measuring;
+
+/* A LogitsSink: of each window but the first only the last `stride` predictions count; the others were made before, from more. */
+static void measure_rows(void *context, size_t sample, size_t position, size_t rows, const real *logits) {
+    Measuring *c = (Measuring *)context;
+    Sizes z = config_sizes(&c->model->net.config);
+    size_t window = c->window + sample, known = window ? c->T - c->stride : 0, skip = known > position ? known - position : 0;
+    if (skip >= rows) return;
+    size_t first = window * c->stride + position + skip; /* prediction i is that of token i + 1 */
+    logits += skip * z.Vp, position += skip, rows -= skip;
+    classifier_forward(c->rows, c->rows + c->T, logits, c->tokens + first + 1, rows, z.V, z.Vp);
+    for (size_t i = 0; i < rows; i++) {
+        double loss = (double)c->rows[i];
+        int row = 0;
+        for (size_t seen = position + i + 1; seen > 1; seen /= 2) row++;
+        mean_add(&c->out->position[row], loss);
+        c->out->stretch[(first + i) / c->T] += loss;
+        c->out->sum += loss;
+    }
+}
+
+/* The text in windows of T tokens that begin every `stride` tokens, stride <= T, `batch` windows at a time; count >= 2. Free out.stretch. */
+static Losses measure_losses(const Model *m, const int *tokens, size_t count, size_t stride, size_t batch) {
+    size_t T = (size_t)m->net.config.T;
+    Losses out;
+    memset(&out, 0, sizeof out);
+    out.predictions = count - 1;
+    out.windows = out.predictions <= T ? 1 : 1 + (out.predictions - T + stride - 1) / stride;
+    out.stretches = (out.predictions + T - 1) / T;
+    out.stretch = (double *)xcalloc(out.stretches, sizeof *out.stretch);
+    if (batch > out.windows) batch = out.windows;
+    Session *s = session_create(m, batch, T);
+    int *x = (int *)xmalloc(batch * T * sizeof *x);
+    Measuring c = {m, tokens, T, stride, 0, (real *)xmalloc(2 * T * sizeof(real)), &out};
+    for (size_t B; c.window < out.windows; c.window += B) {
+        size_t begin = c.window * stride, length = out.predictions - begin < T ? out.predictions - begin : T; /* only the last can be shorter */
+        for (B = 0; B < batch && c.window + B < out.windows && begin + B * stride + length <= out.predictions; B++) {
+            memcpy(x + B * length, tokens + begin + B * stride, length * sizeof *x);
+            session_reset(s, B);
+        }
+        session_run(s, NULL, B, x, length, measure_rows, &c);
+        progress("perplexity", (double)(c.window + B), (double)out.windows);
+    }
+    session_free(s);
+    free(x), free(c.rows);
+    return out;
+}
+
+/* What a model makes of tasks: means over them. */
+typedef struct {
+    Mean choice, normalised, chance; /* the likeliest ending is the right one; likeliest per byte; one over the number of endings */
+    Mean word, likelihood;           /* the last word's tokens are all the likeliest; its log-likelihood in nats */
+} Scores;
+
+typedef struct {
+    const Model *model;
+    const int *targets;       /* (samples, longest): the endings' tokens, -1 behind them */
+    size_t longest, position; /* position: of the first token after the context */
+    real *rows;               /* (2, longest) */
+    double *likelihood;       /* (samples) */
+    bool *greedy;
+} Scoring;
+
+/* A LogitsSink: row i is the prediction of an ending's token i. */
+static void score_rows(void *context, size_t sample, size_t position, size_t rows, const real *logits) {
+    Scoring *c = (Scoring *)context;
+    Sizes z = config_sizes(&c->model->net.config);
+    const int *targets = c->targets + sample * c->longest + (position + 1 - c->position);
+    classifier_forward(c->rows, c->rows + c->longest, logits, targets, rows, z.V, z.Vp);
+    for (size_t i = 0; i < rows && targets[i] >= 0; i++) {
+        const real *l = logits + i * z.Vp;
+        c->likelihood[sample] -= (double)c->rows[i];
+        for (size_t v = 0; v < z.V && c->greedy[sample]; v++)
+            if (l[v] > l[targets[i]] || (l[v] == l[targets[i]] && v < (size_t)targets[i])) c->greedy[sample] = false;
+    }
+}
+
+/* The log-likelihood of each of a task's endings after its context, and whether greedy decoding would write it. Where both together exceed the
+   model's length, the context loses its beginning. path: of the task, for sentences. */
+static void score_task(const Model *m, Session *s, const Task *t, const char *path, double *likelihood, bool *greedy) {
+    size_t T = (size_t)m->net.config.T, n = 1, room = 0, longest = 0, counts[TASK_ENDINGS_MAX], k = (size_t)t->count;
+    int *context = NULL, *ids[TASK_ENDINGS_MAX];
+    context = (int *)xmalloc((room = 64) * sizeof *context);
+    context[0] = tokenizer_eot(m->tokenizer); /* as in training: every document stands behind one */
+    tokenizer_encode(m->tokenizer, t->context, strlen(t->context), false, &context, &n, &room);
+    for (size_t e = 0; e < k; e++) {
+        ids[e] = NULL, counts[e] = room = 0;
+        tokenizer_encode(m->tokenizer, t->endings[e], strlen(t->endings[e]), false, &ids[e], &counts[e], &room);
+        longest = counts[e] > longest ? counts[e] : longest;
+    }
+    if (longest > T) die("%s, line %d: an ending has %zu tokens; the model was trained for %zu", path, t->line, longest, T);
+    size_t keep = n + longest - 1 > T ? T + 1 - longest : n;
+    int *tokens = (int *)xmalloc(2 * k * longest * sizeof *tokens), *targets = tokens + k * longest;
+    for (size_t e = 0; e < k; e++) {
+        for (size_t i = 0; i < longest; i++) targets[e * longest + i] = i < counts[e] ? ids[e][i] : -1;
+        for (size_t i = 0; i + 1 < longest; i++) tokens[e * (longest - 1) + i] = i < counts[e] ? ids[e][i] : context[0]; /* what follows an ending does not matter */
+        likelihood[e] = 0, greedy[e] = true;
+    }
+    Scoring c = {m, targets, longest, keep, (real *)xmalloc(2 * longest * sizeof(real)), likelihood, greedy};
+    session_reset(s, 0);
+    session_run(s, NULL, 1, context + n - keep, keep, NULL, NULL);
+    for (size_t e = 0; e < k; e++) score_rows(&c, e, keep - 1, 1, session_logits(s, 0));
+    for (size_t e = 1; e < k && longest > 1; e++) session_copy(s, e, 0);
+    if (longest > 1) session_run(s, NULL, k, tokens, longest - 1, score_rows, &c);
+    for (size_t e = 0; e < k; e++) free(ids[e]);
+    free(context), free(tokens), free(c.rows);
+}
+
+static Scores score_tasks(const Model *m, const Task *tasks, size_t count, const char *path) {
+    Scores out;
+    size_t most = 1;
+    memset(&out, 0, sizeof out);
+    for (size_t i = 0; i < count; i++) most = (size_t)tasks[i].count > most ? (size_t)tasks[i].count : most;
+    Session *s = session_create(m, most, (size_t)m->net.config.T);
+    for (size_t i = 0; i < count; i++) {
+        const Task *t = &tasks[i];
+        double likelihood[TASK_ENDINGS_MAX];
+        bool greedy[TASK_ENDINGS_MAX];
+        score_task(m, s, t, path, likelihood, greedy);
+        int best = 0, best_per_byte = 0;
+        for (int e = 0; e < t->count; e++) {
+            if (!isfinite(likelihood[e])) die("%s, line %d: the model gives it a probability that is not finite: it is not a usable model", path, t->line);
+            if (likelihood[e] > likelihood[best]) best = e;
+            if (likelihood[e] / (double)t->bytes[e] > likelihood[best_per_byte] / (double)t->bytes[best_per_byte]) best_per_byte = e;
+        }
+        if (t->last_word) mean_add(&out.word, greedy[0]), mean_add(&out.likelihood, likelihood[0]);
+        else mean_add(&out.choice, best == t->label), mean_add(&out.normalised, best_per_byte == t->label), mean_add(&out.chance, 1.0 / t->count);
+        progress("score", (double)(i + 1), (double)count);
+    }
+    session_free(s);
+    return out;
+}
+
 /* ---------------------------------------------------------------------------------------------- commands */
 
 static void set_threads(int64_t threads) {
@@ -663,7 +825,7 @@ static int generate(int argc, char **argv) {
         actives = left;
         for (; turn < N; turn++) { /* samples are written one after the other, each as soon as it can be */
             Stream *o = &writers[turn].stream;
-            fwrite(o->ready, 1, o->ready_bytes, stdout);
+            if (o->ready_bytes) fwrite(o->ready, 1, o->ready_bytes, stdout);
             o->ready_bytes = 0;
             if (writers[turn].state == GOING_ON) break;
             printf(N > 1 ? "\n<|endoftext|>\n" : "\n");
@@ -730,10 +892,11 @@ static int *perplexity_tokens(const char *path, const Tokenizer *t, size_t *coun
 }
 
 static int perplexity(int argc, char **argv) {
-    int64_t batch = 8, threads = 0;
+    int64_t batch = 8, stride = 0, threads = 0;
     const char *tokenizer = NULL;
     Flag flags[] = {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
+        {FLAG_INT, "stride", &stride, 0, 1 << 24, NULL, "windows begin every N tokens and all but the first count their last N; 0: windows side by side", false},
         {FLAG_INT, "batch", &batch, 1, 65536, NULL, "windows per pass", false},
         {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
         {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
@@ -742,55 +905,94 @@ static int perplexity(int argc, char **argv) {
     int n = parse_flags(flags, argc, argv,
                         "usage: infer perplexity MODEL FILE [flags]\n"
                         "FILE is a text, documents separated by lines <|endoftext|>, or a shard of data/prepare. It is cut into windows of the\n"
-                        "model's length, each predicted from nothing but itself; the standard error is over windows.\n");
+                        "model's length, each predicted from nothing but itself; the standard error is over stretches of that length. The table is\n"
+                        "of tokens by how many tokens they were predicted from; its errors take them as independent.\n");
     if (n != 2) die_usage("perplexity needs a model and a file: infer perplexity MODEL FILE");
     set_threads(threads);
-    Loaded l = load(argv[1], tokenizer, (size_t)batch, OBJECTIVE_LM);
-    size_t T = (size_t)l.model->config.T, count;
-    int *tokens = perplexity_tokens(argv[2], l.tokenizer, &count);
+    Model *m = model_open(argv[1], tokenizer, OBJECTIVE_LM);
+    size_t T = (size_t)m->net.config.T, count;
+    if ((size_t)stride > T) die_usage("--stride %lld exceeds the windows of %s, %zu tokens", (long long)stride, argv[1], T);
+    int *tokens = perplexity_tokens(argv[2], m->tokenizer, &count);
     if (count < 2) die("%s holds no text to predict", argv[2]);
-    size_t windows = (count - 1 + T - 1) / T;
-    int *x = (int *)xmalloc(2 * (size_t)batch * T * sizeof *x), *y = x + (size_t)batch * T;
-    double sum = 0, bytes = 0, *loss = (double *)xmalloc(windows * sizeof *loss);
+    double bytes = 0, start = now_seconds();
     for (size_t i = 1; i < count; i++) {
         size_t length = 0;
-        if (tokens[i] != tokenizer_eot(l.tokenizer)) tokenizer_piece(l.tokenizer, tokens[i], &length);
+        if (tokens[i] != tokenizer_eot(m->tokenizer)) tokenizer_piece(m->tokenizer, tokens[i], &length);
         bytes += (double)length;
     }
-    double start = now_seconds();
-    for (size_t w = 0; w < windows;) {
-        size_t B = 0, length = T;
-        if ((w + 1) * T > count - 1) length = count - 1 - w * T; /* the last window may be shorter: a pass of its own */
-        while (B < (size_t)batch && w + B < windows && (length < T ? B == 0 : (w + B + 1) * T <= count - 1)) {
-            memcpy(x + B * length, tokens + (w + B) * T, length * sizeof *x);
-            memcpy(y + B * length, tokens + (w + B) * T + 1, length * sizeof *y);
-            B++;
-        }
-        gsa_forward(l.model, x, y, B, length);
-        for (size_t b = 0; b < B; b++) {
-            loss[w + b] = 0;
-            for (size_t t = 0; t < length; t++) loss[w + b] += (double)l.model->a.losses[b * length + t];
-            sum += loss[w + b];
-        }
-        w += B;
-        progress("perplexity", (double)w, (double)windows);
-    }
-    double mean = sum / (double)(count - 1), square = 0;
-    for (size_t w = 0; w < windows; w++) { /* deviation of a window's sum from what its length makes one expect */
-        double expected = mean * (double)(w + 1 < windows ? T : count - 1 - w * T);
-        square += (loss[w] - expected) * (loss[w] - expected);
-    }
+    Losses l = measure_losses(m, tokens, count, stride ? (size_t)stride : T, (size_t)batch);
+    double mean = l.sum / (double)l.predictions, square = 0;
     if (!isfinite(mean)) die("%s gives a loss that is not finite on %s: it is not a usable model", argv[1], argv[2]);
-    printf("tokens %zu, bytes %.0f, windows %zu of %zu\n", count - 1, bytes, windows, T);
-    printf("loss %.6f nats per token\n", mean);
-    if (windows > 1) {
-        double error = sqrt(square * (double)windows / (double)(windows - 1)) / (double)(count - 1);
+    for (size_t i = 0; i < l.stretches; i++) { /* deviation of a stretch's sum from what its length makes one expect */
+        double expected = mean * (double)(i + 1 < l.stretches ? T : l.predictions - i * T);
+        square += (l.stretch[i] - expected) * (l.stretch[i] - expected);
+    }
+    printf("tokens %zu, bytes %.0f, windows %zu of %zu", l.predictions, bytes, l.windows, T);
+    if (stride) printf(" every %lld", (long long)stride);
+    printf("\nloss %.6f nats per token\n", mean);
+    if (l.stretches > 1) {
+        double error = sqrt(square * (double)l.stretches / (double)(l.stretches - 1)) / (double)l.predictions;
         printf("perplexity %.4f +- %.4f\n", exp(mean), exp(mean) * error);
     } else printf("perplexity %.4f (one window: no standard error)\n", exp(mean));
-    printf("bits per byte %.5f\n", sum / log(2) / bytes);
-    fprintf(stderr, "%.0f tokens/s\n", (double)(count - 1) / (now_seconds() - start));
-    unload(l);
-    free(tokens), free(x), free(loss);
+    printf("bits per byte %.5f\n\n%19s %12s %10s\n", l.sum / log(2) / bytes, "predicted from", "tokens", "loss");
+    for (size_t row = 0, first = 1; row < POSITIONS; row++, first *= 2) {
+        const Mean *p = &l.position[row];
+        char range[64];
+        if (!p->count) continue;
+        size_t last = 2 * first - 1 < T ? 2 * first - 1 : T;
+        if (first < last) snprintf(range, sizeof range, "%zu - %zu", first, last);
+        else snprintf(range, sizeof range, "%zu", first);
+        printf("%19s %12.0f %10.4f", range, p->count, mean_value(p));
+        if (p->count > 1) printf(" +- %.4f", mean_error(p));
+        printf("\n");
+    }
+    fprintf(stderr, "%.0f tokens/s\n", (double)l.predictions / (now_seconds() - start));
+    model_close(m);
+    free(tokens), free(l.stretch);
+    return 0;
+}
+
+static void print_mean(const char *what, const Mean *m) {
+    printf(", %s %.4f", what, mean_value(m));
+    if (m->count > 1) printf(" +- %.4f", mean_error(m));
+}
+
+static int score(int argc, char **argv) {
+    int64_t threads = 0;
+    const char *tokenizer = NULL;
+    Flag flags[] = {
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
+        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
+        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+    };
+    int n = parse_flags(flags, argc, argv,
+                        "usage: infer score MODEL TASKS.jsonl [flags]\n"
+                        "One JSON object a line. {\"ctx\": \"...\", \"endings\": [\"...\", ...], \"label\": 0}, as HellaSwag: the share of tasks where the right ending\n"
+                        "is the likeliest, and where it is the likeliest per byte (normalised). {\"text\": \"...\"}, as LAMBADA: the share of texts whose last\n"
+                        "word greedy decoding would write, and its mean log-likelihood. data/make_stories --tasks makes such files.\n");
+    if (n != 2) die_usage("score needs a model and a file of tasks: infer score MODEL TASKS.jsonl");
+    set_threads(threads);
+    Model *m = model_open(argv[1], tokenizer, OBJECTIVE_LM);
+    size_t count;
+    Task *tasks = tasks_read(argv[2], &count);
+    double start = now_seconds();
+    Scores s = score_tasks(m, tasks, count, argv[2]);
+    if (s.choice.count) {
+        printf("choice: %.0f tasks", s.choice.count);
+        print_mean("accuracy", &s.choice);
+        print_mean("normalised", &s.normalised);
+        printf(", by chance %.4f\n", mean_value(&s.chance));
+    }
+    if (s.word.count) {
+        printf("last word: %.0f tasks", s.word.count);
+        print_mean("accuracy", &s.word);
+        print_mean("log-likelihood", &s.likelihood);
+        printf("\n");
+    }
+    fprintf(stderr, "%.1f tasks/s\n", (double)count / (now_seconds() - start));
+    tasks_free(tasks, count);
+    model_close(m);
     return 0;
 }
 
@@ -853,11 +1055,13 @@ int main(int argc, char **argv) {
     static const char help[] = "usage: infer COMMAND MODEL ...\n"
                                "  generate MODEL [PROMPT]    continue a prompt\n"
                                "  perplexity MODEL FILE      loss, perplexity and bits per byte of a text or shard\n"
+                               "  score MODEL TASKS.jsonl    accuracy on tasks: the right one of several endings, or a text's last word\n"
                                "  fill MODEL TEXT            put tokens in place of each [MASK] of TEXT (models of --objective mlm)\n"
                                "infer COMMAND --help lists the flags of a command.\n";
     program_name(argv[0]);
     if (argc >= 2 && strcmp(argv[1], "generate") == 0) return generate(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "perplexity") == 0) return perplexity(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "score") == 0) return score(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "fill") == 0) return fill(argc - 1, argv + 1);
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(help, stdout);

@@ -49,7 +49,7 @@ __attribute__((unused)) static Config small_config(int attention, const char *he
 }
 
 /* A model far from its symmetric start: every gradient is generic, no tensor's is near zero, attention is not uniform. */
-static GSA *scattered_model(const Config *c, size_t B, uint64_t seed) {
+__attribute__((unused)) static GSA *scattered_model(const Config *c, size_t B, uint64_t seed) {
     GSA *m = gsa_create(c, B);
     float *start = (float *)xmalloc(m->total * sizeof(float));
     model_start(c, start, seed);

@@ -82,6 +82,7 @@ for mode in "--attention gsa --mixer linear" "--attention gsa --mixer linear --e
         else fail "fill $mode: $(cat "$dir/out" "$dir/err")"; fi
         refuse "generate $mode" 1 "encoder" $infer generate "$dir/m/model_00000004.bin" "Once"
         refuse "perplexity $mode" 1 "encoder" $infer perplexity "$dir/m/model_00000004.bin" "$0"
+        refuse "score $mode" 1 "encoder" $infer score "$dir/m/model_00000004.bin" "$0"
         ;;
     *)
         check "generate $mode" $infer generate "$dir/m/model_00000004.bin" "Once" --tokens 24 --temperature 0
@@ -159,6 +160,47 @@ trained=$(sed -n 's/^s:6 tel://p' "$dir/p/main.log") measured=$(sed -n 's/^loss 
 if awk "BEGIN { d = ($trained + 0) - ($measured + 0); exit !($trained > 0 && d < 0.01 && d > -0.01) }"; then pass; else fail "validation loss $trained in training, $measured by infer perplexity"; fi
 check "perplexity of a text" $infer perplexity "$model" "$dir/val.txt"
 check "the text gives what its shard gives" sh -c "grep '^loss' '$dir/ppl' >'$dir/one' && $infer perplexity '$model' '$dir/val.txt' --batch 3 2>/dev/null | grep '^loss' | cmp - '$dir/one'"
+
+# ---- windows that overlap; tasks
+for stride in 1 5 31 32; do
+    $infer perplexity "$model" "$dir/s_val_000000.bin" --stride $stride >"$dir/stride.$stride" 2>/dev/null
+    check "stride $stride: as many tokens" sh -c "head -n 1 '$dir/ppl' | cut -d, -f 1 >'$dir/one' && head -n 1 '$dir/stride.$stride' | cut -d, -f 1 | cmp - '$dir/one'"
+done
+check "a stride of the window is none" sh -c "sed 1d '$dir/ppl' >'$dir/one' && sed 1d '$dir/stride.32' | cmp - '$dir/one'"
+check "the table's tokens are all tokens" sh -c "awk '/^tokens/ { n = \$2 + 0 } /\+-/ && !/^perplexity/ { for (i = 1; i <= NF; i++) if (\$i == \"+-\") sum += \$(i - 2) } END { exit !(n > 0 && n == sum) }' '$dir/ppl'"
+refuse "a stride beyond the window" 2 "--stride 33" $infer perplexity "$model" "$dir/val.txt" --stride 33
+for form in choice last-word; do check "tasks: $form" $make_stories --tasks $form --count 20 --seed 5 --out "$dir/$form.jsonl"; done
+check "score choices" sh -c "$infer score '$model' '$dir/choice.jsonl' --threads 2 | grep '^choice: 20 tasks, accuracy 0[0-9.]* +- 0[0-9.]*, normalised 0[0-9.]* +- 0[0-9.]*, by chance 0.2500$' >'$dir/one'"
+check "score last words" sh -c "$infer score '$model' '$dir/last-word.jsonl' | grep '^last word: 20 tasks, accuracy 0[0-9.]*\( +- 0[0-9.]*\)*, log-likelihood -[0-9.]* +- [0-9.]*$' >'$dir/two'"
+check "both at once, one thread, from standard input" sh -c "cat '$dir/choice.jsonl' '$dir/last-word.jsonl' | $infer score '$model' - --threads 1 >'$dir/both' && cat '$dir/one' '$dir/two' | cmp - '$dir/both'"
+while read -r word line; do
+    { head -n 2 "$dir/choice.jsonl" && echo && echo "$line"; } >"$dir/bad.jsonl"
+    refuse "task $line" 1 "bad.jsonl, line 4: $word" $infer score "$model" "$dir/bad.jsonl"
+    grep -qF -e "$word" "$dir/err" || fail "task $line: $(cat "$dir/err")"
+done <<'END'
+not {"ctx":"a","endings":["b","c"],"label":1
+not ["ctx"]
+not hello
+not {"text":"a b"} {"text":"a b"}
+a {"ctx":"a"}
+a {"ctx":"a","endings":["b","c"],"label":1,"text":"a b"}
+"ctx" {"endings":["b","c"],"label":1}
+"endings" {"ctx":"a","endings":["b"],"label":0}
+"endings" {"ctx":"a","endings":"bc","label":0}
+"endings" {"ctx":"a","endings":["b",1],"label":0}
+"endings" {"ctx":"a","endings":["b"," "],"label":0}
+"label" {"ctx":"a","endings":["b","c"]}
+"label" {"ctx":"a","endings":["b","c"],"label":2}
+"label" {"ctx":"a","endings":["b","c"],"label":-1}
+"label" {"ctx":"a","endings":["b","c"],"label":0.5}
+"label" {"ctx":"a","endings":["b","c"],"label":"1x"}
+"text" {"text":"alone"}
+"text" {"text":["a b"]}
+an {"ctx":"a","endings":["b","c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c c"],"label":0}
+END
+: >"$dir/empty.jsonl"
+refuse "no tasks" 1 "no tasks" $infer score "$model" "$dir/empty.jsonl"
+refuse "score without tasks" 2 "tasks" $infer score "$model"
 
 # ---- a checkpoint of llm.c: 8 words, then the tensors, which in these sizes are the tail of our own file
 set -f
@@ -283,7 +325,7 @@ refuse "train: val without data" 2 "--data" $train --val "$dir/s_val_000000.bin"
 refuse "infer: stray command" 2 "unknown command" sh -c "$infer tell 2>&1 >/dev/null | tail -n 1 >&2; exit 2"
 refuse "infer: generate without model" 2 "model" $infer generate
 refuse "infer: two prompts" 2 "one prompt" $infer generate a b c
-for program in $train "$infer" "$infer generate" "$infer perplexity" "$infer fill" $prepare $make_stories $train_bpe ./${OUT}tokenizer/tokenize; do
+for program in $train "$infer" "$infer generate" "$infer perplexity" "$infer score" "$infer fill" $prepare $make_stories $train_bpe ./${OUT}tokenizer/tokenize; do
     check "$program --help" $program --help
     [ "$program" = $train ] || refuse "$program without arguments" 2 "" sh -c "$program 2>&1 >/dev/null </dev/null | tail -n 1 >&2; $program >/dev/null 2>&1 </dev/null"
 done

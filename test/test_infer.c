@@ -1,0 +1,219 @@
+/* What infer measures, against the definitions computed from whole forward passes in double: the loss of a text with and without overlapping
+   windows, the likelihood of endings. Then what is read to be measured: tasks, and models of llm.c. */
+#define INFER_NO_MAIN
+#include "network.h"
+
+#include "../data/stories.h"
+
+#include <unistd.h>
+
+enum { T = 24 };
+static char *folder;
+
+/* A scattered model in a file, with a tokenizer of 300 entries. */
+static Model *model_in_file(Config c, const Tokenizer *tokenizer, GSA **net, uint64_t seed) {
+    Entry entries[NUM_TENSORS + 1];
+    const void *data[NUM_TENSORS + 1];
+    size_t size;
+    int n = 0;
+    char *path = xasprintf("%s/model.bin", folder);
+    c.T = T, c.V = tokenizer_vocab_size(tokenizer), c.Vp = 384;
+    *net = scattered_model(&c, 1, seed);
+    data[n] = tokenizer_to_memory(tokenizer, &size);
+    int64_t length = (int64_t)size;
+    entries[n++] = checkpoint_entry("tokenizer", TYPE_BYTES, 1, &length);
+    checkpoint_add_tensors(&c, "", (*net)->params, entries, data, &n);
+    checkpoint_write(path, CHECKPOINT_MODEL, &c, 1, entries, data, n);
+    free((void *)data[0]);
+    Model *m = model_open(path, NULL, OBJECTIVE_LM);
+    free(path);
+    return m;
+}
+
+static double formula_loss(const real *logits, size_t V, int target, bool *likeliest) {
+    double most = -INFINITY, sum = 0;
+    for (size_t v = 0; v < V; v++) most = fmax(most, (double)logits[v]);
+    for (size_t v = 0; v < V; v++) sum += exp((double)logits[v] - most);
+    size_t best = 0;
+    for (size_t v = 1; v < V; v++)
+        if (logits[v] > logits[best]) best = v;
+    if (likeliest) *likeliest = (int)best == target;
+    return most + log(sum) - (double)logits[target];
+}
+
+/* ---------------------------------------------------------------------------------------------- the loss of a text */
+
+static void check_losses(const Model *m, GSA *net, const int *tokens, size_t count, size_t stride, size_t batch, const char *what) {
+    size_t Vp = (size_t)net->config.Vp, V = (size_t)net->config.V, rows = 0;
+    double *loss = (double *)xmalloc(count * sizeof *loss), sum = 0, by_row[POSITIONS] = {0}, squares[POSITIONS] = {0}, counts[POSITIONS] = {0}, worst = 0, stretch_error = 0;
+    Losses l = measure_losses(m, tokens, count, stride, batch);
+    for (size_t i = 1; i < count; i++) { /* token i, from the first window that reaches it */
+        size_t begin = 0;
+        while (begin + T < i) begin += stride;
+        gsa_forward(net, tokens + begin, NULL, 1, i - begin);
+        loss[i - 1] = formula_loss(net->a.logits + (i - begin - 1) * Vp, V, tokens[i], NULL);
+        sum += loss[i - 1];
+        size_t row = 0;
+        while ((size_t)2 << row <= i - begin) row++;
+        by_row[row] += loss[i - 1], squares[row] += loss[i - 1] * loss[i - 1], counts[row]++;
+    }
+    CHECK(l.predictions == count - 1 && fabs(l.sum - sum) <= 1e-6 * sum, "%s: loss %.9g, by definition %.9g", what, l.sum, sum);
+    for (size_t row = 0; row < POSITIONS; row++) {
+        if (l.position[row].count != counts[row]) worst = INFINITY;
+        if (!counts[row]) continue;
+        rows++;
+        double mean = by_row[row] / counts[row], error = counts[row] > 1 ? sqrt((squares[row] / counts[row] - mean * mean) / (counts[row] - 1)) : 0;
+        worst = fmax(worst, fabs(mean_value(&l.position[row]) - mean) + fabs(mean_error(&l.position[row]) - error));
+    }
+    CHECK(worst <= 1e-5 && rows >= 4, "%s: %zu rows of the table, off by %g", what, rows, worst);
+    size_t stretches = (count - 2) / T + 1;
+    for (size_t s = 0; s < stretches && s < l.stretches; s++) {
+        double expected = 0;
+        for (size_t i = s * T; i < (s + 1) * T && i < count - 1; i++) expected += loss[i];
+        stretch_error = fmax(stretch_error, fabs(expected - l.stretch[s]));
+    }
+    CHECK(l.stretches == stretches && stretch_error <= 1e-4, "%s: sums of %zu stretches, off by %g", what, l.stretches, stretch_error);
+    free(loss), free(l.stretch);
+}
+
+/* ---------------------------------------------------------------------------------------------- tasks */
+
+static const char tasks_text[] =
+    "{\"ctx\": \"One day, Mia saw a\", \"endings\": [\"bird.\", \"big dog in the sun.\", \"x\"], \"label\": 1, \"split\": \"val\"}\n"
+    "\n"
+    "  {\"text\":\"Tom had a red ball. He liked the red ball\"}\r\n"
+    "{\"endings\":[\" kite\",\"kite\"],\"ctx\":\"A \\\"blue\\\"\\n\",\"label\":\"0\"}\n"
+    "{\"text\":\"So\\nlong \"}\n"
+    "{\"ctx\":\"\",\"endings\":[\"a\",\"b\",\"\\u00e9t\\u00e9 \\ud83d\\ude00\"],\"label\":2}\n"
+    "{\"ctx\":\"Once upon a time there was a very long story that nobody could keep in mind and that went on and on and on\",\"endings\":[\"for ever.\",\"and on\"],\"label\":1}\n"
+    "{\"text\":\"He told it again and again and again, and he told it over and over, until nobody in the house or in the town wanted to hear it\"}";
+
+static Task *read_tasks(size_t *count) {
+    char *path = xasprintf("%s/tasks.jsonl", folder);
+    FILE *f = xfopen(path, "wb");
+    xfwrite(tasks_text, 1, sizeof tasks_text - 1, f, path);
+    fclose(f);
+    Task *tasks = tasks_read(path, count);
+    free(path);
+    return tasks;
+}
+
+static void test_reading(void) {
+    size_t count;
+    Task *t = read_tasks(&count);
+    if (!CHECK(count == 7, "%zu tasks", count)) return;
+    CHECK(t[0].line == 1 && t[1].line == 3 && t[6].line == 8, "lines are counted from 1, blank ones too");
+    CHECK(!t[0].last_word && t[0].count == 3 && t[0].label == 1 && strcmp(t[0].context, "One day, Mia saw a") == 0, "a choice");
+    CHECK(strcmp(t[0].endings[0], " bird.") == 0 && t[0].bytes[0] == 5, "an ending gets a space, which is not counted");
+    CHECK(t[1].last_word && t[1].count == 1 && t[1].label == 0 && strcmp(t[1].endings[0], " ball") == 0 && t[1].bytes[0] == 4, "a last word");
+    CHECK(strcmp(t[1].context, "Tom had a red ball. He liked the red") == 0, "and what stands before it");
+    CHECK(t[2].label == 0 && strcmp(t[2].endings[0], " kite") == 0 && strcmp(t[2].endings[1], "kite") == 0 && strcmp(t[2].context, "A \"blue\"\n") == 0, "no second space; a label as text");
+    CHECK(strcmp(t[3].context, "So\n") == 0 && strcmp(t[3].endings[0], "long") == 0, "a word behind a newline");
+    CHECK(t[4].context[0] == 0 && strcmp(t[4].endings[2], " \xC3\xA9t\xC3\xA9 \xF0\x9F\x98\x80") == 0, "no context; escapes");
+    tasks_free(t, count);
+}
+
+static void check_scores(const Model *m, GSA *net, const char *what) {
+    size_t count, V = (size_t)net->config.V, Vp = (size_t)net->config.Vp, cut = 0;
+    Task *tasks = read_tasks(&count);
+    double right = 0, normalised = 0, chance = 0, words = 0, likelihoods = 0, choices = 0, last_words = 0, worst = 0;
+    Session *s = session_create(m, 3, T);
+    for (size_t i = 0; i < count; i++) {
+        const Task *t = &tasks[i];
+        double likelihood[TASK_ENDINGS_MAX], expected[TASK_ENDINGS_MAX], best = -INFINITY, best_per_byte = -INFINITY;
+        bool greedy[TASK_ENDINGS_MAX], all[TASK_ENDINGS_MAX];
+        int answer = 0, answer_per_byte = 0;
+        size_t longest = 0;
+        score_task(m, s, t, "tasks", likelihood, greedy);
+        for (int pass = 0; pass < 2; pass++)
+            for (int e = 0; e < t->count; e++) {
+                int *ids = NULL;
+                size_t n = 0, room = 0, context;
+                tokenizer_encode(m->tokenizer, "", 0, false, &ids, &n, &room);
+                int start = tokenizer_eot(m->tokenizer);
+                tokenizer_encode(m->tokenizer, t->context, strlen(t->context), false, &ids, &n, &room);
+                context = n;
+                tokenizer_encode(m->tokenizer, t->endings[e], strlen(t->endings[e]), false, &ids, &n, &room);
+                if (n - context > longest) longest = n - context;
+                if (pass == 1) {
+                    size_t skip = context + longest > T ? context + longest - T : 0; /* with the start in front, T tokens fit before the last of the longest */
+                    int x[2 * T];
+                    cut += skip > 0;
+                    x[0] = start;
+                    memcpy(x + 1, ids, (n < 2 * T - 1 ? n : 2 * T - 1) * sizeof *x);
+                    size_t length = n - skip;
+                    if (skip) memcpy(x, ids + skip - 1, (length + 1) * sizeof *x);
+                    gsa_forward(net, x, NULL, 1, length);
+                    expected[e] = 0, all[e] = true;
+                    for (size_t p = context - skip; p < length; p++) {
+                        bool likeliest;
+                        expected[e] -= formula_loss(net->a.logits + p * Vp, V, x[p + 1], &likeliest);
+                        all[e] = all[e] && likeliest;
+                    }
+                    worst = fmax(worst, fabs(expected[e] - likelihood[e]));
+                    CHECK(greedy[e] == all[e], "%s: line %d, ending %d: greedy", what, t->line, e);
+                    if (expected[e] > best) best = expected[e], answer = e;
+                    if (expected[e] / (double)t->bytes[e] > best_per_byte) best_per_byte = expected[e] / (double)t->bytes[e], answer_per_byte = e;
+                }
+                free(ids);
+            }
+        if (t->last_word) last_words++, words += all[0], likelihoods += expected[0];
+        else choices++, right += answer == t->label, normalised += answer_per_byte == t->label, chance += 1.0 / t->count;
+    }
+    session_free(s);
+    CHECK(worst <= 1e-4 && cut == 7, "%s: log-likelihoods are off by %g; %zu contexts were cut", what, worst, cut);
+    Scores got = score_tasks(m, tasks, count, "tasks");
+    CHECK(got.choice.count == choices && got.choice.sum == right && got.normalised.sum == normalised && fabs(got.chance.sum - chance) < 1e-12, "%s: %g of %g choices, %g by byte; expected %g, %g", what,
+          got.choice.sum, got.choice.count, got.normalised.sum, right, normalised);
+    CHECK(got.word.count == last_words && got.word.sum == words && fabs(got.likelihood.sum - likelihoods) <= 1e-3, "%s: %g last words, likelihood %g; expected %g, %g", what, got.word.sum,
+          got.likelihood.sum, words, likelihoods);
+    double p = right / choices;
+    CHECK(fabs(mean_error(&got.choice) - sqrt(p * (1 - p) / (choices - 1))) <= 1e-12, "%s: the standard error of a share", what);
+    tasks_free(tasks, count);
+}
+
+int main(int argc, char **argv) {
+    (void)argc;
+    program_name(argv[0]);
+    char name[] = "/tmp/test_infer.XXXXXX";
+    folder = mkdtemp(name);
+    if (!folder) die("cannot make a folder in /tmp");
+    size_t bytes;
+    char *text = stories(1, 20000, &bytes);
+    Tokenizer *tokenizer = tokenizer_train(text, bytes, 300, false);
+    free(text);
+    test_reading();
+
+    static const struct {
+        const char *name;
+        int attention, position, mixer, envelope, window;
+    } kinds[] = {{"standard, learned", ATTENTION_STANDARD, POSITION_LEARNED, MIXER_SOFTMAX, ENVELOPE_NONE, 0},
+                 {"hybrid", ATTENTION_HYBRID, POSITION_ROPE, MIXER_SOFTMAX, ENVELOPE_COSINE, 0},
+                 {"window and linear", ATTENTION_HYBRID, POSITION_ROPE, MIXER_LINEAR, ENVELOPE_RAISED, 5},
+                 {"extend", ATTENTION_EXTEND, POSITION_BOTH, MIXER_LINEAR, ENVELOPE_RAISED, 7}};
+    uint64_t rng = 7;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        Config c;
+        GSA *net;
+        int tokens[200];
+        const char *wrong = try_config(&c, kinds[i].attention, NULL, kinds[i].position, kinds[i].mixer, COVARIANCE_ISO, kinds[i].envelope, kinds[i].window, OBJECTIVE_LM);
+        if (wrong) die("%s", wrong);
+        Model *m = model_in_file(c, tokenizer, &net, 70 + i);
+        random_tokens(tokens, 200, net->config.V, &rng);
+        static const size_t counts[] = {200, 2 * T + 1, 17}, strides[] = {T, 1, 7, T - 1}, batches[] = {8, 3, 1, 100};
+        for (size_t a = 0; a < 3; a++)
+            for (size_t b = 0; b < 4; b++) {
+                char what[128];
+                snprintf(what, sizeof what, "%s, %zu tokens, stride %zu, batch %zu", kinds[i].name, counts[a], strides[b], batches[(a + b) % 4]);
+                check_losses(m, net, tokens, counts[a], strides[b], batches[(a + b) % 4], what);
+            }
+        check_scores(m, net, kinds[i].name);
+        model_close(m);
+        gsa_destroy(net);
+    }
+    tokenizer_free(tokenizer);
+    char *path = xasprintf("rm -rf %s", folder);
+    if (system(path) != 0) warn("%s is left behind", folder);
+    free(path);
+    return test_summary("test_infer");
+}
