@@ -46,7 +46,7 @@ BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL
 
 # ---- programs: each from its own source and the objects it shares
 
-PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories
+PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories dev/plot
 TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 TOOLS    := test/check_stories
 BENCHES  := dev/scan_bench dev/logits
@@ -65,17 +65,18 @@ MODEL     := gsa/model gsa/checkpoint gsa/sample gsa/starts gsa/measure gsa/trai
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)
-infer.parts                := gsa/model gsa/measure gsa/checkpoint gsa/sample gsa/loader gsa/tasks $(TOKENIZER) $(COMMON)
+infer.parts                := gsa/model gsa/measure gsa/picture gsa/report gsa/checkpoint gsa/sample gsa/loader gsa/tasks $(TOKENIZER) $(COMMON)
 tokenizer/train_bpe.parts  := $(TOKENIZER) $(COMMON)
 tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
 data/prepare.parts         := gsa/loader $(TOKENIZER) $(COMMON)
 data/make_stories.parts    := data/stories $(COMMON)
+dev/plot.parts             := gsa/picture $(COMMON)
 test/check_stories.parts   := data/stories $(COMMON)
 dev/scan_bench.parts       := $(MODEL)
 dev/logits.parts           := $(MODEL)
 dev/scan_bench.libs         = $(NETWORK_LIBS)
 dev/logits.libs             = $(NETWORK_LIBS)
-$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) gsa/tasks))
+$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) gsa/tasks gsa/picture gsa/report))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc
 train_gsa.libs             := $(NETWORK_LIBS)
@@ -101,6 +102,8 @@ $(foreach t,$(TOOLS) $(BENCHES),$(eval $(call program,build/$(config)/$(t),$(t))
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(if $(DNNL),-DUSE_DNNL) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/gsa/report.o: gsa/report.html # a part of the object
 
 # GPU code: for the card that answers, else for Ampere and newer (PTX) and Hopper; each source in bf16 and, for checking, in fp32
 PRECISION ?= bf16

@@ -18,6 +18,7 @@
 #include "gsa/checkpoint.h"
 #include "gsa/flags.h"
 #include "gsa/loader.h"
+#include "gsa/report.h"
 #include "gsa/sample.h"
 #include "gsa/tasks.h"
 #include "tokenizer/tokenizer.h"
@@ -1049,6 +1050,119 @@ static int fill(int argc, char **argv) {
     return 0;
 }
 
+/* The heads that a list such as 0:3,2:1-4 (layer:head) names, as masks by layer. */
+static void named_heads(uint64_t heads[MAX_LAYERS], const char *list, const Config *c) {
+    int NH = config_heads(c);
+    memset(heads, 0, MAX_LAYERS * sizeof *heads);
+    for (const char *p = list;;) {
+        int layer, first, last, used = 0, more = 0;
+        if (sscanf(p, "%9d:%9d%n", &layer, &first, &used) != 2) die_usage("--heads '%.80s' is not a list such as 0:3,2:1-4 (layer:head)", list);
+        last = first;
+        p += used;
+        if (sscanf(p, "-%9d%n", &last, &more) == 1) p += more;
+        if (layer < 0 || layer >= c->L || first < 0 || last < first || last >= NH) die_usage("--heads '%.80s': the model has layers 0 to %d of heads 0 to %d", list, c->L - 1, NH - 1);
+        for (int h = first; h <= last; h++) heads[layer] |= 1ull << h;
+        if (*p == 0) return;
+        if (*p++ != ',') die_usage("--heads '%.80s': entries are separated by commas", list);
+    }
+}
+
+/* Queries (part 0) or keys (part 1) of a head in the last forward pass of one text: (T, HS) */
+static void report_head(void *model, int l, int h, int part, float *out) {
+    const GSA *m = (const GSA *)model;
+    Sizes z = config_sizes(&m->config);
+    for (size_t t = 0; t < m->used_T; t++) memcpy(out + t * z.HS, m->a.qkv + ((size_t)l * m->used_T + t) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS, z.HS * sizeof(float));
+}
+
+static int report(int argc, char **argv) {
+    int64_t most = 96, threads = 0;
+    const char *file = NULL, *out = "report.html", *pictures = NULL, *list = NULL, *tokenizer = NULL;
+    Flag flags[] = {
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
+        {FLAG_TEXT, "out", &out, 0, 0, "FILE", "the page; -o for short", false},
+        {FLAG_TEXT, "file", &file, 0, 0, "FILE", "read the text from FILE; - is standard input", false},
+        {FLAG_INT, "tokens", &most, 2, 512, NULL, "how much of the text is shown, at most", false},
+        {FLAG_TEXT, "pictures", &pictures, 0, 0, "DIR", "write PNG pictures of the heads into DIR as well", false},
+        {FLAG_TEXT, "heads", &list, 0, 0, "MAP", "of these heads only, layer:head such as 0:3,2:1-4; with --pictures", false},
+        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
+        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+    };
+    int n = parse_flags(flags, argc, argv,
+                        "usage: infer report MODEL TEXT [-o report.html] [flags]\n"
+                        "Writes a page that shows what the model does with TEXT: attention, splats and predictions, token by token. It needs no network\n"
+                        "and nothing beside it. A main.log next to the model adds the curves of its training.\n");
+    if (n < 1) die_usage("report needs a model file and a text: infer report MODEL TEXT");
+    if (n > 2) die_usage("report takes a model and one text; put the text in quotes");
+    if ((n == 2) == (file != NULL)) die_usage(file ? "give the text as an argument or by --file, not both" : "report needs a text to show the model: infer report MODEL TEXT");
+    if (list && !pictures) die_usage("--heads says which heads --pictures draws; give --pictures DIR as well");
+    set_threads(threads);
+    Checkpoint *k = checkpoint_open(argv[1], CHECKPOINT_MODEL);
+    Config c = k->config;
+    Tokenizer *t = checkpoint_tokenizer(k, tokenizer);
+    uint64_t heads[MAX_LAYERS];
+    for (int l = 0; l < MAX_LAYERS; l++) heads[l] = ~0ull;
+    if (list) named_heads(heads, list, &c);
+
+    size_t bytes = n == 2 ? strlen(argv[2]) : 0, count = 1, room = 1024, T = (size_t)most;
+    char *text = file ? read_file(file, &bytes) : xstrdup(argv[2]), *note = NULL;
+    while (file && bytes > 0 && text[bytes - 1] == '\n') bytes--; /* the newline that ends a file is not part of the text */
+    if (bytes == 0) die("%s is empty: the report needs a text to show", file ? file : "the text");
+    int *x = (int *)xmalloc(room * sizeof *x);
+    x[0] = tokenizer_eot(t); /* as in training: every document stands behind one */
+    tokenizer_encode(t, text, bytes, c.objective == OBJECTIVE_MLM, &x, &count, &room);
+    size_t heads_in_all = (size_t)c.L * (size_t)config_heads(&c);
+    while (T > 2 && heads_in_all * T * T > 24 << 20) T--; /* the page stays below some 40 MB */
+    if (T > (size_t)c.T) T = (size_t)c.T;
+    if (count > T) {
+        note = xasprintf("The text has %zu tokens, one for the start counted; the first %zu are shown (%s).", count, T,
+                         T == (size_t)c.T ? "the model's context" : T == (size_t)most ? "--tokens shows more" : "more of so many heads would make too large a page");
+        fprintf(stderr, "%s\n", note);
+        count = T;
+    }
+
+    GSA *m = gsa_create(&c, 1);
+    checkpoint_read_tensors(k, "", m->params);
+    int *y = (int *)xmalloc(count * sizeof *y);
+    for (size_t i = 0; i < count; i++) y[i] = i + 1 < count ? x[i + 1] : -1;
+    gsa_forward(m, x, c.objective == OBJECTIVE_LM ? y : NULL, 1, count);
+    for (size_t i = 0; i < count * (size_t)c.Vp; i++)
+        if (!isfinite(m->a.logits[i])) die("%s gives numbers that are not finite: it is not a usable model", argv[1]);
+    Report *r = report_create(&c, m->params, (int)count, report_head, m);
+    r->model = argv[1], r->note = note, r->step = k->step;
+    for (size_t i = 0; i < count; i++) {
+        r->loss[i] = c.objective == OBJECTIVE_LM && i > 0 ? m->a.losses[i - 1] : NAN;
+        real *logits = m->a.logits + i * (size_t)c.Vp, top = largest(logits, (size_t)c.V), sum = 0;
+        size_t length;
+        const char *piece = tokenizer_piece(t, x[i], &length);
+        r->tokens[i] = piece ? token_label(piece, length) : xstrdup("[MASK]"); /* a vocabulary without it has it behind its end */
+        for (int v = 0; v < c.V; v++) sum += exp_real(logits[v] - top);
+        for (size_t place = i * REPORT_GUESSES; place < (i + 1) * REPORT_GUESSES; place++) {
+            int best = 0;
+            for (int v = 1; v < c.V; v++)
+                if (logits[v] > logits[best]) best = v;
+            piece = tokenizer_piece(t, best, &length);
+            r->guess[place] = token_label(piece, length);
+            r->guess_share[place] = (float)(exp_real(logits[best] - top) / sum);
+            logits[best] = -INFINITY;
+        }
+    }
+    const char *slash = strrchr(argv[1], '/');
+    char *log = xasprintf("%.*smain.log", slash ? (int)(slash - argv[1]) + 1 : 0, argv[1]);
+    FILE *there = fopen(log, "r");
+    if (there) fclose(there);
+    report_write(r, there ? log : NULL, out);
+    fprintf(stderr, "%s: %zu tokens, %zu heads\n", out, count, heads_in_all);
+    if (pictures) fprintf(stderr, "%s: %d pictures\n", pictures, report_pictures(r, heads, pictures));
+    for (size_t i = 0; i < count * (1 + REPORT_GUESSES); i++) free((char *)r->tokens[i]);
+    report_free(r);
+    gsa_destroy(m);
+    tokenizer_free(t);
+    checkpoint_close(k);
+    free(log), free(note), free(text), free(x), free(y);
+    return 0;
+}
+
 #ifndef INFER_NO_MAIN
 
 int main(int argc, char **argv) {
@@ -1057,12 +1171,14 @@ int main(int argc, char **argv) {
                                "  perplexity MODEL FILE      loss, perplexity and bits per byte of a text or shard\n"
                                "  score MODEL TASKS.jsonl    accuracy on tasks: the right one of several endings, or a text's last word\n"
                                "  fill MODEL TEXT            put tokens in place of each [MASK] of TEXT (models of --objective mlm)\n"
+                               "  report MODEL TEXT          a page that shows what the model does with a text: attention, splats, predictions\n"
                                "infer COMMAND --help lists the flags of a command.\n";
     program_name(argv[0]);
     if (argc >= 2 && strcmp(argv[1], "generate") == 0) return generate(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "perplexity") == 0) return perplexity(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "score") == 0) return score(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "fill") == 0) return fill(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "report") == 0) return report(argc - 1, argv + 1);
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(help, stdout);
         return 0;

@@ -126,7 +126,7 @@ int parse_flags(Flag *flags, int argc, char **argv, const char *usage) {
         char name[64], error[256];
         const char *equals = strchr(arg, '=');
         snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - arg) : (int)strlen(arg), arg);
-        Flag *f = strncmp(name, "--", 2) == 0 ? find_flag(flags, name + 2) : NULL;
+        Flag *f = strncmp(name, "--", 2) == 0 ? find_flag(flags, name + 2) : strcmp(name, "-o") == 0 ? find_flag(flags, "out") : NULL;
         if (!f) die_usage("unknown flag %s; --help lists them all", name);
         if (f->given && f->kind != FLAG_TEXTS) die_usage("--%s is given twice", f->name);
         const char *text = equals ? equals + 1 : NULL;

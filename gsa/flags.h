@@ -33,7 +33,7 @@ typedef struct {
     bool given;          /* set by the parser */
 } Flag;
 
-/* A table ends with an entry whose help is NULL. Parses --name value and --name=value; "--" ends the flags. Everything
+/* A table ends with an entry whose help is NULL. Parses --name value and --name=value, -o as --out; "--" ends the flags. Everything
    else is positional: stored in order at the start of argv (argv[1] ...), its number returned. --help prints usage
    and the table on stdout and exits 0; every mistake is one sentence and exit status 2. */
 int parse_flags(Flag *flags, int argc, char **argv, const char *usage);

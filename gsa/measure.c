@@ -38,6 +38,14 @@ static double log_response(const double *x, const float *mu, const float *lnp, s
     return -0.5 * sum;
 }
 
+/* r (S): the softmax of itself */
+static void share_out(double *r, size_t S) {
+    double top = -INFINITY, sum = 0;
+    for (size_t s = 0; s < S; s++) top = fmax(top, r[s]);
+    for (size_t s = 0; s < S; s++) sum += r[s] = exp(r[s] - top);
+    for (size_t s = 0; s < S; s++) r[s] /= sum;
+}
+
 /* The parameters of a head's splats within the flat buffer; NULL where the model has none. */
 static const float *of_head(const Tensor *tensors, const float *params, int tensor, size_t g) {
     const Tensor *t = &tensors[tensor];
@@ -93,12 +101,7 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
     double most = -INFINITY; /* equations (11), (8) */
     for (size_t i = 0; i < T * S; i++) most = fmax(most, of_keys[i]);
     for (size_t i = 0; i < T * S; i++) of_keys[i] = exp(of_keys[i] - most);
-    for (size_t t = 0; t < T; t++) {
-        double *r = response + t * S, top = -INFINITY, sum = 0;
-        for (size_t s = 0; s < S; s++) top = fmax(top, r[s]);
-        for (size_t s = 0; s < S; s++) sum += r[s] = exp(r[s] - top);
-        for (size_t s = 0; s < S; s++) r[s] /= sum;
-    }
+    for (size_t t = 0; t < T; t++) share_out(response + t * S, S);
     w->r = response, w->phi = of_keys, w->gain = most + (lng ? (double)*lng : 0);
     w->envelope = (double *)xmalloc(S * T * sizeof(double));
     for (size_t s = 0; s < S; s++)
@@ -135,6 +138,51 @@ void head_weights_row(const HeadWeights *w, size_t i, double *row) {
     double near_share = w->kind == HEAD_SCAN ? 0 : exp(-top), far_share = exp(gain - top), sum = near * near_share + far * far_share;
     if (!(sum > 0)) sum = INFINITY;
     for (size_t j = 0; j < end; j++) row[j] *= (w->kind != HEAD_SCAN && (i > j ? i - j : j - i) < w->window ? near_share : far_share) / sum;
+}
+
+void head_responsibilities(const Config *c, const float *params, int l, int h, const float *x, size_t T, double *r) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    size_t d = (size_t)config_head_size(c), P = (size_t)config_precisions(c), S = (size_t)c->S, g = (size_t)config_gsa_before(c, l, h);
+    const float *mu = of_head(tensors, params, TENSOR_mu, g), *lnp = of_head(tensors, params, TENSOR_lnp, g);
+    const float *lnalpha = of_head(tensors, params, TENSOR_lnalpha, g), *alive = of_head(tensors, params, TENSOR_alive, g);
+    double *unit = (double *)xmalloc(d * sizeof *unit);
+    for (size_t t = 0; t < T; t++) {
+        point(unit, x + t * d, d, !c->raw);
+        for (size_t s = 0; s < S; s++) r[t * S + s] = alive[s] > 0 ? (double)lnalpha[s] + log_response(unit, mu + s * d, lnp + s * P, P, d) : -INFINITY;
+        share_out(r + t * S, S);
+    }
+    free(unit);
+}
+
+double splat_covariance(const Config *c, const float *params, size_t g, size_t s, const float *directions, double plane[3]) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    size_t d = (size_t)config_head_size(c), P = (size_t)config_precisions(c);
+    const float *lnp = of_head(tensors, params, TENSOR_lnp, g) + s * P;
+    double trace = 0;
+    plane[0] = plane[1] = plane[2] = 0;
+    for (size_t k = 0; k < d && P <= d; k++) {
+        double variance = exp(-(double)lnp[P > 1 ? k : 0]), x = (double)directions[k], y = (double)directions[d + k];
+        plane[0] += x * x * variance, plane[1] += x * y * variance, plane[2] += y * y * variance, trace += variance;
+    }
+    if (P <= d) return trace;
+    double *z = (double *)xmalloc(2 * d * sizeof *z); /* L^-1 u: products of two of them are those of the covariance; first of the directions, then of each axis */
+    for (size_t u = 0; u < 2 + d; u++) {
+        double *out = z + (u == 1 ? d : 0);
+        for (size_t i = 0; i < d; i++) {
+            const float *row = lnp + i * (i + 1) / 2;
+            double sum = u < 2 ? (double)directions[u * d + i] : i == u - 2;
+            for (size_t k = 0; k < i; k++) sum -= (double)row[k] * out[k];
+            out[i] = sum * exp(-(double)row[i]);
+        }
+        for (size_t k = 0; k < d; k++) {
+            if (u == 1) plane[0] += z[k] * z[k], plane[1] += z[k] * z[d + k], plane[2] += z[d + k] * z[d + k];
+            if (u > 1) trace += z[k] * z[k];
+        }
+    }
+    free(z);
+    return trace;
 }
 
 /* ---------------------------------------------------------------------------------------------- measures */

@@ -17,6 +17,12 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
 void head_weights_row(const HeadWeights *w, size_t i, double *row);
 void head_weights_close(HeadWeights *w);
 
+/* r (T, S): responsibilities of a GSA head's splats for its queries or its keys x (T, HS), softmax over s of ln alpha_s + ln phi_s(x^), equation (11);
+   0 for dead slots. */
+void head_responsibilities(const Config *c, const float *params, int l, int h, const float *x, size_t T, double *r);
+/* The covariance of splat s of GSA head g, the inverse of its Lambda, in the plane of two directions (2, HS): xx, xy, yy. Returns its trace. */
+double splat_covariance(const Config *c, const float *params, size_t g, size_t s, const float *directions, double plane[3]);
+
 /* With p_ij the weights of a sample of queries, spread evenly over the text. */
 typedef struct {
     double entropy;  /* mean of -sum_j p_ij ln p_ij, in nats: exp of it is a number of tokens */

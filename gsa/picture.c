@@ -1,0 +1,721 @@
+#include "picture.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#include <stb/stb_easy_font.h>
+#pragma GCC diagnostic pop
+#define STB_IMAGE_WRITE_IMPLEMENTATION
+#define STBI_WRITE_NO_STDIO
+#include <stb/stb_image_write.h>
+
+/* ---------------------------------------------------------------------------------------------- canvas */
+
+const Colour ink = {34, 34, 34}, grey = {112, 112, 112}, pale = {222, 222, 222}, paper = {255, 255, 255};
+
+Canvas *canvas_create(int width, int height) {
+    enum { MOST = 32768 };
+    if (width < 1 || height < 1 || width > MOST || height > MOST) die("a picture of %d x %d pixels cannot be drawn: each side may have 1 to %d", width, height, MOST);
+    Canvas *c = (Canvas *)xmalloc(sizeof *c);
+    c->width = width, c->height = height;
+    c->rgb = (uint8_t *)xmalloc((size_t)width * (size_t)height * 3);
+    memset(c->rgb, 255, (size_t)width * (size_t)height * 3);
+    canvas_unclip(c);
+    return c;
+}
+
+void canvas_free(Canvas *c) {
+    free(c->rgb);
+    free(c);
+}
+
+void canvas_clip(Canvas *c, double left, double top, double right, double bottom) { c->clip[0] = left, c->clip[1] = top, c->clip[2] = right, c->clip[3] = bottom; }
+void canvas_unclip(Canvas *c) { canvas_clip(c, 0, 0, c->width, c->height); }
+
+typedef struct {
+    uint8_t *bytes;
+    size_t count;
+} Bytes;
+
+static void take_bytes(void *context, void *data, int size) {
+    Bytes *b = (Bytes *)context;
+    b->bytes = (uint8_t *)xrealloc(b->bytes, b->count + (size_t)size);
+    memcpy(b->bytes + b->count, data, (size_t)size);
+    b->count += (size_t)size;
+}
+
+uint8_t *canvas_png(const Canvas *c, size_t *bytes) {
+    Bytes b = {NULL, 0};
+    if (!stbi_write_png_to_func(take_bytes, &b, c->width, c->height, 3, c->rgb, c->width * 3) || !b.count) die("out of memory for a picture of %d x %d pixels", c->width, c->height);
+    *bytes = b.count;
+    return b.bytes;
+}
+
+void canvas_write(const Canvas *c, const char *path) {
+    size_t bytes;
+    uint8_t *png = canvas_png(c, &bytes);
+    FILE *f = create_file(path);
+    xfwrite(png, 1, bytes, f, path);
+    commit_file(f, path);
+    free(png);
+}
+
+/* ---- colours */
+
+/* sRGB of the colour of lightness L (0 to 100), chroma C and hue h (degrees) in CIE LCh(ab), D65; what no screen can show is clamped. */
+static Colour colour_lch(double L, double C, double h) {
+    double a = C * cos(h / 57.29577951308232), b = C * sin(h / 57.29577951308232), f[3], xyz[3];
+    static const double white[3] = {0.95047, 1, 1.08883};
+    f[1] = (L + 16) / 116, f[0] = f[1] + a / 500, f[2] = f[1] - b / 200;
+    for (int i = 0; i < 3; i++) xyz[i] = white[i] * (f[i] > 6.0 / 29 ? f[i] * f[i] * f[i] : (f[i] - 4.0 / 29) * 3 * 36 / 841);
+    static const double matrix[3][3] = {{3.2404542, -1.5371385, -0.4985314}, {-0.9692660, 1.8760108, 0.0415560}, {0.0556434, -0.2040259, 1.0572252}};
+    uint8_t rgb[3];
+    for (int i = 0; i < 3; i++) {
+        double x = matrix[i][0] * xyz[0] + matrix[i][1] * xyz[1] + matrix[i][2] * xyz[2];
+        x = x <= 0.0031308 ? 12.92 * x : 1.055 * pow(x, 1 / 2.4) - 0.055;
+        rgb[i] = (uint8_t)(255 * fmin(fmax(x, 0), 1) + 0.5);
+    }
+    Colour c = {rgb[0], rgb[1], rgb[2]};
+    return c;
+}
+
+Colour colour_scale(double v) {
+    if (!(v == v)) return (Colour){190, 190, 190};
+    v = fmin(fmax(v, 0), 1);
+    return colour_lch(100 - 82 * v, 30 * sin(3.141592653589793 * v) + 18 * v, 110 + 170 * v);
+}
+
+Colour colour_of(int i) {
+    static const Colour colours[7] = {{0, 114, 178}, {213, 94, 0}, {0, 158, 115}, {204, 121, 167}, {230, 159, 0}, {86, 180, 233}, {240, 228, 66}};
+    return colours[(i % 7 + 7) % 7];
+}
+
+Colour colour_on(Colour c) { return 0.299 * c.r + 0.587 * c.g + 0.114 * c.b > 140 ? ink : paper; }
+
+/* ---- shapes: each pixel is mixed by the share of it that is covered */
+
+static void mix(Canvas *c, int x, int y, Colour colour, double share) {
+    uint8_t *p = c->rgb + ((size_t)y * (size_t)c->width + (size_t)x) * 3;
+    p[0] = (uint8_t)(p[0] + (colour.r - p[0]) * share + 0.5), p[1] = (uint8_t)(p[1] + (colour.g - p[1]) * share + 0.5), p[2] = (uint8_t)(p[2] + (colour.b - p[2]) * share + 0.5);
+}
+
+/* The pixels that [left, right) x [top, bottom) touches, within the clip: {x0, y0, x1, y1}, ends not included. */
+static bool pixels(const Canvas *c, double left, double top, double right, double bottom, int box[4]) {
+    if (!isfinite(left + top + right + bottom)) return false;
+    left = fmax(fmax(left, c->clip[0]), 0), top = fmax(fmax(top, c->clip[1]), 0);
+    right = fmin(fmin(right, c->clip[2]), c->width), bottom = fmin(fmin(bottom, c->clip[3]), c->height);
+    if (left >= right || top >= bottom) return false;
+    box[0] = (int)floor(left), box[1] = (int)floor(top), box[2] = (int)ceil(right), box[3] = (int)ceil(bottom);
+    return true;
+}
+
+void draw_rectangle(Canvas *c, double x, double y, double width, double height, Colour colour, double opacity) {
+    int box[4];
+    double right = fmin(x + width, c->clip[2]), bottom = fmin(y + height, c->clip[3]);
+    x = fmax(x, c->clip[0]), y = fmax(y, c->clip[1]);
+    if (!pixels(c, x, y, right, bottom, box)) return;
+    for (int j = box[1]; j < box[3]; j++)
+        for (int i = box[0]; i < box[2]; i++) mix(c, i, j, colour, opacity * (fmin(right, i + 1) - fmax(x, i)) * (fmin(bottom, j + 1) - fmax(y, j)));
+}
+
+void draw_frame(Canvas *c, double x, double y, double width, double height, double line, Colour colour) {
+    draw_rectangle(c, x, y, width, line, colour, 1);
+    draw_rectangle(c, x, y + height - line, width, line, colour, 1);
+    draw_rectangle(c, x, y + line, line, height - 2 * line, colour, 1);
+    draw_rectangle(c, x + width - line, y + line, line, height - 2 * line, colour, 1);
+}
+
+static double covered(double distance) { return distance < -0.5 ? 1 : distance > 0.5 ? 0 : 0.5 - distance; } /* of a pixel whose middle is that far outside */
+
+void draw_line(Canvas *c, double x0, double y0, double x1, double y1, double width, Colour colour, double opacity) {
+    int box[4];
+    double r = width / 2, dx = x1 - x0, dy = y1 - y0, square = dx * dx + dy * dy;
+    if (!pixels(c, fmin(x0, x1) - r - 1, fmin(y0, y1) - r - 1, fmax(x0, x1) + r + 1, fmax(y0, y1) + r + 1, box)) return;
+    for (int j = box[1]; j < box[3]; j++)
+        for (int i = box[0]; i < box[2]; i++) {
+            double x = i + 0.5 - x0, y = j + 0.5 - y0, along = square > 0 ? fmin(fmax((x * dx + y * dy) / square, 0), 1) : 0;
+            double share = covered(hypot(x - along * dx, y - along * dy) - r);
+            if (share > 0) mix(c, i, j, colour, opacity * share);
+        }
+}
+
+void draw_ellipse(Canvas *c, double x, double y, double a, double b, double angle, double line, Colour colour, double opacity) {
+    int box[4];
+    double cosine = cos(angle), sine = sin(angle), r = line / 2;
+    double wide = hypot(a * cosine, b * sine) + r + 1, high = hypot(a * sine, b * cosine) + r + 1;
+    if (!(a > 0 && b > 0) || !pixels(c, x - wide, y - high, x + wide, y + high, box)) return;
+    for (int j = box[1]; j < box[3]; j++)
+        for (int i = box[0]; i < box[2]; i++) { /* the distance to the outline, by the gradient of f = |(u / a, v / b)|, near it exact enough */
+            double px = i + 0.5 - x, py = j + 0.5 - y, u = (px * cosine + py * sine) / a, v = (py * cosine - px * sine) / b, f = hypot(u, v);
+            double distance = f > 1e-9 ? (f - 1) * f / hypot(u / a, v / b) : -fmin(a, b);
+            double share = covered(line > 0 ? fabs(distance) - r : distance);
+            if (share > 0) mix(c, i, j, colour, opacity * share);
+        }
+}
+
+/* ---- text */
+
+/* The next letter that the font has, *text moved past what it stands for; 1: the dot. */
+static int next_letter(const char **text) {
+    const unsigned char *s = (const unsigned char *)*text;
+    size_t n = 1, length = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : s[0] >= 0xC0 ? 2 : 1;
+    uint32_t code = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
+    while (n < length && (s[n] & 0xC0) == 0x80) code = code << 6 | (s[n++] & 0x3F);
+    *text += n;
+    if (n < length) return '?';
+    switch (code) {
+    case 0xB7: return 1;
+    case 0xD7: return 'x';
+    case 0x2018: case 0x2019: return '\'';
+    case 0x201C: case 0x201D: return '"';
+    case 0x2013: case 0x2014: return '-';
+    }
+    return code >= 32 && code < 127 ? (int)code : '?';
+}
+
+static double letter_width(int letter) { return letter == 1 ? 4 : stb_easy_font_charinfo[letter - 32].advance & 15; }
+
+double text_width(const char *text, double size) {
+    double width = 0;
+    while (*text) width += letter_width(next_letter(&text));
+    return width * size;
+}
+
+static void draw_letters(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour, bool up) {
+    struct { /* a vertex as the font writes it */
+        float x, y, z;
+        uint8_t colour[4];
+    } quads[64][4];
+    double at = anchor == TEXT_START ? 0 : -text_width(text, size) / (anchor == TEXT_MIDDLE ? 2 : 1);
+    at = round(at);
+    while (*text) {
+        int letter = next_letter(&text);
+        char one[2] = {(char)letter, 0};
+        int count = letter == 1 ? 1 : stb_easy_font_print(0, 0, one, NULL, quads, sizeof quads);
+        for (int q = 0; q < count; q++) {
+            double left = at + size * (letter == 1 ? 1 : quads[q][0].x), top = size * (letter == 1 ? 4 : quads[q][0].y);
+            double width = size * (letter == 1 ? 1 : quads[q][2].x - quads[q][0].x), height = size * (letter == 1 ? 1 : quads[q][2].y - quads[q][0].y);
+            if (up) draw_rectangle(c, x + top, y - left - width, height, width, colour, 1);
+            else draw_rectangle(c, x + left, y + top, width, height, colour, 1);
+        }
+        at += size * letter_width(letter);
+    }
+}
+
+void draw_text(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour) { draw_letters(c, x, y, text, size, anchor, colour, false); }
+void draw_text_up(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour) { draw_letters(c, x, y, text, size, anchor, colour, true); }
+
+/* As much of the text as fits, two dots at the end where it was cut. */
+static char *fitting(const char *text, double size, double width) {
+    if (text_width(text, size) <= width) return xstrdup(text);
+    const char *end = text;
+    double used = text_width("..", size);
+    while (*end) {
+        const char *next = end;
+        used += size * letter_width(next_letter(&next));
+        if (used > width) break;
+        end = next;
+    }
+    return xasprintf("%.*s..", (int)(end - text), text);
+}
+
+/* ---------------------------------------------------------------------------------------------- diagrams */
+
+int nice_ticks(double low, double high, int most, double *ticks, double *step) {
+    *step = 0;
+    if (!(low < high) || !isfinite(high - low) || most < 1) return 0;
+    double power = pow(10, floor(log10((high - low) / most)) - 1);
+    static const double factors[3] = {1, 2, 5};
+    for (int i = 0; i < 12; i++) {
+        double s = power * pow(10, i / 3) * factors[i % 3], first = ceil(low / s - 1e-9), last = floor(high / s + 1e-9);
+        if (last - first + 1 > most) continue;
+        int count = 0;
+        for (double k = first; k <= last; k++) ticks[count++] = k * s;
+        *step = s;
+        return count;
+    }
+    return 0;
+}
+
+void number_text(double value, double step, char *out, size_t room) {
+    const char *unit = "";
+    if (step >= 1e3 && value != 0) {
+        double size = step >= 1e9 ? 1e9 : step >= 1e6 ? 1e6 : 1e3;
+        unit = step >= 1e9 ? "G" : step >= 1e6 ? "M" : "k", value /= size, step /= size;
+    }
+    int decimals = step > 0 ? (int)fmax(0, ceil(-log10(step) - 1e-9)) : 3;
+    if (decimals > 6 || fabs(value) >= 1e7) snprintf(out, room, "%.3g%s", value, unit);
+    else snprintf(out, room, "%.*f%s", decimals, fabs(value) < step * 1e-6 ? 0.0 : value, unit);
+}
+
+double plot_x(const Plot *p, double x) { return p->left + (x - p->x0) / (p->x1 - p->x0) * (p->right - p->left); }
+double plot_y(const Plot *p, double y) { return p->bottom - (y - p->y0) / (p->y1 - p->y0) * (p->bottom - p->top); }
+
+enum { MARGIN = 24, TITLE = 3, TEXT = 2, LINE = 24 }; /* around a picture; sizes of text; from line to line of TEXT */
+
+static void draw_title(Canvas *c, const char *title) {
+    double size = TITLE, room = c->width - 2 * MARGIN;
+    if (text_width(title, size) > room) size = TEXT; /* a long one is smaller before it is cut */
+    char *text = fitting(title, size, room);
+    draw_text(c, MARGIN, MARGIN + (TITLE - size) * 4, text, size, TEXT_START, ink);
+    free(text);
+}
+
+/* The range of a scale, widened by a little, and never empty. */
+static void widen(double *low, double *high, double share) {
+    double room = *high > *low ? (*high - *low) * share : fabs(*low) > 0 ? fabs(*low) * 0.1 : 1;
+    *low -= room, *high += room;
+}
+
+Plot plot_open(int width, int height, const char *title, const char *x_label, const char *y_label, double x0, double x1, double y0, double y1, double names, double legend,
+               bool equal) {
+    Plot p = {canvas_create(width, height), 0, MARGIN + 48, width - MARGIN - legend, height - MARGIN - 76, x0, x1, y0, y1};
+    if (!(x0 < x1)) widen(&p.x0, &p.x1, 0);
+    if (!(y0 < y1)) widen(&p.y0, &p.y1, 0);
+    Canvas *c = p.canvas;
+    double ticks[16], step, widest = equal ? 72 : 0;
+    char text[64];
+    int count = names > 0 ? 0 : nice_ticks(p.y0, p.y1, 8, ticks, &step);
+    for (int i = 0; i < count; i++) {
+        number_text(ticks[i], step, text, sizeof text);
+        widest = fmax(widest, text_width(text, TEXT));
+    }
+    p.left = MARGIN + (*y_label ? 36 : 0) + fmax(widest, names) + 12;
+    if (equal) {
+        double wide = p.right - p.left, tall = p.bottom - p.top, unit = fmax((p.x1 - p.x0) / wide, (p.y1 - p.y0) / tall), x = (p.x0 + p.x1) / 2, y = (p.y0 + p.y1) / 2;
+        p.x0 = x - unit * wide / 2, p.x1 = x + unit * wide / 2, p.y0 = y - unit * tall / 2, p.y1 = y + unit * tall / 2;
+        count = nice_ticks(p.y0, p.y1, 8, ticks, &step);
+    }
+    draw_title(c, title);
+    for (int i = 0; i < count; i++) {
+        number_text(ticks[i], step, text, sizeof text);
+        double y = round(plot_y(&p, ticks[i]));
+        draw_rectangle(c, p.left, y - 1, p.right - p.left, 2, pale, 1);
+        draw_text(c, p.left - 10, y - 8, text, TEXT, TEXT_END, ink);
+    }
+    count = nice_ticks(p.x0, p.x1, (int)fmin(10, (p.right - p.left) / 110), ticks, &step);
+    for (int i = 0; i < count; i++) {
+        number_text(ticks[i], step, text, sizeof text);
+        double x = round(plot_x(&p, ticks[i]));
+        draw_rectangle(c, x - 1, p.top, 2, p.bottom - p.top, pale, 1);
+        draw_text(c, x, p.bottom + 12, text, TEXT, TEXT_MIDDLE, ink);
+    }
+    draw_frame(c, p.left - 2, p.top - 2, p.right - p.left + 4, p.bottom - p.top + 4, 2, grey);
+    draw_text(c, (p.left + p.right) / 2, p.bottom + 48, x_label, TEXT, TEXT_MIDDLE, ink);
+    draw_text_up(c, MARGIN, (p.top + p.bottom) / 2, y_label, TEXT, TEXT_MIDDLE, ink);
+    canvas_clip(c, p.left, p.top, p.right, p.bottom);
+    return p;
+}
+
+/* The colour scale, standing: of the square root of shares from 0 to 1, since most are small. */
+static void draw_scale(Canvas *c, double x, double y, double height, const char *label) {
+    static const double ticks[] = {0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1};
+    for (int i = 0; i < height; i++) draw_rectangle(c, x, y + i, 28, 1, colour_scale(1 - (i + 0.5) / height), 1);
+    draw_frame(c, x - 2, y - 2, 32, height + 4, 2, grey);
+    for (size_t i = 0; i < sizeof ticks / sizeof *ticks; i++) {
+        char text[16];
+        double at = y + height * (1 - sqrt(ticks[i]));
+        snprintf(text, sizeof text, "%g", ticks[i]);
+        draw_rectangle(c, x + 30, at - 1, 8, 2, grey, 1);
+        draw_text(c, x + 44, at - 8, text, TEXT, TEXT_START, ink);
+    }
+    draw_text_up(c, x + 104, y + height / 2, label, TEXT, TEXT_MIDDLE, ink);
+}
+enum { SCALE_WIDTH = 130 };
+
+/* ---------------------------------------------------------------------------------------------- pictures */
+
+enum { LONGEST = 120 }; /* of a token's label, in pixels */
+
+static double longest_label(const char *const *labels, int T, double size) {
+    double longest = 0;
+    for (int t = 0; t < T; t++) longest = fmax(longest, text_width(labels[t], size));
+    return fmin(longest, LONGEST);
+}
+
+static void draw_label(Canvas *c, double x, double y, const char *label, double size, bool up) {
+    char *text = fitting(label, size, LONGEST);
+    if (up) draw_text_up(c, x, y, text, size, TEXT_START, ink);
+    else draw_text(c, x, y, text, size, TEXT_END, ink);
+    free(text);
+}
+
+Canvas *picture_attention(const char *title, const float *weights, const char *const *labels, int T) {
+    int cell = T <= 96 ? 20 : 12; /* large enough for a line of text of its size */
+    double size = cell == 20 ? 2 : 1, room = longest_label(labels, T, size), scale = fmin(fmax(T * cell, 160), 480);
+    int left = MARGIN + 30 + (int)room + 8, top = MARGIN + 48 + 26 + (int)room + 8, side = T * cell;
+    Canvas *c = canvas_create((int)fmax(left + side + MARGIN + 24 + SCALE_WIDTH, 560), top + (int)fmax(side, 200) + MARGIN);
+    draw_title(c, title);
+    for (int t = 0; t < T; t++) {
+        draw_label(c, left - 8, top + t * cell + (cell - 7 * size) / 2 - 1, labels[t], size, false);
+        draw_label(c, left + t * cell + (cell - 7 * size) / 2 - 1, top - 8, labels[t], size, true);
+    }
+    for (int i = 0; i < T; i++)
+        for (int j = 0; j < T; j++) draw_rectangle(c, left + j * cell, top + i * cell, cell, cell, colour_scale(sqrt(weights[i * T + j])), 1);
+    draw_frame(c, left - 2, top - 2, side + 4, side + 4, 2, grey);
+    draw_text(c, left, MARGIN + 44, "key: is attended to", TEXT, TEXT_START, grey);
+    draw_text_up(c, MARGIN, top + side, "query", TEXT, TEXT_START, grey);
+    draw_scale(c, c->width - MARGIN - SCALE_WIDTH, top, scale, "weight");
+    return c;
+}
+
+Canvas *picture_heads(const char *title, const float *weights, const int *kind, const char *const *kinds, int number_of_kinds, int L, int NH, int T, HeadGrid *grid) {
+    int cell = NH <= 4 ? 240 : NH <= 8 ? 160 : NH <= 16 ? 104 : 56, pitch = cell + 16;
+    int left = MARGIN + 130, top = MARGIN + 48 + LINE + 12, legend_row = 0;
+    double legend = 0;
+    for (int k = 0; k < number_of_kinds; k++) legend += 40 + text_width(kinds[k], TEXT) + 30;
+    int width = (int)fmax(fmax(left + NH * pitch + MARGIN, MARGIN * 2 + legend), 560);
+    Canvas *c = canvas_create(width, top + L * pitch + LINE + 2 * MARGIN);
+    draw_title(c, title);
+    for (int h = 0; h < NH; h++) {
+        char text[32];
+        snprintf(text, sizeof text, cell < 80 || h ? "%d" : "head %d", h);
+        draw_text(c, left + h * pitch + cell / 2, top - LINE, text, TEXT, TEXT_MIDDLE, ink);
+    }
+    for (int l = 0; l < L; l++) {
+        char text[32];
+        snprintf(text, sizeof text, "layer %d", l);
+        draw_text(c, left - 16, top + l * pitch + cell / 2 - 8, text, TEXT, TEXT_END, ink);
+        for (int h = 0; h < NH; h++) {
+            int x = left + h * pitch, y = top + l * pitch;
+            const float *w = weights + (size_t)(l * NH + h) * (size_t)T * (size_t)T;
+            for (int i = 0; i < cell; i++)
+                for (int j = 0; j < cell; j++) { /* the largest weight in a pixel, so that thin lines stay */
+                    float most = 0;
+                    for (int a = i * T / cell; a <= ((i + 1) * T - 1) / cell && a < T; a++)
+                        for (int b = j * T / cell; b <= ((j + 1) * T - 1) / cell && b < T; b++) most = w[a * T + b] > most ? w[a * T + b] : most;
+                    draw_rectangle(c, x + j, y + i, 1, 1, colour_scale(sqrt(most)), 1);
+                }
+            draw_frame(c, x - 4, y - 4, cell + 8, cell + 8, 4, colour_of(kind[l * NH + h]));
+        }
+    }
+    double at = MARGIN;
+    legend_row = top + L * pitch + MARGIN;
+    for (int k = 0; k < number_of_kinds; k++) {
+        draw_rectangle(c, at, legend_row, 28, 16, colour_of(k), 1);
+        draw_text(c, at + 38, legend_row, kinds[k], TEXT, TEXT_START, ink);
+        at += 40 + text_width(kinds[k], TEXT) + 30;
+    }
+    grid->left = left, grid->top = top, grid->pitch = pitch, grid->cell = cell;
+    return c;
+}
+
+void principal_plane(const float *keys, int T, int d, float *mean, float *components, double share[2]) {
+    double *m = (double *)xcalloc((size_t)d + (size_t)d * (size_t)d + 2 * (size_t)d, sizeof(double)), *covariance = m + d, *v = covariance + (size_t)d * d, *next = v + d, total = 0;
+    for (int t = 0; t < T; t++)
+        for (int k = 0; k < d; k++) m[k] += keys[t * d + k] / (double)T;
+    for (int t = 0; t < T; t++)
+        for (int a = 0; a < d; a++)
+            for (int b = 0; b < d; b++) covariance[a * d + b] += (keys[t * d + a] - m[a]) * (keys[t * d + b] - m[b]) / T;
+    double size = 0;
+    for (int k = 0; k < d; k++) total += covariance[k * d + k], size += m[k] * m[k], mean[k] = (float)m[k];
+    if (total <= 1e-13 * size) total = 0; /* rounding only */
+    for (int component = 0; component < 2; component++) { /* the leading direction by repeated multiplication; the second at right angles to the first */
+        double value = 0;
+        uint64_t rng = 1 + (uint64_t)component;
+        for (int k = 0; k < d; k++) v[k] = rng_normal(&rng);
+        for (int step = 0; step < 500; step++) {
+            double along = 0, square = 0;
+            for (int k = 0; k < d && component; k++) along += v[k] * components[k];
+            for (int k = 0; k < d; k++) {
+                if (component) v[k] -= along * components[k];
+                square += v[k] * v[k];
+            }
+            for (int k = 0; k < d; k++) v[k] /= sqrt(square), components[component * d + k] = (float)v[k];
+            value = 0;
+            for (int a = 0; a < d; a++) {
+                next[a] = 0;
+                for (int b = 0; b < d; b++) next[a] += covariance[a * d + b] * v[b];
+                value += next[a] * v[a];
+            }
+            if (!(value > 1e-12 * total)) break; /* nothing is left in this direction, and any will do */
+            memcpy(v, next, (size_t)d * sizeof(double));
+        }
+        share[component] = total > 0 ? value / total : 0;
+    }
+    free(m);
+}
+
+void plane_ellipse(double xx, double xy, double yy, PlaneSplat *s) {
+    double middle = (xx + yy) / 2, apart = hypot((xx - yy) / 2, xy);
+    s->a = (float)sqrt(fmax(middle + apart, 0)), s->b = (float)sqrt(fmax(middle - apart, 0));
+    s->angle = (float)(0.5 * atan2(2 * xy, xx - yy));
+}
+
+Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const float *points, const int *owner, const char *const *labels, int T, const double share[2]) {
+    double low[2] = {INFINITY, INFINITY}, high[2] = {-INFINITY, -INFINITY};
+    for (int t = 0; t < T; t++)
+        for (int k = 0; k < 2; k++) low[k] = fmin(low[k], points[2 * t + k]), high[k] = fmax(high[k], points[2 * t + k]);
+    for (int s = 0; s < S; s++) { /* centres are always seen, ellipses as far as they fit */
+        low[0] = fmin(low[0], splats[s].x), high[0] = fmax(high[0], splats[s].x);
+        low[1] = fmin(low[1], splats[s].y), high[1] = fmax(high[1], splats[s].y);
+    }
+    enum { WIDTH = 1500, HEIGHT = 1260, KEY = 300 };
+    char x_label[96], y_label[96];
+    for (int k = 0; k < 2; k++) widen(&low[k], &high[k], 0.08);
+    snprintf(x_label, sizeof x_label, "first principal component of the keys (%.0f %% of their variance)", 100 * share[0]);
+    snprintf(y_label, sizeof y_label, "second (%.0f %%)", 100 * share[1]);
+    Plot p = plot_open(WIDTH, HEIGHT, title, x_label, y_label, low[0], high[0], low[1], high[1], 0, KEY, true);
+    double scale = (p.right - p.left) / (p.x1 - p.x0);
+    Canvas *c = p.canvas;
+    for (int s = 0; s < S; s++) {
+        const PlaneSplat *e = &splats[s];
+        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 0, colour_of(e->slot), 0.5 / (4 + S));
+        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 2.5, colour_of(e->slot), 0.25 + 0.65 * e->amplitude);
+    }
+    for (int t = 0; t < T; t++) {
+        draw_ellipse(c, plot_x(&p, points[2 * t]), plot_y(&p, points[2 * t + 1]), 7, 7, 0, 0, paper, 1);
+        draw_ellipse(c, plot_x(&p, points[2 * t]), plot_y(&p, points[2 * t + 1]), 6, 6, 0, 0, owner[t] < 0 ? grey : colour_of(splats[owner[t]].slot), 1);
+    }
+    for (int s = 0; s < S; s++) {
+        double r = 5 + 9 * sqrt(splats[s].amplitude), cx = plot_x(&p, splats[s].x), cy = plot_y(&p, splats[s].y);
+        char text[16];
+        snprintf(text, sizeof text, "%d", splats[s].slot);
+        draw_rectangle(c, cx - r - 2, cy - r - 2, 2 * r + 4, 2 * r + 4, paper, 1);
+        draw_rectangle(c, cx - r, cy - r, 2 * r, 2 * r, colour_of(splats[s].slot), 1);
+        double size = text_width(text, 2) < 2 * r ? 2 : 1;
+        draw_text(c, cx, cy - 4 * size + 1, text, size, TEXT_MIDDLE, colour_on(colour_of(splats[s].slot)));
+    }
+    /* names of tokens, where there is room for them: a place is taken once */
+    int taken = 0;
+    double(*boxes)[4] = (double(*)[4])xmalloc((size_t)(2 * T + S + 1) * sizeof *boxes);
+    for (int s = 0; s < S; s++) {
+        double r = 7 + 9 * sqrt(splats[s].amplitude), cx = plot_x(&p, splats[s].x), cy = plot_y(&p, splats[s].y);
+        boxes[taken][0] = cx - r, boxes[taken][1] = cy - r, boxes[taken][2] = cx + r, boxes[taken++][3] = cy + r;
+    }
+    for (int t = 0; t < T; t++) {
+        double cx = plot_x(&p, points[2 * t]), cy = plot_y(&p, points[2 * t + 1]);
+        boxes[taken][0] = cx - 6, boxes[taken][1] = cy - 6, boxes[taken][2] = cx + 6, boxes[taken++][3] = cy + 6;
+    }
+    for (int t = 0; t < T; t++) {
+        char *text = fitting(labels[t], TEXT, LONGEST);
+        double cx = plot_x(&p, points[2 * t]) + 10, cy = plot_y(&p, points[2 * t + 1]) - 8, box[4] = {cx, cy, cx + text_width(text, TEXT), cy + 18};
+        bool free_place = box[2] < p.right && box[1] > p.top && box[3] < p.bottom;
+        for (int i = 0; i < taken && free_place; i++) free_place = box[0] >= boxes[i][2] || box[2] <= boxes[i][0] || box[1] >= boxes[i][3] || box[3] <= boxes[i][1];
+        if (free_place) {
+            draw_text(c, cx, cy, text, TEXT, TEXT_START, ink);
+            memcpy(boxes[taken++], box, sizeof box);
+        }
+        free(text);
+    }
+    free(boxes);
+    canvas_unclip(c);
+    double at = p.right + 24, row = p.top;
+    draw_ellipse(c, at + 16, row + 8, 7, 7, 0, 0, grey, 1);
+    draw_text(c, at + 48, row, "a token's key", TEXT, TEXT_START, ink);
+    if (S) {
+        draw_text(c, at + 48, row + LINE, "in the colour of the", TEXT, TEXT_START, grey);
+        draw_text(c, at + 48, row + 2 * LINE, "splat that has it", TEXT, TEXT_START, grey);
+        draw_ellipse(c, at + 16, row + 4.4 * LINE, 16, 10, 0, 3, grey, 1);
+        draw_text(c, at + 48, row + 4 * LINE, "a splat at one sigma", TEXT, TEXT_START, ink);
+        draw_rectangle(c, at + 4, row + 6 * LINE - 4, 24, 24, grey, 1);
+        draw_text(c, at + 48, row + 6 * LINE, "its centre and slot;", TEXT, TEXT_START, ink);
+        draw_text(c, at + 48, row + 7 * LINE, "area: its amplitude", TEXT, TEXT_START, grey);
+    }
+    return c;
+}
+
+Canvas *picture_responsibilities(const char *title, const float *r, const int *slots, int S, const char *const *labels, int T) {
+    int high = T <= 96 ? 20 : 12, wide = S <= 24 ? 36 : 26;
+    double size = high >= 18 ? 2 : 1, room = longest_label(labels, T, size);
+    int left = MARGIN + (int)room + 12, top = MARGIN + 48 + 2 * LINE;
+    Canvas *c = canvas_create((int)fmax(left + S * wide + MARGIN + 24 + SCALE_WIDTH, 720), top + (int)fmax(T * high, 240) + MARGIN);
+    draw_title(c, title);
+    draw_text(c, left, MARGIN + 44, "splat (slot)", TEXT, TEXT_START, grey);
+    for (int s = 0; s < S; s++) {
+        char text[16];
+        snprintf(text, sizeof text, "%d", slots[s]);
+        draw_text(c, left + s * wide + wide / 2, top - LINE, text, wide < 30 && slots[s] > 99 ? 1 : TEXT, TEXT_MIDDLE, ink);
+    }
+    for (int t = 0; t < T; t++) {
+        draw_label(c, left - 8, top + t * high + (high - 7 * size) / 2 - 1, labels[t], size, false);
+        for (int s = 0; s < S; s++) draw_rectangle(c, left + s * wide, top + t * high, wide, high, colour_scale(sqrt(r[t * S + s])), 1);
+    }
+    draw_frame(c, left - 2, top - 2, S * wide + 4, T * high + 4, 2, grey);
+    draw_scale(c, left + S * wide + 24, top, fmin(fmax(T * high, 160), 480), "responsibility");
+    return c;
+}
+
+Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high) {
+    double x0 = INFINITY, x1 = -INFINITY, y0 = INFINITY, y1 = -INFINITY, legend = 0;
+    int named = 0;
+    for (int i = 0; i < count; i++) {
+        if (!curves[i].thin) legend = fmax(legend, text_width(curves[i].name, TEXT)), named++;
+        for (size_t k = 0; k < curves[i].count; k++)
+            if (isfinite(curves[i].y[k])) {
+                x0 = fmin(x0, curves[i].x[k]), x1 = fmax(x1, curves[i].x[k]);
+                y0 = fmin(y0, curves[i].y[k]), y1 = fmax(y1, curves[i].y[k]);
+            }
+    }
+    if (!(x0 <= x1)) x0 = 0, x1 = 1, y0 = 0, y1 = 1;
+    if (low < high) y0 = low, y1 = high;
+    else widen(&y0, &y1, 0.04);
+    x1 += 0.01 * (x1 - x0); /* the last point is seen whole */
+    legend = legend > 0 ? legend + 84 : 0;
+    Plot p = plot_open((int)(1240 + legend), (int)fmax(800, 200 + (LINE + 6) * named), title, x_label, y_label, x0, x1, y0, y1, 0, legend, false);
+    for (int pass = 0; pass < 2; pass++) /* pale ones below */
+        for (int i = 0; i < count; i++) {
+            const Curve *v = &curves[i];
+            if (v->thin == (pass == 1)) continue;
+            for (size_t k = 0; k < v->count; k++) {
+                double x = plot_x(&p, v->x[k]), y = plot_y(&p, v->y[k]);
+                if (!isfinite(y)) continue;
+                if (k && isfinite(v->y[k - 1])) draw_line(p.canvas, plot_x(&p, v->x[k - 1]), plot_y(&p, v->y[k - 1]), x, y, v->thin ? 1.5 : 4, colour_of(v->colour), v->thin ? 0.25 : 1);
+                if (!v->thin && v->count <= 60) draw_ellipse(p.canvas, x, y, 6, 6, 0, 0, colour_of(v->colour), 1);
+            }
+        }
+    canvas_unclip(p.canvas);
+    double row = p.top + 4;
+    for (int i = 0; i < count; i++) {
+        if (curves[i].thin) continue;
+        draw_line(p.canvas, p.right + 28, row + 8, p.right + 64, row + 8, 5, colour_of(curves[i].colour), 1);
+        draw_text(p.canvas, p.right + 76, row, curves[i].name, TEXT, TEXT_START, ink);
+        row += LINE + 6;
+    }
+    return p.canvas;
+}
+
+Canvas *picture_bars(const char *title, const char *x_label, const char *const *names, const double *values, const double *errors, int count) {
+    enum { BAR = 34, PITCH = 50, WIDTH = 1400 };
+    double low = INFINITY, high = -INFINITY, room = 0, step, ticks[16];
+    char label[256], text[96];
+    for (int i = 0; i < count; i++) {
+        double e = errors[i] > 0 ? errors[i] : 0;
+        if (isfinite(values[i])) low = fmin(low, values[i] - e), high = fmax(high, values[i] + e);
+        room = fmax(room, text_width(names[i], TEXT));
+    }
+    if (!(low <= high)) low = 0, high = 1;
+    room = fmin(room, WIDTH / 2);
+    bool from_zero = low < 0.5 * high || low <= 0;
+    double start = from_zero ? fmin(low, 0) : low - fmax(high - low, 1e-3 * high) * 0.6, end = high;
+    if (nice_ticks(start, end, 8, ticks, &step) && !from_zero) start = floor(start / step) * step;
+    if (end <= start) end = start + 1;
+    end += (end - start) * 0.24; /* for the numbers behind the bars */
+    snprintf(label, sizeof label, "%s", x_label);
+    if (!from_zero) {
+        number_text(start, step, text, sizeof text);
+        snprintf(label, sizeof label, "%s (the axis starts at %s)", x_label, text);
+    }
+    int height = MARGIN + 48 + count * PITCH + 16 + MARGIN + 76;
+    Plot p = plot_open(WIDTH, height, title, label, "", start, end, 0, 1, room, 0, false);
+    Canvas *c = p.canvas;
+    canvas_unclip(c);
+    for (int i = 0; i < count; i++) {
+        double y = p.top + 16 + i * PITCH, x = plot_x(&p, values[i]), zero = plot_x(&p, fmax(start, 0));
+        char *name = fitting(names[i], TEXT, room);
+        draw_text(c, p.left - 12, y + BAR / 2 - 8, name, TEXT, TEXT_END, ink);
+        free(name);
+        if (!isfinite(values[i])) {
+            draw_text(c, zero + 10, y + BAR / 2 - 8, "no number", TEXT, TEXT_START, grey);
+            continue;
+        }
+        draw_rectangle(c, fmin(zero, x), y, fabs(x - zero), BAR, colour_of(0), 1);
+        bool error = errors[i] > 0;
+        double reach = fmax(x, zero);
+        if (error) {
+            double x0 = plot_x(&p, values[i] - errors[i]), x1 = plot_x(&p, values[i] + errors[i]), middle = y + BAR / 2.0;
+            draw_line(c, x0, middle, x1, middle, 3, ink, 1);
+            draw_line(c, x0, middle - 9, x0, middle + 9, 3, ink, 1);
+            draw_line(c, x1, middle - 9, x1, middle + 9, 3, ink, 1);
+            reach = fmax(reach, x1);
+        }
+        double size = fabs(values[i]) >= 1e9 ? 1e9 : fabs(values[i]) >= 1e6 ? 1e6 : fabs(values[i]) >= 1e4 ? 1e3 : 1;
+        snprintf(text, sizeof text / 2, "%.4g%s", values[i] / size, size == 1e9 ? "G" : size == 1e6 ? "M" : size == 1e3 ? "k" : "");
+        if (error) snprintf(text + strlen(text), sizeof text / 2, " +- %.2g", errors[i]);
+        draw_text(c, reach + 12, y + BAR / 2 - 8, text, TEXT, TEXT_START, ink);
+    }
+    return c;
+}
+
+/* ---------------------------------------------------------------------------------------------- a training's main.log */
+
+typedef struct {
+    double *x, *y;
+    size_t count, room;
+} Series;
+
+static void series_add(Series *s, double x, double y) {
+    while (s->count && s->x[s->count - 1] >= x) s->count--; /* a resumed run writes its last steps again */
+    if (s->count == s->room) {
+        s->room = 2 * s->room + 256;
+        s->x = (double *)xrealloc(s->x, s->room * sizeof *s->x), s->y = (double *)xrealloc(s->y, s->room * sizeof *s->y);
+    }
+    s->x[s->count] = x, s->y[s->count++] = y;
+}
+
+static void series_free(Series *s) { free(s->x), free(s->y); }
+
+/* Losses by step: "s:N trl:X ..." of training, "s:N tel:X" of validation. */
+static void read_losses(const char *path, Series *training, Series *validation) {
+    size_t bytes;
+    char *text = read_file(path, &bytes), *next;
+    for (char *line = text; *line; line = next) {
+        double step, loss;
+        char name[8], number[64];
+        next = line + strcspn(line, "\n");
+        if (*next) *next++ = 0;
+        if (sscanf(line, "s:%lf %7[a-z]:%63s", &step, name, number) != 3) continue;
+        loss = strtod(number, NULL);
+        if (strcmp(name, "trl") == 0) series_add(training, step, loss);
+        if (strcmp(name, "tel") == 0) series_add(validation, step, loss);
+    }
+    free(text);
+    if (!training->count && !validation->count) die("%s holds no losses: lines such as 's:100 trl:3.5' or 's:100 tel:3.4', as in the main.log of a training", path);
+}
+
+/* The average of a series within `steps` to either side of each point. */
+static void smooth(Series *out, const Series *in, double steps) {
+    double sum = 0;
+    size_t from = 0, to = 0, finite = 0;
+    for (size_t k = 0; k < in->count; k++) {
+        for (; to < in->count && in->x[to] <= in->x[k] + steps; to++)
+            if (isfinite(in->y[to])) sum += in->y[to], finite++;
+        for (; in->x[from] < in->x[k] - steps; from++)
+            if (isfinite(in->y[from])) sum -= in->y[from], finite--;
+        series_add(out, in->x[k], finite ? sum / (double)finite : NAN);
+    }
+}
+
+/* The folder that a log lies in, or the log's own name where it lies in none. */
+static char *run_name(const char *path) {
+    const char *end = strrchr(path, '/'), *start = end;
+    if (!end || end == path) return xstrdup(path);
+    while (start > path && start[-1] != '/') start--;
+    return xasprintf("%.*s", (int)(end - start), start);
+}
+
+Canvas *picture_losses(const char *title, const char *const *logs, const char *const *names, int count, double low, double high) {
+    Series *series = (Series *)xcalloc((size_t)count * 3, sizeof *series);
+    Curve *curves = (Curve *)xcalloc((size_t)count * 2, sizeof *curves);
+    double last = 0, bottom = INFINITY, top = -INFINITY;
+    for (int i = 0; i < count; i++) {
+        Series *training = &series[3 * i], *validation = training + 1, *average = training + 2, *shown = validation;
+        read_losses(logs[i], training, validation);
+        if (validation->count < 2) { /* none, or only that at the start: the training loss, averaged */
+            shown = training->count ? average : validation;
+            if (training->count) smooth(average, training, training->x[training->count - 1] / 100);
+        }
+        char *name = names && names[i] ? xstrdup(names[i]) : run_name(logs[i]);
+        curves[2 * i] = (Curve){NULL, training->x, training->y, training->count, i, true};
+        curves[2 * i + 1] = (Curve){xasprintf("%s: %.4g (%s)", name, shown->y[shown->count - 1], shown == validation ? "validation" : "training"), shown->x, shown->y, shown->count, i, false};
+        free(name);
+        if (training->count) last = fmax(last, training->x[training->count - 1]);
+        last = fmax(last, shown->x[shown->count - 1]);
+    }
+    for (int i = 0; i < 2 * count; i++) /* the fall from the start would flatten all that follows: the first tenth may leave the frame */
+        for (size_t k = 0; k < curves[i].count; k++) {
+            double y = curves[i].y[k];
+            if (!isfinite(y)) continue;
+            bottom = fmin(bottom, y);
+            if (curves[i].x[k] >= 0.1 * last) top = fmax(top, y);
+        }
+    if (!(low < high) && bottom < top) low = bottom - 0.04 * (top - bottom), high = top + 0.04 * (top - bottom);
+    Canvas *c = picture_curves(title, "step", "loss, nats a token", curves, 2 * count, low, high);
+    for (int i = 0; i < count; i++) free((char *)curves[2 * i + 1].name);
+    for (int i = 0; i < 3 * count; i++) series_free(&series[i]);
+    free(series), free(curves);
+    return c;
+}

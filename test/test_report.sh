@@ -1,0 +1,124 @@
+#!/bin/sh
+# infer report and dev/plot as a user meets them: every kind of model, every kind of mistake; the page in headless Chromium, looked at and clicked on.
+# OUT is the folder of the programs (empty: the top). Ends with "name: N passed, M failed, K skipped".
+cd "$(dirname "$0")/.." || exit 1
+train=./${OUT}train_gsa infer=./${OUT}infer plot=./${OUT}dev/plot
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+passed=0 failed=0 skipped=0
+pass() { passed=$((passed + 1)); }
+fail() { failed=$((failed + 1)); echo "FAIL $1"; }
+check() { name=$1; shift; if "$@" >"$dir/out" 2>"$dir/err"; then pass; else fail "$name (status $?): $(tail -n 2 "$dir/err")"; fi; }
+refuse() { # NAME STATUS WORD COMMAND...: ends with STATUS and one sentence on stderr that holds WORD
+    name=$1 status=$2 word=$3
+    shift 3
+    ASAN_OPTIONS=detect_leaks=0 "$@" >"$dir/out" 2>"$dir/err" </dev/null
+    got=$?
+    if [ $got -ne "$status" ]; then fail "$name: status $got, not $status: $(tail -n 2 "$dir/err")"
+    elif [ "$(wc -l <"$dir/err")" -ne 1 ]; then fail "$name: not one sentence: $(cat "$dir/err")"
+    elif ! grep -qF -e "$word" "$dir/err"; then fail "$name: '$word' is not in: $(cat "$dir/err")"
+    else pass; fi
+}
+
+tiny="--layers 2 --heads 2 --channels 32 --seq 32 --batch 2 --vocab 300 --eval-tokens 256 --sample-every 0 --steps 3"
+text="Once there was a girl"
+for mode in "--attention standard --pos learned" "--attention hybrid" "--attention gsa --mixer linear --covariance full" "--attention augment --window 4 --mixer linear --envelope none" \
+    "--attention extend --window 5 --pos both" "--objective mlm --mixer linear"; do
+    rm -rf "$dir/m"
+    check "train $mode" $train $tiny $mode --out "$dir/m"
+    check "report of $mode" $infer report "$dir/m/model_00000003.bin" "$text [MASK]" -o "$dir/r.html" --pictures "$dir/p"
+    check "it is a page with the training's curves: $mode" sh -c "grep -q '</html>' '$dir/r.html' && grep -q '\"training\":\\[\"data:' '$dir/r.html' && [ -s '$dir/p/heads.png' ] && [ -s '$dir/p/attention_1_1.png' ]"
+done
+encoder=$dir/m/model_00000003.bin
+check "train hybrid" $train $tiny --out "$dir/a"
+model=$dir/a/model_00000003.bin
+long=$(printf 'word %.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40)
+check "a text longer than the context is cut, and the page says so" sh -c "$infer report '$model' '$long' -o '$dir/r.html' 2>'$dir/note' && grep -q 'the first 32 are shown' '$dir/note' && grep -q 'the first 32 are shown' '$dir/r.html'"
+check "--tokens cuts earlier" sh -c "$infer report '$model' '$long' --tokens 7 -o '$dir/r.html' 2>'$dir/note' && grep -q 'the first 7 are shown (--tokens' '$dir/note'"
+printf '%s\n' "$text" >"$dir/text"
+check "text from a file" $infer report "$model" --file "$dir/text" -o "$dir/r.html"
+check "pictures of chosen heads" sh -c "$infer report '$model' '$text' -o '$dir/r.html' --pictures '$dir/q' --heads 0:1,1:0-1 && [ \$(ls '$dir/q' | wc -l) = 9 ] && [ ! -e '$dir/q/attention_0_0.png' ]"
+mkdir "$dir/alone" && cp "$model" "$dir/alone/m.bin"
+check "a model without a log beside it" sh -c "$infer report '$dir/alone/m.bin' '$text' -o '$dir/alone/r.html' && grep -q '\"training\":\\[\\]' '$dir/alone/r.html'"
+refuse "report: no text" 2 "text" $infer report "$model"
+refuse "report: empty text" 1 "empty" $infer report "$model" ""
+refuse "report: empty file" 1 "empty" $infer report "$model" --file /dev/null
+refuse "report: two texts" 2 "quotes" $infer report "$model" a b
+refuse "report: text twice" 2 "not both" $infer report "$model" a --file "$dir/text"
+refuse "report: no such folder" 1 "$dir/none/r.html" $infer report "$model" a -o "$dir/none/r.html"
+refuse "report: no model" 1 "$dir/text" $infer report "$dir/text" a
+refuse "report: --heads alone" 2 "--pictures" $infer report "$model" a --heads 0:0
+refuse "report: a head that is not there" 2 "heads 0 to 1" $infer report "$model" a --pictures "$dir/q" --heads 0:2
+refuse "report: a map that is none" 2 "0:3,2:1-4" $infer report "$model" a --pictures "$dir/q" --heads x
+refuse "report: rest behind a map" 2 "commas" $infer report "$model" a --pictures "$dir/q" --heads 0:0-1x
+refuse "report: --tokens" 2 "--tokens" $infer report "$model" a --tokens 1
+
+# ---- plots
+printf 'name,loss,"deviation, of 3"\n"a, b",2.5,0.1\nc,2.25,\n\n"say ""x""",nan,1\n' >"$dir/t.csv"
+check "loss" $plot loss "$dir/a/main.log" "other=$dir/m/main.log" -o "$dir/loss.png"
+check "loss in a range" $plot loss "$dir/a/main.log" --low 1 --high 8 --title "A title" --out "$dir/loss.png"
+check "bars" $plot bars "$dir/t.csv" -o "$dir/bars.png"
+check "bars with errors" $plot bars "$dir/t.csv" --value loss --error "deviation, of 3" --label name -o "$dir/bars.png"
+check "pictures are PNG" sh -c "head -c 4 '$dir/bars.png' | grep -q PNG && head -c 4 '$dir/loss.png' | grep -q PNG"
+check "plot: an unknown command is refused" sh -c "$plot bar 2>'$dir/err' >/dev/null; [ \$? = 2 ] && grep -q 'unknown command' '$dir/err'"
+refuse "loss: no log" 2 "main.log" $plot loss
+refuse "loss: no such log" 1 "$dir/none" $plot loss "$dir/none"
+refuse "loss: not a log" 1 "holds no losses" $plot loss "$dir/t.csv"
+refuse "loss: half a range" 2 "--high" $plot loss "$dir/a/main.log" --low 1
+refuse "bars: no such column" 1 "no column 'x'" $plot bars "$dir/t.csv" --value x
+refuse "bars: no numbers" 1 "no number" $plot bars "$dir/t.csv" --value name
+printf 'a,b\n' >"$dir/u.csv"
+refuse "bars: names only" 1 "no rows" $plot bars "$dir/u.csv"
+refuse "bars: one column" 1 "one column" $plot bars "$dir/text"
+printf 'a,b\n1\n' >"$dir/u.csv"
+refuse "bars: a short row" 1 "row 1 has 1 cells" $plot bars "$dir/u.csv"
+refuse "bars: cannot be written" 1 "$dir/none/b.png" $plot bars "$dir/t.csv" -o "$dir/none/b.png"
+
+# ---- in a browser: the page as it opens with a head and a token chosen, then after a pointer has entered a token and a click on the picture of all heads
+browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome)
+if [ -z "$browser" ]; then
+    echo "skip the page in a browser: no chromium"
+    skipped=$((skipped + 1))
+else
+    look() { timeout 120 "$browser" --headless --no-sandbox --disable-gpu --user-data-dir="$dir/profile" "$@" 2>"$dir/err"; } # the profile is its own
+    check "report for the browser" $infer report "$model" "$text called Lily" -o "$dir/r.html"
+    look --dump-dom "file://$dir/r.html#l=1&h=1&t=3" >"$dir/dom"
+    check "the chosen token is shown" grep -q '<span id="name">3: ' "$dir/dom"
+    check "whom it attends to is shown" grep -q '<caption>attends to</caption><tr><td>[0-9]*: ' "$dir/dom"
+    check "its splats are shown" grep -q '<caption>splats of its query</caption><tr><td>splat [0-9]*' "$dir/dom"
+    check "the splats are drawn" grep -q '<ellipse ' "$dir/dom"
+    # a copy of the page that acts as a user does, and writes what it sees at its end
+    sed '/<\/body>/d; /<\/html>/d' "$dir/r.html" >"$dir/act.html"
+    cat >>"$dir/act.html" <<'PAGE'
+<pre id="seen"></pre><script>
+const seen = [], span = n => document.querySelectorAll("#text span")[n];
+span(2).dispatchEvent(new PointerEvent("pointerenter"));
+seen.push("hover " + $("name").textContent.split(":")[0]);
+span(4).click();
+span(1).dispatchEvent(new PointerEvent("pointerenter"));
+seen.push("held " + $("name").textContent.split(":")[0]);
+span(4).click();
+span(1).dispatchEvent(new PointerEvent("pointerenter"));
+seen.push("free " + $("name").textContent.split(":")[0]);
+$("overview").decode().then(() => {
+  const zoom = $("overview").naturalWidth / $("overview").clientWidth, box = $("overview").getBoundingClientRect(), [left, top, pitch] = D.grid;
+  $("overview").dispatchEvent(new MouseEvent("click", {clientX: box.left + (left + 0.4 * pitch) / zoom, clientY: box.top + (top + 1.4 * pitch) / zoom}));
+  seen.push("head " + $("layer").value + ":" + $("number").value + " " + $("kind").textContent.split(";")[0]);
+  seen.push("no splats " + ($("splats").closest(".gsa").style.display === "none"));
+  $("on").click();
+  seen.push("next " + $("layer").value + ":" + $("number").value + " " + $("splats").rows.length);
+  const w = weights()[3], sum = Array.from(w, share).reduce((a, b) => a + b);
+  seen.push("sum " + (Math.abs(sum - 1) < 0.03));
+  $("seen").textContent = seen.join("|");
+});
+</script></body></html>
+PAGE
+    look --virtual-time-budget=4000 --dump-dom "file://$dir/act.html" >"$dir/dom"
+    want='<pre id="seen">hover 2|held 4|free 1|head 1:0 standard|no splats true|next 1:1 9|sum true</pre>'
+    check "pointer and clicks do what they should: $(grep -o '<pre id="seen">[^<]*' "$dir/dom")" grep -qF "$want" "$dir/dom"
+    look --screenshot="$dir/page.png" --window-size=1300,1600 "file://$dir/r.html" >/dev/null
+    check "a picture of the page" sh -c "[ \$(wc -c <'$dir/page.png') -gt 50000 ]"
+fi
+
+echo "report: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
