@@ -264,7 +264,7 @@ static void session_free(Session *s) {
 }
 
 /* Sample i is empty again. */
-__attribute__((unused)) static void session_reset(Session *s, size_t i) {
+static void session_reset(Session *s, size_t i) {
     s->position[i] = 0;
     memset(s->memory + i * s->size, 0, s->states * sizeof(real));
 }

@@ -30,7 +30,9 @@ def source(path, pattern):
 MAGIC, ALIGN = 20261123, 64
 VERSION = int(source("gsa/checkpoint.c", r"\bVERSION = (\d+)")[0])
 FIELDS = source("gsa/model.h", r'^ +X\((\w+), "')  # CONFIG_FIELDS, in the order of a file's header
-FP32, BYTES = 0, 1  # types of entries
+FP32, BYTES, BF16 = 0, 1, 3  # types of entries
+DTYPES = {FP32: "<f4", BF16: "<u2"}  # bf16: the upper halves of fp32, as they are
+SIZES = {FP32: 4, BYTES: 1, BF16: 2}
 ENTRY = struct.Struct("<64sii4qqq")
 
 # ours, GPT-2's within a layer, transposed
@@ -79,13 +81,13 @@ def read_model(path):
     for i in range(header[3]):
         name, kind, dimensions, *shape, offset, count = ENTRY.unpack_from(data, 1024 + i * ENTRY.size)
         name, shape = name.split(b"\0")[0].decode("ascii", "replace"), shape[:dimensions]
-        if kind not in (FP32, BYTES):
-            die(f"{path}: tensor {name} is neither fp32 nor bytes; convert the model that it was quantized from")
-        if offset < 0 or count < 0 or offset + count > len(data) or count != int(np.prod(shape, dtype=object)) * (4 if kind == FP32 else 1):
+        if kind not in SIZES:
+            die(f"{path}: tensor {name} is neither fp32 nor bf16; convert the model that it was quantized from")
+        if offset < 0 or count < 0 or offset + count > len(data) or count != int(np.prod(shape, dtype=object)) * SIZES[kind]:
             die(f"{path} is damaged: entry {i} of its directory is not sound")
         directory.append((name, kind, shape))
         raw = data[offset:offset + count]
-        tensors[name] = raw if kind == BYTES else np.frombuffer(raw, "<f4").reshape(shape)
+        tensors[name] = raw if kind == BYTES else np.frombuffer(raw, DTYPES[kind]).reshape(shape)
     return config, heads, header[6], directory, tensors
 
 
@@ -93,7 +95,7 @@ def write_model(path, config, heads, step, directory, tensors):
     at, entries, places = 1024 + len(directory) * ENTRY.size, b"", []
     for name, kind, shape in directory:
         at = (at + ALIGN - 1) // ALIGN * ALIGN
-        count = int(np.prod(shape, dtype=object)) * (4 if kind == FP32 else 1)
+        count = int(np.prod(shape, dtype=object)) * SIZES[kind]
         entries += ENTRY.pack(name.encode(), kind, len(shape), *(list(shape) + [0] * (4 - len(shape))), at, count)
         places.append((at, name, count))
         at += count
@@ -104,7 +106,7 @@ def write_model(path, config, heads, step, directory, tensors):
     header[128:256] = np.frombuffer(struct.pack("<64Q", *heads), "<i4")
     pieces, written = [header.tobytes(), entries], 1024 + len(entries)
     for at, name, count in places:
-        data = tensors[name] if isinstance(tensors[name], bytes) else np.ascontiguousarray(tensors[name], "<f4").tobytes()
+        data = tensors[name] if isinstance(tensors[name], bytes) else np.ascontiguousarray(tensors[name]).tobytes()
         if len(data) != count:
             die(f"tensor {name} has {len(data)} bytes, not {count}")
         pieces += [bytes(at - written), data]
@@ -116,7 +118,7 @@ def write_model(path, config, heads, step, directory, tensors):
 
 
 def read_safetensors(path):
-    """({name: array}, metadata); bf16 and fp16 become fp32, which holds them exactly"""
+    """({name: array}, metadata); bf16 as uint16, fp16 as fp32, which holds it exactly"""
     data = read_bytes(path)
     length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else 0
     try:
@@ -128,13 +130,10 @@ def read_safetensors(path):
             raw, kind = data[8 + length + begin:8 + length + end], t["dtype"]
             if not 0 <= begin <= end <= len(data) - 8 - length:
                 raise ValueError
-            if kind == "BF16":
-                array = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
-            elif kind in ("F32", "F16"):
-                array = np.frombuffer(raw, "<f4" if kind == "F32" else "<f2").astype("<f4", copy=False)
-            else:
+            if kind not in ("F32", "F16", "BF16"):
                 continue  # GPT-2's masks are of other types
-            tensors[name] = array.reshape(t["shape"])
+            array = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[kind])
+            tensors[name] = (array.astype("<f4") if kind == "F16" else array).reshape(t["shape"])
         return tensors, metadata
     except (ValueError, KeyError, TypeError, AttributeError):
         die(f"{path} is not a safetensors file, or damaged")
@@ -143,11 +142,11 @@ def read_safetensors(path):
 def write_safetensors(path, tensors, metadata):
     header, at = {"__metadata__": metadata}, 0
     for name, array in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        header[name] = {"dtype": "F32" if array.dtype == "<f4" else "BF16", "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    write_file(path, struct.pack("<Q", len(text)), text, *(np.ascontiguousarray(a, "<f4").tobytes() for a in tensors.values()))
+    write_file(path, struct.pack("<Q", len(text)), text, *(np.ascontiguousarray(a).tobytes() for a in tensors.values()))
 
 
 # ---- from one to the other
@@ -187,7 +186,10 @@ def to_safetensors(path, folder):
 
 
 def foreign_config(folder, tensors):
-    """the configuration of a GPT-2 that did not come from us"""
+    """the configuration of a GPT-2 that did not come from us; its tensors become fp32"""
+    for name, t in tensors.items():
+        if t.dtype == "<u2":
+            tensors[name] = (t.astype("<u4") << 16).view("<f4")
     T, C = tensors["wpe.weight"].shape
     V, L = len(tensors["wte.weight"]), 0
     while f"h.{L}.ln_1.weight" in tensors:
@@ -235,10 +237,10 @@ def from_safetensors(folder, path, tokenizer):
             if kind == BYTES:
                 continue
             if 0 in shape:
-                t = np.zeros(shape, "<f4")
+                t = np.zeros(shape, DTYPES[kind])
             elif name == "wte":
                 t, padding = tensors[WHOLE[name]], shape[0] - config["V"]
-                t = np.concatenate([t, tensors.get("gsa.wte_padding", np.zeros((padding, config["C"]), "<f4"))])
+                t = np.concatenate([t, tensors.get("gsa.wte_padding", np.zeros((padding, config["C"]), t.dtype))])
             elif name in WHOLE:
                 t = tensors[WHOLE[name]]
             elif name in OF_LAYER:
@@ -247,11 +249,13 @@ def from_safetensors(folder, path, tokenizer):
                 t = np.stack([t.T if transposed else t for t in layers])
             else:
                 t = tensors["gsa." + name]
+            if t.dtype != DTYPES[kind]:
+                raise ValueError
             out[name] = t.reshape(shape)
     except KeyError as missing:
         die(f"{folder}/model.safetensors is not a GPT-2: it has no {missing.args[0]}")
     except (ValueError, TypeError):
-        die(f"{folder}/model.safetensors: its tensors are not of the shapes of its configuration")
+        die(f"{folder}/model.safetensors: its tensors are not of the shapes and types of its configuration")
     write_model(path, config, heads + [0] * (64 - len(heads)), step, directory, out)
     return f"{path}: {config['L']} layers, {config['NH']} heads, {config['C']} channels{'' if file else ', without a tokenizer'}"
 

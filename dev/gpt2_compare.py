@@ -39,7 +39,7 @@ def compare(what, model, path, tokens):
     error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
     agree = (ours.argmax(1) == theirs.argmax(1)).mean()
     bad += not error <= LIMIT
-    print(f"{what:<58} relative error {error:.2e}, same likeliest token {100 * agree:.1f} %{'' if error <= LIMIT else '   TOO LARGE'}")
+    print(f"{what:<66} relative error {error:.2e}, same likeliest token {100 * agree:.1f} %{'' if error <= LIMIT else '   TOO LARGE'}")
 
 
 def write_llmc(model, path, version):
@@ -79,6 +79,12 @@ with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(there)
         convert(there, back)
         compare(f"transformers' safetensors, {shape}", model, back, tokens)
+        model.bfloat16().save_pretrained(there)
+        model.float()
+        convert(there, back)
+        compare(f"transformers' safetensors in bf16, {shape}", model, back, tokens)
+        write_llmc(model, path, 5)
+        compare(f"llm.c's checkpoint in bf16, {shape}", model, path, tokens)
 
     there, again, out = (os.path.join(folder, name) for name in ("ours", "again.bin", "out"))
     flags = "--layers 2 --heads 2 --channels 64 --seq 64 --batch 4 --vocab 500 --steps 100 --eval-every 0 --sample-every 0 --lr 3e-3".split()

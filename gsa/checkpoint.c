@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAGIC = 20261123, VERSION = 2, LLMC_MAGIC = 20240326, LLMC_FP32 = 3, HEADER = 256, CONFIG_AT = 16, HEADS_AT = 128, ALIGN = 64, MAX_ENTRIES = 4096 };
+enum { MAGIC = 20261123, VERSION = 2, LLMC_MAGIC = 20240326, LLMC_FP32 = 3, LLMC_BF16 = 5, HEADER = 256, CONFIG_AT = 16, HEADS_AT = 128, ALIGN = 64, MAX_ENTRIES = 4096 };
 static const int64_t type_bytes[] = {4, 1, 8, 2, 1};
 static const char *const type_names[] = {"fp32", "bytes", "int64", "bf16", "int8"};
 
@@ -78,7 +78,8 @@ static char *read_llmc(const char *path, int kind, const int32_t *header, Checkp
     Tensor tensors[NUM_TENSORS];
     Config *c = &k->config;
     if (kind != CHECKPOINT_MODEL) return xasprintf("%s is a model of llm.c; a state_*.bin file is needed here", path);
-    if (header[1] != LLMC_FP32) return xasprintf("%s is a model of llm.c of version %d; this program reads version %d, fp32", path, header[1], LLMC_FP32);
+    if (header[1] != LLMC_FP32 && header[1] != LLMC_BF16)
+        return xasprintf("%s is a model of llm.c of version %d; this program reads versions %d, fp32, and %d, bf16", path, header[1], LLMC_FP32, LLMC_BF16);
     c->T = header[2], c->V = header[3], c->L = header[4], c->NH = header[5], c->C = header[6], c->Vp = header[7];
     c->position = POSITION_LEARNED, c->attention = ATTENTION_STANDARD;
     const char *unsound = config_check(c);
@@ -93,8 +94,18 @@ static char *read_llmc(const char *path, int kind, const int32_t *header, Checkp
         at += e->bytes;
     }
     k->entries = k->made;
-    if (at == (int64_t)k->bytes) return NULL;
-    return xasprintf("%s is %lld bytes long, its header says %lld: it is truncated or damaged", path, (long long)k->bytes, (long long)at);
+    bool halves = header[1] == LLMC_BF16;
+    int64_t numbers = at / 4 - HEADER, should = HEADER * 4 + numbers * (halves ? 2 : 4);
+    if (should != (int64_t)k->bytes) return xasprintf("%s is %lld bytes long, its header says %lld: it is truncated or damaged", path, (long long)k->bytes, (long long)should);
+    if (!halves) return NULL;
+    char *wide = (char *)mmap(NULL, (size_t)at, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); /* our models keep the small tensors in fp32 */
+    if (wide == MAP_FAILED) return xasprintf("out of memory: %s in fp32 needs %.1f MiB", path, (double)at / 1048576);
+    const uint16_t *from = (const uint16_t *)(k->map + HEADER * 4);
+    uint32_t *to = (uint32_t *)(wide + HEADER * 4);
+    for (int64_t i = 0; i < numbers; i++) to[i] = (uint32_t)from[i] << 16;
+    munmap((void *)k->map, k->bytes);
+    k->map = wide, k->bytes = (size_t)at;
+    return NULL;
 }
 
 /* Opens and checks; NULL on success, else the sentence (malloc'd). Nothing of the file is believed before it is checked. */

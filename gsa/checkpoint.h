@@ -7,7 +7,7 @@
    Tensors start at multiples of 64 bytes, so that a mapped file can be used as it is. Little-endian throughout.
    The matrices (tensor_is_matrix) may be bf16, or int8 with a scale per row: an entry NAME.scales, fp32 (rows); all else is fp32.
 
-   Models of llm.c are read as well (magic 20240326, version 3: fp32; words 2 maximal length, 3 vocabulary, 4 layers, 5 heads, 6 channels,
+   Models of llm.c are read as well (magic 20240326, version 3: fp32, 5: bf16; words 2 maximal length, 3 vocabulary, 4 layers, 5 heads, 6 channels,
    7 padded vocabulary; tensors follow without gaps): as a model of standard attention and learned positions, without a tokenizer. */
 #ifndef GSA_CHECKPOINT_H
 #define GSA_CHECKPOINT_H

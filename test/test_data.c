@@ -816,8 +816,8 @@ static void test_story_tasks(void) {
             int fits = match_sentence(endings[e], strlen(endings[e]), &then);
             right += e == label && fits, wrong += e != label && fits;
             for (int other = 0; other < e; other++) unfit += strcmp(endings[e], endings[other]) == 0;
-            free(endings[e]);
         }
+        for (int e = 0; e < STORY_ENDINGS; e++) free(endings[e]);
         free(context), free(told);
 
         char *text = story_last_word(6, (uint64_t)i);

@@ -287,18 +287,21 @@ static char *make_model(const char *out, const char *flags) { /* trained for two
     return xasprintf("%s/%s/model_00000002.bin", folder, out);
 }
 
-/* Our model of standard attention as llm.c writes it. */
-static char *make_llmc(const char *model) {
+/* Our model of standard attention as llm.c writes it: version 3, fp32, or 5, bf16. */
+static char *make_llmc(const char *model, int version) {
     Checkpoint *k = checkpoint_open(model, CHECKPOINT_MODEL);
     static const char *const order[] = {"wte", "wpe", "ln1w", "ln1b", "qkvw", "qkvb", "attprojw", "attprojb", "ln2w", "ln2b", "fcw", "fcb", "fcprojw", "fcprojb", "lnfw", "lnfb"};
     const Config *c = &k->config;
-    int32_t header[256] = {20240326, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
-    char *path = in_folder("valid.llmc");
+    int32_t header[256] = {20240326, version, c->T, c->V, c->L, c->NH, c->C, c->Vp};
+    char *path = in_folder(version == 3 ? "valid.llmc" : "valid.llmc16");
     FILE *f = xfopen(path, "wb");
     xfwrite(header, sizeof header, 1, f, path);
     for (size_t i = 0; i < sizeof order / sizeof *order; i++)
-        for (int e = 0; e < k->count; e++)
-            if (strcmp(k->entries[e].name, order[i]) == 0) xfwrite(k->map + k->entries[e].offset, 1, (size_t)k->entries[e].bytes, f, path);
+        for (int e = 0; e < k->count; e++) {
+            if (strcmp(k->entries[e].name, order[i]) != 0) continue;
+            const char *numbers = k->map + k->entries[e].offset;
+            for (int64_t n = 0; n < k->entries[e].bytes / 4; n++) xfwrite(numbers + 4 * n + (version == 3 ? 0 : 2), version == 3 ? 4 : 2, 1, f, path);
+        }
     fclose(f);
     checkpoint_close(k);
     return path;
@@ -341,7 +344,7 @@ int main(int argc, char **argv) {
 
     char *hybrid = make_model("hybrid", "--attention hybrid"), *extend = make_model("extend", "--attention extend --window 4 --covariance full");
     char *standard = make_model("standard", "--attention standard --pos learned"), *linear = make_model("linear", "--attention augment --mixer linear");
-    char *encoder = make_model("encoder", "--attention gsa --objective mlm"), *llmc = make_llmc(standard);
+    char *encoder = make_model("encoder", "--attention gsa --objective mlm"), *llmc = make_llmc(standard, 3), *llmc16 = make_llmc(standard, 5);
     char *choice = in_folder("choice.jsonl"), *last_word = in_folder("last_word.jsonl");
     run("./%sdata/make_stories --tasks choice --count 2 --out %s 2>%s/log", programs, choice, folder);
     run("./%sdata/make_stories --tasks last-word --count 4 --out %s 2>%s/log", programs, last_word, folder);
@@ -357,6 +360,7 @@ int main(int argc, char **argv) {
         {"init-from", "damaged", hybrid, read_by_init, BINARY, 0, 0},
         {"state", "resume/state_00000002.bin", state, read_by_resume, BINARY, 0, 0},
         {"llmc", "damaged", llmc, read_llmc, BINARY, 0, 0},
+        {"llmc bf16", "damaged", llmc16, read_llmc, BINARY, 0, 0},
         {"shard", "damaged", shard_file, read_text, BINARY, 0, 0},
         {"tokenizer", "damaged", tokenizer_file, read_tokenizer, BINARY, 0, 0},
         {"text", "damaged", text_file, read_text, TEXT, 0, 0},

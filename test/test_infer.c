@@ -172,6 +172,55 @@ static void check_scores(const Model *m, GSA *net, const char *what) {
     tasks_free(tasks, count);
 }
 
+/* ---------------------------------------------------------------------------------------------- llm.c */
+
+/* A model as llm.c writes it, in fp32 (version 3) and bf16 (5), tensor by tensor in its order: what is read has the same numbers, or their upper halves. */
+static void test_llmc(void) {
+    Config c;
+    const char *wrong = try_config(&c, ATTENTION_STANDARD, NULL, POSITION_LEARNED, 0, 0, 0, 0, OBJECTIVE_LM);
+    if (wrong) die("%s", wrong);
+    GSA *m = scattered_model(&c, 1, 90);
+    const ParameterTensors *p = &m->p;
+    size_t L = (size_t)c.L, C = (size_t)c.C;
+    const struct {
+        const real *numbers;
+        size_t count;
+    } tensors[] = {{p->wte, (size_t)c.Vp * C}, {p->wpe, (size_t)c.T * C}, {p->ln1w, L * C}, {p->ln1b, L * C}, {p->qkvw, L * 3 * C * C}, {p->qkvb, L * 3 * C}, {p->attprojw, L * C * C}, {p->attprojb, L * C},
+                   {p->ln2w, L * C}, {p->ln2b, L * C}, {p->fcw, L * 4 * C * C}, {p->fcb, L * 4 * C}, {p->fcprojw, L * C * 4 * C}, {p->fcprojb, L * C}, {p->lnfw, C}, {p->lnfb, C}};
+    for (int version = 3; version <= 5; version += 2) {
+        char *path = xasprintf("%s/llmc.bin", folder);
+        FILE *f = xfopen(path, "wb");
+        int32_t header[256] = {20240326, version, c.T, c.V, c.L, c.NH, c.C, c.Vp};
+        xfwrite(header, sizeof header, 1, f, path);
+        for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
+            for (size_t k = 0; k < tensors[i].count; k++) {
+                uint32_t bits;
+                memcpy(&bits, &tensors[i].numbers[k], 4);
+                uint16_t upper = (uint16_t)(bits >> 16);
+                if (version == 3) xfwrite(&bits, 4, 1, f, path);
+                else xfwrite(&upper, 2, 1, f, path);
+            }
+        fclose(f);
+        Checkpoint *k = checkpoint_open(path, CHECKPOINT_MODEL);
+        Config same = c;
+        same.S = 0; /* of no meaning without splats */
+        checkpoint_match(k, &same);
+        float *params = (float *)xcalloc(m->total, sizeof *params);
+        checkpoint_read_tensors(k, "", params);
+        size_t differences = 0;
+        for (size_t i = 0; i < m->total; i++) {
+            uint32_t expected, got;
+            memcpy(&expected, &m->params[i], 4), memcpy(&got, &params[i], 4);
+            differences += got != (version == 3 ? expected : expected & 0xFFFF0000u);
+        }
+        CHECK(differences == 0, "llm.c's version %d: %zu of %zu numbers differ", version, differences, m->total);
+        CHECK(!checkpoint_has(k, "tokenizer"), "it holds no tokenizer");
+        checkpoint_close(k);
+        free(params), free(path);
+    }
+    gsa_destroy(m);
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     program_name(argv[0]);
@@ -183,6 +232,7 @@ int main(int argc, char **argv) {
     Tokenizer *tokenizer = tokenizer_train(text, bytes, 300, false);
     free(text);
     test_reading();
+    test_llmc();
 
     static const struct {
         const char *name;
