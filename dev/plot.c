@@ -1,6 +1,7 @@
-/* Plots as PNG: the loss of trainings from their main.log, and the rows of a table as bars with error bars.
+/* Plots as PNG: the loss of trainings from their main.log, birth and death of splats in one, and the rows of a table as bars with error bars.
 
      dev/plot loss runs/a/main.log hybrid=runs/b/main.log -o loss.png
+     dev/plot adapt runs/a/main.log -o adapt.png
      dev/plot bars table.csv --value "validation loss" --error deviation -o bars.png */
 #include "../gsa/flags.h"
 #include "../gsa/picture.h"
@@ -34,6 +35,21 @@ static int loss(int argc, char **argv) {
     Canvas *c = picture_losses(title, logs, names, n, low, high);
     canvas_write(c, out);
     canvas_free(c), free(names), free(logs);
+    return 0;
+}
+
+static int adapt(int argc, char **argv) {
+    const char *out = "adapt.png";
+    Flag flags[] = {
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
+        {FLAG_TEXT, "out", &out, 0, 0, "FILE", "the picture; -o for short", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+    };
+    int n = parse_flags(flags, argc, argv, "usage: dev/plot adapt LOG [flags]\nLOG: the main.log of a training whose splats are born and die.\n");
+    if (n != 1) die_usage("adapt needs the main.log of one training");
+    Canvas *c = picture_adaptation(argv[1]);
+    canvas_write(c, out);
+    canvas_free(c);
     return 0;
 }
 
@@ -130,10 +146,12 @@ static int bars(int argc, char **argv) {
 int main(int argc, char **argv) {
     static const char help[] = "usage: dev/plot COMMAND ...\n"
                                "  loss LOG...       the loss of trainings by step, from their main.log\n"
+                               "  adapt LOG         birth and death of splats in a training\n"
                                "  bars TABLE.csv    the rows of a table as bars with error bars\n"
                                "dev/plot COMMAND --help lists the flags of a command.\n";
     program_name(argv[0]);
     if (argc >= 2 && strcmp(argv[1], "loss") == 0) return loss(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "adapt") == 0) return adapt(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "bars") == 0) return bars(argc - 1, argv + 1);
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(help, stdout);

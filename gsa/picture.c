@@ -539,7 +539,7 @@ Canvas *picture_responsibilities(const char *title, const float *r, const int *s
     return c;
 }
 
-Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high) {
+static Canvas *draw_curves(int height, const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high) {
     double x0 = INFINITY, x1 = -INFINITY, y0 = INFINITY, y1 = -INFINITY, legend = 0;
     int named = 0;
     for (int i = 0; i < count; i++) {
@@ -555,7 +555,7 @@ Canvas *picture_curves(const char *title, const char *x_label, const char *y_lab
     else widen(&y0, &y1, 0.04);
     x1 += 0.01 * (x1 - x0); /* the last point is seen whole */
     legend = legend > 0 ? legend + 84 : 0;
-    Plot p = plot_open((int)(1240 + legend), (int)fmax(800, 200 + (LINE + 6) * named), title, x_label, y_label, x0, x1, y0, y1, 0, legend, false);
+    Plot p = plot_open((int)(1240 + legend), (int)fmax(height, 200 + (LINE + 6) * named), title, x_label, y_label, x0, x1, y0, y1, 0, legend, false);
     for (int pass = 0; pass < 2; pass++) /* pale ones below */
         for (int i = 0; i < count; i++) {
             const Curve *v = &curves[i];
@@ -564,7 +564,7 @@ Canvas *picture_curves(const char *title, const char *x_label, const char *y_lab
                 double x = plot_x(&p, v->x[k]), y = plot_y(&p, v->y[k]);
                 if (!isfinite(y)) continue;
                 if (k && isfinite(v->y[k - 1])) draw_line(p.canvas, plot_x(&p, v->x[k - 1]), plot_y(&p, v->y[k - 1]), x, y, v->thin ? 1.5 : 4, colour_of(v->colour), v->thin ? 0.25 : 1);
-                if (!v->thin && v->count <= 60) draw_ellipse(p.canvas, x, y, 6, 6, 0, 0, colour_of(v->colour), 1);
+                if (v->marks) draw_ellipse(p.canvas, x, y, 6, 6, 0, 0, colour_of(v->colour), 1);
             }
         }
     canvas_unclip(p.canvas);
@@ -576,6 +576,10 @@ Canvas *picture_curves(const char *title, const char *x_label, const char *y_lab
         row += LINE + 6;
     }
     return p.canvas;
+}
+
+Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high) {
+    return draw_curves(800, title, x_label, y_label, curves, count, low, high);
 }
 
 Canvas *picture_bars(const char *title, const char *x_label, const char *const *names, const double *values, const double *errors, int count) {
@@ -699,8 +703,8 @@ Canvas *picture_losses(const char *title, const char *const *logs, const char *c
             if (training->count) smooth(average, training, training->x[training->count - 1] / 100);
         }
         char *name = names && names[i] ? xstrdup(names[i]) : run_name(logs[i]);
-        curves[2 * i] = (Curve){NULL, training->x, training->y, training->count, i, true};
-        curves[2 * i + 1] = (Curve){xasprintf("%s: %.4g (%s)", name, shown->y[shown->count - 1], shown == validation ? "validation" : "training"), shown->x, shown->y, shown->count, i, false};
+        curves[2 * i] = (Curve){NULL, training->x, training->y, training->count, i, true, false};
+        curves[2 * i + 1] = (Curve){xasprintf("%s: %.4g (%s)", name, shown->y[shown->count - 1], shown == validation ? "validation" : "training"), shown->x, shown->y, shown->count, i, false, shown == validation};
         free(name);
         if (training->count) last = fmax(last, training->x[training->count - 1]);
         last = fmax(last, shown->x[shown->count - 1]);
@@ -717,5 +721,143 @@ Canvas *picture_losses(const char *title, const char *const *logs, const char *c
     for (int i = 0; i < count; i++) free((char *)curves[2 * i + 1].name);
     for (int i = 0; i < 3 * count; i++) series_free(&series[i]);
     free(series), free(curves);
+    return c;
+}
+
+/* ---- adaptation */
+
+static const char *const event_names[] = {"birth", "split", "move", "merge", "death"};
+enum { EVENTS = sizeof event_names / sizeof *event_names, BINS = 60 };
+
+typedef struct {
+    double step;
+    int kind, layer, head;
+} Event;
+
+typedef struct {
+    Series alive, fewest, coverage;
+    Event *events;
+    size_t count, room;
+    double last; /* step */
+} Adaptation;
+
+/* "s:N adp:state alive:X fewest:X ... coverage:X ..." and an event's "s:N adp:birth l:1 h:2 slot:3 ...". */
+static Adaptation read_adaptation(const char *path) {
+    Adaptation a;
+    size_t bytes;
+    char *text = read_file(path, &bytes), *next;
+    memset(&a, 0, sizeof a);
+    for (char *line = text; *line; line = next) {
+        Event e;
+        char name[16];
+        next = line + strcspn(line, "\n");
+        if (*next) *next++ = 0;
+        if (sscanf(line, "s:%lf", &e.step) != 1) continue;
+        while (a.count && a.events[a.count - 1].step > e.step) a.count--; /* a resumed run does its last steps again */
+        a.last = fmax(a.last, e.step);
+        if (sscanf(line, "s:%*f adp:%15[a-z] l:%d h:%d", name, &e.layer, &e.head) == 3) {
+            for (e.kind = 0; e.kind < EVENTS && strcmp(name, event_names[e.kind]) != 0;) e.kind++;
+            if (e.kind == EVENTS || e.layer < 0 || e.head < 0 || e.layer > 1 << 20 || e.head > 1 << 20) continue;
+            if (a.count == a.room) a.events = (Event *)xrealloc(a.events, (a.room = 2 * a.room + 256) * sizeof *a.events);
+            a.events[a.count++] = e;
+        } else if (strstr(line, " adp:state ")) {
+            const char *alive = strstr(line, " alive:"), *fewest = strstr(line, " fewest:"), *coverage = strstr(line, " coverage:");
+            if (alive) series_add(&a.alive, e.step, strtod(alive + 7, NULL));
+            if (fewest) series_add(&a.fewest, e.step, strtod(fewest + 8, NULL));
+            if (coverage) series_add(&a.coverage, e.step, strtod(coverage + 10, NULL));
+        }
+    }
+    free(text);
+    return a;
+}
+
+static void adaptation_free(Adaptation *a) { series_free(&a->alive), series_free(&a->fewest), series_free(&a->coverage), free(a->events); }
+
+bool log_has_adaptation(const char *log) {
+    Adaptation a = read_adaptation(log);
+    bool has = a.count || a.alive.count;
+    adaptation_free(&a);
+    return has;
+}
+
+/* Events by head and time: a row a head that had any. */
+static Canvas *draw_events_by_head(const Adaptation *a) {
+    int(*heads)[2] = (int(*)[2])xmalloc((a->count + 1) * sizeof *heads), rows = 0, most = 0;
+    for (size_t i = 0; i < a->count; i++) {
+        int at = 0;
+        while (at < rows && (heads[at][0] < a->events[i].layer || (heads[at][0] == a->events[i].layer && heads[at][1] < a->events[i].head))) at++;
+        if (at < rows && heads[at][0] == a->events[i].layer && heads[at][1] == a->events[i].head) continue;
+        memmove(heads[at + 1], heads[at], (size_t)(rows - at) * sizeof *heads);
+        heads[at][0] = a->events[i].layer, heads[at][1] = a->events[i].head, rows++;
+    }
+    int *counts = (int *)xcalloc((size_t)rows * BINS, sizeof *counts), high = rows > 40 ? 20 : 28;
+    for (size_t i = 0; i < a->count; i++) {
+        int row = 0, bin = (int)(a->events[i].step / fmax(a->last, 1) * BINS);
+        while (heads[row][0] != a->events[i].layer || heads[row][1] != a->events[i].head) row++;
+        int *n = &counts[row * BINS + (bin < BINS ? bin : BINS - 1)];
+        most = ++*n > most ? *n : most;
+    }
+    Plot p = plot_open(1540, MARGIN + 48 + rows * high + MARGIN + 76, "Events in each head", "step", "", 0, fmax(a->last, 1), 0, rows, 150, 300, false);
+    char text[96];
+    for (int row = 0; row < rows; row++) {
+        for (int bin = 0; bin < BINS; bin++) {
+            double x = plot_x(&p, bin * fmax(a->last, 1) / BINS), end = plot_x(&p, (bin + 1) * fmax(a->last, 1) / BINS);
+            if (counts[row * BINS + bin]) draw_rectangle(p.canvas, x, p.top + row * high, end - x, high, colour_scale(0.15 + 0.85 * counts[row * BINS + bin] / most), 1);
+        }
+    }
+    canvas_unclip(p.canvas);
+    for (int row = 0; row < rows; row++) {
+        snprintf(text, sizeof text, "head %d:%d", heads[row][0], heads[row][1]);
+        draw_text(p.canvas, p.left - 12, p.top + row * high + high / 2 - 8, text, TEXT, TEXT_END, ink);
+    }
+    for (int k = most == 1; k < 2; k++) { /* the two ends of the scale; rows are few at times, so they stand side by side */
+        draw_rectangle(p.canvas, p.right + 28 + 110 * (k && most > 1), p.top, 28, 20, colour_scale(k ? 1 : 0.15 + 0.85 / most), 1);
+        snprintf(text, sizeof text, "%d", k ? most : 1);
+        draw_text(p.canvas, p.right + 64 + 110 * (k && most > 1), p.top + 2, text, TEXT, TEXT_START, ink);
+    }
+    free(heads), free(counts);
+    return p.canvas;
+}
+
+Canvas *picture_adaptation(const char *log) {
+    Adaptation a = read_adaptation(log);
+    if (!a.count && !a.alive.count) die("%s tells nothing of adaptation: no lines such as 's:100 adp:birth l:0 h:1 ...'; train with --adapt", log);
+    Canvas *parts[5];
+    int n = 0, width = 0, height = 0;
+    char *name = run_name(log), *title = xasprintf("Splats alive in all heads: %s", name), *legend[EVENTS];
+    Curve curve = {"at an evaluation", a.alive.x, a.alive.y, a.alive.count, 0, false, true};
+    if (a.alive.count) parts[n++] = draw_curves(420, title, "step", "splats", &curve, 1, 0, 0);
+    curve.x = a.fewest.x, curve.y = a.fewest.y, curve.count = a.fewest.count;
+    if (a.fewest.count) parts[n++] = draw_curves(420, "Splats alive in the head that has fewest", "step", "splats", &curve, 1, 0, 0);
+    curve.x = a.coverage.x, curve.y = a.coverage.y, curve.count = a.coverage.count;
+    if (a.coverage.count) parts[n++] = draw_curves(420, "Coverage of keys: mean of ln of their summed responses", "step", "ln sum of phi", &curve, 1, 0, 0);
+    Series sums[EVENTS];
+    Curve curves[EVENTS];
+    memset(sums, 0, sizeof sums);
+    for (int k = 0; k < EVENTS; k++) { /* how many of a kind so far: each step of the stairs has two corners */
+        double so_far = 0;
+        series_add(&sums[k], 0, 0);
+        for (size_t i = 0; i < a.count; i++) {
+            if (a.events[i].kind != k) continue;
+            if (sums[k].x[sums[k].count - 1] < a.events[i].step) series_add(&sums[k], a.events[i].step - 0.001, so_far);
+            series_add(&sums[k], a.events[i].step, ++so_far);
+        }
+        series_add(&sums[k], fmax(a.last, 1) + 0.001, so_far);
+        legend[k] = xasprintf("%s: %.0f", event_names[k], so_far);
+        curves[k] = (Curve){legend[k], sums[k].x, sums[k].y, sums[k].count, k, false, false};
+    }
+    if (a.count) {
+        parts[n++] = draw_curves(420, "Events so far", "step", "events", curves, EVENTS, 0, 0);
+        parts[n++] = draw_events_by_head(&a);
+    }
+    for (int i = 0; i < n; i++) width = parts[i]->width > width ? parts[i]->width : width, height += parts[i]->height;
+    Canvas *c = canvas_create(width, height);
+    for (int i = 0, y = 0; i < n; y += parts[i++]->height)
+        for (int row = 0; row < parts[i]->height; row++)
+            memcpy(c->rgb + (size_t)(y + row) * (size_t)width * 3, parts[i]->rgb + (size_t)row * (size_t)parts[i]->width * 3, (size_t)parts[i]->width * 3);
+    for (int i = 0; i < n; i++) canvas_free(parts[i]);
+    for (int k = 0; k < EVENTS; k++) series_free(&sums[k]), free(legend[k]);
+    free(name), free(title);
+    adaptation_free(&a);
     return c;
 }

@@ -108,13 +108,18 @@ typedef struct {
     const double *x, *y;
     size_t count;
     int colour;
-    bool thin;
+    bool thin, marks; /* marks: a dot at each point */
 } Curve;
 Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high); /* low < high: range of y; else it follows from the points */
 
 /* Losses of trainings from their main.log: validation as a line, or where there is none the averaged training loss; the training loss of each
    step is pale. names (count); where NULL, the folders that the logs are in. Dies with a sentence where a file has no losses. */
 Canvas *picture_losses(const char *title, const char *const *logs, const char *const *names, int count, double low, double high);
+
+/* Birth and death of splats in a training, from the adp lines of its main.log: how many live, coverage, events of each kind so far, and in which
+   heads. Dies with a sentence where there are none, which log_has_adaptation answers. */
+Canvas *picture_adaptation(const char *log);
+bool log_has_adaptation(const char *log);
 
 /* Bars with error bars, one below the other: value and error (count; an error of 0 or NaN is not drawn). The axis starts at 0 where the
    smallest bar is under half of the largest, otherwise near the smallest, and the axis says so. */

@@ -384,6 +384,7 @@ void report_write(const Report *r, const char *log, const char *path) {
     snprintf(text, sizeof text, ",\"grid\":[%d,%d,%d,%d],\n\"training\":[", grid.left, grid.top, grid.pitch, grid.cell);
     put(p, text);
     if (log) put_picture(p, picture_losses("Loss of the training", &log, NULL, 1, 0, 0));
+    if (log && log_has_adaptation(log)) put(p, ","), put_picture(p, picture_adaptation(log));
     put(p, "]}");
     put(p, at + sizeof mark - 1);
     commit_file(p->f, path);

@@ -16,13 +16,13 @@
 
 static const char *dir;
 
-/* The rim of 8 pixels is paper, and the middle is not all paper. */
+/* The rim of 8 pixels and the rows between the title and what is below it are paper, and the middle is not all paper. */
 static void check_rim(const Canvas *c, const char *what) {
     int marks = 0, inside = 0;
     for (int y = 0; y < c->height; y++)
         for (int x = 0; x < c->width; x++) {
             const uint8_t *p = c->rgb + ((size_t)y * (size_t)c->width + (size_t)x) * 3;
-            bool empty = p[0] == 255 && p[1] == 255 && p[2] == 255, rim = x < 8 || y < 8 || x >= c->width - 8 || y >= c->height - 8;
+            bool empty = p[0] == 255 && p[1] == 255 && p[2] == 255, rim = x < 8 || y < 8 || x >= c->width - 8 || y >= c->height - 8 || (y >= 56 && y < 63);
             marks += rim && !empty, inside += !rim && !empty;
         }
     CHECK(marks == 0 && inside > 100, "%s: %d pixels of its rim are drawn on, %d within", what, marks, inside);
@@ -368,7 +368,7 @@ static void test_diagrams(void) {
     make_folder(a);
     FILE *f = xfopen(log, "wb");
     fprintf(f, "s:0 cfg:1 depth=2\ns:0 tel:7\n");
-    for (int s = 1; s <= 300; s++) fprintf(f, "s:%d trl:%g lr:1e-3 norm:1\n%s", s, s < 200 ? 7 - s * 0.01 : 1.0, s % 100 ? "" : "s:1 adp:birth l:1 h:1\n");
+    for (int s = 1; s <= 300; s++) fprintf(f, "s:%d trl:%g lr:1e-3 norm:1\n%s", s, s < 200 ? 7 - s * 0.01 : 1.0, s % 100 ? "" : "s:1 att:1 other\n");
     fprintf(f, "s:300 tel:5\ns:200 tel:3\ns:300 tel:2\n"); /* resumed at 200: the first line of step 300 is void */
     fclose(f);
     write_file(other, "s:1 trl:4\ns:2 trl:nan\ns:300 trl:3.5");
@@ -381,9 +381,40 @@ static void test_diagrams(void) {
     for (int x = (int)left; x < c->width && !right; x++) right = same(pixel(c, x, c->height / 2), grey) ? x : 0;
     int at = (int)(left + (right - left) * 200 / 303), height = (int)(bottom - (bottom - top) * 3 / 8);
     CHECK(same(pixel(c, at, height), colour_of(0)), "a point is where its step and loss are: %d %d", at, height);
+    CHECK(!same(pixel(c, (int)(left + (right - left) * 300 / 303), (int)(bottom - (bottom - top) * 5 / 8)), colour_of(0)), "what a resumed run does again replaces what it did before");
     CHECK(count_colour(c, colour_of(1), 0, 0, 1, 1) > 100, "the second log has its colour");
     canvas_free(c);
     check_and_free(picture_losses("Loss", logs, NULL, 1, 0, 0), "one run");
+    static const double x[] = {100, 0, 300}, y[] = {3.2, 9, 9};
+    const Curve points[2] = {{"point", x, y, 1, 0, false, true}, {"", x + 1, y + 1, 2, 1, true, false}}; /* one dot, the other line outside the frame */
+    c = picture_curves("A dot", "", "", points, 2, 0, 8);
+    double middle[2] = {0, 0}, mass = 0;
+    left = right = 0;
+    for (int i = 0; i < c->width && !left; i++) left = same(pixel(c, i, c->height / 2), grey) ? i + 2 : 0;
+    for (int i = (int)left; i < c->width && !right; i++) right = same(pixel(c, i, c->height / 2), grey) ? i : 0;
+    for (int j = 72; j < c->height - 100; j++)
+        for (int i = (int)left; i < (int)right; i++) {
+            double share = same(pixel(c, i, j), colour_of(0));
+            middle[0] += share * (i + 0.5), middle[1] += share * (j + 0.5), mass += share;
+        }
+    CHECK(mass > 80 && fabs(middle[0] / mass - left - (right - left) * 100 / 303) < 0.6, "a dot of %g pixels stands at %g, not %g", mass, middle[0] / mass, left + (right - left) * 100 / 303);
+    CHECK(fabs(middle[1] / mass - (bottom - (bottom - top) * 3.2 / 8)) < 0.6, "its height is %g, not %g", middle[1] / mass, bottom - (bottom - top) * 3.2 / 8);
+    canvas_free(c);
+    char *adapt = xasprintf("%s/adapt.log", dir);
+    f = xfopen(adapt, "wb");
+    for (int s = 0; s <= 1000; s += 10) {
+        fprintf(f, "s:%d trl:3\n", s);
+        for (int e = 0; e < s % 7; e++) fprintf(f, "s:%d adp:%s l:%d h:%d slot:3 from:1 act:0.02\n", s, s % 20 ? "birth" : "death", e, s % 3);
+        if (s % 100 == 0) fprintf(f, "s:%d adp:state alive:%d fewest:%d births:1 splits:0 moves:0 deaths:0 merges:0 coverage:%g shifts:0\n", s, 64 - s / 100, s / 100, s / -300.0);
+    }
+    fclose(f);
+    check_and_free(picture_adaptation(adapt), "adaptation");
+    CHECK(log_has_adaptation(adapt) && !log_has_adaptation(log), "which log tells of adaptation");
+    write_file(adapt, "s:5 adp:state alive:3 fewest:1 coverage:nan");
+    check_and_free(picture_adaptation(adapt), "adaptation, states only");
+    write_file(adapt, "s:5 adp:move l:0 h:1\ns:3 trl:1\ns:5 adp:move l:0 h:2\n");
+    check_and_free(picture_adaptation(adapt), "adaptation, one event");
+    free(adapt);
     check_and_free(picture_losses("Loss", logs + 1, NULL, 1, NAN, NAN), "a run without evaluations");
     write_file(other, "s:0 tel:3");
     check_and_free(picture_losses("Loss", logs + 1, NULL, 1, 0, 0), "one point");

@@ -65,6 +65,9 @@ refuse "loss: no log" 2 "main.log" $plot loss
 refuse "loss: no such log" 1 "$dir/none" $plot loss "$dir/none"
 refuse "loss: not a log" 1 "holds no losses" $plot loss "$dir/t.csv"
 refuse "loss: half a range" 2 "--high" $plot loss "$dir/a/main.log" --low 1
+refuse "adapt: nothing adapted" 1 "adp" $plot adapt "$dir/text"
+printf 's:10 adp:birth l:0 h:1 slot:3 act:0.1\ns:20 adp:state alive:9 fewest:4 coverage:-1.5\n' >"$dir/adapt.log"
+check "adapt" $plot adapt "$dir/adapt.log" -o "$dir/adapt.png"
 refuse "bars: no such column" 1 "no column 'x'" $plot bars "$dir/t.csv" --value x
 refuse "bars: no numbers" 1 "no number" $plot bars "$dir/t.csv" --value name
 printf 'a,b\n' >"$dir/u.csv"
