@@ -46,7 +46,7 @@ BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL
 
 # ---- programs: each from its own source and the objects it shares
 
-PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories dev/plot
+PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories data/make_recall dev/plot
 TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 TOOLS    := test/check_stories
 BENCHES  := dev/scan_bench dev/logits
@@ -71,6 +71,7 @@ tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
 data/prepare.parts         := gsa/loader $(TOKENIZER) $(COMMON)
 data/make_stories.parts    := data/stories $(COMMON)
 dev/plot.parts             := gsa/picture $(COMMON)
+data/make_recall.parts     := $(COMMON)
 test/check_stories.parts   := data/stories $(COMMON)
 dev/scan_bench.parts       := $(MODEL)
 dev/logits.parts           := $(MODEL)
@@ -155,9 +156,17 @@ quickstart: deps
 	for seed in 1 2 3 4 5; do ./infer generate "$$model" --seed $$seed 2>/dev/null || exit 1; echo '<|endoftext|>'; done | tee $(QUICKSTART)/stories.txt
 	@echo; build/$(config)/test/check_stories $(QUICKSTART)/stories.txt --seed 1 --count 70000 | tail -n 1
 
+# twins of every kind of attention on the same text, three seeds: an hour on two cores, minutes on a GPU; stopped, it goes on. TRAIN, VAL: texts, else
+# made-up stories; SET: another comparison of dev/compare
+SET ?= modes
+compare: deps
+	@$(MAKE) --no-print-directory all
+	@dev/compare $(SET) $(if $(TRAIN),--train $(TRAIN) --val $(VAL)) $(if $(GPU_ARCH),$(if $(CUDA_PROGRAMS),--gpu)) $(COMPARE)
+
 # ---- what the programs need, from the distribution
 
 PACKAGES := gcc libgomp1 libdnnl-dev libutf8proc-dev libcjson-dev libstb-dev
+compare: PACKAGES += python3
 deps:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	[ -z "$$missing" ] && exit 0; \
@@ -174,11 +183,12 @@ help:
 	@echo "make               the programs: $(PROGRAMS) $(CUDA_PROGRAMS)"
 	@echo "make quickstart    install what is missing, build, train on made-up stories, write new ones (4 minutes)"
 	@echo "make test          install what is missing, build, run all tests"
+	@echo "make compare       kinds of attention compared on made-up stories, or TRAIN=FILE VAL=FILE, SET=recall ... (dev/compare --help; an hour)"
 	@echo "make clean         remove what was built; runs/ stays"
 	@echo "config=debug       -O0 -g3, programs under build/debug/"
 	@echo "config=sanitize    AddressSanitizer and UBSan, programs under build/sanitize/"
 	@echo "make build/release/bench   the GPU's kernels, timed (dev/cuda/bench.cu); .../positions: loss by position (dev/cuda/positions.cu)"
 	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1  NO_CUDA=1  GPU_ARCH=90  PRECISION=fp32 (of train_gsacu)"
 
-.PHONY: all probe quickstart test run-tests deps clean help FORCE
+.PHONY: all probe quickstart compare test run-tests deps clean help FORCE
 .DEFAULT_GOAL := all

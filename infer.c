@@ -1163,6 +1163,8 @@ static int report(int argc, char **argv) {
     return 0;
 }
 
+#include "gsa/study.h"
+
 #ifndef INFER_NO_MAIN
 
 int main(int argc, char **argv) {
@@ -1172,6 +1174,8 @@ int main(int argc, char **argv) {
                                "  score MODEL TASKS.jsonl    accuracy on tasks: the right one of several endings, or a text's last word\n"
                                "  fill MODEL TEXT            put tokens in place of each [MASK] of TEXT (models of --objective mlm)\n"
                                "  report MODEL TEXT          a page that shows what the model does with a text: attention, splats, predictions\n"
+                               "  measure MODEL FILE         what each head does, how far the model looks back, which heads it needs\n"
+                               "  recall MODEL FILE          what it remembers by distance: questions of data/make_recall\n"
                                "infer COMMAND --help lists the flags of a command.\n";
     program_name(argv[0]);
     if (argc >= 2 && strcmp(argv[1], "generate") == 0) return generate(argc - 1, argv + 1);
@@ -1179,6 +1183,8 @@ int main(int argc, char **argv) {
     if (argc >= 2 && strcmp(argv[1], "score") == 0) return score(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "fill") == 0) return fill(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "report") == 0) return report(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "measure") == 0) return measure(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "recall") == 0) return recall(argc - 1, argv + 1);
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(help, stdout);
         return 0;

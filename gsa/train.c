@@ -788,6 +788,7 @@ int train(int argc, char **argv, const Backend *backend) {
     printf("%s\n", backend->name());
     check_memory(backend, &config, B, s.accum);
     printf("parameters    %zu, of them %zu in the splats of %d GSA heads (of %d heads)\n", model_parameters(&config), splat_parameters, config_gsa_heads(&config), config.L * config_heads(&config));
+    printf("operations    %.3g MFLOP a token in training\n", config_operations(&config) / 1e6);
     printf("tokens        %llu for training, %llu for validation, vocabulary %d; %.0f a step, %.2f epochs\n", (unsigned long long)loader_tokens(run.train),
            val ? (unsigned long long)loader_tokens(val) : 0ull, config.V, tokens_a_step, tokens_a_step * (double)s.steps / ((double)loader_windows(run.train) * T));
     fflush(stdout);

@@ -2,7 +2,7 @@
 # The programs as a user meets them: runs that stop and go on, files of every wrong kind, flags of every wrong kind.
 # OUT is the folder of the programs (empty: the top). Ends with "name: N passed, M failed, K skipped".
 cd "$(dirname "$0")/.." || exit 1
-train=./${OUT}train_gsa infer=./${OUT}infer prepare=./${OUT}data/prepare make_stories=./${OUT}data/make_stories train_bpe=./${OUT}tokenizer/train_bpe
+train=./${OUT}train_gsa infer=./${OUT}infer prepare=./${OUT}data/prepare make_stories=./${OUT}data/make_stories make_recall=./${OUT}data/make_recall train_bpe=./${OUT}tokenizer/train_bpe
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 passed=0 failed=0 skipped=0
@@ -271,6 +271,34 @@ else
     skipped=$((skipped + 1))
 fi
 
+# ---- what heads do: the loss of the longest history is the loss of all; a GSA head taken out costs something; a short text is refused
+check "measure" $infer measure "$model" "$dir/val.txt" --tokens 1k
+cp "$dir/out" "$dir/measured"
+check "a row for each head" [ "$(grep -c '^ *0 *[01] \(standard\|splats, softmax\) *[0-9.]* *[0-9.]* *[0-9.]*$' "$dir/measured")" = 2 ]
+check "losses without each kind of heads" [ "$(grep -c '^loss without the 1 \(GSA\|standard\) heads [0-9.]*$' "$dir/measured")" = 2 ]
+check "measure one window of what perplexity measures" sh -c "$infer measure '$model' '$dir/val.txt' --tokens 1G 2>/dev/null | sed -n 's/^loss \([0-9.]*\) .*/\1/p' >'$dir/one'; awk '{ d = \$1 - $measured; exit !(d < 0.01 && d > -0.01) }' '$dir/one'"
+check "measures do not depend on the batch" sh -c "$infer measure '$model' '$dir/val.txt' --tokens 1k --batch 3 --threads 1 2>/dev/null | cmp - '$dir/measured'"
+printf 'Too short.' >"$dir/tiny.txt"
+refuse "measure: less than a window" 1 "window" $infer measure "$model" "$dir/tiny.txt"
+refuse "measure without a text" 2 "file" $infer measure "$model"
+
+# ---- recall: what the model would write is right, another word is wrong, and distances are those of the tokens
+next=$($infer generate "$model" "zoo Once upon" --tokens 1 --temperature 0 2>/dev/null)
+next=${next#zoo Once upon}
+printf 'mine\t[zoo] Once upon[%s]\nmine\t[zoo] Once upon[%%]\n' "$next" >"$dir/ask.txt"
+check "recall" $infer recall "$model" "$dir/ask.txt"
+cp "$dir/out" "$dir/recalled"
+distance=$(printf 'zoo Once upon' | ./${OUT}tokenizer/tokenize encode --tokenizer "$dir/t.bin" | wc -w)
+check "one of two is right, $distance tokens later" sh -c "awk '\$1 == \"mine\" && \$2 == $distance && \$3 == 2 && \$4 == 0.5 { found = 1 } END { exit !found }' '$dir/recalled'"
+check "questions" $make_recall --ask 3 --far 16 --out "$dir/ask.txt"
+check "questions that are documents" sh -c "[ \$(wc -l <'$dir/ask.txt') = 15 ] && ! grep -v '^\(pairs\|facts\).*\(\[[A-Za-z]*\]\).* \2$' '$dir/ask.txt'"
+refuse "recall: no questions" 1 "make_recall" $infer recall "$model" "$dir/tiny.txt"
+refuse "recall: empty" 1 "no questions" $infer recall "$model" /dev/null
+refuse "recall: a model shorter than a question" 1 "trained for 32" sh -c "$make_recall --ask 1 --far 64 --out '$dir/ask.txt' 2>/dev/null; $infer recall '$model' '$dir/ask.txt'"
+refuse "make_recall: no file" 2 "--out" $make_recall
+refuse "make_recall: documents and questions" 2 "--ask" $make_recall --ask 3 --bytes 1k --out "$dir/ask.txt"
+check "the same seed, the same documents" sh -c "$make_recall --bytes 20k --seed 4 --out - 2>/dev/null >'$dir/one'; $make_recall --bytes 20k --seed 4 --out - 2>/dev/null | cmp - '$dir/one'"
+
 # ---- one prompt three ways, greedy and by seed
 printf 'Once upon a time\n' >"$dir/prompt"
 $infer generate "$model" "Once upon a time" --tokens 20 --seed 5 >"$dir/g1" 2>/dev/null
@@ -325,7 +353,7 @@ refuse "train: val without data" 2 "--data" $train --val "$dir/s_val_000000.bin"
 refuse "infer: stray command" 2 "unknown command" sh -c "$infer tell 2>&1 >/dev/null | tail -n 1 >&2; exit 2"
 refuse "infer: generate without model" 2 "model" $infer generate
 refuse "infer: two prompts" 2 "one prompt" $infer generate a b c
-for program in $train "$infer" "$infer generate" "$infer perplexity" "$infer score" "$infer fill" $prepare $make_stories $train_bpe ./${OUT}tokenizer/tokenize; do
+for program in $train "$infer" "$infer generate" "$infer perplexity" "$infer score" "$infer fill" "$infer measure" "$infer recall" $prepare $make_stories $make_recall $train_bpe ./${OUT}tokenizer/tokenize; do
     check "$program --help" $program --help
     [ "$program" = $train ] || refuse "$program without arguments" 2 "" sh -c "$program 2>&1 >/dev/null </dev/null | tail -n 1 >&2; $program >/dev/null 2>&1 </dev/null"
 done

@@ -1,0 +1,103 @@
+#!/bin/sh
+# dev/compare from end to end, tiny: two kinds of attention, two seeds; stopped and started again; its table, and the README's. And whether the README's
+# tables are the ones that dev/compare last wrote. Ends with "name: N passed, M failed, K skipped".
+cd "$(dirname "$0")/.." || exit 1
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+passed=0 failed=0
+export OUT
+pass() { passed=$((passed + 1)); }
+fail() { failed=$((failed + 1)); echo "FAIL $1"; }
+check() { name=$1; shift; if "$@" >"$dir/out" 2>"$dir/err"; then pass; else fail "$name (status $?): $(tail -n 2 "$dir/err")"; fi; }
+refuse() { # NAME STATUS WORD COMMAND...
+    name=$1 status=$2 word=$3
+    shift 3
+    "$@" >"$dir/out" 2>"$dir/err" </dev/null
+    got=$?
+    if [ $got -ne "$status" ]; then fail "$name: status $got, not $status: $(tail -n 2 "$dir/err")"
+    elif ! tail -n 1 "$dir/err" | grep -qF -e "$word"; then fail "$name: '$word' is not in: $(cat "$dir/err")"
+    else pass; fi
+}
+if ! command -v python3 >/dev/null; then
+    echo "skip dev/compare: no python3"
+    echo "compare: 0 passed, 0 failed, 1 skipped"
+    exit 0
+fi
+
+tiny="--seeds 1,2 --depth 1 --seq 32 --batch 2 --vocab 300 --measure-tokens 512 --threads 1"
+two="modes --tokens 6400 $tiny"
+compare() { dev/compare $two --rows "standard.rope gsa-linear.rope" "$@"; }
+one() { dev/compare $two --rows standard.rope "$@"; }
+all_but_speed() { python3 -c 'import csv, sys; [print({k: v for k, v in r.items() if k != "tokens_per_s"}) for r in csv.DictReader(x for x in open(sys.argv[1]) if x[0] != "#")]' "$1/results.csv"; }
+same() { all_but_speed "$1" | cmp - "$2"; }
+
+check "two kinds, two seeds" compare --out "$dir/a"
+all_but_speed "$dir/a" >"$dir/expected"
+check "a line a run" [ "$(grep -c '^\(standard\|gsa-linear\).rope,' "$dir/a/results.csv")" = 4 ]
+check "every measure of a run" python3 - "$dir/a/results.csv" <<'PYTHON'
+import csv, math, sys
+rows = list(csv.DictReader(line for line in open(sys.argv[1]) if not line.startswith("# ")))
+for r in rows:
+    for column in "parameters mflop memory_mib tokens tokens_per_s loss bits_per_byte entropy distance reach effective_context".split():
+        assert math.isfinite(float(r[column])) and float(r[column]) > 0, (r["row"], column, r[column])
+    assert (r["loss_without_gsa"] == "") == (r["row"] == "standard.rope") and r["tokens"] == "6400" and r["status"] == "done", r
+assert len({r["loss"] for r in rows}) == 4, "seeds and kinds differ"
+PYTHON
+check "mean and deviation in the table" python3 - "$dir/a/results.csv" "$dir/a/table.md" <<'PYTHON'
+import csv, sys
+rows = list(csv.DictReader(line for line in open(sys.argv[1]) if not line.startswith("# ")))
+for label, row in (("standard", "standard.rope"), ("gsa, linear", "gsa-linear.rope")):
+    a, b = (float(r["loss"]) for r in rows if r["row"] == row)
+    line = [x for x in open(sys.argv[2]) if x.startswith(f"| {label} |")][0].replace("**", "")
+    assert f"| {(a + b) / 2:.3f} ± {abs(a - b) / 2 ** 0.5:.3f} |" in line, (a, b, line)
+PYTHON
+ls -l --time-style=full-iso "$dir"/a/*/model_*.bin >"$dir/times"
+check "once more: nothing is repeated" compare --out "$dir/a"
+check "the same models" sh -c "ls -l --time-style=full-iso '$dir'/a/*/model_*.bin | cmp - '$dir/times'"
+refuse "another description in the same folder" 1 "command.txt" compare --lr 1e-3 --out "$dir/a"
+
+# ---- stopped in the middle of a training, by a signal and then by the loss of its files' last part; it goes on and ends where the other did
+python3 dev/compare $two --rows "standard.rope gsa-linear.rope" --out "$dir/b" >"$dir/out" 2>&1 &
+pid=$!
+n=0
+while ! grep -qs '^s:2[0-9] trl' "$dir/b/standard.rope.1/main.log" && [ $n -lt 600 ]; do sleep 0.05 2>/dev/null || sleep 1; n=$((n + 1)); done
+kill -TERM $pid
+wait $pid
+stopped=$?
+check "stopped by a signal: status 130, not $stopped" [ $stopped = 130 ]
+check "stopped before its end" sh -c "! [ -e '$dir/b/results.csv' ] && ls '$dir'/b/standard.rope.1/model_*.bin"
+check "two at a time, it goes on" compare --jobs 2 --out "$dir/b"
+check "and ends where the unbroken one did" same "$dir/b" "$dir/expected"
+check "by going on, not by starting again" grep -q 'going on from step' "$dir/b/standard.rope.1/train.txt"
+
+# ---- a run that diverges is a result; one that cannot be is an error
+check "a training that diverges" one --flags "--lr 10 --clip 0 --warmup 0 --weight-decay 10" --out "$dir/d"
+grep -q 'diverged' "$dir/d/table.md" && pass || fail "divergence is in the table: $(cat "$dir/d/table.md" 2>/dev/null || tail -n 1 "$dir/err")"
+refuse "a training that is refused" 1 "--channels 30" one --flags "--heads 4 --channels 30" --out "$dir/e"
+refuse "an unknown row" 2 "standard" dev/compare $two --rows sideways.rope --out "$dir/e"
+refuse "an unknown set" 2 "choose from" dev/compare fashions
+refuse "half a text" 2 "--val" compare --train "$0"
+for set in modes splats stability init covariance ratio context recall; do
+    check "the set $set" dev/compare $set --dry-run --out "$dir/f"
+    sed 's/ --out [^ ]*//' "$dir/out" >"$dir/set"
+    check "its rows differ: $set" [ $(sort -u "$dir/set" | grep -c .) = $(grep -c . "$dir/set") ]
+    check "three seeds of some rows: $set" [ $(grep -c . "$dir/set") -ge 9 ]
+done
+
+# ---- recall
+check "the probe of memory" dev/compare recall --rows "standard.rope" --seeds 1 --depth 1 --seq 128 --batch 2 --tokens 3200 --threads 1 --measure-tokens 512 --out "$dir/r"
+check "accuracies by distance" grep -q 'pairs, up to 24.*facts, 24 to 96' "$dir/r/table.md"
+
+# ---- the README's tables
+printf 'Before.\n\n<!-- compare two -->\nold\n<!-- /compare -->\n\nAfter.\n' >"$dir/README.md"
+check "a result is kept and shown" compare --out "$dir/a" --keep two --results "$dir/results" --readme-file "$dir/README.md"
+check "the README has the table" sh -c "grep -q '^| gsa, linear |' '$dir/README.md' && grep -q '^Before' '$dir/README.md' && grep -q '^After' '$dir/README.md' && ! grep -q '^old' '$dir/README.md'"
+check "it is the one that was written" dev/compare readme --check --results "$dir/results" --readme-file "$dir/README.md"
+sed '/^| gsa, linear/y/0123456789/1234567890/' "$dir/README.md" >"$dir/other.md"
+refuse "a table with other digits" 1 "not those" dev/compare readme --check --results "$dir/results" --readme-file "$dir/other.md"
+refuse "a table without its result" 1 "no " dev/compare readme --check --results "$dir/nothing" --readme-file "$dir/README.md"
+refuse "a result without its table" 1 "no place" dev/compare readme --check --results "$dir/results" --readme-file "$dir/a/table.md"
+check "the README's tables are those that dev/compare last wrote" dev/compare readme --check
+
+echo "compare: $passed passed, $failed failed, 0 skipped"
+[ "$failed" -eq 0 ]
