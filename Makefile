@@ -49,7 +49,7 @@ BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL
 PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories data/make_recall dev/plot
 TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 TOOLS    := test/check_stories
-BENCHES  := dev/scan_bench dev/logits
+BENCHES  := dev/scan_bench dev/infer_bench dev/logits
 ifeq ($(config)$(if $(NVCC),-cuda),release-cuda) # the sanitizers do not see device code
 CUDA_PROGRAMS := train_gsacu
 ifneq ($(GPU_ARCH),) # minutes of compiling, and nothing to run without a card
@@ -76,6 +76,8 @@ test/check_stories.parts   := data/stories $(COMMON)
 dev/scan_bench.parts       := $(MODEL)
 dev/logits.parts           := $(MODEL)
 dev/scan_bench.libs         = $(NETWORK_LIBS)
+dev/infer_bench.parts      := $(MODEL)
+dev/infer_bench.libs        = $(NETWORK_LIBS)
 dev/logits.libs             = $(NETWORK_LIBS)
 $(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) gsa/tasks gsa/picture gsa/report))
 

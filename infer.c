@@ -132,75 +132,129 @@ static bool model_endless(const Model *m) {
 
 /* ---------------------------------------------------------------------------------------------- matrix times vectors */
 
-/* out[i * ldo] = w . in[i * C], i < N, w (C): a loaded weight serves all N; for each i the sum is the same whatever N. */
-#define DOTS(name, N)                                                                                                           \
-    static inline void name(real *out, size_t ldo, const real *w, const real *in, size_t C) {                                   \
-        enum { UNROLL = 4 };                                                                                                    \
-        vector sum[N][UNROLL];                                                                                                  \
-        real lane[LANES];                                                                                                       \
-        size_t c = 0;                                                                                                           \
+/* A row is read in blocks of four vectors. bf16 and int8 are taken apart without shuffles: a loaded word holds 2 or 4 neighbours, which shifts and masks
+   turn into numbers, so vector u of a block holds every second or fourth one, from u on; the other factor is brought into that order once for all rows
+   (in_blocks). int8 comes out times 2^24. */
+enum { VECTORS = 4, IN_BLOCK = VECTORS * LANES };
+typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
+typedef int32_t signed_words __attribute__((vector_size(VECTOR_BYTES)));
+
+static inline void block_f32(vector f[VECTORS], const char *w) {
+    for (int u = 0; u < VECTORS; u++) f[u] = *(const vector *)(w + u * VECTOR_BYTES);
+}
+
+static inline void block_bf16(vector f[VECTORS], const char *w) {
+    for (int u = 0; u < VECTORS; u += 2) {
+        words pair = *(const words *)(w + u / 2 * VECTOR_BYTES);
+        f[u] = (vector)(pair << 16), f[u + 1] = (vector)(pair & 0xFFFF0000u);
+    }
+}
+
+static inline void block_int8(vector f[VECTORS], const char *w) {
+    words four = *(const words *)w;
+    for (int u = 0; u < VECTORS; u++) f[u] = __builtin_convertvector((signed_words)((four << (24 - 8 * u)) & 0xFF000000u), vector);
+}
+
+/* x (C) for rows of this type: whole blocks in the order of their vectors. The last block ends with the row, so it holds again some of what the one before
+   it has: zeros stand there, and behind a row that is shorter than a block. */
+static void in_blocks(real *out, const real *x, int type, size_t C) {
+    const size_t apart = type == TYPE_F32 ? 1 : type == TYPE_BF16 ? 2 : 4;
+    for (size_t c = 0; c < C; c += IN_BLOCK, out += IN_BLOCK) {
+        size_t start = c + IN_BLOCK <= C ? c : C < IN_BLOCK ? 0 : C - IN_BLOCK;
+        for (size_t k = 0; k < IN_BLOCK; k++) {
+            size_t vector_of = apart == 1 ? k / LANES : apart == 2 ? k / (2 * LANES) * 2 + k % 2 : k % 4, lane = apart == 1 ? k % LANES : apart == 2 ? k % (2 * LANES) / 2 : k / 4;
+            out[vector_of * LANES + lane] = start + k < c || start + k >= C ? 0 : x[start + k];
+        }
+    }
+}
+
+/* out[i] = row . in_i, i < N, in (N, blocks) as in_blocks makes them: a loaded weight serves all N, and each sum is the same whatever N. */
+#define DOTS(name, N, block, bytes)                                                                                             \
+    static inline void name(real out[N], const char *row, const real *in, size_t C) {                                           \
+        const size_t length = (C + IN_BLOCK - 1) / IN_BLOCK * IN_BLOCK;                                                         \
+        vector sum[N][VECTORS];                                                                                                 \
         memset(sum, 0, sizeof sum);                                                                                             \
-        for (; c + UNROLL * LANES <= C; c += UNROLL * LANES)                                                                    \
-            for (int u = 0; u < UNROLL; u++) {                                                                                  \
-                vector x = *(const vector *)(w + c + u * LANES);                                                                \
-                for (int i = 0; i < N; i++) sum[i][u] += x * *(const vector *)(in + i * C + c + u * LANES);                     \
-            }                                                                                                                   \
-        for (; c + LANES <= C; c += LANES)                                                                                      \
-            for (int i = 0; i < N; i++) sum[i][0] += *(const vector *)(w + c) * *(const vector *)(in + i * C + c);              \
+        for (size_t c = 0; c < C; c += IN_BLOCK) {                                                                              \
+            vector f[VECTORS];                                                                                                  \
+            block(f, row + (c + IN_BLOCK <= C ? c : C - IN_BLOCK) * (bytes));                                                   \
+            for (int i = 0; i < N; i++)                                                                                         \
+                for (int u = 0; u < VECTORS; u++) sum[i][u] += f[u] * *(const vector *)(in + i * length + c + u * LANES);       \
+        }                                                                                                                       \
         for (int i = 0; i < N; i++) {                                                                                           \
+            real lane[LANES];                                                                                                   \
             *(vector *)lane = (sum[i][0] + sum[i][1]) + (sum[i][2] + sum[i][3]);                                                \
             for (int half = LANES / 2; half > 0; half /= 2)                                                                     \
                 for (int k = 0; k < half; k++) lane[k] += lane[k + half];                                                       \
-            for (size_t k = c; k < C; k++) lane[0] += w[k] * in[i * C + k];                                                     \
-            out[i * ldo] = lane[0];                                                                                             \
+            out[i] = lane[0];                                                                                                   \
         }                                                                                                                       \
     }
-DOTS(dots_1, 1)
-DOTS(dots_4, 4)
+DOTS(dots_f32_1, 1, block_f32, 4)
+DOTS(dots_f32_4, 4, block_f32, 4)
+DOTS(dots_bf16_1, 1, block_bf16, 2)
+DOTS(dots_bf16_4, 4, block_bf16, 2)
+DOTS(dots_int8_1, 1, block_int8, 1)
+DOTS(dots_int8_4, 4, block_int8, 1)
 
 enum { THEN_NOTHING, THEN_ADD, THEN_GELU };
 
-/* out (N, OC) with rows ldo apart = in (N, C) times rows first .. first + OC - 1 of w, plus bias (or NULL); ADD: out += that; GELU: out = gelu(that).
-   steps: one token of each of N texts. Then a thread reads its rows of w once, in order, at the speed of the memory, and what comes out for one text
-   does not depend on the others. Otherwise blocks of rows are brought into fp32 for products of matrices. */
-static void matrix_forward(real *out, size_t ldo, const real *in, const Matrix *w, size_t first, const real *bias, size_t N, size_t OC, int then, bool steps) {
-    const size_t C = w->columns, group = steps ? 16 : 64, groups = (OC + group - 1) / group;
-#pragma omp parallel if (N * C * OC > 65536)
-    {
-        real *room = w->type == TYPE_F32 ? NULL : (real *)xmalloc((steps ? 1 : group) * C * sizeof(real));
-#pragma omp for schedule(static)
-        for (size_t g = 0; g < groups; g++) {
-            size_t o0 = g * group, n = OC - o0 < group ? OC - o0 : group;
-            for (size_t o = o0; steps && o < o0 + n; o++) {
-                const real *row = matrix_row(w, first + o, room);
-                real scale = w->scales ? w->scales[first + o] : 1, offset = bias ? bias[o] : 0;
-                for (size_t i = 0; i < N;) {
-                    real sum[4];
-                    size_t m = N - i >= 4 ? 4 : 1;
-                    if (m == 4) dots_4(sum, 1, row, in + i * C, C);
-                    else dots_1(sum, 1, row, in + i * C, C);
-                    for (size_t k = 0; k < m; k++, i++) out[i * ldo + o] = (then == THEN_ADD ? out[i * ldo + o] : 0) + (sum[k] * scale + offset);
-                }
-            }
-            if (!steps) {
-                const real *rows = (const real *)w->data + (first + o0) * C;
-                for (size_t o = 0; o < n && room; o++) {
-                    matrix_row(w, first + o0 + o, room + o * C);
-                    for (size_t c = 0; c < C && w->scales; c++) room[o * C + c] *= w->scales[first + o0 + o];
-                    rows = room;
-                }
-                gemm_block(false, true, N, n, C, in, C, rows, C, out + o0, ldo, then == THEN_ADD);
-                for (size_t i = 0; i < N && bias; i++)
-                    for (size_t o = o0; o < o0 + n; o++) out[i * ldo + o] += bias[o];
-            }
-            for (size_t i = 0; i < N && then == THEN_GELU; i++) {
-                real *o = out + i * ldo + o0;
-#pragma omp simd
-                for (size_t k = 0; k < n; k++) o[k] = gelu(o[k]);
-            }
+/* out[i * ldo + o] for rows o0 .. o0 + n - 1 of w from `first` on, one token of each of N texts, in (N, blocks): a thread reads its rows once, in order. */
+static void matrix_step(real *out, size_t ldo, const real *in, const Matrix *w, size_t first, const real *bias, size_t N, size_t o0, size_t n, bool add) {
+    const size_t C = w->columns, length = (C + IN_BLOCK - 1) / IN_BLOCK * IN_BLOCK, bytes = w->type == TYPE_F32 ? 4 : w->type == TYPE_BF16 ? 2 : 1, wide = C < IN_BLOCK ? IN_BLOCK : C;
+    char padded[IN_BLOCK * sizeof(real)] = {0}; /* of a row shorter than a block */
+    for (size_t o = o0; o < o0 + n; o++) {
+        const char *row = (const char *)w->data + (first + o) * C * bytes;
+        if (C < IN_BLOCK) row = (const char *)memcpy(padded, row, C * bytes);
+        const real scale = w->scales ? w->scales[first + o] * 0x1p-24f : 1, offset = bias ? bias[o] : 0;
+        for (size_t i = 0; i < N;) {
+            real sum[4];
+            const real *x = in + i * length;
+            size_t m = N - i >= 4 ? 4 : 1;
+            if (w->type == TYPE_F32) m == 4 ? dots_f32_4(sum, row, x, wide) : dots_f32_1(sum, row, x, wide);
+            else if (w->type == TYPE_BF16) m == 4 ? dots_bf16_4(sum, row, x, wide) : dots_bf16_1(sum, row, x, wide);
+            else m == 4 ? dots_int8_4(sum, row, x, wide) : dots_int8_1(sum, row, x, wide);
+            for (size_t k = 0; k < m; k++, i++) out[i * ldo + o] = (add ? out[i * ldo + o] : 0) + (sum[k] * scale + offset);
         }
-        free(room);
     }
+}
+
+/* The same for the many tokens of a pass, in (N, C): the rows brought into fp32 for a product of matrices. */
+static void matrix_product(real *out, size_t ldo, const real *in, const Matrix *w, size_t first, const real *bias, size_t N, size_t o0, size_t n, bool add) {
+    const size_t C = w->columns;
+    const real *rows = (const real *)w->data + (first + o0) * C;
+    real *room = w->type == TYPE_F32 ? NULL : (real *)xmalloc(n * C * sizeof(real));
+    for (size_t o = 0; o < n && room; o++) {
+        matrix_row(w, first + o0 + o, room + o * C);
+        for (size_t c = 0; c < C && w->scales; c++) room[o * C + c] *= w->scales[first + o0 + o];
+        rows = room;
+    }
+    gemm_block(false, true, N, n, C, in, C, rows, C, out + o0, ldo, add);
+    for (size_t i = 0; i < N && bias; i++)
+        for (size_t o = o0; o < o0 + n; o++) out[i * ldo + o] += bias[o];
+    free(room);
+}
+
+/* out (N, OC) with rows ldo apart = in (N, C) times rows first .. first + OC - 1 of w, plus bias (or NULL); ADD: out += that; GELU: out = gelu(that).
+   steps: one token of each of N texts, at the speed of the memory; what comes out for one text does not depend on the others. */
+static void matrix_forward(real *out, size_t ldo, const real *in, const Matrix *w, size_t first, const real *bias, size_t N, size_t OC, int then, bool steps) {
+    const size_t C = w->columns, length = (C + IN_BLOCK - 1) / IN_BLOCK * IN_BLOCK, group = steps ? 16 : 64, groups = (OC + group - 1) / group;
+    real *blocks = NULL;
+    if (steps) {
+        blocks = (real *)aligned_alloc(64, N * length * sizeof(real));
+        if (!blocks) die("out of memory");
+        for (size_t i = 0; i < N; i++) in_blocks(blocks + i * length, in + i * C, w->type, C);
+    }
+#pragma omp parallel for schedule(static) if (N * C * OC > 65536)
+    for (size_t g = 0; g < groups; g++) {
+        size_t o0 = g * group, n = OC - o0 < group ? OC - o0 : group;
+        if (steps) matrix_step(out, ldo, blocks, w, first, bias, N, o0, n, then == THEN_ADD);
+        else matrix_product(out, ldo, in, w, first, bias, N, o0, n, then == THEN_ADD);
+        for (size_t i = 0; i < N && then == THEN_GELU; i++) {
+            real *o = out + i * ldo + o0;
+#pragma omp simd
+            for (size_t k = 0; k < n; k++) o[k] = gelu(o[k]);
+        }
+    }
+    free(blocks);
 }
 
 /* ---------------------------------------------------------------------------------------------- sessions */
@@ -1163,6 +1217,53 @@ static int report(int argc, char **argv) {
     return 0;
 }
 
+/* A model file with the matrices in a smaller type; all that is small stays fp32. */
+static int quantize(int argc, char **argv) {
+    const char *type = NULL;
+    Flag flags[] = {
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
+        {FLAG_CHOICE, "type", &type, 0, 0, "bf16|int8", "bf16: half the bytes; int8, with a scale for each row of a matrix: a quarter", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+    };
+    int n = parse_flags(flags, argc, argv, "usage: infer quantize MODEL OUT --type bf16|int8\nWrites MODEL to the file OUT with its matrices rounded. Every command takes such a file.\n");
+    if (n != 2) die_usage("quantize needs a model and the name of the file to write: infer quantize MODEL OUT --type int8");
+    if (!type) die_usage("quantize needs --type bf16 or --type int8");
+    Checkpoint *k = checkpoint_open(argv[1], CHECKPOINT_MODEL);
+    if (checkpoint_weight_type(k) != TYPE_F32) die("%s holds rounded weights already; quantize the file that training wrote", argv[1]);
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(&k->config, tensors);
+    Entry *entries = (Entry *)xmalloc(((size_t)k->count + NUM_TENSORS) * sizeof *entries);
+    const void **data = (const void **)xmalloc(((size_t)k->count + NUM_TENSORS) * sizeof *data);
+    void *made[2 * NUM_TENSORS];
+    bool done[NUM_TENSORS] = {false};
+    int count = 0, mades = 0;
+    for (int i = 0; i < k->count; i++) {
+        int tensor = 0;
+        while (tensor < NUM_TENSORS && strcmp(tensors[tensor].name, k->entries[i].name) != 0) tensor++;
+        entries[count] = k->entries[i], data[count++] = k->map + k->entries[i].offset;
+        if (tensor == NUM_TENSORS || !tensor_is_matrix(tensor)) continue;
+        if (done[tensor]) die("%s is damaged: it holds tensor %s twice", argv[1], tensors[tensor].name);
+        Matrix m = checkpoint_matrix(k, "", tensor);
+        done[tensor] = true;
+        const int64_t rows = (int64_t)(tensors[tensor].size / m.columns);
+        const float *from = (const float *)m.data;
+        m.type = strcmp(type, "bf16") == 0 ? TYPE_BF16 : TYPE_I8;
+        float *scales = (float *)(made[mades++] = xmalloc((size_t)rows * sizeof *scales));
+        entries[count - 1] = checkpoint_entry(tensors[tensor].name, m.type, 3, tensors[tensor].shape);
+        data[count - 1] = made[mades++] = xmalloc((size_t)entries[count - 1].bytes);
+        if (!matrix_round(&m, from, (size_t)rows, made[mades - 1], scales)) die("%s: tensor %s holds a number that is not finite", argv[1], tensors[tensor].name);
+        if (m.type != TYPE_I8) continue;
+        char name[64];
+        snprintf(name, sizeof name, "%s.scales", tensors[tensor].name);
+        entries[count] = checkpoint_entry(name, TYPE_F32, 1, &rows), data[count++] = scales;
+    }
+    checkpoint_write(argv[2], CHECKPOINT_MODEL, &k->config, k->step, entries, data, count);
+    fprintf(stderr, "%s: %.1f MiB; %s: %.1f MiB\n", argv[1], (double)k->bytes / 1048576, argv[2], (double)(entries[count - 1].offset + entries[count - 1].bytes) / 1048576);
+    while (mades > 0) free(made[--mades]);
+    free(entries), free(data);
+    checkpoint_close(k);
+    return 0;
+}
 #include "gsa/study.h"
 
 #ifndef INFER_NO_MAIN
@@ -1172,6 +1273,7 @@ int main(int argc, char **argv) {
                                "  generate MODEL [PROMPT]    continue a prompt\n"
                                "  perplexity MODEL FILE      loss, perplexity and bits per byte of a text or shard\n"
                                "  score MODEL TASKS.jsonl    accuracy on tasks: the right one of several endings, or a text's last word\n"
+                               "  quantize MODEL OUT         the model with bf16 or int8 weights: smaller files, faster generation\n"
                                "  fill MODEL TEXT            put tokens in place of each [MASK] of TEXT (models of --objective mlm)\n"
                                "  report MODEL TEXT          a page that shows what the model does with a text: attention, splats, predictions\n"
                                "  measure MODEL FILE         what each head does, how far the model looks back, which heads it needs\n"
@@ -1181,6 +1283,7 @@ int main(int argc, char **argv) {
     if (argc >= 2 && strcmp(argv[1], "generate") == 0) return generate(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "perplexity") == 0) return perplexity(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "score") == 0) return score(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "quantize") == 0) return quantize(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "fill") == 0) return fill(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "report") == 0) return report(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "measure") == 0) return measure(argc - 1, argv + 1);
