@@ -205,7 +205,8 @@ static void put(Page *p, const char *text) { xfwrite(text, 1, strlen(text), p->f
 
 static void put_number(Page *p, double value, int decimals) {
     char text[64];
-    if (!isfinite(value)) snprintf(text, sizeof text, "null"); /* JSON has no NaN */
+    if (isnan(value)) snprintf(text, sizeof text, "null"); /* JSON has no NaN, and an infinite number is one that is too large */
+    else if (isinf(value)) snprintf(text, sizeof text, value > 0 ? "1e999" : "-1e999");
     else snprintf(text, sizeof text, "%.*f", decimals, value);
     put(p, text);
 }

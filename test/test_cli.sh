@@ -217,6 +217,7 @@ check "train on from llm.c's" $train $data --init-from "$llmc" --batch 4 --steps
 check "train on from ours" $train $data --init-from "$gpt2" --batch 4 --steps 2 --sample-every 0 --out "$dir/gpt2.on"
 set +f
 check "to the same model" cmp "$dir/llmc.on/model_00000002.bin" "$dir/gpt2.on/model_00000002.bin"
+check "report of llm.c's" $infer report "$llmc" Once --tokenizer "$dir/t.bin" -o "$dir/r.html"
 check "the tokenizer of a model, given again" $infer generate "$gpt2" Once --tokens 2 --tokenizer "$dir/t.bin"
 refuse "another tokenizer than the model's" 1 "t385.bin" $infer generate "$gpt2" Once --tokenizer "$dir/t385.bin"
 refuse "llm.c's without a tokenizer" 1 "--tokenizer" $infer generate "$llmc" Once

@@ -41,6 +41,14 @@ static char *tokenizer_file, *shard_file, *model_file;
 static void read_by_generate(char *path) { COMMAND(generate, path, (char *)"Once", (char *)"--tokens", (char *)"3"); }
 static void read_by_perplexity(char *path) { COMMAND(perplexity, path, shard_file); }
 static void read_by_fill(char *path) { COMMAND(fill, path, (char *)"The [MASK] sat"); }
+static void read_by_report(char *path) { COMMAND(report, path, (char *)"Once upon", (char *)"--out", in_folder("damaged.html"), (char *)"--pictures", in_folder("pictures")); }
+static void read_log(char *path) {
+    const char *log = path;
+    Canvas *c = log_has_adaptation(log) ? picture_adaptation(log) : picture_losses("Loss", &log, NULL, 1, 0, 0);
+    char *out = in_folder("damaged.png");
+    canvas_write(c, out);
+    exit(0);
+}
 static void read_llmc(char *path) { COMMAND(generate, path, (char *)"Once", (char *)"--tokens", (char *)"3", (char *)"--tokenizer", tokenizer_file); }
 static void read_text(char *path) { COMMAND(perplexity, model_file, path); } /* a shard, a text */
 static void read_prompt(char *path) { COMMAND(generate, model_file, (char *)"--file", path, (char *)"--tokens", (char *)"1"); }
@@ -352,11 +360,18 @@ int main(int argc, char **argv) {
     run("mkdir %s/resume && cp %s/hybrid/*_00000002.bin %s/resume", folder, folder, folder);
     char *state = in_folder("hybrid/state_00000002.bin");
 
+    char *log = in_folder("main.log");
+    f = xfopen(log, "wb");
+    for (int s = 0; s < 40; s++) fprintf(f, "s:%d trl:%g lr:0.001\n%s", s, 7 - 0.1 * s, s % 9 ? "" : "s:9 tel:5\ns:9 adp:birth l:1 h:0 slot:3 act:0.1\ns:9 adp:state alive:9 fewest:4 coverage:-1.5\n");
+    fclose(f);
+
     Kind kinds[] = {
         {"hybrid", "damaged", hybrid, read_by_generate, BINARY, 0, 0},
         {"extend", "damaged", extend, read_by_generate, BINARY, 0, 0},
         {"linear", "damaged", linear, read_by_perplexity, BINARY, 0, 0},
         {"encoder", "damaged", encoder, read_by_fill, BINARY, 0, 0},
+        {"report", "damaged", extend, read_by_report, BINARY, 0, 0},
+        {"log", "damaged", log, read_log, TEXT, 0, 0},
         {"init-from", "damaged", hybrid, read_by_init, BINARY, 0, 0},
         {"state", "resume/state_00000002.bin", state, read_by_resume, BINARY, 0, 0},
         {"llmc", "damaged", llmc, read_llmc, BINARY, 0, 0},
