@@ -310,6 +310,36 @@ check "prompt from standard input" cmp "$dir/g1" "$dir/g3"
 check "another seed, another text" sh -c "$infer generate '$model' 'Once upon a time' --tokens 20 --seed 6 | cmp -s - '$dir/g1' && exit 1 || exit 0"
 check "top-k 1 is greedy" sh -c "$infer generate '$model' Once --tokens 9 --top-k 1 >'$dir/g4' && $infer generate '$model' Once --tokens 9 --temperature 0 | cmp - '$dir/g4'"
 
+# ---- several samples are what each seed alone writes; ends; rounded weights
+for seed in 5 6 7; do $infer generate "$model" "Once upon a time" --tokens 20 --seed $seed 2>/dev/null; echo '<|endoftext|>'; done >"$dir/g5"
+$infer generate "$model" "Once upon a time" --tokens 20 --seed 5 --samples 3 --threads 2 >"$dir/g6" 2>"$dir/err"
+check "three samples are three seeds" cmp "$dir/g5" "$dir/g6"
+check "prefill and decode are timed apart" grep -q '^prompt [0-9]* tokens in [0-9.]* s, [0-9]* tokens/s; 60 tokens generated in [0-9.]* s, [0-9]* tokens/s; stopped at the number of tokens asked for (3)$' "$dir/err"
+check "a stop text" sh -c "$infer generate '$dir/o/model_00000150.bin' --temperature 0 2>/dev/null | head -c 30 >'$dir/g7'; stop=\$(tail -c 5 '$dir/g7'); $infer generate '$dir/o/model_00000150.bin' --temperature 0 --stop nothing --stop \"\$stop\" 2>'$dir/err' | head -c -1 >'$dir/g8' && \
+    head -c \$(wc -c <'$dir/g8') '$dir/g7' | cmp - '$dir/g8' && [ \$(wc -c <'$dir/g8') -le 25 ] && grep -q 'stopped at a --stop text' '$dir/err'"
+check "beyond what it was trained for" sh -c "$infer generate '$model' Once --context 80 --endless 2>&1 >/dev/null | grep 'stopped at the end of the context$'"
+check "as far as it was trained for" sh -c "$infer generate '$model' Once --endless 2>&1 >/dev/null | grep 'the end of the context of 32 tokens that it was trained for; --context'"
+check "without end" sh -c "$train $tiny --attention hybrid --mixer linear --window 8 --steps 1 --out '$dir/w' && $infer generate '$dir/w/model_00000001.bin' --endless --tokens 300 2>&1 >/dev/null | grep ' 300 tokens generated'"
+check "a model with learned positions" $train $tiny --pos learned --steps 1 --out "$dir/l"
+refuse "beyond learned positions" 1 "learned positions" $infer generate "$dir/l/model_00000001.bin" --context 33
+refuse "an empty stop text" 2 "--stop" $infer generate "$model" --stop ""
+refuse "no samples" 2 "--samples" $infer generate "$model" --samples 0
+for type in bf16 int8; do
+    check "quantize to $type" $infer quantize "$model" "$dir/$type.bin" --type $type
+    check "generate with $type" $infer generate "$dir/$type.bin" Once --tokens 20
+    $infer perplexity "$dir/$type.bin" "$dir/val.txt" >"$dir/out" 2>/dev/null
+    one=$(sed -n 's/^perplexity \([0-9.]*\).*/\1/p' "$dir/ppl") other=$(sed -n 's/^perplexity \([0-9.]*\).*/\1/p' "$dir/out")
+    if awk "BEGIN { d = ($other + 0) / ($one + 0) - 1; exit !(d < 0.005 && d > -0.005) }"; then pass; else fail "perplexity $one, in $type $other"; fi
+    check "train from $type" $train --data "$dir/s_train_000000.bin" --init-from "$dir/$type.bin" --batch 4 --steps 2 --sample-every 0 --out "$dir/from_$type"
+    refuse "quantize twice" 1 "already" $infer quantize "$dir/$type.bin" "$dir/twice.bin" --type int8
+    mkdir "$dir/resume_$type" && cp "$dir/p/state_00000006.bin" "$dir/resume_$type" && cp "$dir/$type.bin" "$dir/resume_$type/model_00000006.bin"
+    refuse "resume from $type" 1 "--init-from" $train --resume --out "$dir/resume_$type"
+done
+head -c -200 "$dir/int8.bin" >"$dir/short8.bin"
+refuse "a truncated int8 model" 1 "truncated" $infer generate "$dir/short8.bin"
+refuse "quantize without a type" 2 "--type" $infer quantize "$model" "$dir/x.bin"
+refuse "quantize without a name" 2 "quantize" $infer quantize "$model" --type int8
+
 # ---- golden: with the built-in matrix products and a fixed instruction set, the first losses to 6 digits and a story learned by heart
 if [ "$(uname -m)" = x86_64 ] && [ -z "$OUT" ]; then
     check "build for golden results" make -s OUT=build/golden/ NO_DNNL=1 MARCH=x86-64-v2 build/golden/train_gsa build/golden/infer

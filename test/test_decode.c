@@ -3,6 +3,8 @@
 #define INFER_NO_MAIN
 #include "network.h"
 
+#include <sys/resource.h>
+
 enum { T = 300 }; /* several chunks of the scan, blocks of queries and passes, beyond all windows here */
 
 /* A model for infer.c on the parameters of one for training. */
@@ -102,6 +104,214 @@ static void check_decoder(const Config *c, const char *what) {
     gsa_destroy(g);
 }
 
+/* ---------------------------------------------------------------------------------------------- rounded weights */
+
+/* A model with rounded matrices reads and steps as one for training does whose weights are what the rounding left; the rounding is as near as its type allows. */
+static void check_rounded(Config c, int type, int channels) {
+    c.C = channels, c.T = T;
+    GSA *g = scattered_model(&c, 1, 50);
+    Model *m = model_on(g);
+    void *made[2 * NUM_TENSORS];
+    int count = 0, x[T];
+    uint64_t rng = 51;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        if (!tensor_is_matrix(i)) continue;
+        Matrix *w = &m->matrix[i];
+        real *exact = g->params + g->tensors[i].offset;
+        size_t n = g->tensors[i].size, rows = n / w->columns;
+        float *scales = (float *)(made[count++] = xmalloc(rows * sizeof(float))), *row = (float *)xmalloc(w->columns * sizeof(float));
+        void *data = made[count++] = xmalloc(4 * n);
+        w->type = type;
+        CHECK(matrix_round(w, exact, rows, data, scales), "rounding");
+        w->data = data, w->scales = type == TYPE_I8 ? scales : NULL;
+        double worst = 0;
+        for (size_t r = 0; r < rows; r++) {
+            const float *rounded = matrix_row(w, r, row);
+            float most = 0;
+            for (size_t k = 0; k < w->columns; k++) most = fmaxf(most, fabsf(exact[r * w->columns + k]));
+            for (size_t k = 0; k < w->columns; k++) {
+                double value = (double)rounded[k] * (w->scales ? (double)w->scales[r] : 1), allowed = type == TYPE_I8 ? (double)most / 254 : fabs((double)exact[r * w->columns + k]) / 256;
+                worst = fmax(worst, fabs(value - (double)exact[r * w->columns + k]) / (allowed + 1e-30));
+                exact[r * w->columns + k] = (real)value;
+            }
+        }
+        CHECK(worst < 1.0001 && worst > 0.5, "type %d, tensor %s: rounded by %g of what is allowed", type, g->tensors[i].name, worst);
+        free(row);
+    }
+    random_tokens(x, T, c.V, &rng);
+    gsa_forward(g, x, NULL, 1, T);
+    Comparison steps = {g->a.logits, (size_t)c.V, (size_t)c.Vp, 0, 0, 0}, pieces = steps;
+    Session *s = session_create(m, 2, T);
+    for (size_t t = 0; t < T; t++) {
+        session_run(s, NULL, 1, x + t, 1, NULL, NULL);
+        compare(&steps, 0, t, 1, session_logits(s, 0));
+    }
+    size_t one = 1;
+    session_run(s, &one, 1, x, T, compare, &pieces);
+    CHECK(steps.worst <= 1e-9 && pieces.worst <= 1e-9 && pieces.seen == T, "type %d, %d channels: %g in steps, %g in pieces", type, channels, steps.worst, pieces.worst);
+    session_free(s);
+    model_close(m);
+    gsa_destroy(g);
+    while (count > 0) free(made[--count]);
+}
+
+/* ---------------------------------------------------------------------------------------------- for ever in constant memory */
+
+static void check_endless(void) {
+    enum { LENGTH = 100000 };
+    Config c;
+    for (int attention = 0; attention < 2; attention++) {
+        const char *problem = try_config(&c, attention ? ATTENTION_EXTEND : ATTENTION_HYBRID, NULL, POSITION_ROPE, MIXER_LINEAR, COVARIANCE_ISO, ENVELOPE_RAISED, 8, OBJECTIVE_LM);
+        if (problem) die("%s", problem);
+        GSA *g = scattered_model(&c, 1, 60);
+        Model *m = model_on(g);
+        Session *s = session_create(m, 1, SIZE_MAX);
+        Stream o;
+        Texts stops = {{"never", "nor this"}, 2};
+        Sampler sampler = {.repetition = 1.1, .temperature = 1, .top_p = 0.9, .rng = 3};
+        struct rusage before, after;
+        int token = 0;
+        bool finite = model_endless(m);
+        memset(&o, 0, sizeof o);
+        for (size_t t = 0; t < LENGTH && finite; t++) {
+            session_run(s, NULL, 1, &token, 1, NULL, NULL);
+            token = sample_token(&sampler, session_logits(s, 0), c.V, &token, 1);
+            finite = token >= 0 && !stream_add(&o, "ne\xC3", 3, &stops) && !stream_add(&o, "\xA4v", 2, &stops);
+            o.ready_bytes = 0;
+            if (t == 1000) getrusage(RUSAGE_SELF, &before);
+        }
+        getrusage(RUSAGE_SELF, &after);
+        CHECK(finite && s->position[0] == LENGTH, "%zu of %d tokens were finite", s->position[0], LENGTH);
+        CHECK(after.ru_maxrss - before.ru_maxrss < 1024, "the last 99,000 tokens took %ld KiB", after.ru_maxrss - before.ru_maxrss);
+        free(o.held), free(o.ready);
+        session_free(s);
+        model_close(m);
+        gsa_destroy(g);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- choice of tokens */
+
+static void check_sampler(Sampler sampler, const char *what) {
+    enum { N = 14, DRAWS = 40000 };
+    float logits[N];
+    double p[N], sum = 0, chi = 0;
+    int order[N], counts[N] = {0}, recent[] = {2, 5, 2}, degrees = 0;
+    bool never = true;
+    uint64_t rng = 71;
+    for (int v = 0; v < N; v++) logits[v] = (float)(1.5 * rng_normal(&rng));
+    logits[7] = logits[3]; /* equal ones: the smaller id comes first */
+    /* by definition: the tokens in order, then each rule on its own */
+    for (int v = 0; v < N; v++) {
+        double l = (double)logits[v];
+        if (v == 2 || v == 5) l = l > 0 ? l / sampler.repetition : l * sampler.repetition;
+        p[v] = exp(l / sampler.temperature), order[v] = v;
+    }
+    for (int i = 1; i < N; i++)
+        for (int j = i; j > 0 && p[order[j]] > p[order[j - 1]]; j--) {
+            int swap = order[j];
+            order[j] = order[j - 1], order[j - 1] = swap;
+        }
+    for (int i = sampler.top_k; sampler.top_k && i < N; i++) p[order[i]] = 0;
+    for (int v = 0; v < N; v++) sum += p[v];
+    double kept = 0, most = p[order[0]];
+    for (int i = 0; i < N; i++) {
+        double mass = p[order[i]];
+        if (kept >= sampler.top_p * sum) p[order[i]] = 0;
+        kept += mass;
+    }
+    sum = 0;
+    for (int v = 0; v < N; v++) sum += p[v] = p[v] < sampler.min_p * most ? 0 : p[v];
+    for (int i = 0; i < DRAWS; i++) {
+        int v = sample_token(&sampler, logits, N, recent, 3);
+        never = never && v >= 0 && v < N && p[v] > 0;
+        counts[v]++;
+    }
+    for (int v = 0; v < N; v++) {
+        double expected = DRAWS * p[v] / sum;
+        if (expected > 0) chi += (counts[v] - expected) * (counts[v] - expected) / expected, degrees++;
+    }
+    degrees--;
+    CHECK(never, "%s: an impossible token was chosen", what);
+    CHECK(chi <= degrees + 4.5 * sqrt(2.0 * degrees) + 5, "%s: chi-square %.1f with %d degrees of freedom", what, chi, degrees);
+    Sampler greedy = sampler;
+    greedy.temperature = 0;
+    CHECK(sample_token(&greedy, logits, N, recent, 3) == order[0], "%s: greedy", what);
+}
+
+static void check_samplers(void) {
+    static const struct {
+        const char *what;
+        Sampler sampler;
+    } all[] = {{"plain", {1, 1, 0, 1, 0, 1}},           {"temperature 0.5", {1, 0.5, 0, 1, 0, 2}}, {"temperature 3", {1, 3, 0, 1, 0, 3}},       {"top-k 1", {1, 1, 1, 1, 0, 4}},
+               {"top-k 5", {1, 1, 5, 1, 0, 5}},         {"top-k 20", {1, 1, 20, 1, 0, 6}},         {"top-p 0.5", {1, 1, 0, 0.5, 0, 7}},        {"top-p 0.95", {1, 1, 0, 0.95, 0, 8}},
+               {"top-p 1e-9", {1, 1, 0, 1e-9, 0, 9}},   {"min-p 0.1", {1, 1, 0, 1, 0.1, 10}},      {"min-p 1", {1, 1, 0, 1, 1, 11}},           {"repetition 1.5", {1.5, 1, 0, 1, 0, 12}},
+               {"repetition 0.5", {0.5, 1, 0, 1, 0, 13}}, {"all", {1.3, 0.8, 9, 0.9, 0.05, 14}},   {"top-k 7, top-p 0.7", {1, 1.2, 7, 0.7, 0, 15}}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) check_sampler(all[i].sampler, all[i].what);
+    /* many tokens, most of them equally likely: the border of top-k and top-p among equals is by id */
+    enum { MANY = 5000 };
+    float *logits = (float *)xcalloc(MANY, sizeof(float));
+    for (int top_p = 0; top_p < 2; top_p++) {
+        Sampler s = {1, 1, top_p ? 0 : 100, top_p ? 0.02 : 1, 0, 16};
+        int largest_token = 0;
+        for (int i = 0; i < 3000; i++) {
+            int v = sample_token(&s, logits, MANY, NULL, 0);
+            largest_token = v > largest_token ? v : largest_token;
+        }
+        CHECK(largest_token == 99, "of 5000 equals the first 100 are left: %d", largest_token);
+    }
+    logits[4] = NAN;
+    Sampler s = {1, 1, 0, 0.9, 0, 17};
+    CHECK(sample_token(&s, logits, MANY, NULL, 0) == -1, "a logit that is not a number");
+    logits[4] = INFINITY;
+    CHECK(sample_token(&s, logits, MANY, NULL, 0) == -1, "a logit that is infinite");
+    free(logits);
+}
+
+/* ---------------------------------------------------------------------------------------------- text that streams */
+
+static bool is_utf8(const char *text, size_t n) {
+    for (size_t at = 0; at < n;) {
+        int length = utf8_length((const unsigned char *)text + at, n - at);
+        if (length <= 0) return false;
+        at += (size_t)length;
+    }
+    return true;
+}
+
+/* The text in pieces of 1 to 5 bytes: what comes out in the end, whole characters at every moment, nothing of a stop string ever. */
+static void check_stream(const char *text, size_t bytes, Texts stops, const char *expected, bool stopped) {
+    for (size_t piece = 1; piece <= 5; piece++) {
+        Stream o;
+        bool stop = false, whole = true, early = false;
+        memset(&o, 0, sizeof o);
+        for (size_t at = 0; at < bytes && !stop; at += piece) {
+            stop = stream_add(&o, text + at, bytes - at < piece ? bytes - at : piece, &stops);
+            whole = whole && is_utf8(o.ready, o.ready_bytes);
+            early = early || o.ready_bytes > strlen(expected);
+        }
+        if (!stop) stream_release(&o, o.held_bytes, true);
+        CHECK(stop == stopped && whole && !early && o.ready_bytes == strlen(expected) && memcmp(o.ready, expected, o.ready_bytes) == 0, "'%s' in pieces of %zu: '%.*s'%s", text, piece,
+              (int)o.ready_bytes, o.ready, stop ? ", stopped" : "");
+        free(o.held), free(o.ready);
+    }
+}
+
+static void check_streams(void) {
+#define TEXT(text) text, sizeof text - 1
+    const Texts none = {{NULL}, 0}, stops = {{"<end>", "\n\n", "zu Ende"}, 3};
+    check_stream(TEXT("plain"), none, "plain", false);
+    check_stream(TEXT("Gr\xC3\xBC\xC3\x9F" "e, \xE2\x82\xAC 5, \xF0\x9F\x98\x80!"), none, "Gr\xC3\xBC\xC3\x9F" "e, \xE2\x82\xAC 5, \xF0\x9F\x98\x80!", false);
+    check_stream(TEXT("half \xE2\x82"), none, "half \xEF\xBF\xBD", false);
+    check_stream(TEXT("bad \xFF\x80 \xC0\xAF \xED\xA0\x80."), none, "bad \xEF\xBF\xBD\xEF\xBF\xBD \xEF\xBF\xBD\xEF\xBF\xBD \xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD.", false);
+    check_stream(TEXT("\xF0\x9F\x98 \xF4\x90\x80\x80"), none, "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD \xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD", false);
+    check_stream(TEXT("one <en<end> two"), stops, "one <en", true);
+    check_stream(TEXT("one\ntwo\n\nthree"), stops, "one\ntwo", true);
+    check_stream(TEXT("one <end"), stops, "one <end", false);
+    check_stream(TEXT("sch\xC3\xB6n zu Ende"), stops, "sch\xC3\xB6n ", true);
+    check_stream(TEXT("<end>"), stops, "", true);
+}
+
 int main(void) {
 #ifdef _OPENMP
     omp_set_num_threads(1);
@@ -129,5 +339,15 @@ int main(void) {
                             snprintf(what, sizeof what, "%s, positions %d, mixer %d, covariance %d, envelope %d, window %d", maps[map].name, position, mixer, covariance, envelope, windows[w]);
                             check_decoder(&c, what);
                         }
+    for (int type = TYPE_BF16; type <= TYPE_I8; type++)
+        for (size_t map = 0; map < 2; map++) {
+            Config c = small_config(map ? ATTENTION_HYBRID : ATTENTION_STANDARD, NULL, POSITION_BOTH, COVARIANCE_DIAG, ENVELOPE_COSINE);
+            check_rounded(c, type, 20);
+            check_rounded(c, type, 72);
+            check_rounded(c, type, 256);
+        }
+    check_endless();
+    check_samplers();
+    check_streams();
     return test_summary("test_decode");
 }
