@@ -189,6 +189,7 @@ help:
 	@echo "make clean         remove what was built; runs/ stays"
 	@echo "config=debug       -O0 -g3, programs under build/debug/"
 	@echo "config=sanitize    AddressSanitizer and UBSan, programs under build/sanitize/"
+	@echo "make build/release/dev/infer_bench   how fast infer reads and writes, beside the speed of the memory (dev/infer_bench.c)"
 	@echo "make build/release/bench   the GPU's kernels, timed (dev/cuda/bench.cu); .../positions: loss by position (dev/cuda/positions.cu)"
 	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1  NO_CUDA=1  GPU_ARCH=90  PRECISION=fp32 (of train_gsacu)"
 

@@ -312,11 +312,11 @@ check "top-k 1 is greedy" sh -c "$infer generate '$model' Once --tokens 9 --top-
 
 # ---- several samples are what each seed alone writes; ends; rounded weights
 for seed in 5 6 7; do $infer generate "$model" "Once upon a time" --tokens 20 --seed $seed 2>/dev/null; echo '<|endoftext|>'; done >"$dir/g5"
-$infer generate "$model" "Once upon a time" --tokens 20 --seed 5 --samples 3 --threads 2 >"$dir/g6" 2>"$dir/err"
+$infer generate "$model" "Once upon a time" --tokens 20 --seed 5 --samples 3 --threads 2 >"$dir/g6" 2>"$dir/g6.err"
 check "three samples are three seeds" cmp "$dir/g5" "$dir/g6"
-check "prefill and decode are timed apart" grep -q '^prompt [0-9]* tokens in [0-9.]* s, [0-9]* tokens/s; 60 tokens generated in [0-9.]* s, [0-9]* tokens/s; stopped at the number of tokens asked for (3)$' "$dir/err"
-check "a stop text" sh -c "$infer generate '$dir/o/model_00000150.bin' --temperature 0 2>/dev/null | head -c 30 >'$dir/g7'; stop=\$(tail -c 5 '$dir/g7'); $infer generate '$dir/o/model_00000150.bin' --temperature 0 --stop nothing --stop \"\$stop\" 2>'$dir/err' | head -c -1 >'$dir/g8' && \
-    head -c \$(wc -c <'$dir/g8') '$dir/g7' | cmp - '$dir/g8' && [ \$(wc -c <'$dir/g8') -le 25 ] && grep -q 'stopped at a --stop text' '$dir/err'"
+check "prefill and decode are timed apart" grep -q '^prompt [0-9]* tokens in [0-9.]* s, [0-9]* tokens/s; [0-9]* tokens generated in [0-9.]* s, [0-9]* tokens/s; stopped at ' "$dir/g6.err"
+check "a stop text" sh -c "$infer generate '$dir/o/model_00000150.bin' --temperature 0 2>/dev/null | head -c 30 >'$dir/g7'; stop=\$(tail -c 5 '$dir/g7'); $infer generate '$dir/o/model_00000150.bin' --temperature 0 --stop nothing --stop \"\$stop\" 2>'$dir/g8.err' | head -c -1 >'$dir/g8' && \
+    head -c \$(wc -c <'$dir/g8') '$dir/g7' | cmp - '$dir/g8' && [ \$(wc -c <'$dir/g8') -le 25 ] && grep -q 'stopped at a --stop text' '$dir/g8.err'"
 check "beyond what it was trained for" sh -c "$infer generate '$model' Once --context 80 --endless 2>&1 >/dev/null | grep 'stopped at the end of the context$'"
 check "as far as it was trained for" sh -c "$infer generate '$model' Once --endless 2>&1 >/dev/null | grep 'the end of the context of 32 tokens that it was trained for; --context'"
 check "without end" sh -c "$train $tiny --attention hybrid --mixer linear --window 8 --steps 1 --out '$dir/w' && $infer generate '$dir/w/model_00000001.bin' --endless --tokens 300 2>&1 >/dev/null | grep ' 300 tokens generated'"
