@@ -38,6 +38,12 @@ check "--tokens cuts earlier" sh -c "$infer report '$model' '$long' --tokens 7 -
 printf '%s\n' "$text" >"$dir/text"
 check "text from a file" $infer report "$model" --file "$dir/text" -o "$dir/r.html"
 check "pictures of chosen heads" sh -c "$infer report '$model' '$text' -o '$dir/r.html' --pictures '$dir/q' --heads 0:1,1:0-1 && [ \$(ls '$dir/q' | wc -l) = 9 ] && [ ! -e '$dir/q/attention_0_0.png' ]"
+for type in bf16 int8; do # rounded weights: nearly the same page
+    check "quantize to $type" $infer quantize "$model" "$dir/$type.bin" --type $type
+    check "report of $type" $infer report "$dir/$type.bin" "$text" -o "$dir/$type.html"
+    loss() { sed -n 's/^"loss":\[null,\([^]]*\)\].*/\1/p' "$1" | tr ',' ' '; }
+    check "its losses are near those of fp32: $type" sh -c "echo \"$(loss "$dir/r.html")\" \"$(loss "$dir/$type.html")\" | awk '{ n = NF / 2; for (i = 1; i <= n; i++) if ((\$i - \$(n + i)) ^ 2 > 0.0025) exit 1; exit n < 5 }'"
+done
 mkdir "$dir/alone" && cp "$model" "$dir/alone/m.bin"
 check "a model without a log beside it" sh -c "$infer report '$dir/alone/m.bin' '$text' -o '$dir/alone/r.html' && grep -q '\"training\":\\[\\]' '$dir/alone/r.html'"
 refuse "report: no text" 2 "text" $infer report "$model"
