@@ -2,7 +2,8 @@
 
      dev/plot loss runs/a/main.log hybrid=runs/b/main.log -o loss.png
      dev/plot adapt runs/a/main.log -o adapt.png
-     dev/plot bars table.csv --value "validation loss" --error deviation -o bars.png */
+     dev/plot bars table.csv --value "validation loss" --error deviation -o bars.png
+     dev/plot lines table.csv --by attention --x distance --y accuracy -o lines.png */
 #include "../gsa/flags.h"
 #include "../gsa/picture.h"
 
@@ -78,10 +79,55 @@ static int cells_of(char *line, char **cells, int room) {
     }
 }
 
-static int column(char *const *names, int count, const char *name, const char *file) {
-    for (int i = 0; i < count; i++)
-        if (strcmp(names[i], name) == 0) return i;
-    die("%s has no column '%s'; its first line names: %s%s%s%s", file, name, names[0], count > 1 ? ", " : "", count > 1 ? names[1] : "", count > 2 ? " and others" : "");
+enum { COLUMNS = 64 };
+typedef struct {
+    const char *path;
+    char *text, *names[COLUMNS], **cells; /* (rows, columns), in text */
+    int columns, rows;
+} Table;
+
+static Table table_read(const char *path) {
+    Table t = {path, NULL, {NULL}, NULL, 0, 0};
+    size_t bytes;
+    char *line, *next;
+    int room = 0;
+    t.text = read_file(path, &bytes);
+    for (line = t.text; *line; line = next) { /* the first line that is not empty has the names */
+        next = line + strcspn(line, "\n");
+        if (*next) *next++ = 0;
+        line[strcspn(line, "\r")] = 0;
+        if (!*line) continue;
+        char *cells[COLUMNS];
+        int given = cells_of(line, cells, COLUMNS);
+        if (given > COLUMNS) die("%s has %d columns; at most %d are read", path, given, COLUMNS);
+        if (!t.columns) {
+            t.columns = given;
+            memcpy(t.names, cells, sizeof t.names);
+            if (t.columns < 2) die("%s has one column; a table needs names and numbers, separated by commas", path);
+            continue;
+        }
+        if (given != t.columns) die("%s: row %d has %d cells, its first line %d", path, t.rows + 1, given, t.columns);
+        if (t.rows == room) t.cells = (char **)xrealloc(t.cells, (size_t)(room = 2 * room + 16) * (size_t)t.columns * sizeof *t.cells);
+        memcpy(t.cells + t.rows++ * t.columns, cells, (size_t)t.columns * sizeof *cells);
+    }
+    if (!t.rows) die("%s holds no rows below the names of its columns", path);
+    return t;
+}
+
+static void table_free(Table *t) { free(t->text), free(t->cells); }
+static const char *cell(const Table *t, int row, int column) { return t->cells[row * t->columns + column]; }
+
+static double number(const Table *t, int row, int column) { /* NaN where the cell is none */
+    char *end;
+    const char *text = cell(t, row, column);
+    double value = strtod(text, &end);
+    return end == text || *end ? NAN : value;
+}
+
+static int column(const Table *t, const char *name) {
+    for (int i = 0; i < t->columns; i++)
+        if (strcmp(t->names[i], name) == 0) return i;
+    die("%s has no column '%s'; its first line names: %s, %s%s", t->path, name, t->names[0], t->names[1], t->columns > 2 ? " and others" : "");
 }
 
 static int bars(int argc, char **argv) {
@@ -97,49 +143,64 @@ static int bars(int argc, char **argv) {
     };
     int n = parse_flags(flags, argc, argv, "usage: dev/plot bars TABLE.csv [flags]\nThe first line of the table names its columns; a cell that is no number gives no bar.\n");
     if (n != 1) die_usage("bars needs one table: dev/plot bars TABLE.csv");
-    enum { COLUMNS = 64 };
-    size_t bytes;
-    char *text = read_file(argv[1], &bytes), *names[COLUMNS], *next, *line = text;
-    int columns = 0, count = 0, room = 0, label_column = 0, value_column = 1, error_column = -1;
-    const char **labels = NULL;
-    double *values = NULL;
-    for (; *line; line = next) { /* the first line that is not empty */
-        next = line + strcspn(line, "\n");
-        if (*next) *next++ = 0;
-        line[strcspn(line, "\r")] = 0;
-        if (!*line) continue;
-        char *cells[COLUMNS];
-        int given = cells_of(line, cells, COLUMNS);
-        if (given > COLUMNS) die("%s has %d columns; at most %d are read", argv[1], given, COLUMNS);
-        if (!columns) {
-            columns = given;
-            memcpy(names, cells, sizeof names);
-            if (columns < 2) die("%s has one column; a table of bars needs names and numbers, separated by commas", argv[1]);
-            if (label) label_column = column(names, columns, label, argv[1]);
-            if (value) value_column = column(names, columns, value, argv[1]);
-            if (error) error_column = column(names, columns, error, argv[1]);
-            continue;
-        }
-        if (given != columns) die("%s: row %d has %d cells, its first line %d", argv[1], count + 1, given, columns);
-        if (count == room) {
-            room = 2 * room + 16;
-            labels = (const char **)xrealloc((void *)labels, (size_t)room * sizeof *labels), values = (double *)xrealloc(values, 2 * (size_t)room * sizeof *values);
-        }
-        for (int k = 0; k < 2; k++) {
-            char *cell = k == 0 ? cells[value_column] : error_column >= 0 ? cells[error_column] : "", *end;
-            double number = strtod(cell, &end);
-            values[2 * count + k] = end == cell || *end ? NAN : number;
-        }
-        labels[count++] = cells[label_column];
-    }
-    if (!count) die("%s holds no rows below the names of its columns", argv[1]);
+    Table t = table_read(argv[1]);
+    int label_column = label ? column(&t, label) : 0, value_column = value ? column(&t, value) : 1, error_column = error ? column(&t, error) : -1, count = t.rows;
+    const char **labels = (const char **)xmalloc((size_t)count * sizeof *labels);
     double *lengths = (double *)xmalloc(2 * (size_t)count * sizeof *lengths), *errors = lengths + count;
     int numbers = 0;
-    for (int i = 0; i < count; i++) lengths[i] = values[2 * i], errors[i] = values[2 * i + 1], numbers += isfinite(lengths[i]);
-    if (!numbers) die("%s: the column '%s' holds no number; --value names another", argv[1], names[value_column]);
-    Canvas *c = picture_bars(title ? title : names[value_column], names[value_column], labels, lengths, errors, count);
+    for (int i = 0; i < count; i++) {
+        labels[i] = cell(&t, i, label_column);
+        lengths[i] = number(&t, i, value_column), errors[i] = error_column < 0 ? NAN : number(&t, i, error_column);
+        numbers += isfinite(lengths[i]);
+    }
+    if (!numbers) die("%s: the column '%s' holds no number; --value names another", argv[1], t.names[value_column]);
+    Canvas *c = picture_bars(title ? title : t.names[value_column], t.names[value_column], labels, lengths, errors, count);
     canvas_write(c, out);
-    canvas_free(c), free(labels), free(values), free(lengths), free(text);
+    canvas_free(c), free(labels), free(lengths);
+    table_free(&t);
+    return 0;
+}
+
+static int lines(int argc, char **argv) {
+    const char *out = "lines.png", *title = NULL, *by = NULL, *x = NULL, *y = NULL;
+    double low = NAN, high = NAN;
+    Flag flags[] = {
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
+        {FLAG_TEXT, "out", &out, 0, 0, "FILE", "the picture; -o for short", false},
+        {FLAG_TEXT, "title", &title, 0, 0, "TEXT", "its title; if not given the name of y", false},
+        {FLAG_TEXT, "by", &by, 0, 0, "COLUMN", "a line for each name in it; if not given the first column", false},
+        {FLAG_TEXT, "x", &x, 0, 0, "COLUMN", "if not given the second column", false},
+        {FLAG_TEXT, "y", &y, 0, 0, "COLUMN", "if not given the third column", false},
+        {FLAG_REAL, "low", &low, 0, 0, NULL, "lower end of the axis of y; with --high", false},
+        {FLAG_REAL, "high", &high, 0, 0, NULL, "its upper end", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+    };
+    int n = parse_flags(flags, argc, argv, "usage: dev/plot lines TABLE.csv [flags]\nThe first line of the table names its columns; rows of one name are the points of its line, in their order.\n");
+    if (n != 1) die_usage("lines needs one table: dev/plot lines TABLE.csv");
+    if (isnan(low) != isnan(high) || low >= high) die_usage("--low and --high are given together, the lower one first");
+    Table t = table_read(argv[1]);
+    if (t.columns < 3) die("%s has %d columns; lines needs names, x and y", argv[1], t.columns);
+    int by_column = by ? column(&t, by) : 0, x_column = x ? column(&t, x) : 1, y_column = y ? column(&t, y) : 2, count = 0;
+    Curve *curves = (Curve *)xcalloc((size_t)t.rows, sizeof *curves);
+    double *xs = (double *)xmalloc(2 * (size_t)t.rows * sizeof *xs), *ys = xs + t.rows; /* the points of all lines, one line after the other */
+    size_t points = 0;
+    for (int i = 0; i < t.rows; i++) { /* the first row of each name collects all of them */
+        bool known = false;
+        for (int c = 0; c < count; c++) known = known || strcmp(curves[c].name, cell(&t, i, by_column)) == 0;
+        if (known) continue;
+        Curve *c = &curves[count];
+        c->name = cell(&t, i, by_column), c->x = xs + points, c->y = ys + points, c->colour = count++;
+        for (int k = i; k < t.rows; k++) {
+            if (strcmp(cell(&t, k, by_column), c->name) != 0) continue;
+            double a = number(&t, k, x_column), b = number(&t, k, y_column);
+            if (isfinite(a) && isfinite(b)) xs[points] = a, ys[points++] = b, c->count++;
+        }
+    }
+    if (!points) die("%s: the columns '%s' and '%s' hold no numbers in one row", argv[1], t.names[x_column], t.names[y_column]);
+    Canvas *c = picture_curves(title ? title : t.names[y_column], t.names[x_column], t.names[y_column], curves, count, isnan(low) ? 0 : low, isnan(low) ? 0 : high);
+    canvas_write(c, out);
+    canvas_free(c), free(curves), free(xs);
+    table_free(&t);
     return 0;
 }
 
@@ -148,11 +209,13 @@ int main(int argc, char **argv) {
                                "  loss LOG...       the loss of trainings by step, from their main.log\n"
                                "  adapt LOG         birth and death of splats in a training\n"
                                "  bars TABLE.csv    the rows of a table as bars with error bars\n"
+                               "  lines TABLE.csv   its numbers as lines, one for each name\n"
                                "dev/plot COMMAND --help lists the flags of a command.\n";
     program_name(argv[0]);
     if (argc >= 2 && strcmp(argv[1], "loss") == 0) return loss(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "adapt") == 0) return adapt(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "bars") == 0) return bars(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "lines") == 0) return lines(argc - 1, argv + 1);
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(help, stdout);
         return 0;

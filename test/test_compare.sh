@@ -34,6 +34,7 @@ same() { all_but_speed "$1" | cmp - "$2"; }
 check "two kinds, two seeds" compare --out "$dir/a"
 all_but_speed "$dir/a" >"$dir/expected"
 check "a line a run" [ "$(grep -c '^\(standard\|gsa-linear\).rope,' "$dir/a/results.csv")" = 4 ]
+check "its pictures" sh -c "head -c 8 '$dir/a/bars.png' '$dir/a/loss.png' | grep -ac PNG | grep -q 2"
 check "every measure of a run" python3 - "$dir/a/results.csv" <<'PYTHON'
 import csv, math, sys
 rows = list(csv.DictReader(line for line in open(sys.argv[1]) if not line.startswith("# ")))
@@ -86,6 +87,7 @@ done
 
 # ---- recall
 check "the probe of memory" dev/compare recall --rows "standard.rope" --seeds 1 --depth 1 --seq 128 --batch 2 --tokens 3200 --threads 1 --measure-tokens 512 --out "$dir/r"
+check "its pictures of recall" sh -c "head -c 8 '$dir/r/recall_pairs.png' '$dir/r/recall_facts.png' | grep -ac PNG | grep -q 2"
 check "accuracies by distance" grep -q 'pairs, up to 24.*facts, 24 to 96' "$dir/r/table.md"
 
 # ---- the README's tables

@@ -64,6 +64,12 @@ printf 'name,loss,"deviation, of 3"\n"a, b",2.5,0.1\nc,2.25,\n\n"say ""x""",nan,
 check "loss" $plot loss "$dir/a/main.log" "other=$dir/m/main.log" -o "$dir/loss.png"
 check "loss in a range" $plot loss "$dir/a/main.log" --low 1 --high 8 --title "A title" --out "$dir/loss.png"
 check "bars" $plot bars "$dir/t.csv" -o "$dir/bars.png"
+printf 'kind,x,y\n"a, b",1,2\nc,1,3\n"a, b",2,4\nc,2,2.5\nc,3,none\n' >"$dir/l.csv"
+check "lines" $plot lines "$dir/l.csv" -o "$dir/lines.png"
+check "lines, named" $plot lines "$dir/l.csv" --by kind --x y --y x --low 0 --high 3 --title "A title" -o "$dir/lines.png"
+refuse "lines: no numbers" 1 "no numbers" $plot lines "$dir/l.csv" --y kind
+refuse "lines: no such column" 1 "no column 'z'" $plot lines "$dir/l.csv" --y z
+refuse "lines: no table" 2 "table" $plot lines
 check "bars with errors" $plot bars "$dir/t.csv" --value loss --error "deviation, of 3" --label name -o "$dir/bars.png"
 check "pictures are PNG" sh -c "head -c 4 '$dir/bars.png' | grep -q PNG && head -c 4 '$dir/loss.png' | grep -q PNG"
 check "plot: an unknown command is refused" sh -c "$plot bar 2>'$dir/err' >/dev/null; [ \$? = 2 ] && grep -q 'unknown command' '$dir/err'"
