@@ -276,6 +276,9 @@ fi
 check "measure" $infer measure "$model" "$dir/val.txt" --tokens 1k
 cp "$dir/out" "$dir/measured"
 check "a row for each head" [ "$(grep -c '^ *0 *[01] \(standard\|splats, softmax\) *[0-9.]* *[0-9.]* *[0-9.]*$' "$dir/measured")" = 2 ]
+check "the effective context is the shortest history from which on all losses are within 1 % of the last" awk '
+    /^effective/ { said = $3 } /^loss [0-9]/ { loss = $2 } /^history/ { table = 1; next } table && NF == 2 { h[++n] = $1; l[n] = $2 }
+    END { for (i = n; i > 0 && l[i] <= 1.01 * l[n]; i--) found = h[i]; exit !(n > 4 && h[1] == 1 && h[n] == 25 && said == found) }' "$dir/measured"
 check "losses without each kind of heads" [ "$(grep -c '^loss without the 1 \(GSA\|standard\) heads [0-9.]*$' "$dir/measured")" = 2 ]
 check "measure one window of what perplexity measures" sh -c "$infer measure '$model' '$dir/val.txt' --tokens 1G 2>/dev/null | sed -n 's/^loss \([0-9.]*\) .*/\1/p' >'$dir/one'; awk '{ d = \$1 - $measured; exit !(d < 0.01 && d > -0.01) }' '$dir/one'"
 check "measures do not depend on the batch" sh -c "$infer measure '$model' '$dir/val.txt' --tokens 1k --batch 3 --threads 1 2>/dev/null | cmp - '$dir/measured'"
