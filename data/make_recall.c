@@ -148,7 +148,7 @@ int main(int argc, char **argv) {
     int64_t written = 0, made = 0;
     if (ask)
         for (int kind = 0; kind < NUM_KINDS; kind++)
-            for (int64_t distance = kind == PAIRS ? 4 : 8; distance <= far; distance = distance < far && 2 * distance > far ? far : 2 * distance)
+            for (int64_t distance = 8; distance <= far; distance = distance < far && 2 * distance > far ? far : 2 * distance)
                 for (int64_t i = 0; i < ask; i++, made++) {
                     uint64_t rng = rng_mix(rng_mix((uint64_t)seed, (uint64_t)(kind * far + distance)), (uint64_t)i);
                     write_question(d, kind, distance, &rng);

@@ -82,7 +82,7 @@ for set in modes splats stability init covariance ratio context recall; do
     check "the set $set" dev/compare $set --dry-run --out "$dir/f"
     sed 's/ --out [^ ]*//' "$dir/out" >"$dir/set"
     check "its rows differ: $set" [ $(sort -u "$dir/set" | grep -c .) = $(grep -c . "$dir/set") ]
-    check "three seeds of some rows: $set" [ $(grep -c . "$dir/set") -ge 9 ]
+    check "some rows: $set" [ $(grep -c . "$dir/set") -ge 6 ]
 done
 
 # ---- recall
