@@ -574,6 +574,7 @@ static void append(char **text, size_t *bytes, size_t *room, const char *more, s
 /* The first n held bytes become ready; bytes that are no UTF-8 become U+FFFD. Half a character at their end stays, unless it is the end of the text. */
 static void stream_release(Stream *o, size_t n, bool end) {
     size_t at = 0;
+    if (!o->held_bytes) return;
     while (at < n) {
         int length = utf8_length((unsigned char *)o->held + at, n - at);
         if (length < 0 && !end) break;

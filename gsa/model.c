@@ -43,7 +43,8 @@ static const char *sentence(const char *format, ...) {
 const char *config_check(const Config *c) {
     if (c->L < 1 || c->L > MAX_LAYERS) return sentence("--layers must be between 1 and %d, not %d", MAX_LAYERS, c->L);
     if (c->extra < 0 || (c->extra > 0) != (c->attention == ATTENTION_AUGMENT)) return sentence("%d extra heads do not fit this kind of attention", c->extra);
-    if (c->NH < 1 || c->NH > MAX_HEADS || config_heads(c) > MAX_HEADS) return sentence("--heads must be between 1 and %d, extra ones included, not %d", MAX_HEADS, config_heads(c));
+    if (c->NH < 1 || c->NH > MAX_HEADS || c->extra > MAX_HEADS - c->NH)
+        return sentence("--heads must be between 1 and %d, extra ones included, not %lld", MAX_HEADS, (long long)c->NH + c->extra);
     if (c->C < 2 || c->C > 65536 || c->C % c->NH) return sentence("--channels %d is not a multiple of --heads %d", c->C, c->NH);
     int d = config_head_size(c);
     if (d > 1024) return sentence("the head size, --channels %d / --heads %d = %d, must not exceed 1024", c->C, c->NH, d);

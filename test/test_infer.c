@@ -221,6 +221,20 @@ static void test_llmc(void) {
     gsa_destroy(m);
 }
 
+/* What damaged files have brought to light. */
+static void test_found(void) {
+    Config c;
+    const char *wrong = try_config(&c, ATTENTION_AUGMENT, NULL, POSITION_ROPE, MIXER_SOFTMAX, COVARIANCE_ISO, ENVELOPE_COSINE, 0, OBJECTIVE_LM);
+    CHECK(!wrong, "augment: %s", wrong);
+    c.extra = INT32_MAX;
+    wrong = config_check(&c);
+    CHECK(wrong && strstr(wrong, "--heads"), "more heads than a number holds: %s", wrong);
+    Stream o;
+    memset(&o, 0, sizeof o);
+    stream_release(&o, 0, true);
+    CHECK(o.ready_bytes == 0 && o.held_bytes == 0, "a text without a token");
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     program_name(argv[0]);
@@ -233,6 +247,7 @@ int main(int argc, char **argv) {
     free(text);
     test_reading();
     test_llmc();
+    test_found();
 
     static const struct {
         const char *name;
