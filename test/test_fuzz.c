@@ -49,6 +49,7 @@ static void read_log(char *path) {
     canvas_write(c, out);
     exit(0);
 }
+static void read_by_quantize(char *path) { COMMAND(quantize, path, xasprintf("%s.int8", path), (char *)"--type", (char *)"int8"); }
 static void read_llmc(char *path) { COMMAND(generate, path, (char *)"Once", (char *)"--tokens", (char *)"3", (char *)"--tokenizer", tokenizer_file); }
 static void read_text(char *path) { COMMAND(perplexity, model_file, path); } /* a shard, a text */
 static void read_prompt(char *path) { COMMAND(generate, model_file, (char *)"--file", path, (char *)"--tokens", (char *)"1"); }
@@ -295,6 +296,12 @@ static char *make_model(const char *out, const char *flags) { /* trained for two
     return xasprintf("%s/%s/model_00000002.bin", folder, out);
 }
 
+static char *make_rounded(const char *model, const char *type) {
+    char *path = xasprintf("%s.%s", model, type);
+    run("./%sinfer quantize %s %s --type %s 2>%s/log", getenv("OUT") ? getenv("OUT") : "", model, path, type, folder);
+    return path;
+}
+
 /* Our model of standard attention as llm.c writes it: version 3, fp32, or 5, bf16. */
 static char *make_llmc(const char *model, int version) {
     Checkpoint *k = checkpoint_open(model, CHECKPOINT_MODEL);
@@ -353,6 +360,7 @@ int main(int argc, char **argv) {
     char *hybrid = make_model("hybrid", "--attention hybrid"), *extend = make_model("extend", "--attention extend --window 4 --covariance full");
     char *standard = make_model("standard", "--attention standard --pos learned"), *linear = make_model("linear", "--attention augment --mixer linear");
     char *encoder = make_model("encoder", "--attention gsa --objective mlm"), *llmc = make_llmc(standard, 3), *llmc16 = make_llmc(standard, 5);
+    char *bf16 = make_rounded(extend, "bf16"), *int8 = make_rounded(linear, "int8"), *int8_encoder = make_rounded(encoder, "int8");
     char *choice = in_folder("choice.jsonl"), *last_word = in_folder("last_word.jsonl");
     run("./%sdata/make_stories --tasks choice --count 2 --out %s 2>%s/log", programs, choice, folder);
     run("./%sdata/make_stories --tasks last-word --count 4 --out %s 2>%s/log", programs, last_word, folder);
@@ -376,6 +384,10 @@ int main(int argc, char **argv) {
         {"state", "resume/state_00000002.bin", state, read_by_resume, BINARY, 0, 0},
         {"llmc", "damaged", llmc, read_llmc, BINARY, 0, 0},
         {"llmc bf16", "damaged", llmc16, read_llmc, BINARY, 0, 0},
+        {"bf16", "damaged", bf16, read_by_generate, BINARY, 0, 0},
+        {"int8", "damaged", int8, read_by_perplexity, BINARY, 0, 0},
+        {"int8 encoder", "damaged", int8_encoder, read_by_fill, BINARY, 0, 0},
+        {"quantize", "damaged", extend, read_by_quantize, BINARY, 0, 0},
         {"shard", "damaged", shard_file, read_text, BINARY, 0, 0},
         {"tokenizer", "damaged", tokenizer_file, read_tokenizer, BINARY, 0, 0},
         {"text", "damaged", text_file, read_text, TEXT, 0, 0},
