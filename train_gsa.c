@@ -848,13 +848,30 @@ static void scan_absorb(const Scan *c, const ScanChunk *g, real *state, size_t n
         for (size_t f = 0; f < c->F; f++) state[c->F * HS + f] += g->fk[a * c->F + f];
 }
 
-/* N (T, HS) and D (T): sum_j w_ij v_j and sum_j w_ij are added to them. r, phi (T, S), v (T, HS) rows v_stride apart. state: of the tokens
+/* constant (S) += the constant parts of the key features that row a of a chunk sees and row a - 1 did not; row 0 starts them. Returns those of query a times
+   these and the state's. */
+static real scan_constant(const Scan *c, const ScanChunk *g, real *constant, size_t a, bool reverse, const real *state, size_t HS) {
+    size_t S = c->w->S, F = c->F;
+    real sum = 0;
+    for (size_t s = 0; s < S; s++) {
+        if (a == 0) constant[s] = 0;
+        if (!reverse || a > 0) constant[s] += g->fk[(a - reverse) * F + s];
+        sum += g->fq[a * F + s] * (state[F * HS + s] + constant[s]);
+    }
+    return sum;
+}
+
+/* The row sum is D = sum_j w_ij + 1e-6 D0, D0 what the constant parts of the features add to it: a raised cosine is never negative, but where cosines cancel
+   the constant part rounding may leave less than nothing, in proportion to D0. */
+#define ROW_SUM_ROUNDING 1e-6
+
+/* N (T, HS) and D (T): sum_j w_ij v_j and the row sums are added to them. r, phi (T, S), v (T, HS) rows v_stride apart. state: of the tokens
    before, and afterwards of all; NULL: none before. states: NULL, or (chunks, F, HS + 1), the state at the entry of each chunk. */
 static void scan_forward(Scan *c, real *N, real *D, const real *r, const real *phi, const real *v, size_t v_stride, size_t skip, bool reverse, real *state, real *states, size_t T,
                          size_t HS) {
     size_t F = c->F, size = F * (HS + 1), wide = round_up(c->chunk);
     ScanChunk g = scan_chunk_room(c, HS);
-    real *own = NULL, *o = (real *)xmalloc(c->chunk * HS * sizeof(real));
+    real *own = NULL, *o = (real *)xmalloc((c->chunk * HS + c->w->S) * sizeof(real)), *constant = o + c->chunk * HS;
     if (!state) state = own = (real *)xcalloc(size, sizeof(real));
     for (size_t t0 = 0; t0 < T; t0 += c->chunk) {
         size_t n = T - t0 < c->chunk ? T - t0 : c->chunk;
@@ -867,7 +884,7 @@ static void scan_forward(Scan *c, real *N, real *D, const real *r, const real *p
             real sum = 0;
             for (size_t j = 0; j < n; j++) sum += g.P[a * wide + j];
             for (size_t f = 0; f < F; f++) sum += g.fq[a * F + f] * state[F * HS + f];
-            D[row] += sum;
+            D[row] += sum + (real)ROW_SUM_ROUNDING * scan_constant(c, &g, constant, a, reverse, state, HS);
             for (size_t e = 0; e < HS; e++) N[row * HS + e] += o[a * HS + e];
         }
         scan_absorb(c, &g, state, n, HS);
@@ -882,9 +899,9 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
                           size_t v_stride, size_t skip, bool reverse, const real *states, size_t T, size_t HS) {
     size_t S = c->w->S, F = c->F, size = F * (HS + 1), wide = round_up(c->chunk), chunk = c->chunk;
     ScanChunk g = scan_chunk_room(c, HS);
-    real *dstate = (real *)xcalloc(2 * size + 2 * chunk * F + 2 * chunk * HS + HS * wide + chunk * wide + chunk, sizeof(real));
+    real *dstate = (real *)xcalloc(2 * size + 2 * chunk * F + 2 * chunk * HS + HS * wide + chunk * wide + chunk + S, sizeof(real));
     real *state_t = dstate + size, *dfq = state_t + size, *dfk = dfq + chunk * F; /* state_t: H^T or dH^T (HS, F) */
-    real *dn = dfk + chunk * F, *dvs = dn + chunk * HS, *v_t = dvs + chunk * HS, *dP = v_t + HS * wide, *dd = dP + chunk * wide;
+    real *dn = dfk + chunk * F, *dvs = dn + chunk * HS, *v_t = dvs + chunk * HS, *dP = v_t + HS * wide, *dd = dP + chunk * wide, *constant = dd + chunk;
     for (size_t i = (T + chunk - 1) / chunk; i-- > 0;) {
         size_t t0 = i * chunk, n = T - t0 < chunk ? T - t0 : chunk;
         const real *state = states + i * size;
@@ -910,13 +927,25 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
         product(n, F, HS, g.v, HS, 1, state_t, F, dfk, F, true);
         product(n, HS, n, g.P, 1, wide, dn, HS, dvs, HS, false);
         product(n, HS, F, g.fk, F, 1, dstate, HS, dvs, HS, true);
+        for (size_t a = n; a-- > 0;) /* D0 reaches the key features from the queries that see them */
+            for (size_t s = 0; s < S; s++) {
+                real *later = &constant[s], mine = (real)ROW_SUM_ROUNDING * g.fq[a * F + s] * dd[a];
+                if (a == n - 1) *later = 0;
+                if (!reverse) *later += mine;
+                dfk[a * F + s] += *later;
+                if (reverse) *later += mine;
+            }
         for (size_t a = 0; a < n; a++) {
             size_t row = scan_row(t0 + a, reverse, T), key = row - skip;
             bool has_key = t0 + a >= skip;
             double at = (double)(t0 + a) - 0.5 * (double)T, late = (double)c->late;
             const real *fq = g.fq + a * F, *fk = g.fk + a * F;
             real *xq = dfq + a * F, *xk = dfk + a * F;
-            for (size_t f = 0; f < F; f++) xq[f] += dd[a] * state[F * HS + f], xk[f] += dstate[F * HS + f];
+            scan_constant(c, &g, constant, a, reverse, state, HS);
+            for (size_t f = 0; f < F; f++) {
+                xq[f] += dd[a] * state[F * HS + f], xk[f] += dstate[F * HS + f];
+                if (f < S) xq[f] += (real)ROW_SUM_ROUNDING * dd[a] * (state[F * HS + f] + constant[f]);
+            }
             for (size_t s = 0; s < S; s++) {
                 real q = fq[s] * xq[s], k = fk[s] * xk[s];
                 if (c->w->lntheta) {
@@ -932,12 +961,12 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
         }
         product(F, HS, n, g.fq, 1, F, dn, HS, dstate, HS, true);
         for (size_t a = 0; a < n; a++)
-            for (size_t f = 0; f < F; f++) dstate[F * HS + f] += g.fq[a * F + f] * dd[a];
+            for (size_t f = 0; f < F; f++) dstate[F * HS + f] += g.fq[a * F + f] * dd[a] * (f < S ? 1 + (real)ROW_SUM_ROUNDING : 1);
     }
     free(g.fq), free(dstate);
 }
 
-/* Of a row sum. c below depends on the splats too, but cancels up to the epsilon, so its gradient, of relative size epsilon / D, is left
+/* Added to a row sum, for keys that no splat responds to. c below depends on the splats too, but cancels up to the epsilon, so its gradient, of relative size epsilon / D, is left
    out; in double, where gradients are compared with differences, the epsilon is small enough for that not to show. */
 #ifdef GSA_DOUBLE
 #define ROW_SUM_EPSILON 1e-16

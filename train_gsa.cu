@@ -1,6 +1,6 @@
 /* train_gsa.cu: the network of train_gsa.c on the GPU. Same layers, same names, same order, plus a stream:
-     matrix products -> encoder -> layernorm -> matmul -> feature maps: rope and splat -> attention -> gelu ->
-     classifier -> the model: forward, backward, update -> main
+     matrix products -> encoder -> layernorm -> matmul -> feature maps: rope and splat -> the two mixers: attention and scan ->
+     gelu -> classifier -> the model: forward, backward, update -> main
    Read train_gsa.c first: it says what is computed; here the comments say how.
 
    Numbers: activations and the weights that multiply them are floatX, bf16 or (with GSA_FP32, for checking) fp32; the master
@@ -774,33 +774,55 @@ __device__ static inline float round_tf32(float x) { /* the product itself would
 #endif
 }
 
-/* What the kernels need of the splats of all G heads, renewed at each forward pass: S padded with zeros to SP, a multiple of 32.
-   slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), lnalpha (G, SP), steps (G, SP) of the waves. The centre
-   of a dead splat is infinite: its responses, exp(-infinity), are 0. */
+/* What the kernels need of the splats of all G heads, renewed at each forward pass: S padded to SP, a multiple of 32.
+   slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), lnalpha (G, SP), steps (G, SP) of the waves, decay = delta (G, SP),
+   typical (G, SP) and key_scale (G) as in train_gsa.c. The centre of a dead splat and of padding is infinite: its responses, exp(-infinity), are 0.
+   Of full precision slope and precision are not used: its kernels read mu and lnp, which are the parameters themselves. */
 typedef struct {
-    float *slope, *precision, *centre, *lnalpha;
-    uint32_t *steps; /* NULL: no envelope */
+    float *slope, *precision, *centre, *lnalpha, *decay, *typical, *key_scale;
+    const float *mu, *lnp;
+    uint32_t *steps; /* NULL: no cosine */
+    size_t SP;
 } SplatTables;
 enum { SPLATS_MOST = 64 };
 static size_t splats_padded(size_t S) { return S <= 32 ? 32 : 64; }
 
 /* One warp a splat. */
-__global__ static void splat_tables_kernel(SplatTables w, const float *mu, const float *lnp, const float *lnalpha, const float *lntheta, const float *alive, int S, int SP, int P, int HS) {
-    int s = blockIdx.x % SP;
+__global__ static void splat_tables_kernel(SplatTables w, const float *lnalpha, const float *lntheta, const float *lndelta, const float *alive, int S, int P, int HS) {
+    int SP = (int)w.SP, s = blockIdx.x % SP;
     size_t to = blockIdx.x, from = (size_t)(blockIdx.x / SP) * S + s;
-    bool real = s < S;
-    float centre = 0;
-    for (int k = threadIdx.x; k < HS; k += 32) {
-        float p = real ? expf(lnp[from * P + (P > 1 ? k : 0)]) : 0, m = real ? mu[from * HS + k] : 0;
+    bool real = s < S && alive[from] > 0;
+    float centre = 0, trace = 0;
+    for (int k = threadIdx.x; k < HS && P <= HS; k += 32) {
+        float p = real ? expf(w.lnp[from * P + (P > 1 ? k : 0)]) : 0, m = real ? w.mu[from * HS + k] : 0;
         w.slope[to * HS + k] = p * m;
         if (P > 1 || k == 0) w.precision[to * P + k] = p;
-        centre += m * p * m;
+        centre += m * p * m, trace += p;
     }
-    centre = warp_sum(centre);
+    for (int k = threadIdx.x; k < HS && P > HS && real; k += 32) { /* column k of L */
+        float along = 0;
+        for (int i = k; i < HS; i++) {
+            float entry = w.lnp[from * P + i * (i + 1) / 2 + k];
+            if (i == k) entry = expf(entry);
+            trace += entry * entry, along += entry * w.mu[from * HS + i];
+        }
+        centre += along * along;
+    }
+    centre = warp_sum(centre), trace = warp_sum(trace);
     if (threadIdx.x > 0) return;
-    w.centre[to] = real && !(alive[from] > 0) ? INFINITY : centre;
+    w.centre[to] = real ? centre : INFINITY;
+    w.typical[to] = real ? -0.5f * (trace / (float)HS + centre) : -INFINITY;
     w.lnalpha[to] = real ? lnalpha[from] : 0;
+    w.decay[to] = real && lndelta ? (float)exp((double)lndelta[from]) : 0;
     if (w.steps) w.steps[to] = real ? wave_step(exp((double)lntheta[from])) : 0;
+}
+
+/* One warp a head. */
+__global__ static void splat_key_scales_kernel(SplatTables w) {
+    float most = -INFINITY;
+    for (size_t s = threadIdx.x; s < w.SP; s += 32) most = fmaxf(most, w.typical[blockIdx.x * w.SP + s]);
+    most = warp_max(most);
+    if (threadIdx.x == 0) w.key_scale[blockIdx.x] = most;
 }
 
 /* Both kernels below: a warp works on 16 tokens; lane 4g + t has rows g and g + 8, of their numbers (channels or splats) the eight
@@ -823,10 +845,26 @@ __device__ static inline float quad_sum(float x) {
     x += __shfl_xor_sync(~0u, x, 1);
     return x + __shfl_xor_sync(~0u, x, 2);
 }
+__device__ static inline float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+/* Where splat_forward puts its result: in features, or for the scan the responses r = softmax_s(ln alpha + ln phi(q^)) and phi(k^) exp(-c) themselves:
+   (2, B, heads, T, SP), as splat_backward takes their gradients. */
+typedef struct {
+    floatX *responses; /* NULL: features */
+    size_t SP;         /* at least S: 16 or 32 */
+    size_t late;       /* the last `late` keys of a sequence are never met */
+    bool add;          /* dq, dk are added to: the softmax nearby has written them */
+} ScanResponsesAt;
+__device__ static inline size_t response_row(size_t side, size_t n, size_t head, size_t heads, size_t N, size_t T) { /* token n of a listed head */
+    return ((size_t)side * N + (uint32_t)n / (uint32_t)T * T) * heads + head * T + (uint32_t)n % (uint32_t)T;
+}
 
 template <int HS, int SP, bool DIAGONAL>
-__global__ static void __launch_bounds__(256) splat_forward_kernel(floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w, const __grid_constant__ HeadList heads, size_t first_head, size_t N,
-                                                                   size_t T, size_t C, int S, size_t tiles) {
+__global__ static void __launch_bounds__(256) splat_forward_kernel(floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w, ScanResponsesAt scan, const __grid_constant__ HeadList heads,
+                                                                   size_t first_head, size_t N, size_t T, size_t C, int S, size_t tiles) {
     constexpr int P = DIAGONAL ? HS : 1, STEPS = HS / 8;
     extern __shared__ float shared[];
     /* (SP / 32, STEPS, 4 tiles, 32 lanes) pairs: each lane's terms t and t + 4 of its column, beside the other lanes' */
@@ -835,7 +873,8 @@ __global__ static void __launch_bounds__(256) splat_forward_kernel(floatX *__res
     uint32_t *steps = (uint32_t *)(constant + 2 * SP);
     size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * SP;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    bool aligned = S % 8 == 0, envelope = w.steps != NULL;
+    bool aligned = S % 8 == 0, envelope = w.steps != NULL && !scan.responses;
+    float key_scale = scan.responses ? w.key_scale[first_head + blockIdx.x] : 0;
     for (int at = threadIdx.x; at < SP * HS / 2; at += 256) { /* at % 32 is the lane */
         int i = at / 32 % 4, step = at / 128 % STEPS, s = at / 128 / STEPS * 32 + 8 * (g / 2) + 2 * i + g % 2, k = step / 4 * 32 + 8 * t + step % 4 * 2;
         const float *m = w.slope + (head + s) * HS + k, *p = w.precision + (head + s) * HS + k;
@@ -844,7 +883,7 @@ __global__ static void __launch_bounds__(256) splat_forward_kernel(floatX *__res
     }
     for (int i = threadIdx.x; i < SP; i += 256) {
         precision[i] = DIAGONAL ? 0 : w.precision[head * P + i];
-        constant[i] = w.lnalpha[head + i] - 0.5f * w.centre[head + i], constant[SP + i] = -0.5f * w.centre[head + i];
+        constant[i] = w.lnalpha[head + i] - 0.5f * w.centre[head + i], constant[SP + i] = -0.5f * w.centre[head + i] - key_scale;
         steps[i] = envelope ? w.steps[head + i] : 0;
     }
     __syncthreads();
@@ -894,12 +933,29 @@ __global__ static void __launch_bounds__(256) splat_forward_kernel(floatX *__res
                 for (int r = 0; r < 2; r++) {
                     size_t n = first + g + 8 * r;
                     float inverse = rsqrtf(square[r] + (float)SPHERE_EPSILON), unit = square[r] * inverse * inverse, f_c[8], f_s[8], p[8], rest[8];
-                    if (n >= N) continue;
                     load_floats(p, precision + c + 8 * t), load_floats(rest, constant + side * SP + c + 8 * t);
 #pragma unroll
                     for (int e = 0; e < 8; e++) {
                         float wide = DIAGONAL ? spread[e / 2][2 * r + e % 2] * inverse * inverse : p[e] * unit;
-                        float f = fast_exp(product[e / 2][2 * r + e % 2] * inverse - 0.5f * wide + rest[e]);
+                        f_c[e] = product[e / 2][2 * r + e % 2] * inverse - 0.5f * wide + rest[e];
+                    }
+                    if (scan.responses) { /* all splats are in these four lanes */
+                        float most = side ? 0 : -INFINITY, sum = 0;
+#pragma unroll
+                        for (int e = 0; e < 8; e++) most = side ? 0 : fmaxf(most, f_c[e]);
+                        if (!side) most = quad_max(most);
+#pragma unroll
+                        for (int e = 0; e < 8; e++) sum += f_c[e] = fast_exp(f_c[e] - most);
+                        sum = side ? 1 : 1 / quad_sum(sum);
+#pragma unroll
+                        for (int e = 0; e < 8; e++) f_c[e] *= sum;
+                        if (n < N && 8 * t < (int)scan.SP) store_pack(scan.responses + response_row(side, n, blockIdx.x, heads.count, N, T) * scan.SP + 8 * t, f_c);
+                        continue;
+                    }
+                    if (n >= N) continue;
+#pragma unroll
+                    for (int e = 0; e < 8; e++) {
+                        float f = fast_exp(f_c[e]);
                         f_c[e] = f * wave_c[r][e], f_s[e] = f * wave_s[r][e];
                     }
                     floatX *row = features + n * 2 * C + side * C + h * HS;
@@ -924,17 +980,18 @@ static size_t splat_backward_shared(size_t HS, size_t SP, bool diagonal) {
 /* With G = f df = dL / d ln phi (lane 4g + t: as above), each tile of 128 tokens, queries then keys:
      dL / dx^ = G slope - x^ .* (G precision), on each warp's own 16 tokens;
      M1 += G^T x^, M2 += G^T x^2 on all 128 tokens, each warp for its own part of the (SP, HS) sums, kept in registers.
-   G is stored divided by |x|, so that plain x serves as x^. A block covers `tiles` tiles of one head and writes one record. */
+   G is stored divided by |x|, so that plain x serves as x^. A block covers `tiles` tiles of one head and writes one record. From the scan G itself comes,
+   and amplitude and frequency come elsewhere. */
 template <int HS, int SP, bool DIAGONAL>
 __global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL ? 2 : 1) splat_backward_kernel(floatX *__restrict__ dqkv, float *records, const floatX *__restrict__ dfeatures, const floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w,
-                                                                    const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S, size_t tiles) {
+                                                                    ScanResponsesAt scan, const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S, size_t tiles) {
     constexpr int GROW = SP + 8, XROW = HS + 8, ROW = HS + 1, P = DIAGONAL ? HS : 1, COLUMNS = HS / 8, PARTS = (SP / 16) * COLUMNS / 8;
     extern __shared__ float shared[];
     float *G = shared, *slope = G + 128 * GROW, *precision = slope + SP * ROW, *factor = precision + (DIAGONAL ? SP * ROW : SP);
     floatX *X = (floatX *)(factor + 128);
     size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * SP;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    bool aligned = S % 8 == 0, envelope = w.steps != NULL;
+    bool aligned = S % 8 == 0, envelope = w.steps != NULL && !scan.responses;
     for (int i = threadIdx.x; i < SP * HS; i += 256) {
         slope[i / HS * ROW + i % HS] = round_tf32(w.slope[head * HS + i]);
         if (DIAGONAL) precision[i / HS * ROW + i % HS] = round_tf32(w.precision[head * P + i]);
@@ -977,6 +1034,11 @@ __global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL 
                 for (int r = 0; r < 2; r++) {
                     size_t n = first + 8 * r, at = n * 2 * C + side * C + h * HS;
                     int some = n < N ? S : 0;
+                    if (scan.responses) {
+                        bool met = n < N && s < (int)scan.SP && !(side && (uint32_t)n % (uint32_t)T + scan.late >= T);
+                        if (met) d_c[r] = load_pack(scan.responses + response_row(side, n, blockIdx.x, heads.count, N, T) * scan.SP + s);
+                        continue;
+                    }
                     f_c[r] = load_some(features + at, s, some, aligned), d_c[r] = load_some(dfeatures + at, s, some, aligned);
                     if (envelope) f_s[r] = load_some(features + at + S, s, some, aligned), d_s[r] = load_some(dfeatures + at + S, s, some, aligned);
                 }
@@ -986,7 +1048,7 @@ __global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL 
                     float unit = 1 - (float)SPHERE_EPSILON * inverse[r] * inverse[r], middle = (float)((uint32_t)n % (uint32_t)T) - 0.5f * (float)(T - 1), G_row[8]; /* unit = |x^|^2 */
 #pragma unroll
                     for (int e = 0; e < 8; e++) {
-                        float fc = number(f_c[r], e), fs = number(f_s[r], e), dc = number(d_c[r], e), ds = number(d_s[r], e), gradient = fc * dc + fs * ds;
+                        float fc = number(f_c[r], e), fs = number(f_s[r], e), dc = number(d_c[r], e), ds = number(d_s[r], e), gradient = scan.responses ? dc : fc * dc + fs * ds;
                         frequency[c][e] += middle * (fc * ds - fs * dc);
                         M0[c][e] += gradient;
                         if (side == 0) amplitude[c][e] += gradient;
@@ -1032,7 +1094,13 @@ __global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL 
                 for (int j = 0; j < HS / 32; j++) {
 #pragma unroll
                     for (int e = 0; e < 8; e++) gradient[j][e] = inverse[r] * (gradient[j][e] - number(x[r][j], e) * inverse[r] * dot);
-                    if (n < N) store_pack(dqkv + n * 3 * C + side * C + h * HS + 32 * j + 8 * t, gradient[j]);
+                    floatX *to = dqkv + n * 3 * C + side * C + h * HS + 32 * j + 8 * t;
+                    if (n < N && scan.add) {
+                        Pack old = load_pack(to);
+#pragma unroll
+                        for (int e = 0; e < 8; e++) gradient[j][e] += number(old, e);
+                    }
+                    if (n < N) store_pack(to, gradient[j]);
                 }
             }
 #pragma unroll 2
@@ -1100,24 +1168,257 @@ __global__ static void moments_sums_kernel(double *sums, const float *records, s
     sums[blockIdx.y * record + c] = mine;
 }
 
-/* One warp a splat: adds the gradients that follow from its moments, as splat_gradients in train_gsa.c. All pointers are at the first
-   of the heads. */
-__global__ static void splat_gradients_kernel(float *dmu, float *dlnp, float *dlnalpha, float *dlntheta, const double *sums, const float *mu, const float *lnp, const float *lntheta, int S,
-                                              int P, int HS) {
+/* Where the gradients of a layer's splats go, and the parameters: all at the first of its GSA heads; NULL where there are none. */
+typedef struct {
+    float *dmu, *dlnp, *dlnalpha, *dlntheta, *dlndelta, *dlng;
+    const float *mu, *lnp, *lntheta, *lndelta;
+} SplatGradients;
+
+/* One warp a splat: adds the gradients that follow from its moments, as splat_gradients in train_gsa.c. scan (heads, 3 scan_SP + 1): the scan's own sums
+   of amplitude, frequency, decay and gain; NULL: amplitude and frequency are among the moments. */
+__global__ static void splat_gradients_kernel(SplatGradients d, const double *sums, const double *scan, size_t scan_SP, int S, int P, int HS) {
     size_t s = blockIdx.x, splat = (size_t)blockIdx.y * S + s;
-    const double *M0 = sums + blockIdx.y * moments_size(S, P, HS), *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S;
+    const double *M0 = sums + blockIdx.y * moments_size(S, P, HS), *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = NULL;
+    if (scan) amplitude = scan + blockIdx.y * (3 * scan_SP + 1), frequency = amplitude + scan_SP, decay = frequency + scan_SP;
     double along = 0;
     for (int k = threadIdx.x; k < HS; k += 32) {
-        double m = (double)mu[splat * HS + k], m1 = M1[s * HS + k], p = (double)expf(lnp[splat * P + (P > 1 ? k : 0)]);
-        dmu[splat * HS + k] += (float)(p * (m1 - M0[s] * m));
+        double m = (double)d.mu[splat * HS + k], m1 = M1[s * HS + k], p = P > HS ? 0 : (double)expf(d.lnp[splat * P + (P > 1 ? k : 0)]);
+        d.dmu[splat * HS + k] += (float)(P > HS ? m1 : p * (m1 - M0[s] * m));
         along += m * m1 - 0.5 * m * m * M0[s];
-        if (P > 1) dlnp[splat * HS + k] += (float)(-0.5 * p * (M2[s * HS + k] - 2 * m * m1 + m * m * M0[s]));
+        if (P == HS) d.dlnp[splat * HS + k] += (float)(-0.5 * p * (M2[s * HS + k] - 2 * m * m1 + m * m * M0[s]));
     }
+    for (int k = threadIdx.x; k < P && P > HS; k += 32) d.dlnp[splat * P + k] += (float)M2[s * P + k];
     along = warp_sum(along);
     if (threadIdx.x > 0) return;
-    if (P == 1) dlnp[splat] += (float)((double)expf(lnp[splat]) * (along - 0.5 * M2[s]));
-    dlnalpha[splat] += (float)amplitude[s];
-    if (dlntheta) dlntheta[splat] += (float)(exp((double)lntheta[splat]) * frequency[s]);
+    if (P == 1) d.dlnp[splat] += (float)((double)expf(d.lnp[splat]) * (along - 0.5 * M2[s]));
+    d.dlnalpha[splat] += (float)amplitude[s];
+    if (d.dlntheta) d.dlntheta[splat] += (float)(exp((double)d.lntheta[splat]) * frequency[s]);
+    if (d.dlndelta) d.dlndelta[splat] += (float)(exp((double)d.lndelta[splat]) * decay[s]);
+    if (d.dlng && s == 0) d.dlng[blockIdx.y] += (float)decay[scan_SP];
+}
+
+/* ---- full precision: Lambda = L L^T, ln phi = -1/2 |L^T (x^ - mu)|^2
+
+   Off the fast path: plain fp32 products in shared memory, tiles of FULL_TOKENS tokens. 128 threads: thread i has column i % HS and every 128 / HS-th part of the
+   tokens or rows. A row of L takes HS + 1 numbers, so that rows and columns are read alike. */
+
+enum { FULL_TOKENS = 32 };
+template <int HS> constexpr size_t full_bytes = (HS * (HS + 1) + 2 * FULL_TOKENS * (HS + 1) + HS + FULL_TOKENS * (SPLATS_MOST + 2)) * sizeof(float);
+
+template <int HS> struct FullRoom {
+    float *L, *x, *y, *mu, *response, *inverse; /* (HS, HS + 1), (tokens, HS + 1) twice, (HS), (tokens, SPLATS_MOST), (tokens) */
+};
+template <int HS> __device__ static inline FullRoom<HS> full_room(float *shared) {
+    FullRoom<HS> m;
+    m.L = shared, m.x = m.L + HS * (HS + 1), m.y = m.x + FULL_TOKENS * (HS + 1), m.mu = m.y + FULL_TOKENS * (HS + 1);
+    m.response = m.mu + HS, m.inverse = m.response + FULL_TOKENS * SPLATS_MOST;
+    return m;
+}
+
+/* mu and L of a splat, whose index counts those that exist */
+template <int HS> __device__ static inline void full_load_splat(const FullRoom<HS> &m, const SplatTables &w, size_t splat) {
+    constexpr int P = HS * (HS + 1) / 2;
+    for (int i = threadIdx.x; i < HS * HS; i += 128) {
+        int row = i / HS, k = i % HS;
+        float entry = k > row ? 0 : w.lnp[splat * P + row * (row + 1) / 2 + k];
+        m.L[row * (HS + 1) + k] = row == k ? expf(entry) : entry;
+    }
+    for (int i = threadIdx.x; i < HS; i += 128) m.mu[i] = w.mu[splat * HS + i];
+}
+
+/* x^ of the tile's tokens, zeros from N on */
+template <int HS> __device__ static inline void full_load_tokens(const FullRoom<HS> &m, const floatX *x, size_t stride, size_t first, size_t N) {
+    for (int i = threadIdx.x; i < FULL_TOKENS * HS; i += 128) m.x[i / HS * (HS + 1) + i % HS] = first + i / HS < N ? (float)x[(first + i / HS) * stride + i % HS] : 0;
+    __syncthreads();
+    if (threadIdx.x < FULL_TOKENS) {
+        float square = 0;
+        for (int k = 0; k < HS; k++) square += m.x[threadIdx.x * (HS + 1) + k] * m.x[threadIdx.x * (HS + 1) + k];
+        m.inverse[threadIdx.x] = rsqrtf(square + (float)SPHERE_EPSILON);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < FULL_TOKENS * HS; i += 128) m.x[i / HS * (HS + 1) + i % HS] *= m.inverse[i / HS];
+    __syncthreads();
+}
+
+/* y = L^T (x^ - mu) of the tile's tokens */
+template <int HS> __device__ static inline void full_across(const FullRoom<HS> &m) {
+    constexpr int PARTS = 128 / HS, ROWS = FULL_TOKENS / PARTS;
+    int k = threadIdx.x % HS, part = threadIdx.x / HS;
+    float sum[ROWS] = {};
+    for (int i = k; i < HS; i++) {
+        float entry = m.L[i * (HS + 1) + k], centre = m.mu[i];
+#pragma unroll
+        for (int t = 0; t < ROWS; t++) sum[t] += entry * (m.x[(part * ROWS + t) * (HS + 1) + i] - centre);
+    }
+#pragma unroll
+    for (int t = 0; t < ROWS; t++) m.y[(part * ROWS + t) * (HS + 1) + k] = sum[t];
+}
+
+/* One block: a head, a side (queries or keys) and a tile of tokens. */
+template <int HS>
+__global__ static void __launch_bounds__(128) splat_full_forward_kernel(floatX *features, const floatX *qkv, SplatTables w, ScanResponsesAt scan, const __grid_constant__ HeadList heads, size_t first_head,
+                                                                        size_t N, size_t T, size_t C, int S) {
+    extern __shared__ float shared[];
+    FullRoom<HS> m = full_room<HS>(shared);
+    size_t head = first_head + blockIdx.y, first = (size_t)blockIdx.x * FULL_TOKENS, side = blockIdx.z, column = side * C + heads.head[blockIdx.y] * HS;
+    full_load_tokens(m, qkv + column, 3 * C, first, N);
+    for (int s = 0; s < S; s++) {
+        full_load_splat(m, w, head * S + s);
+        __syncthreads();
+        full_across(m);
+        __syncthreads();
+        if (threadIdx.x < FULL_TOKENS) {
+            float square = 0;
+            for (int k = 0; k < HS; k++) square += m.y[threadIdx.x * (HS + 1) + k] * m.y[threadIdx.x * (HS + 1) + k];
+            m.response[threadIdx.x * SPLATS_MOST + s] = isinf(w.centre[head * w.SP + s]) ? -INFINITY : -0.5f * square + (side ? 0 : w.lnalpha[head * w.SP + s]);
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x >= FULL_TOKENS || first + threadIdx.x >= N) return;
+    size_t n = first + threadIdx.x;
+    float *x = m.response + threadIdx.x * SPLATS_MOST;
+    if (scan.responses) {
+        floatX *to = scan.responses + response_row(side, n, blockIdx.y, heads.count, N, T) * scan.SP;
+        float most = side ? w.key_scale[head] : -INFINITY, sum = 0;
+        for (int s = 0; s < S && !side; s++) most = fmaxf(most, x[s]);
+        for (int s = 0; s < S; s++) sum += x[s] = fast_exp(x[s] - most);
+        for (int s = 0; s < (int)scan.SP; s++) to[s] = (floatX)(s < S ? x[s] / (side ? 1 : sum) : 0);
+        return;
+    }
+    floatX *to = features + n * 2 * C + column;
+    for (int k = 0; k < HS; k++) to[k] = (floatX)0.0f;
+    for (int s = 0; s < S; s++) {
+        float f = fast_exp(x[s]), sine, cosine;
+        to[s] = (floatX)f;
+        if (!w.steps) continue;
+        fast_sincos(wave_angle(w.steps[head * w.SP + s], (uint32_t)n % (uint32_t)T), &sine, &cosine);
+        to[s] = (floatX)(f * cosine), to[S + s] = (floatX)(f * sine);
+    }
+}
+
+/* G of token n, side and splat s; X in cross: what an angle adds to the gradient of theta, for each position */
+__device__ static inline float full_gradient(float *cross, const floatX *dfeatures, const floatX *features, const SplatTables &w, const ScanResponsesAt &scan, size_t n, size_t side, size_t listed,
+                                             size_t heads, size_t column, size_t N, size_t T, size_t C, int S, int s) {
+    *cross = 0;
+    if (n >= N) return 0;
+    if (scan.responses) {
+        if (side && (uint32_t)n % (uint32_t)T + scan.late >= T) return 0;
+        return (float)scan.responses[response_row(side, n, listed, heads, N, T) * scan.SP + s];
+    }
+    const floatX *f = features + n * 2 * C + column + s, *d = dfeatures + n * 2 * C + column + s;
+    float gradient = (float)f[0] * (float)d[0];
+    if (!w.steps) return gradient;
+    *cross = (float)f[0] * (float)d[S] - (float)f[S] * (float)d[0];
+    return gradient + (float)f[S] * (float)d[S];
+}
+
+/* dx, a block as above: dL / dx^ = -sum_s G_s L L^T (x^ - mu) */
+template <int HS>
+__global__ static void __launch_bounds__(128) splat_full_backward_kernel(floatX *dqkv, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, ScanResponsesAt scan,
+                                                                         const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S) {
+    constexpr int PARTS = 128 / HS, ROWS = FULL_TOKENS / PARTS;
+    extern __shared__ float shared[];
+    FullRoom<HS> m = full_room<HS>(shared);
+    size_t head = first_head + blockIdx.y, first = (size_t)blockIdx.x * FULL_TOKENS, side = blockIdx.z, column = side * C + heads.head[blockIdx.y] * HS;
+    int k = threadIdx.x % HS, part = threadIdx.x / HS;
+    float gradient[ROWS] = {}, cross;
+    full_load_tokens(m, qkv + column, 3 * C, first, N);
+    for (int i = threadIdx.x; i < FULL_TOKENS * S; i += 128)
+        m.response[i / S * SPLATS_MOST + i % S] = full_gradient(&cross, dfeatures, features, w, scan, first + i / S, side, blockIdx.y, heads.count, column, N, T, C, S, i % S);
+    for (int s = 0; s < S; s++) {
+        full_load_splat(m, w, head * S + s);
+        __syncthreads();
+        full_across(m);
+        __syncthreads();
+        float sum[ROWS] = {};
+        for (int i = 0; i <= k; i++) {
+            float entry = m.L[k * (HS + 1) + i];
+#pragma unroll
+            for (int t = 0; t < ROWS; t++) sum[t] += entry * m.y[(part * ROWS + t) * (HS + 1) + i];
+        }
+#pragma unroll
+        for (int t = 0; t < ROWS; t++) gradient[t] -= m.response[(part * ROWS + t) * SPLATS_MOST + s] * sum[t];
+        __syncthreads();
+    }
+#pragma unroll
+    for (int t = 0; t < ROWS; t++) m.y[(part * ROWS + t) * (HS + 1) + k] = gradient[t];
+    __syncthreads();
+    for (int t = threadIdx.x / 32; t < FULL_TOKENS && first + t < N; t += 4) {
+        const float *x = m.x + t * (HS + 1), *g = m.y + t * (HS + 1);
+        floatX *to = dqkv + (first + t) * 3 * C + column;
+        float dot = 0;
+        for (int i = threadIdx.x % 32; i < HS; i += 32) dot += x[i] * g[i];
+        dot = warp_sum(dot);
+        for (int i = threadIdx.x % 32; i < HS; i += 32) to[i] = (floatX)(m.inverse[t] * (g[i] - x[i] * dot) + (scan.add ? (float)to[i] : 0));
+    }
+}
+
+/* One block a splat: its moments over all tokens, in order: dmu, dL, amplitude, frequency */
+template <int HS>
+__global__ static void __launch_bounds__(128) splat_full_moments_kernel(double *sums, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, ScanResponsesAt scan,
+                                                                        const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S) {
+    constexpr int P = HS * (HS + 1) / 2, PARTS = 128 / HS, ROWS = HS / PARTS;
+    extern __shared__ float shared[];
+    FullRoom<HS> m = full_room<HS>(shared);
+    int s = blockIdx.x, k = threadIdx.x % HS, part = threadIdx.x / HS;
+    size_t head = first_head + blockIdx.y;
+    float dL[ROWS] = {}, sum = 0; /* rows part ROWS .. of column k; what column k of (x^ - mu) L sums up to */
+    double amplitude = 0, frequency = 0;
+    full_load_splat(m, w, head * S + s);
+    for (size_t first = 0; first < N; first += FULL_TOKENS)
+        for (size_t side = 0; side < 2; side++) {
+            size_t column = side * C + heads.head[blockIdx.y] * HS;
+            __syncthreads();
+            full_load_tokens(m, qkv + column, 3 * C, first, N);
+            full_across(m);
+            if (threadIdx.x < FULL_TOKENS) {
+                size_t n = first + threadIdx.x;
+                float cross, gradient = full_gradient(&cross, dfeatures, features, w, scan, n, side, blockIdx.y, heads.count, column, N, T, C, S, s);
+                m.response[threadIdx.x] = gradient;
+                if (side == 0) amplitude += (double)gradient;
+                frequency += ((double)((uint32_t)n % (uint32_t)T) - 0.5 * (double)(T - 1)) * (double)cross;
+            }
+            __syncthreads();
+            for (int t = 0; t < FULL_TOKENS; t++) {
+                float across = -m.response[t] * m.y[t * (HS + 1) + k];
+                if (part == 0) sum += across;
+#pragma unroll
+                for (int i = 0; i < ROWS; i++) dL[i] += (m.x[t * (HS + 1) + part * ROWS + i] - m.mu[part * ROWS + i]) * across;
+            }
+        }
+    __syncthreads();
+    if (part == 0) m.y[k] = sum;
+    __syncthreads();
+    double *M1 = sums + blockIdx.y * moments_size(S, P, HS) + S + s * HS, *M2 = M1 - s * HS + S * HS + (size_t)s * P, *to = M2 - (size_t)s * P + (size_t)S * P;
+    if (part == 0) {
+        double along = 0;
+        for (int i = 0; i <= k; i++) along -= (double)m.L[k * (HS + 1) + i] * (double)m.y[i];
+        M1[k] = along;
+    }
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        int row = part * ROWS + i;
+        if (row >= k) M2[row * (row + 1) / 2 + k] = (double)dL[i] * (row == k ? (double)m.L[k * (HS + 1) + k] : 1);
+    }
+    if (threadIdx.x >= 32) return;
+    amplitude = warp_sum(amplitude), frequency = warp_sum(frequency);
+    if (threadIdx.x == 0) to[s] = amplitude, to[S + s] = frequency;
+}
+
+template <int HS>
+static void splat_full_forward(floatX *features, ScanResponsesAt scan, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S, cudaStream_t stream) {
+    cudaCheck(cudaFuncSetAttribute(splat_full_forward_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)full_bytes<HS>));
+    splat_full_forward_kernel<HS><<<dim3((unsigned)CEIL_DIV(N, (size_t)FULL_TOKENS), (unsigned)heads.count, 2), 128, full_bytes<HS>, stream>>>(features, qkv, w, scan, heads, first_head, N, T, C, S);
+}
+
+template <int HS>
+static void splat_full_backward(floatX *dqkv, double *sums, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head,
+                                size_t N, size_t T, size_t C, int S, cudaStream_t stream) {
+    cudaCheck(cudaFuncSetAttribute(splat_full_backward_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)full_bytes<HS>));
+    cudaCheck(cudaFuncSetAttribute(splat_full_moments_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)full_bytes<HS>));
+    splat_full_backward_kernel<HS><<<dim3((unsigned)CEIL_DIV(N, (size_t)FULL_TOKENS), (unsigned)heads.count, 2), 128, full_bytes<HS>, stream>>>(dqkv, dfeatures, features, qkv, w, scan, heads,
+                                                                                                                                                 first_head, N, T, C, S);
+    splat_full_moments_kernel<HS><<<dim3((unsigned)S, (unsigned)heads.count), 128, full_bytes<HS>, stream>>>(sums, dfeatures, features, qkv, w, scan, heads, first_head, N, T, C, S);
 }
 
 /* Calls a kernel with HS, SP and the kind of covariance as constants. */
@@ -1132,27 +1433,37 @@ static size_t splat_tiles(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 
 static size_t splat_records(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 128), splat_tiles(N, heads)); } /* per head */
 
 /* Equations (2), (6), (7), (9): features of q and k of the listed heads, the first of which is GSA head first_head:
-   f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for queries and 1 for keys. */
-static void splat_forward(floatX *features, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head, size_t B, size_t T, size_t NH, size_t HS, size_t S, bool diagonal,
-                          cudaStream_t stream) {
+   f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for queries and 1 for keys; or the scan's responses. P: numbers per precision */
+static void splat_forward(floatX *features, ScanResponsesAt scan, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head, size_t B, size_t T, size_t NH, size_t HS, size_t S,
+                          size_t P, cudaStream_t stream) {
+    bool diagonal = P > 1;
+    if (P > HS) {
+        BY_HEAD_SIZE(HS, (splat_full_forward<H>(features, scan, qkv, w, heads, first_head, B * T, T, NH * H, (int)S, stream)));
+        return;
+    }
     size_t N = B * T, tiles = splat_tiles(N, heads.count), SP = splats_padded(S), bytes = (SP * HS * (diagonal ? 2 : 1) + 4 * SP) * sizeof(float);
     dim3 grid((unsigned)heads.count, (unsigned)CEIL_DIV(CEIL_DIV(N, 128), tiles)); /* heads first: neighbours in memory are read at one time */
 #define LAUNCH(H, N_, D)                                                                                                                        \
     cudaCheck(cudaFuncSetAttribute(splat_forward_kernel<H, N_, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                    \
-    splat_forward_kernel<H, N_, D><<<grid, 256, bytes, stream>>>(features, qkv, w, heads, first_head, N, T, NH * HS, (int)S, tiles)
+    splat_forward_kernel<H, N_, D><<<grid, 256, bytes, stream>>>(features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
     BY_SPLATS(HS, SP, diagonal, LAUNCH);
 #undef LAUNCH
 }
 
 /* dqkv of q and k of the listed heads; records (heads, splat_records, moments) and sums (heads, moments): see splat_gradients */
-static void splat_backward(floatX *dqkv, float *records, double *sums, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head,
-                           size_t B, size_t T, size_t NH, size_t HS, size_t S, bool diagonal, cudaStream_t stream) {
+static void splat_backward(floatX *dqkv, float *records, double *sums, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, HeadList heads,
+                           size_t first_head, size_t B, size_t T, size_t NH, size_t HS, size_t S, size_t P, cudaStream_t stream) {
+    bool diagonal = P > 1;
+    if (P > HS) {
+        BY_HEAD_SIZE(HS, (splat_full_backward<H>(dqkv, sums, scan, dfeatures, features, qkv, w, heads, first_head, B * T, T, NH * H, (int)S, stream)));
+        return;
+    }
     size_t N = B * T, tiles = splat_tiles(N, heads.count), SP = splats_padded(S), bytes = splat_backward_shared(HS, SP, diagonal);
     size_t count = splat_records(N, heads.count), record = moments_size(S, diagonal ? HS : 1, HS);
     dim3 grid((unsigned)heads.count, (unsigned)count);
 #define LAUNCH(H, N_, D)                                                                                                                        \
     cudaCheck(cudaFuncSetAttribute(splat_backward_kernel<H, N_, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                   \
-    splat_backward_kernel<H, N_, D><<<grid, 256, bytes, stream>>>(dqkv, records, dfeatures, features, qkv, w, heads, first_head, N, T, NH * HS, (int)S, tiles)
+    splat_backward_kernel<H, N_, D><<<grid, 256, bytes, stream>>>(dqkv, records, dfeatures, features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
     BY_SPLATS(HS, SP, diagonal, LAUNCH);
 #undef LAUNCH
     moments_sums_kernel<<<dim3((unsigned)CEIL_DIV(record, 32), (unsigned)heads.count), dim3(32, 16), 0, stream>>>(sums, records, count, record);
@@ -1169,7 +1480,7 @@ struct AttentionInput {
     const floatX *features;   /* (B, T, 2C): f_q, f_k of the heads that have a feature map; NULL if none has */
     const int *from_features; /* (NH): 1 if head h takes its q and k from features; NULL: no head does */
     const float *scale;       /* (NH), > 0 */
-    const int *window;        /* (NH), >= 1: number of keys a query sees, itself included; >= T for all */
+    const int *window;        /* (NH): number of keys a query sees, itself included; >= T for all; 0 leaves the head out */
     bool causal;              /* query i sees keys i - window < j <= i, else |i - j| < window */
 };
 
@@ -1186,7 +1497,7 @@ __device__ static inline size_t attention_at(const AttentionInput &in, size_t b,
 template <int HS>
 __global__ static void attention_forward_kernel(floatX *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH) {
     size_t row = (size_t)blockIdx.x * 4 + threadIdx.x / 32, h = row / T % NH, b = row / T / NH, i = row % T, C = NH * HS, stride;
-    if (row >= B * NH * T) return;
+    if (row >= B * NH * T || in.window[h] < 1) return;
     int lane = threadIdx.x % 32;
     size_t at = attention_at(in, b, 0, h, T, C, HS, &stride), window = (size_t)in.window[h];
     const floatX *q = (stride == 2 * C ? in.features : in.qkv) + at, *k = q + C, *v = in.qkv + b * T * 3 * C + 2 * C + h * HS;
@@ -1217,7 +1528,7 @@ template <int HS, bool QUERIES>
 __global__ static void attention_backward_kernel(floatX *dqkv, floatX *dfeatures, float *delta, const floatX *dout, const floatX *out, const float *lse, AttentionInput in, size_t B,
                                                  size_t T, size_t NH) {
     size_t row = (size_t)blockIdx.x * 4 + threadIdx.x / 32, h = row / T % NH, b = row / T / NH, mine = row % T, C = NH * HS, stride;
-    if (row >= B * NH * T) return;
+    if (row >= B * NH * T || in.window[h] < 1) return;
     int lane = threadIdx.x % 32;
     size_t at = attention_at(in, b, 0, h, T, C, HS, &stride), window = (size_t)in.window[h];
     const floatX *q = (stride == 2 * C ? in.features : in.qkv) + at, *k = q + C, *v = in.qkv + b * T * 3 * C + 2 * C + h * HS, *d = dout + b * T * C + h * HS;
@@ -1308,7 +1619,7 @@ __device__ inline AttentionHead attention_head(const AttentionInput &in, size_t 
     head.k = head.q + C;
     head.v = in.qkv + b * T * 3 * C + 2 * C + (size_t)h * HS;
     head.scale = in.scale[h];
-    head.behind = max(min(in.window[h], T), 1) - 1;
+    head.behind = min(in.window[h], T) - 1;
     head.ahead = in.causal ? 0 : head.behind;
     return head;
 }
@@ -1332,11 +1643,6 @@ __device__ inline uint32_t pack(float a, float b) {
     uint32_t packed;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(b), "f"(a));
     return packed;
-}
-
-__device__ inline float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 
 /* copies 16 bytes to shared memory in the background; zeros if not inside */
@@ -1497,6 +1803,7 @@ template <int HS> __global__ void __launch_bounds__(128) attention_forward_mma(b
     size_t bh = blockIdx.x / blocks, b = bh / NH;
     int h = bh % NH, i0 = (blocks - 1 - blockIdx.x % blocks) * ROWS, row0 = i0 + warp * 16 * M;
     AttentionHead head = attention_head(in, b, h, T, NH, HS);
+    if (head.behind < 0) return;
     int behind = head.behind, ahead = head.ahead, first = max(0, i0 - behind) / KEYS * KEYS, end = min(T, i0 + ROWS + ahead);
     uint32_t q_tile = shared_address(memory), stages = q_tile + ROWS * HS * 2;
     float scale2 = head.scale * ATTENTION_LOG2E;
@@ -1628,6 +1935,7 @@ __global__ void __launch_bounds__(128) attention_backward_mma(bf16 *dqkv, bf16 *
     size_t bh = blockIdx.x / blocks, b = bh / NH, C = (size_t)NH * HS;
     int h = bh % NH, r0 = (KEYS ? block : blocks - 1 - block) * ROWS, row0 = r0 + warp * 16 * M; /* the longest rows first */
     AttentionHead head = attention_head(in, b, h, T, NH, HS);
+    if (head.behind < 0) return;
     int behind = head.behind, ahead = head.ahead, before = KEYS ? ahead : behind, after = KEYS ? behind : ahead;
     int first = max(0, r0 - before) / COLUMNS * COLUMNS, end = min(T, r0 + ROWS + after);
     const bf16 *dout_h = dout + b * T * C + (size_t)h * HS;
@@ -1790,6 +2098,7 @@ __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, flo
     size_t bh = blockIdx.x / blocks, b = bh / NH, C = (size_t)NH * HS;
     int h = bh % NH, i0 = (blocks - 1 - blockIdx.x % blocks) * ROWS;
     AttentionHead head = attention_head(in, b, h, T, NH, HS);
+    if (head.behind < 0) return;
     int behind = head.behind, ahead = head.ahead, first = max(0, i0 - behind) / KEYS * KEYS, end = min(T, i0 + ROWS + ahead);
     uint32_t q_tiles = shared_address(memory), stages = q_tiles + 2 * TILE64, q_full = stages + 2 * STAGES * TILE64, full = q_full + 8, empty = full + 8 * STAGES;
     const CUtensorMap *qk_map = head.from_features ? &maps.features : &maps.qkv;
@@ -1871,6 +2180,7 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     size_t bh = blockIdx.x / blocks, b = bh / NH, C = (size_t)NH * HS;
     int h = bh % NH, r0 = (KEYS ? block : blocks - 1 - block) * BLOCK, row0 = r0 + 16 * warp;
     AttentionHead head = attention_head(in, b, h, T, NH, HS);
+    if (head.behind < 0) return;
     int behind = head.behind, ahead = head.ahead, before = KEYS ? ahead : behind, after = KEYS ? behind : ahead;
     int first = max(0, r0 - before) / BLOCK * BLOCK, end = min(T, r0 + BLOCK + after);
     uint32_t tile1 = shared_address(memory), tile2 = tile1 + TILE64, stages = tile2 + TILE64;
@@ -2030,6 +2340,971 @@ static void attention_backward(bf16 *dqkv, bf16 *dfeatures, float *delta, const 
 
 #endif
 
+/* ---------------------------------------------------------------------------------------------- scan
+
+   The linear mixer, equation (5), as in train_gsa.c: chunks of 64 tokens, and between them the state H = sum f_k v^T (F, HS), z = sum f_k (F), which is
+   decayed and turned from chunk to chunk. Positions in a chunk count from its middle, so that exponentials stay below e^(32 delta).
+
+   splat_forward leaves the responses r and phi (2, B, heads, T, SP), from which a CTA makes the features of a chunk: F = 3 SP columns, of which column
+   8n + 2t + e holds the constant part of splat 8n + 4e + t and columns SP + 2s, SP + 2s + 1 the cosine and sine of splat s. So a thread of a
+   tensor core's tile has all three parts of its splats (see mma_16x8x16). Without a cosine two of three are zeros.
+
+   A CTA of 4 warps walks one segment of one head of one sequence. Where B times heads does not fill a card, sequences are cut into segments:
+   first the sums of each, then their states at the start one after the other, then all segments at once. Backward the same, in two sweeps:
+   scan_queries_kernel forwards, with H, for what belongs to queries; scan_keys_kernel backwards, with the gradient of H, for keys and values.
+
+   A state in memory: the accumulators of the 128 threads as they stand, then z. */
+
+enum { CHUNK = 64, SCAN_BLOCK = 256, SCAN_SPLATS_MOST = 32, SCAN_SEGMENTS_MOST = 528 };
+enum { SCAN_SUMS, SCAN_ALONE, SCAN_FIRST, SCAN_SECOND, SCAN_MERGED }; /* what scan_forward_kernel makes of its sums, see there */
+
+/* As in train_gsa.c; the gradient of the second, a millionth, is left out here. */
+#define ROW_SUM_EPSILON 1e-6
+#define ROW_SUM_ROUNDING 1e-6
+
+typedef struct {
+    const floatX *qkv, *responses;
+    SplatTables tables;
+    HeadList heads;      /* of the launch; the first is GSA head first_head */
+    size_t first_head, B, T, NH;
+    size_t segment;      /* tokens of one segment, a multiple of SCAN_BLOCK */
+    int segments;
+    int sweeps;          /* of a backward pass: 2 in each direction */
+    int late;            /* query i meets keys j <= i - late only */
+    bool reverse;        /* from the end, and without the query's own key */
+} ScanInput;
+
+/* ---- one chunk's products
+
+   m16n8k16 tiles: with g = lane / 4, t = lane % 4 a thread has of A (16, 16) the pairs (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), of B (16, 8)
+   the pairs (2t, g), (2t + 8, g) down a column, of C (16, 8) the pairs (g, 2t), (g + 8, 2t). In the fp32 build the same tiles meet by shuffles. */
+#ifdef GSA_FP32
+struct FragmentA {
+    float x[8];
+};
+struct FragmentB {
+    float x[4];
+};
+__device__ __noinline__ static float4 product_16x8x16(float4 c, FragmentA a, FragmentB b) { /* inlined everywhere it takes minutes to compile */
+    int lane = threadIdx.x % 32, t = lane % 4;
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+        int from = (lane & 28) | (k % 8 / 2), at = k / 8 * 4 + k % 2, column = k % 8 / 2;
+        float low = __shfl_sync(~0u, a.x[at], from), high = __shfl_sync(~0u, a.x[at + 2], from);
+        float left = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + column), right = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + 4 + column);
+        c.x += low * left, c.y += low * right, c.z += high * left, c.w += high * right;
+    }
+    return c;
+}
+__device__ static inline void mma_16x8x16(float c[4], const FragmentA &a, const FragmentB &b) {
+    float4 sum = product_16x8x16(make_float4(c[0], c[1], c[2], c[3]), a, b);
+    c[0] = sum.x, c[1] = sum.y, c[2] = sum.z, c[3] = sum.w;
+}
+/* A(i, k) = tile[row + i][column + k], or where TRANSPOSED tile[row + k][column + i] */
+template <bool TRANSPOSED> __device__ static inline FragmentA load_a(const float *tile, int stride, int row, int column) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    FragmentA a;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int y = g + i / 2 % 2 * 8, x = 2 * t + i % 2 + i / 4 * 8;
+        a.x[i] = TRANSPOSED ? tile[(row + x) * stride + column + y] : tile[(row + y) * stride + column + x];
+    }
+    return a;
+}
+/* Two tiles side by side: B(k, j) = tile[row + j][column + k], or where TRANSPOSED tile[row + k][column + j], j < 16 */
+template <bool TRANSPOSED> __device__ static inline void load_b(FragmentB b[2], const float *tile, int stride, int row, int column) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int y = g + i / 4 * 8, x = 2 * t + i % 2 + i / 2 % 2 * 8;
+        b[i / 4].x[i % 4] = TRANSPOSED ? tile[(row + x) * stride + column + y] : tile[(row + y) * stride + column + x];
+    }
+}
+/* two neighbouring tiles of an accumulator as the A of a next product; they are rounded in place */
+__device__ static inline FragmentA as_fragment(float first[4], float second[4]) { return {{first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]}}; }
+/* an A whose rows are all alike */
+__device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, float x9) { return {{x0, x1, x0, x1, x8, x9, x8, x9}}; }
+__device__ static inline float fragment_number(const FragmentA &a, int i) { return a.x[i]; }
+__device__ static inline void store_two(float *to, float first, float second) { *(float2 *)to = make_float2(first, second); }
+__device__ static inline void copy_pack(float *to, const float *from, bool inside) {
+    float4 zero = make_float4(0, 0, 0, 0);
+    ((float4 *)to)[0] = inside ? ((const float4 *)from)[0] : zero, ((float4 *)to)[1] = inside ? ((const float4 *)from)[1] : zero;
+}
+__device__ static inline void copies_commit() {}
+__device__ static inline void copies_wait() {}
+#else
+struct FragmentA {
+    uint32_t x[4];
+};
+struct FragmentB {
+    uint32_t x[2];
+};
+__device__ static inline void mma_16x8x16(float c[4], const FragmentA &a, const FragmentB &b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
+}
+template <bool TRANSPOSED> __device__ static inline FragmentA load_a(const floatX *tile, int stride, int row, int column) {
+    int lane = threadIdx.x % 32;
+    FragmentA a;
+    if (TRANSPOSED) load_matrices<true>(a.x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
+    else load_matrices<false>(a.x, shared_address(tile + (row + lane % 16) * stride + column + lane / 16 * 8));
+    return a;
+}
+template <bool TRANSPOSED> __device__ static inline void load_b(FragmentB b[2], const floatX *tile, int stride, int row, int column) {
+    int lane = threadIdx.x % 32;
+    uint32_t x[4];
+    if (TRANSPOSED) load_matrices<true>(x, shared_address(tile + (row + lane % 16) * stride + column + lane / 16 * 8));
+    else load_matrices<false>(x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
+    b[0] = {{x[0], x[1]}}, b[1] = {{x[2], x[3]}};
+}
+__device__ static inline FragmentA as_fragment(float first[4], float second[4]) {
+    FragmentA a = {{make_pair(first[0], first[1]), make_pair(first[2], first[3]), make_pair(second[0], second[1]), make_pair(second[2], second[3])}};
+#pragma unroll
+    for (int i = 0; i < 4; i++) { /* a bf16 is the upper half of an fp32 */
+        float *of = i < 2 ? first : second;
+        of[i % 2 * 2] = __uint_as_float(a.x[i] << 16), of[i % 2 * 2 + 1] = __uint_as_float(a.x[i] & 0xffff0000u);
+    }
+    return a;
+}
+__device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, float x9) {
+    uint32_t low = make_pair(x0, x1), high = make_pair(x8, x9);
+    return {{low, low, high, high}};
+}
+__device__ static inline float fragment_number(const FragmentA &a, int i) { return __uint_as_float(i % 2 ? a.x[i / 2] & 0xffff0000u : a.x[i / 2] << 16); }
+__device__ static inline void store_two(floatX *to, float first, float second) { *(uint32_t *)to = make_pair(first, second); }
+__device__ static inline void copy_pack(floatX *to, const floatX *from, bool inside) { copy_async(shared_address(to), from, inside); }
+__device__ static inline void copies_commit() { copy_commit(); }
+__device__ static inline void copies_wait() { copy_wait(); }
+#endif
+
+/* Rows of an accumulator (16, 8N) to memory: row[r] is row g + 8r, NULL: not stored. Two lanes trade halves, so that each stores 4 neighbours. */
+template <int N> __device__ static inline void store_rows_of_tiles(floatX *const row[2], float (&x)[N][4]) {
+    int t = threadIdx.x % 4, odd = t % 2;
+#pragma unroll
+    for (int n = 0; n < N; n += 2)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float keep0 = odd ? x[n + 1][2 * r] : x[n][2 * r], keep1 = odd ? x[n + 1][2 * r + 1] : x[n][2 * r + 1];
+            float send0 = odd ? x[n][2 * r] : x[n + 1][2 * r], send1 = odd ? x[n][2 * r + 1] : x[n + 1][2 * r + 1];
+            float got0 = __shfl_xor_sync(~0u, send0, 1), got1 = __shfl_xor_sync(~0u, send1, 1);
+            if (!row[r]) continue;
+            floatX *to = row[r] + 8 * (n + odd) + 2 * (t - odd);
+#ifdef GSA_FP32
+            *(float4 *)to = odd ? make_float4(got0, got1, keep0, keep1) : make_float4(keep0, keep1, got0, got1);
+#else
+            *(uint2 *)to = odd ? make_uint2(make_pair(got0, got1), make_pair(keep0, keep1)) : make_uint2(make_pair(keep0, keep1), make_pair(got0, got1));
+#endif
+        }
+}
+
+/* ---- a CTA's memory */
+
+template <int HS, int SP> struct ScanShape {
+    static constexpr bool WIDE = sizeof(floatX) == 4;
+    static constexpr int F = 3 * SP, PAD = WIDE ? 4 : 8, FROW = F + PAD, VROW = HS + PAD, TILES = F / 8, M = HS > 64 ? 2 : 1, OWN = (TILES + 3) / 4;
+    static constexpr int STAGES = WIDE ? 1 : 2, TASKS = SP / 16, RECORD = 3 * SP + 1;
+    static constexpr size_t STATE = 64 * M * F + F;
+    /* table, shift, lag, z, delta and rho; features, state, r; stages of `tiles` tiles of values */
+    static constexpr size_t bytes(int tiles) {
+        return (CHUNK * F + 6 * SP + F + 2 * CHUNK) * sizeof(float) + (2 * CHUNK * FROW + HS * FROW + CHUNK * SP + tiles * STAGES * CHUNK * VROW) * sizeof(floatX);
+    }
+};
+
+/* at least so many CTAs a multiprocessor: registers are limited to what their memory allows */
+template <int HS, int SP> constexpr int scan_ctas = HS <= 64 && SP == 16 && sizeof(floatX) == 2 ? 3 : 1;
+
+template <int HS, int SP> struct ScanRoom {
+    float *table, *shift, *lag, *z, *delta, *rho;
+    floatX *fq, *fk, *H, *r, *tiles;
+};
+
+template <int HS, int SP> __device__ static inline ScanRoom<HS, SP> scan_room(char *memory) {
+    using Shape = ScanShape<HS, SP>;
+    ScanRoom<HS, SP> m;
+    m.table = (float *)memory, m.shift = m.table + CHUNK * Shape::F, m.lag = m.shift + 3 * SP;
+    m.z = m.lag + 3 * SP, m.delta = m.z + Shape::F, m.rho = m.delta + CHUNK;
+    m.fq = (floatX *)(m.rho + CHUNK), m.fk = m.fq + CHUNK * Shape::FROW, m.H = m.fk + CHUNK * Shape::FROW, m.r = m.H + HS * Shape::FROW, m.tiles = m.r + CHUNK * SP;
+    return m;
+}
+
+/* shift (3, SP): what n tokens do to a state: decay, and decay times cosine and sine */
+template <int SP> __device__ static inline void scan_shift_table(float *shift, const ScanInput &in, size_t splats, size_t n) {
+    for (int s = threadIdx.x; s < SP; s += 128) {
+        float fade = expf(-in.tables.decay[splats + s] * (float)n), sine = 0, cosine = 1;
+        if (in.tables.steps) fast_sincos(wave_angle(in.tables.steps[splats + s], n), &sine, &cosine);
+        shift[s] = fade, shift[SP + s] = fade * cosine, shift[2 * SP + s] = fade * sine;
+    }
+}
+
+/* table (CHUNK, F), in the order of columns: growth e^(delta a) of the key features' constant parts at each position of a chunk, their sqrt 1/2 included; cosines and
+   sines. lag (3, SP): what turns these into the queries': the factor of 1 / growth, and the cosine and sine of theta late. */
+template <int HS, int SP> __device__ static inline void scan_tables(const ScanRoom<HS, SP> &m, const ScanInput &in, size_t splats) {
+    constexpr int F = ScanShape<HS, SP>::F;
+    bool waves = in.tables.steps != NULL;
+    for (int i = threadIdx.x; i < CHUNK * SP; i += 128) {
+        int s = i % SP, a = i / SP, at = a - CHUNK / 2;
+        float *pair = m.table + a * F + SP + 2 * s;
+        m.table[a * F + s / 8 * 8 + s % 4 * 2 + s % 8 / 4] = (waves ? 0.70710678f : 1) * expf(in.tables.decay[splats + s] * (float)at);
+        pair[0] = pair[1] = 0;
+        if (waves) fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)(uint32_t)at), pair + 1, pair); /* positions wrap as phases do */
+    }
+    for (int s = threadIdx.x; s < SP; s += 128) {
+        m.lag[s] = (waves ? 0.5f : 1) * expf(-in.tables.decay[splats + s] * (float)in.late);
+        m.lag[SP + s] = 1, m.lag[2 * SP + s] = 0;
+        if (waves) fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)in.late), m.lag + 2 * SP + s, m.lag + SP + s);
+    }
+}
+
+/* Where a CTA works. Scan position p is token p, or the p-th from the end; its key is that of token p - late. */
+struct ScanPlace {
+    size_t b, h, bh, splats, rows; /* sequence, head, sequence x listed head, first splat in the tables, first number of the head's rows of one (B, NH, T) */
+    int T, start, chunks, late, g;
+    bool reverse;
+    __device__ inline int query(int p) const { return p >= T ? -1 : reverse ? T - 1 - p : p; } /* its token, -1: there is none */
+    __device__ inline int key(int p) const { return p >= T ? -1 : reverse ? T - 1 - p : p - late < 0 ? -1 : p - late; }
+};
+
+__device__ static inline ScanPlace scan_place(const ScanInput &in) {
+    ScanPlace w;
+    size_t i = blockIdx.x / in.segments % in.heads.count;
+    w.bh = blockIdx.x / in.segments, w.g = (int)(blockIdx.x % in.segments);
+    w.b = w.bh / in.heads.count, w.h = in.heads.head[i];
+    w.splats = (in.first_head + i) * in.tables.SP, w.rows = (w.b * in.NH + w.h) * in.T;
+    size_t first = w.g * in.segment, end = first + in.segment < in.T ? first + in.segment : in.T;
+    w.T = (int)in.T, w.start = (int)first, w.chunks = first < end ? (int)CEIL_DIV(end - first, (size_t)CHUNK) : 0;
+    w.late = in.late, w.reverse = in.reverse;
+    return w;
+}
+
+/* The values (or dout) of one chunk into a tile, in the background; zeros where there is no token. base: the head's columns of the sequence's first token */
+template <int HS, int SP, bool KEYS> __device__ static inline void scan_load(floatX *tile, const floatX *base, size_t stride, const ScanPlace &w, int p0) {
+    for (int n = threadIdx.x; n < CHUNK * HS / 8; n += 128) {
+        int a = n / (HS / 8), c = n % (HS / 8) * 8, row = KEYS ? w.key(p0 + a) : w.query(p0 + a);
+        copy_pack(tile + a * ScanShape<HS, SP>::VROW + c, base + (row < 0 ? 0 : row) * stride + c, row >= 0);
+    }
+}
+
+/* Eight responses a thread and task on their way to features. */
+template <int SP> struct ScanResponses {
+    Pack q[SP / 16], k[SP / 16];
+    float rho[SP / 16];
+};
+
+template <int SP> __device__ static inline ScanResponses<SP> scan_fetch(const ScanInput &in, const ScanPlace &w, const float *rho, int p0) {
+    ScanResponses<SP> x;
+    const floatX *r = in.responses + w.bh * in.T * SP, *phi = r + in.B * in.heads.count * in.T * SP;
+#pragma unroll
+    for (int u = 0; u < SP / 16; u++) {
+        int task = threadIdx.x + 128 * u, p = p0 + task / (SP / 8), c = task % (SP / 8) * 8, query = w.query(p), key = w.key(p);
+        x.q[u] = query < 0 ? Pack{} : load_pack(r + (size_t)query * SP + c);
+        x.k[u] = key < 0 ? Pack{} : load_pack(phi + (size_t)key * SP + c);
+        x.rho[u] = !rho ? 1 : query < 0 ? 0 : rho[w.rows + query];
+    }
+    return x;
+}
+
+/* features (CHUNK, FROW) of queries or keys: responses times factor times what the table says */
+template <int HS, int SP, bool KEYS> __device__ static inline void scan_features(floatX *features, const ScanRoom<HS, SP> &m, Pack response, float factor, int u) {
+    constexpr int F = ScanShape<HS, SP>::F;
+    int task = threadIdx.x + 128 * u, a = task / (SP / 8), group = task % (SP / 8);
+    const float *pairs = m.table + a * F + SP + 16 * group;
+    floatX *to = features + a * ScanShape<HS, SP>::FROW;
+    float x[8], t[8], f[8];
+    load_floats(t, m.table + a * F + 8 * group);
+#pragma unroll
+    for (int c = 0; c < 8; c++) { /* column c has splat s */
+        int s = c % 2 * 4 + c / 2;
+        f[c] = x[s] = number(response, s) * factor * (KEYS ? t[c] : __fdividef(m.lag[8 * group + s], t[c]));
+    }
+    *(Pack *)(to + 8 * group) = make_pack(f);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        load_floats(t, pairs + 8 * half);
+#pragma unroll
+        for (int c = 0; c < 8; c += 2) {
+            int s = 4 * half + c / 2;
+            float cosine = KEYS ? 1 : m.lag[SP + 8 * group + s], sine = KEYS ? 0 : m.lag[2 * SP + 8 * group + s];
+            f[c] = x[s] * (t[c] * cosine - t[c + 1] * sine), f[c + 1] = x[s] * (t[c + 1] * cosine + t[c] * sine);
+        }
+        *(Pack *)(to + SP + 16 * group + 8 * half) = make_pack(f);
+    }
+}
+
+/* ---- the state
+
+   h[m][n]: rows 16 (warp + 4m) .. of H^T (HS, F), tile n of its columns; z of tile n in warp n % 4, the same in all rows of the tile. */
+template <int HS, int SP> struct ScanState {
+    using Shape = ScanShape<HS, SP>;
+    float h[Shape::M][Shape::TILES][4], z[Shape::OWN][4];
+
+    __device__ inline void clear() {
+#pragma unroll
+        for (int i = 0; i < Shape::M * Shape::TILES * 4; i++) h[i / (Shape::TILES * 4)][i / 4 % Shape::TILES][i % 4] = 0;
+#pragma unroll
+        for (int i = 0; i < Shape::OWN * 4; i++) z[i / 4][i % 4] = 0;
+    }
+
+    __device__ inline void load(const float *from, bool add) {
+        int warp = threadIdx.x / 32, t = threadIdx.x % 4;
+#pragma unroll
+        for (int i = 0; i < Shape::M * Shape::TILES * 4; i++) {
+            float *to = &h[i / (Shape::TILES * 4)][i / 4 % Shape::TILES][i % 4];
+            *to = from[i * 128 + threadIdx.x] + (add ? *to : 0);
+        }
+        from += 64 * Shape::M * Shape::F;
+#pragma unroll
+        for (int n = 0; n < Shape::TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (n % 4 == warp) z[n / 4][i] = from[8 * n + 2 * t + i % 2] + (add ? z[n / 4][i] : 0);
+    }
+
+    __device__ inline void store(float *to) const {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < Shape::M * Shape::TILES * 4; i++) to[i * 128 + threadIdx.x] = h[i / (Shape::TILES * 4)][i / 4 % Shape::TILES][i % 4];
+        to += 64 * Shape::M * Shape::F;
+#pragma unroll
+        for (int n = 0; n < Shape::TILES; n++)
+            if (n % 4 == warp && lane < 4) to[8 * n + 2 * lane] = z[n / 4][0], to[8 * n + 2 * lane + 1] = z[n / 4][1];
+    }
+
+    /* H^T (HS, FROW) and z (F), for the products of a chunk */
+    __device__ inline void share(const ScanRoom<HS, SP> &m) const {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int i = 0; i < Shape::M; i++)
+#pragma unroll
+            for (int n = 0; n < Shape::TILES; n++) {
+                floatX *to = m.H + (16 * (warp + 4 * i) + g) * Shape::FROW + 8 * n + 2 * t;
+                if (16 * (warp + 4 * i) < HS) store_two(to, h[i][n][0], h[i][n][1]), store_two(to + 8 * Shape::FROW, h[i][n][2], h[i][n][3]);
+            }
+#pragma unroll
+        for (int n = 0; n < Shape::TILES; n++)
+            if (n % 4 == warp && lane < 4) m.z[8 * n + 2 * lane] = z[n / 4][0], m.z[8 * n + 2 * lane + 1] = z[n / 4][1];
+    }
+
+    /* Moves the origin as scan_shift_table was asked to; transposed: what that does to a gradient. */
+    __device__ inline void shift(const float *table, bool transposed) {
+        int warp = threadIdx.x / 32, t = threadIdx.x % 4;
+#pragma unroll
+        for (int j = 0; j < SP / 4; j++) { /* splat 4j + t: column j % 2 of tile j / 2, and the pair of tile SP / 8 + j */
+            int tile = SP / 8 + j;
+            float fade = table[4 * j + t], cosine = table[SP + 4 * j + t], sine = transposed ? -table[2 * SP + 4 * j + t] : table[2 * SP + 4 * j + t];
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+#pragma unroll
+                for (int m = 0; m < Shape::M; m++) {
+                    float x = h[m][tile][2 * r], y = h[m][tile][2 * r + 1];
+                    h[m][j / 2][2 * r + j % 2] *= fade;
+                    h[m][tile][2 * r] = cosine * x + sine * y, h[m][tile][2 * r + 1] = cosine * y - sine * x;
+                }
+                if (j / 2 % 4 == warp) z[j / 8][2 * r + j % 2] *= fade;
+                if (tile % 4 == warp) {
+                    float x = z[tile / 4][2 * r], y = z[tile / 4][2 * r + 1];
+                    z[tile / 4][2 * r] = cosine * x + sine * y, z[tile / 4][2 * r + 1] = cosine * y - sine * x;
+                }
+            }
+        }
+    }
+
+    /* h += tile^T features, z += weights^T features over the tokens of a chunk; weights NULL: ones. Weights go in two parts, as rounded and the rest. */
+    __device__ inline void absorb(const floatX *tile, const floatX *features, const float *weights) {
+        int warp = threadIdx.x / 32, t = threadIdx.x % 4;
+#pragma unroll
+        for (int k = 0; k < CHUNK / 16; k++) {
+            FragmentA a[Shape::M], whole, rest;
+#pragma unroll
+            for (int m = 0; m < Shape::M; m++)
+                if (16 * (warp + 4 * m) < HS) a[m] = load_a<true>(tile, Shape::VROW, 16 * k, 16 * (warp + 4 * m));
+            if (weights) {
+                const float *w = weights + 16 * k + 2 * t;
+                whole = fill_fragment(w[0], w[1], w[8], w[9]);
+                rest = fill_fragment(w[0] - fragment_number(whole, 0), w[1] - fragment_number(whole, 1), w[8] - fragment_number(whole, 4), w[9] - fragment_number(whole, 5));
+            } else whole = fill_fragment(1, 1, 1, 1);
+#pragma unroll
+            for (int n = 0; n < Shape::TILES; n++) {
+                FragmentB b[2];
+                if (n % 2 == 0) {
+                    load_b<true>(b, features, Shape::FROW, 16 * k, 8 * n);
+#pragma unroll
+                    for (int m = 0; m < Shape::M; m++)
+                        if (16 * (warp + 4 * m) < HS) mma_16x8x16(h[m][n], a[m], b[0]), mma_16x8x16(h[m][n + 1], a[m], b[1]);
+                    if (n % 4 == warp) mma_16x8x16(z[n / 4], whole, b[0]);
+                    if ((n + 1) % 4 == warp) mma_16x8x16(z[(n + 1) / 4], whole, b[1]);
+                    if (weights && n % 4 == warp) mma_16x8x16(z[n / 4], rest, b[0]);
+                    if (weights && (n + 1) % 4 == warp) mma_16x8x16(z[(n + 1) / 4], rest, b[1]);
+                }
+            }
+        }
+    }
+};
+
+/* ---- kernels */
+
+/* Of each query: N = sum_j w_ij v_j and D = sum_j w_ij, hence out and rho, by mode:
+     SCAN_ALONE   out = N / (D + eps), rho = 1 / (D + eps)
+     SCAN_FIRST   of two scans: out = N / D, rho = D
+     SCAN_SECOND  the other one: from what the first left, out and rho of both together
+     SCAN_MERGED  equation (12): from out and lse of the softmax nearby, those of both; rho as there
+   SCAN_SUMS: only the state at the end of each segment, from zero at its start, into states. Otherwise states are those at the segments' starts; NULL: zero. */
+template <int HS, int SP>
+__global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_forward_kernel(floatX *out, float *lse, float *rho, float *states, const float *lng, int mode, const __grid_constant__ ScanInput in) {
+    using Shape = ScanShape<HS, SP>;
+    constexpr int FROW = Shape::FROW, VROW = Shape::VROW;
+    extern __shared__ __align__(1024) char memory[];
+    ScanRoom<HS, SP> m = scan_room<HS, SP>(memory);
+    ScanPlace w = scan_place(in);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    size_t C = in.NH * HS;
+    const floatX *values = in.qkv + w.b * in.T * 3 * C + 2 * C + w.h * HS;
+    ScanState<HS, SP> state;
+    state.clear();
+    if (mode != SCAN_SUMS && states) state.load(states + blockIdx.x * Shape::STATE, false);
+    scan_tables(m, in, w.splats);
+    scan_shift_table<SP>(m.shift, in, w.splats, CHUNK);
+    ScanResponses<SP> next = scan_fetch<SP>(in, w, NULL, w.start);
+    scan_load<HS, SP, true>(m.tiles, values, 3 * C, w, w.start);
+    copies_commit();
+    for (int c = 0; c < w.chunks; c++) {
+        int p0 = w.start + c * CHUNK;
+        const floatX *v = m.tiles + c % Shape::STAGES * CHUNK * VROW;
+        copies_wait();
+        __syncthreads(); /* the values have arrived, and all have finished with the chunk before (at first: the tables are there) */
+#pragma unroll
+        for (int u = 0; u < Shape::TASKS; u++) {
+            scan_features<HS, SP, true>(m.fk, m, next.k[u], 1, u);
+            if (mode != SCAN_SUMS) scan_features<HS, SP, false>(m.fq, m, next.q[u], 1, u);
+        }
+        if (mode != SCAN_SUMS) state.share(m);
+        next = scan_fetch<SP>(in, w, NULL, p0 + CHUNK);
+        if (Shape::STAGES == 2 && c + 1 < w.chunks) scan_load<HS, SP, true>(m.tiles + (c + 1) % 2 * CHUNK * VROW, values, 3 * C, w, p0 + CHUNK);
+        copies_commit();
+        __syncthreads();
+        if (mode != SCAN_SUMS) {
+            float p[8][4] = {}, o[HS / 8][4] = {}, sum[2] = {}, constant[2] = {}; /* this thread's part of D and of D0 in its two rows */
+#pragma unroll
+            for (int k = 0; k < Shape::F / 16; k++) {
+                FragmentA a = load_a<false>(m.fq, FROW, 16 * warp, 16 * k);
+                FragmentB b[2];
+#pragma unroll
+                for (int n = 0; n < 8; n += 2)
+                    if (n / 2 <= warp) load_b<false>(b, m.fk, FROW, 8 * n, 16 * k), mma_16x8x16(p[n], a, b[0]), mma_16x8x16(p[n + 1], a, b[1]);
+#pragma unroll
+                for (int n = 0; n < HS / 8; n += 2) load_b<false>(b, m.H, FROW, 8 * n, 16 * k), mma_16x8x16(o[n], a, b[0]), mma_16x8x16(o[n + 1], a, b[1]);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    float part = fragment_number(a, i) * m.z[16 * k + 2 * t + i % 2 + i / 4 * 8];
+                    sum[i / 2 % 2] += part;
+                    if (k < SP / 16) constant[i / 2 % 2] += part;
+                }
+                if (k == SP / 16 - 1)
+#pragma unroll
+                    for (int n = 0; n < 8; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++)
+                            if (8 * n + 2 * t + i % 2 + in.reverse <= 16 * warp + g + i / 2 * 8) constant[i / 2] += p[n][i];
+            }
+#pragma unroll
+            for (int k = 0; k < CHUNK / 16; k++) {
+                if (k > warp) continue;
+                if (k == warp)
+#pragma unroll
+                    for (int i = 0; i < 8; i++)
+                        if (8 * (i / 4) + 2 * t + i % 2 + in.reverse > g + i / 2 % 2 * 8) p[2 * k + i / 4][i % 4] = 0;
+                FragmentA a = as_fragment(p[2 * k], p[2 * k + 1]);
+                FragmentB b[2];
+#pragma unroll
+                for (int i = 0; i < 8; i++) sum[i / 2 % 2] += p[2 * k + i / 4][i % 4];
+#pragma unroll
+                for (int n = 0; n < HS / 8; n += 2) load_b<true>(b, v, VROW, 16 * k, 8 * n), mma_16x8x16(o[n], a, b[0]), mma_16x8x16(o[n + 1], a, b[1]);
+            }
+            floatX *row[2];
+            float before[2]; /* what an earlier kernel left of the row */
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                int token = w.query(p0 + 16 * warp + g + 8 * r);
+                before[r] = token < 0 || mode < SCAN_SECOND ? 0 : mode == SCAN_SECOND ? rho[w.rows + token] : lse[w.rows + token];
+            }
+            __syncwarp(); /* one thread of four will overwrite it */
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                int token = w.query(p0 + 16 * warp + g + 8 * r);
+                float D0 = quad_sum(constant[r]), D = quad_sum(sum[r]) + (float)ROW_SUM_ROUNDING * D0, keep = 0, factor = 0;
+#ifndef GSA_FP32
+                D = fmaxf(D, D0 / 128); /* where cosines cancel the rounding of features is left */
+#endif
+                row[r] = token < 0 ? NULL : out + (w.b * in.T + token) * C + w.h * HS;
+                if (token >= 0) {
+                    float left = before[r], kept = 0;
+                    if (mode == SCAN_ALONE) factor = kept = 1 / (D + (float)ROW_SUM_EPSILON);
+                    else if (mode == SCAN_FIRST) factor = D > 0 ? 1 / D : 0, kept = D > 0 ? D : 0;
+                    else if (mode == SCAN_SECOND) factor = kept = 1 / (left + D + (float)ROW_SUM_EPSILON), keep = left * factor;
+                    else {
+                        keep = 1;
+                        if (D > 0) {
+                            float far = lng[w.splats / in.tables.SP] + in.tables.key_scale[w.splats / in.tables.SP] + logf(D), most = fmaxf(far, left);
+                            left = most + logf(expf(far - most) + expf(left - most));
+                            float share = expf(far - left);
+                            factor = kept = share / D, keep = 1 - share;
+                        }
+                    }
+                    if (t == 0) {
+                        rho[w.rows + token] = kept;
+                        if (mode == SCAN_MERGED) lse[w.rows + token] = left;
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < HS / 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) o[n][2 * r + e] = o[n][2 * r + e] * factor + (mode >= SCAN_SECOND && row[r] ? keep * (float)row[r][8 * n + 2 * t + e] : 0);
+            }
+            __syncwarp();
+            store_rows_of_tiles<HS / 8>(row, o);
+        }
+        state.absorb(v, m.fk, NULL);
+        state.shift(m.shift, false);
+        if (Shape::STAGES == 1) {
+            __syncthreads();
+            if (c + 1 < w.chunks) scan_load<HS, SP, true>(m.tiles, values, 3 * C, w, p0 + CHUNK);
+        }
+    }
+    if (mode == SCAN_SUMS) state.store(states + blockIdx.x * Shape::STATE);
+}
+
+/* states (B, heads, segments) from the sums of segments: what has gathered before each; backward: from the end, the gradients */
+template <int HS, int SP> __global__ static void __launch_bounds__(128) scan_merge_kernel(float *__restrict__ states, const float *__restrict__ sums, bool backward, const __grid_constant__ ScanInput in) {
+    constexpr size_t STATE = ScanShape<HS, SP>::STATE;
+    __shared__ float shift[3 * SP];
+    ScanState<HS, SP> state;
+    scan_shift_table<SP>(shift, in, (in.first_head + blockIdx.x % in.heads.count) * in.tables.SP, in.segment);
+    __syncthreads();
+    state.clear();
+#pragma unroll 1
+    for (int i = 0; i < in.segments; i++) {
+        size_t at = ((size_t)blockIdx.x * in.segments + (backward ? in.segments - 1 - i : i)) * STATE;
+        state.store(states + at);
+        state.shift(shift, backward);
+        state.load(sums + at, true);
+    }
+}
+
+/* records (heads, sweeps, B, segments, record) */
+template <int SP> __device__ static inline float *scan_record_at(float *records, const ScanInput &in, const ScanPlace &w, int sweep) {
+    return records + (((w.bh % in.heads.count * in.sweeps + 2 * in.reverse + sweep) * in.B + w.b) * in.segments + w.g) * (3 * SP + 1);
+}
+
+/* One record of a sweep: d ln alpha (SP), d theta (SP), d delta (SP), d ln g, summed over the CTA's threads in a fixed order. */
+template <int SP> __device__ static inline void scan_record(float *record, float *shared, float (&amplitude)[SP / 4], float (&frequency)[SP / 4], float (&decay)[SP / 4], float gain) {
+    constexpr int RECORD = 3 * SP + 1;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    __syncthreads();
+    auto put = [&](float x, int at, bool all) {
+        if (all) x = quad_sum(x);
+        for (int other = 4; other < 32; other *= 2) x += __shfl_xor_sync(~0u, x, other);
+        if (all ? lane == 0 : lane < 4) shared[warp * RECORD + at + (all ? 0 : lane)] = x;
+    };
+#pragma unroll
+    for (int j = 0; j < SP / 4; j++) put(amplitude[j], 4 * j, false), put(frequency[j], SP + 4 * j, false), put(decay[j], 2 * SP + 4 * j, false);
+    put(gain, 3 * SP, true);
+    __syncthreads();
+    for (int i = threadIdx.x; i < RECORD; i += 128) record[i] = ((shared[i] + shared[RECORD + i]) + shared[2 * RECORD + i]) + shared[3 * RECORD + i];
+}
+
+/* A warp's 16 rows of gradients of responses, from columns 0 .. SP - 1 of its rows of a tile of features, to memory. token(row): -1: none */
+template <int HS, int SP, typename Token> __device__ static inline void scan_store_gradients(floatX *to, const floatX *tile, bool add, Token token) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int i = lane; i < 16 * SP / 8; i += 32) {
+        int a = 16 * warp + i / (SP / 8), c = i % (SP / 8) * 8, row = token(a);
+        if (row < 0) continue;
+        Pack p = *(const Pack *)(tile + a * ScanShape<HS, SP>::FROW + c), old = {};
+        floatX *at = to + (size_t)row * SP + c;
+        if (add) old = load_pack(at);
+        float x[8];
+        for (int e = 0; e < 8; e++) x[e] = number(p, e) + number(old, e);
+        store_pack(at, x);
+    }
+}
+
+/* Backward, forwards in time: with dw_ij = rho_i (do_i . v_j - Delta_i), Delta_i = do_i . o_i (written), df_q(i) = sum_j dw_ij f_k(j), Q = f_q df_q and X in the
+   sums of theta and delta, which count positions from the middle of blocks of SCAN_BLOCK tokens: see scan_keys_kernel for the rest.
+   gradients (B, heads, T, SP): those of the logits of r, dl = Q - r sum Q; added to where `add`. blocks: the states at the entry of each block are kept there. */
+template <int HS, int SP>
+__global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_queries_kernel(floatX *gradients, float *delta, float *blocks, float *records, const float *states, const floatX *dout, const floatX *out,
+                                                                  const float *rho, bool add, const __grid_constant__ ScanInput in) {
+    using Shape = ScanShape<HS, SP>;
+    constexpr int FROW = Shape::FROW, VROW = Shape::VROW;
+    extern __shared__ __align__(1024) char memory[];
+    ScanRoom<HS, SP> m = scan_room<HS, SP>(memory);
+    ScanPlace w = scan_place(in);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    size_t C = in.NH * HS, in_out = w.b * in.T * C + w.h * HS, block_count = CEIL_DIV(in.T, (size_t)SCAN_BLOCK);
+    const floatX *values = in.qkv + w.b * in.T * 3 * C + 2 * C + w.h * HS;
+    ScanState<HS, SP> state;
+    state.clear();
+    if (states) state.load(states + blockIdx.x * Shape::STATE, false);
+    float amplitude[SP / 4] = {}, frequency[SP / 4] = {}, decay[SP / 4] = {}, gain = 0;
+    scan_tables(m, in, w.splats);
+    scan_shift_table<SP>(m.shift, in, w.splats, CHUNK);
+    auto load = [&](int stage, int p0) {
+        floatX *tile = m.tiles + stage * 2 * CHUNK * VROW;
+        scan_load<HS, SP, true>(tile, values, 3 * C, w, p0);
+        scan_load<HS, SP, false>(tile + CHUNK * VROW, dout + in_out, C, w, p0);
+    };
+    ScanResponses<SP> next = scan_fetch<SP>(in, w, NULL, w.start);
+    load(0, w.start);
+    copies_commit();
+    for (int c = 0; c < w.chunks; c++) {
+        int p0 = w.start + c * CHUNK;
+        const floatX *v = m.tiles + c % Shape::STAGES * 2 * CHUNK * VROW, *d = v + CHUNK * VROW;
+        copies_wait();
+        __syncthreads();
+#pragma unroll
+        for (int u = 0; u < Shape::TASKS; u++) {
+            int task = threadIdx.x + 128 * u;
+            scan_features<HS, SP, true>(m.fk, m, next.k[u], 1, u);
+            scan_features<HS, SP, false>(m.fq, m, next.q[u], 1, u);
+            *(Pack *)(m.r + task / (SP / 8) * SP + task % (SP / 8) * 8) = next.q[u];
+        }
+        state.share(m);
+        if (p0 % SCAN_BLOCK == 0) state.store(blocks + (w.bh * block_count + p0 / SCAN_BLOCK) * Shape::STATE);
+        {
+            int a = threadIdx.x / 2, part = threadIdx.x % 2 * (HS / 2), token = w.query(p0 + a);
+            float sum = 0;
+            if (token >= 0)
+#pragma unroll
+                for (int k = 0; k < HS / 2; k += 8) {
+                    Pack x = *(const Pack *)(d + a * VROW + part + k), y = load_pack(out + in_out + token * C + part + k);
+                    for (int e = 0; e < 8; e++) sum += number(x, e) * number(y, e);
+                }
+            sum += __shfl_xor_sync(~0u, sum, 1);
+            if (part == 0) {
+                m.delta[a] = sum, m.rho[a] = token < 0 ? 0 : rho[w.rows + token];
+                if (token >= 0) delta[w.rows + token] = sum;
+            }
+        }
+        next = scan_fetch<SP>(in, w, NULL, p0 + CHUNK);
+        if (Shape::STAGES == 2 && c + 1 < w.chunks) load((c + 1) % 2, p0 + CHUNK);
+        copies_commit();
+        __syncthreads();
+
+        float dp[8][4] = {}, df[Shape::TILES][4] = {};
+#pragma unroll
+        for (int k = 0; k < HS / 16; k++) {
+            FragmentA a = load_a<false>(d, VROW, 16 * warp, 16 * k);
+            FragmentB b[2];
+#pragma unroll
+            for (int n = 0; n < 8; n += 2)
+                if (n / 2 <= warp) load_b<false>(b, v, VROW, 8 * n, 16 * k), mma_16x8x16(dp[n], a, b[0]), mma_16x8x16(dp[n + 1], a, b[1]);
+#pragma unroll
+            for (int n = 0; n < Shape::TILES; n += 2) load_b<true>(b, m.H, FROW, 16 * k, 8 * n), mma_16x8x16(df[n], a, b[0]), mma_16x8x16(df[n + 1], a, b[1]);
+        }
+        float row_delta[2] = {m.delta[16 * warp + g], m.delta[16 * warp + g + 8]}, row_rho[2] = {m.rho[16 * warp + g], m.rho[16 * warp + g + 8]};
+#pragma unroll
+        for (int n = 0; n < Shape::TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) df[n][i] -= row_delta[i / 2] * m.z[8 * n + 2 * t + i % 2];
+#pragma unroll
+        for (int k = 0; k < CHUNK / 16; k++) {
+            if (k > warp) continue;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                bool seen = k < warp || 8 * (i / 4) + 2 * t + i % 2 + in.reverse <= g + i / 2 % 2 * 8;
+                dp[2 * k + i / 4][i % 4] = seen ? dp[2 * k + i / 4][i % 4] - row_delta[i / 2 % 2] : 0;
+            }
+            FragmentA a = as_fragment(dp[2 * k], dp[2 * k + 1]);
+            FragmentB b[2];
+#pragma unroll
+            for (int n = 0; n < Shape::TILES; n += 2) load_b<true>(b, m.fk, FROW, 16 * k, 8 * n), mma_16x8x16(df[n], a, b[0]), mma_16x8x16(df[n + 1], a, b[1]);
+        }
+        float Q[2][SP / 4];
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int a = 16 * warp + g + 8 * r;
+            const floatX *f = m.fq + a * FROW;
+            float at = (float)((p0 + a) % SCAN_BLOCK - SCAN_BLOCK / 2 + w.late), total = 0;
+#pragma unroll
+            for (int j = 0; j < SP / 4; j++) { /* splat 4j + t */
+                float fc = (float)f[SP + 8 * j + 2 * t], fs = (float)f[SP + 8 * j + 2 * t + 1], dc = row_rho[r] * df[SP / 8 + j][2 * r], ds = row_rho[r] * df[SP / 8 + j][2 * r + 1];
+                float q = (float)f[j / 2 * 8 + 2 * t + j % 2] * row_rho[r] * df[j / 2][2 * r + j % 2] + fc * dc + fs * ds;
+                frequency[j] += at * (fc * ds - fs * dc), decay[j] -= at * q;
+                Q[r][j] = q, total += q;
+            }
+            gain += total;
+            total = quad_sum(total);
+#pragma unroll
+            for (int j = 0; j < SP / 4; j++) {
+                Q[r][j] -= (float)m.r[a * SP + 4 * j + t] * total;
+                amplitude[j] += Q[r][j];
+            }
+        }
+        __syncwarp(); /* the warp's rows of fq have been read */
+#pragma unroll
+        for (int i = 0; i < SP / 2; i++) m.fq[(16 * warp + g + i % 2 * 8) * FROW + i / 2 * 4 + t] = (floatX)Q[i % 2][i / 2];
+        __syncwarp();
+        scan_store_gradients<HS, SP>(gradients + w.bh * in.T * SP, m.fq, add, [&](int a) { return w.query(p0 + a); });
+        state.absorb(v, m.fk, NULL);
+        state.shift(m.shift, false);
+        if (Shape::STAGES == 1) {
+            __syncthreads();
+            if (c + 1 < w.chunks) load(0, p0 + CHUNK);
+        }
+    }
+    scan_record<SP>(scan_record_at<SP>(records, in, w, 0), (float *)memory, amplitude, frequency, decay, gain);
+}
+
+/* Backward, backwards in time, with the gradient of the state: dH = sum f_q rho do^T, dz = -sum f_q rho Delta. Of each key df_k(j) = sum_i dw_ij f_q(i),
+   K = f_k df_k, and dv_j = sum_i w_ij rho_i do_i. All products take f_q times rho.
+     d delta = sum over tokens of n (K - Q) - 256 sum over block entries of dH . H,   d theta = sum n X - 256 sum (H_cos . dH_sin - H_sin . dH_cos)
+   with n counted within blocks: with n over the whole sequence, rounded Q and K would be multiplied by all its length.
+   gradients (B, heads, T, SP): K; dqkv: its third part. Both are added to where asked. sums instead of the rest: the gradient at the start of each segment. */
+template <int HS, int SP>
+__global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_keys_kernel(floatX *gradients, floatX *dqkv, float *sums, float *records, const float *states, const float *blocks, const floatX *dout,
+                                                               const float *rho, const float *delta, bool add, bool add_values, const __grid_constant__ ScanInput in) {
+    using Shape = ScanShape<HS, SP>;
+    constexpr int FROW = Shape::FROW, VROW = Shape::VROW;
+    extern __shared__ __align__(1024) char memory[];
+    ScanRoom<HS, SP> m = scan_room<HS, SP>(memory);
+    ScanPlace w = scan_place(in);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    size_t C = in.NH * HS, in_qkv = w.b * in.T * 3 * C + 2 * C + w.h * HS, block_count = CEIL_DIV(in.T, (size_t)SCAN_BLOCK);
+    ScanState<HS, SP> state; /* its gradient */
+    state.clear();
+    if (states) state.load(states + blockIdx.x * Shape::STATE, false);
+    float amplitude[SP / 4] = {}, frequency[SP / 4] = {}, decay[SP / 4] = {};
+    scan_tables(m, in, w.splats);
+    scan_shift_table<SP>(m.shift, in, w.splats, CHUNK);
+    auto load = [&](int stage, int p0) {
+        floatX *tile = m.tiles + stage * 2 * CHUNK * VROW;
+        if (!sums) scan_load<HS, SP, true>(tile, in.qkv + in_qkv, 3 * C, w, p0);
+        scan_load<HS, SP, false>(tile + CHUNK * VROW, dout + w.b * in.T * C + w.h * HS, C, w, p0);
+    };
+    auto negative_delta = [&](int p0) {
+        int token = threadIdx.x < CHUNK ? w.query(p0 + (int)threadIdx.x) : -1;
+        return token < 0 ? 0 : -delta[w.rows + token];
+    };
+    int last = w.start + (w.chunks - 1) * CHUNK;
+    ScanResponses<SP> next = {};
+    float next_delta = 0;
+    if (w.chunks) next = scan_fetch<SP>(in, w, rho, last), next_delta = negative_delta(last), load(0, last);
+    copies_commit();
+    __syncthreads(); /* the shift */
+    for (int c = 0; c < w.chunks; c++) {
+        int p0 = last - c * CHUNK;
+        const floatX *v = m.tiles + c % Shape::STAGES * 2 * CHUNK * VROW, *d = v + CHUNK * VROW;
+        state.shift(m.shift, true);
+        copies_wait();
+        __syncthreads();
+#pragma unroll
+        for (int u = 0; u < Shape::TASKS; u++) {
+            scan_features<HS, SP, false>(m.fq, m, next.q[u], next.rho[u], u);
+            if (!sums) scan_features<HS, SP, true>(m.fk, m, next.k[u], 1, u);
+        }
+        if (threadIdx.x < CHUNK) m.delta[threadIdx.x] = next_delta;
+        if (!sums) state.share(m);
+        if (c + 1 < w.chunks) {
+            next = scan_fetch<SP>(in, w, rho, p0 - CHUNK), next_delta = negative_delta(p0 - CHUNK);
+            if (Shape::STAGES == 2) load((c + 1) % 2, p0 - CHUNK);
+        }
+        copies_commit();
+        __syncthreads();
+        if (!sums) {
+            float p[8][4] = {};
+            FragmentB b[2];
+            {
+                float dv[HS / 8][4] = {};
+#pragma unroll
+                for (int k = 0; k < Shape::F / 16; k++) {
+                    FragmentA a = load_a<false>(m.fk, FROW, 16 * warp, 16 * k);
+#pragma unroll
+                    for (int n = 0; n < 8; n += 2)
+                        if (n / 2 >= warp) load_b<false>(b, m.fq, FROW, 8 * n, 16 * k), mma_16x8x16(p[n], a, b[0]), mma_16x8x16(p[n + 1], a, b[1]);
+#pragma unroll
+                    for (int n = 0; n < HS / 8; n += 2) load_b<false>(b, m.H, FROW, 8 * n, 16 * k), mma_16x8x16(dv[n], a, b[0]), mma_16x8x16(dv[n + 1], a, b[1]);
+                }
+#pragma unroll
+                for (int k = 0; k < CHUNK / 16; k++) {
+                    if (k < warp) continue;
+                    if (k == warp)
+#pragma unroll
+                        for (int i = 0; i < 8; i++)
+                            if (8 * (i / 4) + 2 * t + i % 2 < g + i / 2 % 2 * 8 + in.reverse) p[2 * k + i / 4][i % 4] = 0;
+                    FragmentA a = as_fragment(p[2 * k], p[2 * k + 1]);
+#pragma unroll
+                    for (int n = 0; n < HS / 8; n += 2) load_b<true>(b, d, VROW, 16 * k, 8 * n), mma_16x8x16(dv[n], a, b[0]), mma_16x8x16(dv[n + 1], a, b[1]);
+                }
+                floatX *row[2];
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    int token = w.key(p0 + 16 * warp + g + 8 * r);
+                    row[r] = token < 0 ? NULL : dqkv + in_qkv + token * 3 * C;
+#pragma unroll
+                    for (int i = 0; i < HS / 4; i++)
+                        if (add_values && row[r]) dv[i / 2][2 * r + i % 2] += (float)row[r][i / 2 * 8 + 2 * t + i % 2];
+                }
+                __syncwarp();
+                store_rows_of_tiles<HS / 8>(row, dv);
+            }
+            float df[Shape::TILES][4];
+#pragma unroll
+            for (int n = 0; n < Shape::TILES; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) df[n][i] = m.z[8 * n + 2 * t + i % 2];
+#pragma unroll
+            for (int i = 0; i < 32; i++) p[i / 4][i % 4] = 0;
+#pragma unroll
+            for (int k = 0; k < HS / 16; k++) {
+                FragmentA a = load_a<false>(v, VROW, 16 * warp, 16 * k);
+#pragma unroll
+                for (int n = 0; n < 8; n += 2)
+                    if (n / 2 >= warp) load_b<false>(b, d, VROW, 8 * n, 16 * k), mma_16x8x16(p[n], a, b[0]), mma_16x8x16(p[n + 1], a, b[1]);
+#pragma unroll
+                for (int n = 0; n < Shape::TILES; n += 2) load_b<true>(b, m.H, FROW, 16 * k, 8 * n), mma_16x8x16(df[n], a, b[0]), mma_16x8x16(df[n + 1], a, b[1]);
+            }
+#pragma unroll
+            for (int k = 0; k < CHUNK / 16; k++) {
+                if (k < warp) continue;
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    bool seen = k > warp || 8 * (i / 4) + 2 * t + i % 2 >= g + i / 2 % 2 * 8 + in.reverse;
+                    p[2 * k + i / 4][i % 4] = seen ? p[2 * k + i / 4][i % 4] + m.delta[16 * k + 8 * (i / 4) + 2 * t + i % 2] : 0;
+                }
+                FragmentA a = as_fragment(p[2 * k], p[2 * k + 1]);
+#pragma unroll
+                for (int n = 0; n < Shape::TILES; n += 2) load_b<true>(b, m.fq, FROW, 16 * k, 8 * n), mma_16x8x16(df[n], a, b[0]), mma_16x8x16(df[n + 1], a, b[1]);
+            }
+            float K[2][SP / 4];
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                int a = 16 * warp + g + 8 * r;
+                const floatX *f = m.fk + a * FROW;
+                float at = (float)((p0 + a) % SCAN_BLOCK - SCAN_BLOCK / 2);
+#pragma unroll
+                for (int j = 0; j < SP / 4; j++) {
+                    float fc = (float)f[SP + 8 * j + 2 * t], fs = (float)f[SP + 8 * j + 2 * t + 1], dc = df[SP / 8 + j][2 * r], ds = df[SP / 8 + j][2 * r + 1];
+                    K[r][j] = (float)f[j / 2 * 8 + 2 * t + j % 2] * df[j / 2][2 * r + j % 2] + fc * dc + fs * ds;
+                    frequency[j] += at * (fc * ds - fs * dc), decay[j] += at * K[r][j];
+                }
+            }
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < SP / 2; i++) m.fk[(16 * warp + g + i % 2 * 8) * FROW + i / 2 * 4 + t] = (floatX)K[i % 2][i / 2];
+            __syncwarp();
+            scan_store_gradients<HS, SP>(gradients + w.bh * in.T * SP, m.fk, add, [&](int a) { return w.key(p0 + a); });
+        }
+        state.absorb(d, m.fq, m.delta);
+        if (!sums && p0 > 0 && p0 % SCAN_BLOCK == 0) {
+            const float *H = blocks + (w.bh * block_count + p0 / SCAN_BLOCK) * Shape::STATE, *z = H + 64 * Shape::M * Shape::F;
+            auto at = [&](int i, int n, int e) { return H[((i * Shape::TILES + n) * 4 + e) * 128 + threadIdx.x]; };
+#pragma unroll
+            for (int j = 0; j < SP / 4; j++) {
+                int tile = SP / 8 + j, n = j / 2;
+                float along = 0, across = 0;
+#pragma unroll
+                for (int i = 0; i < Shape::M; i++)
+#pragma unroll
+                    for (int r = 0; r < 2; r++) {
+                        float x = at(i, tile, 2 * r), y = at(i, tile, 2 * r + 1), dx = state.h[i][tile][2 * r], dy = state.h[i][tile][2 * r + 1];
+                        along += at(i, n, 2 * r + j % 2) * state.h[i][n][2 * r + j % 2] + x * dx + y * dy;
+                        across += x * dy - y * dx;
+                    }
+                if (n % 4 == warp && g == 0) along += z[8 * n + 2 * t + j % 2] * state.z[n / 4][j % 2];
+                if (tile % 4 == warp && g == 0) {
+                    float x = z[8 * tile + 2 * t], y = z[8 * tile + 2 * t + 1], dx = state.z[tile / 4][0], dy = state.z[tile / 4][1];
+                    along += x * dx + y * dy, across += x * dy - y * dx;
+                }
+                decay[j] -= SCAN_BLOCK * along, frequency[j] -= SCAN_BLOCK * across;
+            }
+        }
+        if (Shape::STAGES == 1) {
+            __syncthreads();
+            if (c + 1 < w.chunks) load(0, p0 - CHUNK);
+        }
+    }
+    if (sums) state.store(sums + blockIdx.x * Shape::STATE);
+    else scan_record<SP>(scan_record_at<SP>(records, in, w, 1), (float *)memory, amplitude, frequency, decay, 0);
+}
+
+/* ---- launchers */
+
+/* Segments of a sequence, for so many heads of all sequences: a power of two that fills a card, each at least one block long. By shapes alone, as it is the
+   order of sums. */
+static int scan_segments(size_t heads, size_t T) {
+    int segments = 1;
+    while (heads * segments < SCAN_SEGMENTS_MOST / 2 && (size_t)segments * SCAN_BLOCK < T) segments *= 2;
+    return segments;
+}
+
+static size_t scan_splats(size_t S) { return S <= 16 ? 16 : 32; }
+static size_t scan_state_size(size_t HS, size_t SP) { return ((HS > 64 ? 128 : 64) + 1) * 3 * SP; }
+
+/* Calls a kernel with HS and SP as constants. */
+#define BY_SCAN_SIZE(HS, ...)                                                  \
+    do {                                                                       \
+        if ((HS) == 32) { constexpr int H = 32; __VA_ARGS__; }                 \
+        else if ((HS) == 64) { constexpr int H = 64; __VA_ARGS__; }            \
+        else { constexpr int H = 128; __VA_ARGS__; }                           \
+        cudaCheck(cudaGetLastError());                                         \
+    } while (0)
+#define BY_SCAN(HS, SP, ...)                                                   \
+    do {                                                                       \
+        if ((SP) == 16) { constexpr int W = 16; BY_SCAN_SIZE(HS, __VA_ARGS__); } \
+        else { constexpr int W = 32; BY_SCAN_SIZE(HS, __VA_ARGS__); }          \
+    } while (0)
+
+#define SCAN_LAUNCH(kernel, tiles, ...)                                                                                                                            \
+    cudaCheck(cudaFuncSetAttribute(kernel<H, W>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)ScanShape<H, W>::bytes(tiles)));                                  \
+    kernel<H, W><<<(unsigned)(in.B * in.heads.count * in.segments), 128, ScanShape<H, W>::bytes(tiles), stream>>>(__VA_ARGS__)
+
+/* What a scan needs beside its input; sizes in numbers. */
+typedef struct {
+    float *states; /* (directions, B, heads, segments, state): kept from the forward pass for the backward pass */
+    float *sums;   /* (2, B, heads, segments, state): scratch, like the rest */
+    float *blocks; /* (B, heads, blocks of SCAN_BLOCK, state) */
+    float *records;
+    double *moments; /* (heads, 3 SP + 1): amplitude, frequency, decay, gain, see splat_gradients_kernel */
+} ScanScratch;
+
+/* Equation (5), or merged into what softmax has left in out and lse, equation (12). out (B, T, C), lse and rho (B, NH, T); lng: of the listed heads. Without a
+   causal mask two scans are added. */
+static void scan_forward(floatX *out, float *lse, float *rho, const float *lng, ScanScratch scratch, ScanInput in, bool causal, bool merged, size_t HS, size_t SP, cudaStream_t stream) {
+    size_t states = in.B * in.heads.count * in.segments * scan_state_size(HS, SP);
+    for (int direction = 0; direction < (causal ? 1 : 2); direction++) {
+        float *starts = in.segments > 1 ? scratch.states + direction * states : NULL;
+        int mode = merged ? SCAN_MERGED : causal ? SCAN_ALONE : direction ? SCAN_SECOND : SCAN_FIRST;
+        in.reverse = direction;
+        if (starts) {
+            BY_SCAN(HS, SP, SCAN_LAUNCH(scan_forward_kernel, 1, NULL, NULL, NULL, scratch.sums, NULL, SCAN_SUMS, in));
+            BY_SCAN(HS, SP, scan_merge_kernel<H, W><<<(unsigned)(in.B * in.heads.count), 128, 0, stream>>>(starts, scratch.sums, false, in));
+        }
+        BY_SCAN(HS, SP, SCAN_LAUNCH(scan_forward_kernel, 1, out, lse, rho, starts, lng, mode, in));
+    }
+}
+
+/* The gradients of the responses (2, B, heads, T, SP), the third part of dqkv (added to where merged), scratch.moments. delta (B, NH, T) is written. */
+static void scan_backward(floatX *dresponses, floatX *dqkv, float *delta, const floatX *dout, const floatX *out, const float *rho, ScanScratch scratch, ScanInput in, bool causal, bool merged,
+                          size_t HS, size_t SP, cudaStream_t stream) {
+    size_t states = in.B * in.heads.count * in.segments * scan_state_size(HS, SP), record = 3 * SP + 1;
+    floatX *dkeys = dresponses + in.B * in.heads.count * in.T * SP;
+    float *sums = scratch.sums, *ends = in.segments > 1 ? sums + states : NULL;
+    in.sweeps = causal ? 2 : 4;
+    for (int direction = 0; direction < (causal ? 1 : 2); direction++) {
+        const float *starts = ends ? scratch.states + direction * states : NULL;
+        bool add = direction;
+        in.reverse = direction;
+        BY_SCAN(HS, SP, SCAN_LAUNCH(scan_queries_kernel, 2, dresponses, delta, scratch.blocks, scratch.records, starts, dout, out, rho, add, in));
+        if (ends) {
+            BY_SCAN(HS, SP, SCAN_LAUNCH(scan_keys_kernel, 2, NULL, NULL, sums, NULL, NULL, NULL, dout, rho, delta, false, false, in));
+            BY_SCAN(HS, SP, scan_merge_kernel<H, W><<<(unsigned)(in.B * in.heads.count), 128, 0, stream>>>(ends, sums, true, in));
+        }
+        BY_SCAN(HS, SP, SCAN_LAUNCH(scan_keys_kernel, 2, dkeys, dqkv, NULL, scratch.records, ends, scratch.blocks, dout, rho, delta, add, merged || add, in));
+    }
+    moments_sums_kernel<<<dim3((unsigned)CEIL_DIV(record, 32), (unsigned)in.heads.count), dim3(32, 16), 0, stream>>>(scratch.moments, scratch.records, in.sweeps * in.B * in.segments, record);
+    cudaCheck(cudaGetLastError());
+}
+#undef SCAN_LAUNCH
+
 /* ---------------------------------------------------------------------------------------------- classifier */
 
 /* One block a row. First pass: each thread's largest logit and its sum of exponentials relative to that, then the block's;
@@ -2123,27 +3398,80 @@ __device__ static inline int clamp(float *x, float low, float high) { /* a NaN s
     return *x != before && before == before;
 }
 
+/* Splats as the bounds see them; NULL where there are none of a kind. */
+typedef struct {
+    float *mu, *lnp, *lnalpha, *lntheta, *lndelta;
+    const float *lnalpha0, *alive;
+} SplatParameters;
+
+/* x = L y, or L^T y, with L packed by rows and its diagonal as logarithms; one warp, x and y in shared memory */
+__device__ static inline void cholesky_product(float *x, const float *packed, const float *y, bool transposed, int HS) {
+    for (int i = threadIdx.x; i < HS; i += 32) {
+        float sum = 0;
+        for (int k = transposed ? i : 0; k < (transposed ? HS : i + 1); k++) {
+            float entry = transposed ? packed[k * (k + 1) / 2 + i] : packed[i * (i + 1) / 2 + k];
+            sum += (k == i ? expf(entry) : entry) * y[k];
+        }
+        x[i] = sum;
+    }
+    __syncwarp();
+}
+
+/* Full precision: L such that the largest eigenvalue of L L^T, by power iteration as in train_gsa.c, is within bounds; slope = L L^T mu. */
+__device__ static inline bool cholesky_bounds(float *slope, float *packed, const float *mu, float *x, float *y, bool bounded, int HS) {
+    float norm = 0;
+    for (int k = threadIdx.x; k < HS; k += 32) x[k] = 1 / sqrtf((float)HS) * (k % 3 == 2 ? -1 : 1);
+    __syncwarp();
+    for (int step = 0; step < 8 && bounded; step++) {
+        cholesky_product(y, packed, x, true, HS);
+        cholesky_product(x, packed, y, false, HS);
+        norm = 0;
+        for (int k = threadIdx.x; k < HS; k += 32) norm += x[k] * x[k];
+        norm = sqrtf(warp_sum(norm));
+        for (int k = threadIdx.x; k < HS && norm > 0; k += 32) x[k] /= norm;
+        __syncwarp();
+    }
+    bool outside = norm > (float)SPLAT_PRECISION_MAX;
+    if (outside) {
+        float factor = sqrtf((float)SPLAT_PRECISION_MAX / norm);
+        for (int i = threadIdx.x; i < HS; i += 32)
+            for (int k = 0; k <= i; k++) {
+                float *entry = packed + i * (i + 1) / 2 + k;
+                *entry = i == k ? *entry + logf(factor) : *entry * factor;
+            }
+        __syncwarp();
+    }
+    for (int k = threadIdx.x; k < HS; k += 32) x[k] = mu[k];
+    __syncwarp();
+    cholesky_product(y, packed, x, true, HS);
+    cholesky_product(slope, packed, y, false, HS);
+    return outside;
+}
+
 /* One warp a splat: back into its bounds, see gsa/model.h; clamped counts what was outside, by kind. */
-__global__ static void splat_bounds_kernel(unsigned long long *clamped, float *mu, float *lnp, float *lnalpha, float *lntheta, const float *lnalpha0, const float *alive, int unbounded, int P,
-                                           int HS) {
+__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatParameters w, int unbounded, int P, int HS) {
+    __shared__ float slope[128], x[128], y[128]; /* HS is at most 128 */
     const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX), range = (float)SPLAT_AMPLITUDE_RANGE;
     size_t s = blockIdx.x;
-    if (!(alive[s] > 0)) return;
-    float square = 0, slope = 0, outside = 0;
-    for (int k = threadIdx.x; k < P && !(unbounded >> BOUND_PRECISION & 1); k += 32) outside += (float)clamp(&lnp[s * P + k], low, high);
-    outside = warp_sum(outside);
-    __syncwarp();
-    for (int k = threadIdx.x; k < HS; k += 32) {
-        float m = mu[s * HS + k], steep = m * expf(lnp[s * P + (P > 1 ? k : 0)]);
-        square += m * m, slope += steep * steep;
+    float *mu = w.mu + s * HS, *lnp = w.lnp + s * P, square = 0, steep = 0, outside = 0;
+    auto bounded = [&](int bound) { return !(unbounded >> bound & 1); };
+    if (!(w.alive[s] > 0)) return;
+    if (P > HS) outside = cholesky_bounds(slope, lnp, mu, x, y, bounded(BOUND_PRECISION), HS);
+    else {
+        for (int k = threadIdx.x; k < P && bounded(BOUND_PRECISION); k += 32) outside += (float)clamp(&lnp[k], low, high);
+        outside = warp_sum(outside);
+        __syncwarp();
+        for (int k = threadIdx.x; k < HS; k += 32) slope[k] = mu[k] * expf(lnp[P > 1 ? k : 0]);
     }
-    float excess = fmaxf(sqrtf(warp_sum(square)) / (float)SPLAT_CENTRE_MAX, sqrtf(warp_sum(slope)) / (float)SPLAT_SLOPE_MAX);
-    bool off_centre = excess > 1 && !(unbounded >> BOUND_CENTRE & 1);
+    for (int k = threadIdx.x; k < HS; k += 32) square += mu[k] * mu[k], steep += slope[k] * slope[k];
+    float excess = fmaxf(sqrtf(warp_sum(square)) / (float)SPLAT_CENTRE_MAX, sqrtf(warp_sum(steep)) / (float)SPLAT_SLOPE_MAX);
+    bool off_centre = excess > 1 && bounded(BOUND_CENTRE);
     if (off_centre)
-        for (int k = threadIdx.x; k < HS; k += 32) mu[s * HS + k] /= excess;
+        for (int k = threadIdx.x; k < HS; k += 32) mu[k] /= excess;
     if (threadIdx.x > 0) return;
-    int counts[NUM_BOUNDS] = {(int)outside, off_centre, unbounded >> BOUND_AMPLITUDE & 1 ? 0 : clamp(&lnalpha[s], lnalpha0[s] - range, lnalpha0[s] + range),
-                              lntheta && !(unbounded >> BOUND_FREQUENCY & 1) ? clamp(&lntheta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX)) : 0};
+    int counts[NUM_BOUNDS] = {(int)outside, off_centre, bounded(BOUND_AMPLITUDE) ? clamp(&w.lnalpha[s], w.lnalpha0[s] - range, w.lnalpha0[s] + range) : 0,
+                              w.lntheta && bounded(BOUND_FREQUENCY) ? clamp(&w.lntheta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX)) : 0,
+                              w.lndelta && bounded(BOUND_DECAY) ? clamp(&w.lndelta[s], -INFINITY, (float)log(SPLAT_DECAY_MAX)) : 0};
     for (int i = 0; i < NUM_BOUNDS; i++)
         if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]); /* whole numbers: the order does not matter */
 }
@@ -2173,26 +3501,43 @@ typedef struct {
 #undef X
 } WeightTensors;
 
-/* sizes that appear in every function, as size_t; A: channels of q, of k, of v and of attention's output */
+/* sizes that appear in every function, as size_t; A: channels of q, of k, of v and of attention's output; of the linear mixer: scans, the most
+   heads that a layer scans, W, their splats as padded, and the numbers of a state */
 typedef struct {
-    size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G;
+    size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G, scans, W, state;
 } CudaSizes;
+
+/* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. Nearby an extended head is a standard one. */
+static HeadList head_list(const Config *c, size_t l, int kind) {
+    HeadList list;
+    list.count = 0;
+    for (int h = 0; h < config_heads(c); h++) {
+        int is = config_head_kind(c, (int)l, h);
+        if (is == HEAD_EXTEND) is = HEAD_STANDARD;
+        if (is == kind && !(kind == HEAD_STANDARD && c->position == POSITION_LEARNED)) list.head[list.count++] = (unsigned char)h;
+    }
+    return list;
+}
+
+/* Those that scan, extended heads among them. */
+static HeadList scan_list(const Config *c, size_t l) {
+    HeadList list;
+    list.count = 0;
+    for (int h = 0; h < config_heads(c); h++)
+        if (config_is_gsa(c, (int)l, h) && config_head_kind(c, (int)l, h) != HEAD_SPLAT) list.head[list.count++] = (unsigned char)h;
+    return list;
+}
 
 static CudaSizes cuda_sizes(const Config *c) {
     CudaSizes z;
     z.T = c->T, z.V = c->V, z.Vp = c->Vp, z.L = c->L, z.NH = config_heads(c), z.C = c->C, z.A = config_width(c);
     z.HS = config_head_size(c), z.G = config_gsa_heads(c), z.S = z.G ? c->S : 0;
     z.SP = z.G ? splats_padded(z.S) : 0, z.P = config_precisions(c);
+    z.scans = 0;
+    for (size_t l = 0; l < z.L; l++)
+        if ((size_t)scan_list(c, l).count > z.scans) z.scans = (size_t)scan_list(c, l).count;
+    z.W = z.scans ? scan_splats(z.S) : 0, z.state = z.scans ? scan_state_size(z.HS, z.W) : 0;
     return z;
-}
-
-/* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. */
-static HeadList head_list(const Config *c, size_t l, int kind) {
-    HeadList list;
-    list.count = 0;
-    for (int h = 0; h < config_heads(c); h++)
-        if (config_head_kind(c, (int)l, h) == kind && !(kind == HEAD_STANDARD && c->position == POSITION_LEARNED)) list.head[list.count++] = (unsigned char)h;
-    return list;
 }
 
 /* type, name, kind (gsa/train.h), size. K: the blocks whose activations are kept for the backward pass, after each other: L, or 1 with
@@ -2207,6 +3552,9 @@ static HeadList head_list(const Config *c, size_t l, int kind) {
     X(float, ln1_rstd, ATTENTION, K *N)                                                                                                      \
     X(floatX, qkv, ATTENTION, K *N * 3 * A)                                                                                                  \
     X(floatX, features, ATTENTION, K *F * 2 * A) /* f_q, f_k: (B, T, 2A); columns of heads without a feature map are never touched */       \
+    X(floatX, responses, ATTENTION, K *N *scans * 2 * W) /* of the scan: (2, B, heads, T, W) */                                              \
+    X(float, scan_rho, ATTENTION, scans ? K * N * NH : 0) /* (B, NH, T) */                                                                   \
+    X(float, scan_states, ATTENTION, K *directions *segments_most *state) /* at the start of each segment */                                 \
     X(float, att_lse, ATTENTION, K *N *NH)       /* (B, NH, T) */                                                                            \
     X(floatX, att, ATTENTION, K *N *A)                                                                                                       \
     X(floatX, ln2, MLP, K *N *C)                                                                                                             \
@@ -2225,18 +3573,26 @@ static HeadList head_list(const Config *c, size_t l, int kind) {
     X(floatX, datt, BACKWARD, N *A)                                                                                                          \
     X(floatX, dqkv, BACKWARD, N * 3 * A)                                                                                                     \
     X(floatX, dfeatures, BACKWARD, F * 2 * A)                                                                                                \
+    X(floatX, dresponses, BACKWARD, N *scans * 2 * W)                                                                                        \
+    X(float, scan_blocks, BACKWARD, B *scans *CEIL_DIV(T, SCAN_BLOCK) * state)                                                               \
     X(float, delta, BACKWARD, N *NH)                                                                                                         \
     X(float, partials, WORKSPACE, SUM_BLOCKS * (3 * A > 4 * C ? 3 * A : 4 * C))                                                              \
-    X(float, moments, WORKSPACE, layer_records *moments_size(S, P, HS))                                                                      \
+    X(float, scan_sums, WORKSPACE, 2 * segments_most * state)                                                                                \
+    X(float, scan_records, WORKSPACE, 2 * directions * (B * scans > segments_most ? B * scans : segments_most) * (3 * W + 1))                \
+    X(double, scan_moments, WORKSPACE, scans *(3 * W + 1))                                                                                   \
+    X(float, moments, WORKSPACE, P > HS ? 0 : layer_records * moments_size(S, P, HS))                                                                      \
     X(double, moments_sums, WORKSPACE, (G ? NH : 0) * moments_size(S, P, HS))                                                                \
     X(float, token_sums, WORKSPACE, bucket_sums(N) * C)                                                                                      \
     X(int, positions, WORKSPACE, N)                                                                                                          \
     X(Bucket, segments, WORKSPACE, N)                                                                                                        \
     X(Bucket, bucket_tokens, WORKSPACE, N / SEGMENT + 1)                                                                                     \
     X(double, sums, WORKSPACE, norm_pieces + 1)                                                                                              \
-    X(float, slope, WORKSPACE, G *SP *HS)                                                                                                    \
-    X(float, precision, WORKSPACE, G *SP *P)                                                                                                 \
+    X(float, slope, WORKSPACE, P > HS ? 0 : G * SP * HS)                                                                                                    \
+    X(float, precision, WORKSPACE, P > HS ? 0 : G * SP * P)                                                                                                 \
     X(float, centre, WORKSPACE, G *SP)                                                                                                       \
+    X(float, decay, WORKSPACE, G *SP)                                                                                                        \
+    X(float, typical, WORKSPACE, G *SP)                                                                                                      \
+    X(float, key_scale, WORKSPACE, G)                                                                                                        \
     X(float, lnalpha, WORKSPACE, G *SP)                                                                                                      \
     X(uint32_t, steps, WORKSPACE, G *SP)                                                                                                     \
     X(int64_t, clamped, WORKSPACE, NUM_BOUNDS)                                                                                               \
@@ -2279,19 +3635,28 @@ typedef struct {
     float *flat;                            /* a whole buffer on its way back; allocated when first needed */
 } CudaModel;
 
+/* Segments of all sequences and scanned heads together where they are cut, for this or any smaller batch. */
+static size_t scan_segments_most(const Config *c, size_t B) {
+    size_t most = B * cuda_sizes(c).scans * 2 * CEIL_DIV((size_t)c->T, (size_t)SCAN_BLOCK);
+    return most < (size_t)SCAN_SEGMENTS_MOST ? most : (size_t)SCAN_SEGMENTS_MOST;
+}
+static size_t scan_directions(const Config *c) { return c->objective == OBJECTIVE_LM ? 1 : 2; }
+
 /* One function measures the activations (base NULL) and carves them from one piece of memory; returns its bytes, and adds them up by
    kind (bytes NULL: it does not). */
 static size_t carve_activations(CudaActivations *a, char *base, const Config *c, size_t B, size_t *bytes) {
     CudaSizes z = cuda_sizes(c);
     Tensor tensors[NUM_TENSORS];
     bool recompute = c->recompute;
-    size_t N = B * z.T, L = z.L, C = z.C, A = z.A, NH = z.NH, HS = z.HS, Vp = z.Vp, S = z.S, SP = z.SP, P = z.P, G = z.G, at = 0, layer_records = 0, F = 0, norm_pieces = 0;
+    size_t T = z.T, N = B * T, L = z.L, C = z.C, A = z.A, NH = z.NH, HS = z.HS, Vp = z.Vp, S = z.S, SP = z.SP, P = z.P, G = z.G, at = 0, layer_records = 0, F = 0, norm_pieces = 0;
+    size_t scans = z.scans, W = z.W, state = z.state, segments_most = scan_segments_most(c, B), directions = scan_directions(c);
     size_t K = recompute ? 1 : L, M = N < piece_most ? N : piece_most; /* room for the pieces of any smaller batch too */
     model_tensors(c, tensors);
     for (int i = 0; i < NUM_TENSORS; i++) norm_pieces += CEIL_DIV(tensors[i].size, (size_t)NORM_PIECE);
     for (size_t l = 0; l < L; l++) {
         size_t splat_heads = head_list(c, l, HEAD_SPLAT).count;
         if (splat_heads || head_list(c, l, HEAD_STANDARD).count) F = N;
+        splat_heads += scan_list(c, l).count;
         size_t most = CEIL_DIV(N, 128) * splat_heads < 768 + splat_heads ? CEIL_DIV(N, 128) * splat_heads : 768 + splat_heads; /* of any smaller batch too */
         if (most > layer_records) layer_records = most;
     }
@@ -2338,9 +3703,10 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     float *scale = (float *)xmalloc(L * NH * sizeof *scale);
     int *window = (int *)xmalloc(2 * L * NH * sizeof *window), *from_features = window + L * NH;
     for (size_t i = 0; i < L * NH; i++) {
-        bool standard = config_head_kind(c, (int)(i / NH), (int)(i % NH)) == HEAD_STANDARD;
+        int kind = config_head_kind(c, (int)(i / NH), (int)(i % NH));
+        bool standard = kind == HEAD_STANDARD || kind == HEAD_EXTEND;
         scale[i] = standard ? 1 / sqrtf((float)HS) : 1;
-        window[i] = standard && c->window ? c->window : c->T;
+        window[i] = kind == HEAD_SCAN ? 0 : standard && c->window ? c->window : c->T;
         from_features[i] = !standard || c->position != POSITION_LEARNED;
     }
     cudaCheck(cudaMemcpy(m->a.rope_steps, steps, HS / 2 * sizeof *steps, cudaMemcpyHostToDevice));
@@ -2377,8 +3743,17 @@ static void gsa_destroy(CudaModel *m) {
 }
 
 static SplatTables gsa_splats(const CudaModel *m) {
-    SplatTables w = {m->a.slope, m->a.precision, m->a.centre, m->a.lnalpha, m->p.lntheta ? m->a.steps : NULL};
+    CudaActivations a = m->a;
+    SplatTables w = {a.slope, a.precision, a.centre, a.lnalpha, a.decay, a.typical, a.key_scale, m->p.mu, m->p.lnp, m->p.lntheta ? a.steps : NULL, cuda_sizes(&m->config).SP};
     return w;
+}
+
+static void splat_tables(const CudaModel *m) {
+    CudaSizes z = cuda_sizes(&m->config);
+    if (!z.G) return;
+    splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, m->stream>>>(gsa_splats(m), m->p.lnalpha, m->p.lntheta, m->p.lndelta, m->p.alive, (int)z.S, (int)z.P, (int)z.HS);
+    splat_key_scales_kernel<<<(unsigned)z.G, 32, 0, m->stream>>>(gsa_splats(m));
+    cudaCheck(cudaGetLastError());
 }
 
 /* Features of the heads of layer l that have a feature map. */
@@ -2387,21 +3762,66 @@ static void features_forward(CudaModel *m, floatX *features, const floatX *qkv, 
     HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
     size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
     if (rope.count) rope_forward(features, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
-    if (splat.count) splat_forward(features, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P > 1, m->stream);
+    if (splat.count) splat_forward(features, {}, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P, m->stream);
+}
+
+/* The gradients of layer l's splats, from the moments of all its GSA heads; scan: from those of its scans too. */
+static void splats_backward(CudaModel *m, size_t l, int heads, bool scan) {
+    CudaSizes z = cuda_sizes(&m->config);
+    size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0), splats = first * z.S;
+    MasterTensors p = m->p, d = m->dp;
+    SplatGradients to = {d.mu + splats * z.HS, d.lnp + splats * z.P, d.lnalpha + splats, d.lntheta ? d.lntheta + splats : NULL, d.lndelta ? d.lndelta + splats : NULL, d.lng ? d.lng + first : NULL,
+                         p.mu + splats * z.HS, p.lnp + splats * z.P, p.lntheta ? p.lntheta + splats : NULL, p.lndelta ? p.lndelta + splats : NULL};
+    splat_gradients_kernel<<<dim3((unsigned)z.S, (unsigned)heads), 32, 0, m->stream>>>(to, m->a.moments_sums, scan ? m->a.scan_moments : NULL, z.W, (int)z.S, (int)z.P, (int)z.HS);
+    cudaCheck(cudaGetLastError());
 }
 
 /* Their part of dqkv; the gradients of layer l's splats. */
 static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeatures, const floatX *features, const floatX *qkv, size_t l, size_t B, size_t T) {
     CudaSizes z = cuda_sizes(&m->config);
     HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
-    size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0), splats = first * z.S;
+    size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
     if (rope.count) rope_backward(dqkv, dfeatures, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
     if (!splat.count) return;
-    splat_backward(dqkv, m->a.moments, m->a.moments_sums, dfeatures, features, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P > 1, m->stream);
-    splat_gradients_kernel<<<dim3((unsigned)z.S, (unsigned)splat.count), 32, 0, m->stream>>>(
-        m->dp.mu + splats * z.HS, m->dp.lnp + splats * z.P, m->dp.lnalpha + splats, m->dp.lntheta ? m->dp.lntheta + splats : NULL, m->a.moments_sums, m->p.mu + splats * z.HS,
-        m->p.lnp + splats * z.P, m->p.lntheta ? m->p.lntheta + splats : NULL, (int)z.S, (int)z.P, (int)z.HS);
-    cudaCheck(cudaGetLastError());
+    splat_backward(dqkv, m->a.moments, m->a.moments_sums, {}, dfeatures, features, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P, m->stream);
+    splats_backward(m, l, splat.count, false);
+}
+
+static ScanScratch scan_scratch(CudaActivations block) {
+    ScanScratch s = {block.scan_states, block.scan_sums, block.scan_blocks, block.scan_records, block.scan_moments};
+    return s;
+}
+
+static ScanInput scan_input(const CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
+    ScanInput in;
+    memset(&in, 0, sizeof in);
+    in.qkv = block.qkv, in.responses = block.responses, in.tables = gsa_splats(m), in.heads = scan_list(&m->config, l), in.first_head = (size_t)config_gsa_before(&m->config, (int)l, 0);
+    in.B = B, in.T = T, in.NH = (size_t)config_heads(&m->config);
+    in.segments = scan_segments(B * in.heads.count, T), in.segment = CEIL_DIV(CEIL_DIV(T, (size_t)SCAN_BLOCK), (size_t)in.segments) * SCAN_BLOCK;
+    in.late = m->config.attention == ATTENTION_EXTEND ? m->config.window : 0;
+    return in;
+}
+
+/* The scan heads of layer l, and the far part of its extended heads, whose near part att (B, T, A) and lse (B, NH, T) hold already; block: the layer's activations */
+static void scans_forward(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
+    CudaSizes z = cuda_sizes(&m->config);
+    ScanInput in = scan_input(m, block, l, B, T);
+    bool merged = m->config.attention == ATTENTION_EXTEND;
+    if (!in.heads.count) return;
+    splat_forward(NULL, {block.responses, z.W, (size_t)in.late, merged}, block.qkv, in.tables, in.heads, in.first_head, B, T, z.NH, z.HS, z.S, z.P, m->stream);
+    scan_forward(block.att, block.att_lse, block.scan_rho, m->p.lng, scan_scratch(block), in, m->config.objective == OBJECTIVE_LM, merged, z.HS, z.W, m->stream);
+}
+
+/* Their part of dqkv; the gradients of layer l's splats. */
+static void scans_backward(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
+    CudaSizes z = cuda_sizes(&m->config);
+    CudaActivations a = m->a;
+    ScanInput in = scan_input(m, block, l, B, T);
+    bool merged = m->config.attention == ATTENTION_EXTEND;
+    if (!in.heads.count) return;
+    scan_backward(a.dresponses, a.dqkv, a.delta, a.datt, block.att, block.scan_rho, scan_scratch(block), in, m->config.objective == OBJECTIVE_LM, merged, z.HS, z.W, m->stream);
+    splat_backward(a.dqkv, a.moments, a.moments_sums, {a.dresponses, z.W, (size_t)in.late, merged}, NULL, NULL, block.qkv, in.tables, in.heads, in.first_head, B, T, z.NH, z.HS, z.S, z.P, m->stream);
+    splats_backward(m, l, in.heads.count, true);
 }
 
 /* The activations, those that blocks keep being block l's; N tokens. With --recompute all blocks share one place. */
@@ -2412,9 +3832,13 @@ static CudaActivations block_activations(const CudaModel *m, size_t l, size_t N)
     a.residual += l * N * z.C;
     a.middle += k * z.C, a.ln1 += k * z.C, a.ln1_mean += k, a.ln1_rstd += k;
     a.qkv += k * 3 * z.A, a.features += k * 2 * z.A, a.att_lse += k * z.NH, a.att += k * z.A;
+    a.responses += k * z.scans * 2 * z.W, a.scan_rho += k * z.NH, a.scan_states += k ? l * scan_directions(&m->config) * scan_segments_most(&m->config, m->B) * z.state : 0;
     a.ln2 += k * z.C, a.ln2_mean += k, a.ln2_rstd += k, a.fc += k * 4 * z.C, a.gelu += k * 4 * z.C;
     return a;
 }
+
+/* Is there a head in layer l with softmax? */
+static bool attends(const CudaModel *m, size_t l) { return m->config.attention == ATTENTION_EXTEND || scan_list(&m->config, l).count < config_heads(&m->config); }
 
 static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
     CudaSizes z = cuda_sizes(&m->config);
@@ -2440,7 +3864,8 @@ static void block_forward(CudaModel *m, size_t l, size_t B, size_t T) {
     layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.residual, p.ln1w + l * C, p.ln1b + l * C, N, C, stream);
     matmul_forward(&m->matmul, a.qkv, a.ln1, w.qkvw + l * 3 * A * C, w.qkvb + l * 3 * A, NULL, NULL, N, C, 3 * A, stream);
     features_forward(m, a.features, a.qkv, l, B, T);
-    attention_forward(a.att, a.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
+    if (attends(m, l)) attention_forward(a.att, a.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
+    scans_forward(m, a, l, B, T);
     matmul_forward(&m->matmul, a.middle, a.att, w.attprojw + l * C * A, w.attprojb + l * C, a.residual, NULL, N, A, C, stream);
     layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, p.ln2w + l * C, p.ln2b + l * C, N, C, stream);
 }
@@ -2482,10 +3907,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
         memcpy(m->x + N, y, N * sizeof(int));
         cudaCheck(cudaMemcpyAsync(a.y, m->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     }
-    if (z.G) {
-        splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, stream>>>(gsa_splats(m), p.mu, p.lnp, p.lnalpha, p.lntheta, p.alive, (int)z.S, (int)z.SP, (int)z.P, (int)z.HS);
-        cudaCheck(cudaGetLastError());
-    }
+    splat_tables(m);
     encoder_forward(a.residual, a.x, w.wte, w.wpe, B, T, C, 0, stream);
     for (size_t l = 0; l < L; l++) {
         CudaActivations block = block_activations(m, l, N);
@@ -2546,8 +3968,9 @@ static void gsa_backward(CudaModel *m, double scale) {
         }
         layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, dp.attprojb + l * C, a.partials, a.dln, block.middle, p.ln2w + l * C, block.ln2_mean, block.ln2_rstd, N, C, stream);
         matmul_backward(mm, a.datt, dp.attprojw + l * C * A, NULL, NULL, a.dresidual, block.att, w.attprojw + l * C * A, NULL, 1, N, A, C, stream);
-        attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, block.att, block.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
+        if (attends(m, l)) attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, block.att, block.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
         features_backward(m, a.dqkv, a.dfeatures, block.features, block.qkv, l, B, T);
+        scans_backward(m, block, l, B, T);
         matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.partials, a.dqkv, block.ln1, w.qkvw + l * 3 * A * C, NULL, 1, N, C, 3 * A, stream);
         layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL, a.partials, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N,
                            C, stream);
@@ -2589,8 +4012,8 @@ static void splat_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
     if (!z.G) return;
     cudaCheck(cudaMemsetAsync(m->a.clamped, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
-    splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>((unsigned long long *)m->a.clamped, m->p.mu, m->p.lnp, m->p.lnalpha, m->p.lntheta,
-                                                                     m->p.lnalpha0, m->p.alive, m->config.unbounded, (int)z.P, (int)z.HS);
+    SplatParameters w = {m->p.mu, m->p.lnp, m->p.lnalpha, m->p.lntheta, m->p.lndelta, m->p.lnalpha0, m->p.alive};
+    splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>((unsigned long long *)m->a.clamped, w, m->config.unbounded, (int)z.P, (int)z.HS);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(clamped, m->a.clamped, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
@@ -2704,8 +4127,7 @@ static const char *cuda_config_check(const Config *c) {
     size_t HS = config_head_size(c), G = config_gsa_heads(c);
     if (HS != 32 && HS != 64 && HS != 128) return "on the GPU heads have 32, 64 or 128 channels; change --channels or --heads";
     if (c->C > LAYERNORM_CHANNELS) return "on the GPU --channels is at most 4096";
-    if (c->attention == ATTENTION_EXTEND || (G && c->mixer == MIXER_LINEAR)) return "the linear mixer does not run on the GPU yet; train_gsa, on the CPU, has it";
-    if (G && c->covariance == COVARIANCE_FULL) return "--covariance full does not run on the GPU yet; train_gsa, on the CPU, has it";
+    if (G && c->mixer == MIXER_LINEAR && c->S > SCAN_SPLATS_MOST) return "on the GPU a head of the linear mixer has at most 32 splats; lower --splats";
     if (G && c->raw) return "--no-sphere does not run on the GPU; train_gsa, on the CPU, has it";
     if (G && c->S > SPLATS_MOST) return "on the GPU a head has at most 64 splats; lower --splats";
     return NULL;

@@ -17,14 +17,14 @@ namespace cpu {
 #pragma GCC diagnostic pop
 
 /* The largest errors that pass. bf16 rounds to 2^-9 at every store; sums over many such numbers average that out. In whole models those
-   of splats get twice as much: a splat's gradient is a sum of terms of both signs that mostly cancel, and all of them come
+   of splats get twice as much, and so do queries of scans: a splat's gradient is a sum of terms of both signs that mostly cancel, and all of them come
    through logits of ten and more, which rounded features move by 0.02. */
 #ifdef GSA_FP32
 static const char name[] = "cuda_fp32";
-static const double OUTPUT = 1e-5, FEATURES = 1e-6, GRADIENT = 5e-5, WAVES = 1e-3, LOSS = 1e-5, MODEL = 1e-4, COSINE = 0.999999, MODEL_SPLATS = 1e-4, SPLATS_COSINE = 0.999999, STEPS = 1e-3;
+static const double OUTPUT = 1e-5, FEATURES = 1e-6, GRADIENT = 5e-5, QUERIES = 1e-4, SPLATS = 1e-4, WAVES = 1e-3, LOSS = 1e-5, MODEL = 1e-4, COSINE = 0.999999, MODEL_SPLATS = 1e-4, SPLATS_COSINE = 0.999999, STEPS = 1e-3;
 #else
 static const char name[] = "cuda";
-static const double OUTPUT = 1e-2, FEATURES = 1e-2, GRADIENT = 2e-2, WAVES = 1e-1, LOSS = 5e-3, MODEL = 3e-2, COSINE = 0.999, MODEL_SPLATS = 6e-2, SPLATS_COSINE = 0.998, STEPS = 2e-2;
+static const double OUTPUT = 1e-2, FEATURES = 1e-2, GRADIENT = 2e-2, QUERIES = 6e-2, SPLATS = 3e-2, WAVES = 1e-1, LOSS = 5e-3, MODEL = 3e-2, COSINE = 0.999, MODEL_SPLATS = 6e-2, SPLATS_COSINE = 0.998, STEPS = 2e-2;
 #endif
 
 /* ---------------------------------------------------------------------------------------------- numbers here and there */
@@ -197,11 +197,11 @@ static void test_classifier(size_t V, size_t Vp) {
 
 /* ---------------------------------------------------------------------------------------------- models */
 
-static Config make_config(int attention, const char *heads, int position, int covariance, int envelope, int HS, int S, int window) {
+static Config make_config(int attention, const char *heads, int position, int covariance, int envelope, int HS, int S, int window, int mixer, int objective) {
     Config c;
     memset(&c, 0, sizeof c);
     c.T = 70, c.V = 77, c.Vp = 80, c.L = 2, c.NH = 3, c.C = 3 * HS, c.S = S;
-    c.attention = attention, c.position = position, c.covariance = covariance, c.envelope = envelope, c.window = window;
+    c.attention = attention, c.position = position, c.covariance = covariance, c.envelope = envelope, c.window = window, c.mixer = mixer, c.objective = objective;
     const char *problem = config_head_map(&c, heads);
     if (!problem) problem = config_check(&c);
     if (!problem) problem = cuda_config_check(&c);
@@ -213,22 +213,33 @@ static const struct {
     const char *name;
     int attention;
     const char *heads;
-    int position, covariance, envelope, HS, S, window;
+    int position, covariance, envelope, HS, S, window, mixer, objective;
 } kinds[] = {
-    {"standard, learned", ATTENTION_STANDARD, NULL, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 1, 0},
-    {"standard, rope", ATTENTION_STANDARD, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 32, 1, 0},
-    {"standard, both, window", ATTENTION_STANDARD, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE, 128, 1, 19},
-    {"gsa, cosine", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 32, 0},
-    {"gsa, 5 splats, diagonal", ATTENTION_GSA, NULL, POSITION_LEARNED, COVARIANCE_DIAG, ENVELOPE_COSINE, 32, 5, 0},
-    {"gsa, no envelope", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_NONE, 64, 50, 0},
-    {"gsa, large heads", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE, 128, 64, 0},
-    {"hybrid, learned", ATTENTION_HYBRID, NULL, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 16, 0},
-    {"hybrid, rope, map, window", ATTENTION_HYBRID, "0:0-1,1:2", POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE, 64, 32, 33},
-    {"augment", ATTENTION_AUGMENT, "2", POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 32, 16, 0},
+    {"standard, learned", ATTENTION_STANDARD, NULL, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 1, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"standard, rope", ATTENTION_STANDARD, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 32, 1, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"standard, both, window", ATTENTION_STANDARD, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE, 128, 1, 19, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"gsa, cosine", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 32, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"gsa, 5 splats, diagonal", ATTENTION_GSA, NULL, POSITION_LEARNED, COVARIANCE_DIAG, ENVELOPE_COSINE, 32, 5, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"gsa, no envelope", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_NONE, 64, 50, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"gsa, large heads", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE, 128, 64, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"hybrid, learned", ATTENTION_HYBRID, NULL, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 16, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"hybrid, rope, map, window", ATTENTION_HYBRID, "0:0-1,1:2", POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE, 64, 32, 33, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"augment", ATTENTION_AUGMENT, "2", POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 32, 16, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"gsa, full", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_FULL, ENVELOPE_COSINE, 32, 8, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"hybrid, full, no envelope", ATTENTION_HYBRID, NULL, POSITION_LEARNED, COVARIANCE_FULL, ENVELOPE_NONE, 64, 10, 0, MIXER_SOFTMAX, OBJECTIVE_LM},
+    {"linear", ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_RAISED, 64, 16, 0, MIXER_LINEAR, OBJECTIVE_LM},
+    {"linear, 5 splats, diagonal, decay", ATTENTION_GSA, NULL, POSITION_LEARNED, COVARIANCE_DIAG, ENVELOPE_DECAY, 32, 5, 0, MIXER_LINEAR, OBJECTIVE_LM},
+    {"linear, map, window, large heads", ATTENTION_HYBRID, "0:0-1,1:2", POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_RAISED, 128, 32, 19, MIXER_LINEAR, OBJECTIVE_LM},
+    {"linear, decay, full, large heads", ATTENTION_AUGMENT, "1", POSITION_ROPE, COVARIANCE_FULL, ENVELOPE_DECAY, 128, 8, 0, MIXER_LINEAR, OBJECTIVE_LM},
+    {"extend", ATTENTION_EXTEND, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_RAISED, 64, 8, 19, MIXER_LINEAR, OBJECTIVE_LM},
+    {"extend, map, learned, diagonal", ATTENTION_EXTEND, "0:1,1:0-1", POSITION_LEARNED, COVARIANCE_DIAG, ENVELOPE_NONE, 64, 20, 33, MIXER_LINEAR, OBJECTIVE_LM},
+    {"encoder, hybrid, window", ATTENTION_HYBRID, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE, 64, 16, 19, MIXER_SOFTMAX, OBJECTIVE_MLM},
+    {"encoder, linear", ATTENTION_HYBRID, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_RAISED, 32, 16, 0, MIXER_LINEAR, OBJECTIVE_MLM},
+    {"encoder, linear, diagonal", ATTENTION_GSA, NULL, POSITION_LEARNED, COVARIANCE_DIAG, ENVELOPE_RAISED, 64, 32, 0, MIXER_LINEAR, OBJECTIVE_MLM},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 static Config kind_config(int k) {
-    return make_config(kinds[k].attention, kinds[k].heads, kinds[k].position, kinds[k].covariance, kinds[k].envelope, kinds[k].HS, kinds[k].S, kinds[k].window);
+    return make_config(kinds[k].attention, kinds[k].heads, kinds[k].position, kinds[k].covariance, kinds[k].envelope, kinds[k].HS, kinds[k].S, kinds[k].window, kinds[k].mixer, kinds[k].objective);
 }
 
 /* The same model in both programs, away from its symmetric start, and its tokens. What products read is rounded alike. */
@@ -276,7 +287,32 @@ static float *heads_first(const float *rows, size_t stride, size_t column, size_
     return to;
 }
 
-/* Feature maps and attention of layer 1, by themselves: the same q, k, v to both programs. */
+/* Softmax and scans of layer l. */
+static void mixers_forward(CudaModel *g, size_t l, size_t B, size_t T) {
+    CudaSizes z = cuda_sizes(&g->config);
+    CudaActivations block = block_activations(g, l, B * T);
+    if (attends(g, l)) attention_forward(block.att, block.att_lse, attention_input(g, l, B * T), B, T, z.NH, z.HS, g->stream);
+    scans_forward(g, block, l, B, T);
+}
+
+/* rows (B T, stride) -> the columns of head h from `column` on, (B, T, HS) */
+static float *head_columns(const float *rows, size_t stride, size_t column, size_t B, size_t T, size_t HS) { return heads_first(rows, stride, column, B, T, 1, HS); }
+
+/* The gradients of layer l's splats on both sides; limits are those of single kernels. */
+static void compare_splats(const Pair *p, size_t l, const char *what) {
+    const Config *c = &p->c->config;
+    const float *grads = cuda_read(p->g, BUFFER_GRADS);
+    size_t first = (size_t)config_gsa_before(c, (int)l, 0), heads = (size_t)config_gsa_before(c, (int)l + 1, 0) - first;
+    for (int i = 0; i < NUM_TENSORS && heads; i++) {
+        const Tensor *t = &p->c->tensors[i];
+        bool waves = i == TENSOR_lntheta || i == TENSOR_lndelta;
+        if (!t->size || t->group == GROUP_FIXED || (groups[t->group].clip != CLIP_SPLATS && t->group != GROUP_CENTRE)) continue;
+        size_t each = t->size / (size_t)config_gsa_heads(c);
+        COMPARE(grads + t->offset + first * each, p->c->grads + t->offset + first * each, heads * each, waves ? (p->T < 100 ? 3 : 1) * WAVES : scan_list(c, l).count ? MODEL_SPLATS : SPLATS, "%s, T %zu: gradient of %s", what, p->T, t->name);
+    }
+}
+
+/* Feature maps, attention and scans of layer 1, by themselves: the same q, k, v to both programs. */
 static void test_heads(int kind, size_t B, size_t T) {
     Config config = kind_config(kind);
     const char *what = kinds[kind].name;
@@ -285,73 +321,116 @@ static void test_heads(int kind, size_t B, size_t T) {
     cpu::GSA *c = p.c;
     CudaModel *g = p.g;
     CudaSizes z = cuda_sizes(&config);
+    bool causal = config.objective == OBJECTIVE_LM;
     size_t N = B * T, A = z.A, l = 1;
     uint64_t rng = 5;
     float *qkv = numbers(N * 3 * A, 1, &rng), *dout = numbers(N * A, 1, &rng);
-    for (size_t k = 0; k < z.HS; k++) qkv[k] *= 1e-3f; /* a short query */
+    for (size_t k = 0; k < z.HS; k++) qkv[(T > 9 ? 9 : 0) * 3 * A + k] *= 1e-3f; /* a short query; the first one has no gradient */
     round_numbers(qkv, N * 3 * A);
+    CudaActivations block = block_activations(g, l, N);
+    int kind_of[MAX_HEADS];
+    bool from[MAX_HEADS]; /* its q and k come from features */
+    for (size_t h = 0; h < z.NH; h++) {
+        kind_of[h] = config_head_kind(&config, (int)l, (int)h);
+        from[h] = kind_of[h] == HEAD_SPLAT || (kind_of[h] != HEAD_SCAN && config.position != POSITION_LEARNED);
+    }
 
     cpu::gsa_splat_waves(c, c->a.splat_waves, T, 0);
     cpu::features_forward(c, c->a.fq, c->a.fk, qkv, l, B, T, c->rope_waves, c->a.splat_waves);
-    cudaCheck(cudaMemcpy(g->a.qkv + l * N * 3 * A, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
-    if (z.G) splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, g->stream>>>(gsa_splats(g), g->p.mu, g->p.lnp, g->p.lnalpha, g->p.lntheta, g->p.alive, (int)z.S, (int)z.SP, (int)z.P, (int)z.HS);
-    floatX *features = g->a.features + l * N * 2 * A, *device_qkv = g->a.qkv + l * N * 3 * A;
+    cudaCheck(cudaMemcpy(block.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    splat_tables(g);
     bool mapped = head_list(&config, l, HEAD_SPLAT).count || head_list(&config, l, HEAD_STANDARD).count;
-    if (mapped) cudaCheck(cudaMemset(features, 0xFF, N * 2 * A * sizeof(floatX)));
-    features_forward(g, features, device_qkv, l, B, T);
+    if (mapped) cudaCheck(cudaMemset(block.features, 0xFF, N * 2 * A * sizeof(floatX)));
+    features_forward(g, block.features, block.qkv, l, B, T);
     /* heads without a feature map have q and k themselves on the CPU */
-    float *rows = mapped ? download(features, N * 2 * A) : NULL;
-    for (size_t h = 0; h < z.NH; h++) {
-        bool from = config_head_kind(&config, (int)l, (int)h) != HEAD_STANDARD || config.position != POSITION_LEARNED;
-        for (size_t side = 0; side < 2 && from; side++) {
-            float *expected = cpu::numbers(N * z.HS, 0, NULL), *got = heads_first(rows, 2 * A, side * A + h * z.HS, B, T, 1, z.HS);
+    float *rows = mapped ? download(block.features, N * 2 * A) : NULL;
+    for (size_t h = 0; h < z.NH; h++)
+        for (size_t side = 0; side < 2 && from[h]; side++) {
+            float *expected = cpu::numbers(N * z.HS, 0, NULL), *got = head_columns(rows, 2 * A, side * A + h * z.HS, B, T, z.HS);
             for (size_t b = 0; b < B; b++) memcpy(expected + b * T * z.HS, (side ? c->a.fk : c->a.fq) + (b * z.NH + h) * T * z.HS, T * z.HS * sizeof(float));
-            COMPARE(got, expected, N * z.HS, FEATURES * (config_is_gsa(&config, (int)l, (int)h) ? 3 : 1), "%s, T %zu: features of head %zu, %s", what, T, h, side ? "keys" : "queries");
+            COMPARE(got, expected, N * z.HS, FEATURES * (kind_of[h] != HEAD_SPLAT ? 1 : config.covariance == COVARIANCE_FULL ? 10 : 3), "%s, T %zu: features of head %zu, %s", what, T, h, side ? "keys" : "queries");
         }
-    }
 
     /* attention; in bf16 the CPU gets the GPU's rounded features, so that this compares attention alone */
     for (size_t h = 0; h < z.NH && mapped; h++)
-        for (size_t side = 0; side < 2; side++) {
-            if (config_head_kind(&config, (int)l, (int)h) == HEAD_STANDARD && config.position == POSITION_LEARNED) continue;
+        for (size_t side = 0; side < 2 && from[h]; side++)
             for (size_t i = 0; i < N; i++)
                 memcpy((side ? c->a.fk : c->a.fq) + (((i / T) * z.NH + h) * T + i % T) * z.HS, rows + i * 2 * A + side * A + h * z.HS, z.HS * sizeof(float));
-        }
     const float *scale = c->scale + l * z.NH;
-    cpu::attention_forward(c->a.att, c->a.att_lse, c->a.fq, c->a.fk, qkv, scale, c->window + l * z.NH, true, B, T, z.NH, z.HS);
-    floatX *att = g->a.att + l * N * A;
-    cudaCheck(cudaMemset(att, 0xFF, N * A * sizeof(floatX)));
-    attention_forward(att, g->a.att_lse, attention_input(g, l, N), B, T, z.NH, z.HS, g->stream);
-    COMPARE(download(att, N * A), c->a.att, N * A, OUTPUT, "%s, T %zu: attention", what, T);
-    COMPARE(download(g->a.att_lse, N * z.NH), c->a.att_lse, N * z.NH, OUTPUT, "%s, T %zu: lse", what, T);
+    const size_t *window = c->window + l * z.NH;
+    cpu::attention_forward(c->a.att, c->a.att_lse, c->a.fq, c->a.fk, qkv, scale, window, causal, B, T, z.NH, z.HS);
+    cudaCheck(cudaMemset(block.att, 0xFF, N * A * sizeof(floatX)));
+    if (attends(g, l)) attention_forward(block.att, block.att_lse, attention_input(g, l, N), B, T, z.NH, z.HS, g->stream);
+    float *att = download(block.att, N * A), *lse = download(block.att_lse, N * z.NH);
+    for (size_t h = 0; h < z.NH; h++) {
+        if (kind_of[h] == HEAD_SCAN) continue;
+        COMPARE(head_columns(att, A, h * z.HS, B, T, z.HS), head_columns(c->a.att, A, h * z.HS, B, T, z.HS), N * z.HS, OUTPUT, "%s, T %zu: attention, head %zu", what, T, h);
+        for (size_t b = 0; b < B; b++) COMPARE(lse + (b * z.NH + h) * T, c->a.att_lse + (b * z.NH + h) * T, T, OUTPUT, "%s, T %zu: lse, head %zu", what, T, h);
+    }
 
-    cpu::attention_backward(c->a.dfq, c->a.dfk, c->a.dqkv, dout, c->a.att, c->a.att_lse, c->a.fq, c->a.fk, qkv, scale, c->window + l * z.NH, true, B, T, z.NH, z.HS);
+    /* scans; what is near is the GPU's */
+    bool scans = scan_list(&config, l).count > 0;
+    for (size_t i = 0; i < N * A; i++)
+        if (isfinite(att[i])) c->a.att[i] = att[i];
+    for (size_t i = 0; i < N * z.NH; i++)
+        if (isfinite(lse[i])) c->a.att_lse[i] = lse[i];
+    cpu::scans_forward(c, c->a.att, c->a.att_lse, c->a.scan_rho, qkv, l, B, T);
+    scans_forward(g, block, l, B, T);
+    att = download(block.att, N * A), lse = download(block.att_lse, N * z.NH);
+    float *rho = scans ? download(block.scan_rho, N * z.NH) : NULL;
+    for (size_t h = 0; h < z.NH; h++) {
+        if (kind_of[h] != HEAD_SCAN && kind_of[h] != HEAD_EXTEND) continue;
+        COMPARE(head_columns(att, A, h * z.HS, B, T, z.HS), head_columns(c->a.att, A, h * z.HS, B, T, z.HS), N * z.HS, OUTPUT, "%s, T %zu: scan, head %zu", what, T, h);
+        for (size_t b = 0; b < B; b++) {
+            size_t row = (b * z.NH + h) * T;
+            if (kind_of[h] == HEAD_EXTEND) COMPARE(lse + row, c->a.att_lse + row, T, OUTPUT, "%s, T %zu: merged lse, head %zu", what, T, h);
+            if (kind_of[h] == HEAD_SCAN || T > (size_t)config.window) COMPARE(rho + row, c->a.scan_rho + row, T, 3 * OUTPUT, "%s, T %zu: rho, head %zu", what, T, h);
+            memcpy(c->a.scan_rho + row, rho + row, T * sizeof(float));
+        }
+    }
+    memcpy(c->a.att, att, N * A * sizeof(float)), memcpy(c->a.att_lse, lse, N * z.NH * sizeof(float));
+
+    cpu::attention_backward(c->a.dfq, c->a.dfk, c->a.dqkv, dout, c->a.att, c->a.att_lse, c->a.fq, c->a.fk, qkv, scale, window, causal, B, T, z.NH, z.HS);
     cudaCheck(cudaMemset(g->a.dqkv, 0xFF, N * 3 * A * sizeof(floatX)));
     if (mapped) cudaCheck(cudaMemset(g->a.dfeatures, 0xFF, N * 2 * A * sizeof(floatX)));
-    attention_backward(g->a.dqkv, g->a.dfeatures, g->a.delta, upload<floatX>(dout, N * A), att, g->a.att_lse, attention_input(g, l, N), B, T, z.NH, z.HS, g->stream);
-    float *dqkv = download(g->a.dqkv, N * 3 * A), *dv = cpu::numbers(N * A, 0, NULL), *expected_dv = cpu::numbers(N * A, 0, NULL);
-    float *drows = mapped ? download(g->a.dfeatures, N * 2 * A) : NULL;
-    for (size_t i = 0; i < N; i++) memcpy(dv + i * A, dqkv + i * 3 * A + 2 * A, A * sizeof(float)), memcpy(expected_dv + i * A, c->a.dqkv + i * 3 * A + 2 * A, A * sizeof(float));
-    COMPARE(dv, expected_dv, N * A, GRADIENT, "%s, T %zu: attention, gradient of values", what, T);
-    for (size_t h = 0; h < z.NH; h++)
+    cudaCheck(cudaMemcpy(g->a.datt, upload<floatX>(dout, N * A), N * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    if (attends(g, l)) attention_backward(g->a.dqkv, g->a.dfeatures, g->a.delta, g->a.datt, block.att, block.att_lse, attention_input(g, l, N), B, T, z.NH, z.HS, g->stream);
+    float *dqkv = download(g->a.dqkv, N * 3 * A), *drows = mapped ? download(g->a.dfeatures, N * 2 * A) : NULL;
+    for (size_t h = 0; h < z.NH; h++) {
+        if (kind_of[h] == HEAD_SCAN) continue;
+        COMPARE(head_columns(dqkv, 3 * A, 2 * A + h * z.HS, B, T, z.HS), head_columns(c->a.dqkv, 3 * A, 2 * A + h * z.HS, B, T, z.HS), N * z.HS, GRADIENT, "%s, T %zu: attention, gradient of head %zu's values",
+                what, T, h);
         for (size_t side = 0; side < 2; side++) {
-            bool from = config_head_kind(&config, (int)l, (int)h) != HEAD_STANDARD || config.position != POSITION_LEARNED;
-            float *expected = cpu::numbers(N * z.HS, 0, NULL), *got = heads_first(from ? drows : dqkv, (from ? 2 : 3) * A, side * A + h * z.HS, B, T, 1, z.HS);
+            float *expected = cpu::numbers(N * z.HS, 0, NULL), *got = head_columns(from[h] ? drows : dqkv, (from[h] ? 2 : 3) * A, side * A + h * z.HS, B, T, z.HS);
             for (size_t b = 0; b < B; b++) memcpy(expected + b * T * z.HS, (side ? c->a.dfk : c->a.dfq) + (b * z.NH + h) * T * z.HS, T * z.HS * sizeof(float));
             if (T > 1) COMPARE(got, expected, N * z.HS, GRADIENT, "%s, T %zu: attention, gradient of head %zu's %s", what, T, h, side ? "keys" : "queries");
-            for (size_t i = 0; i < N && from; i++) /* feature maps alone, again */
+            for (size_t i = 0; i < N && from[h]; i++) /* feature maps alone, again */
                 memcpy((side ? c->a.dfk : c->a.dfq) + (((i / T) * z.NH + h) * T + i % T) * z.HS, drows + i * 2 * A + side * A + h * z.HS, z.HS * sizeof(float));
         }
+    }
 
-    size_t record = cpu::moments_size(z.S, z.P, z.HS);
-    memset(c->a.moments, 0, B * z.NH * record * sizeof(float));
+    c->grads = (float *)xcalloc(c->total, sizeof(float));
+    cpu::point_parameters(&c->dp, c->grads, c->tensors);
+    memset(c->a.moments, 0, B * z.NH * cpu::moments_size(z.S, z.P, z.HS) * sizeof(float));
     cpu::features_backward(c, c->a.dqkv, c->a.dfq, c->a.dfk, c->a.fq, c->a.fk, qkv, l, B, T);
-    features_backward(g, g->a.dqkv, g->a.dfeatures, features, device_qkv, l, B, T);
+    features_backward(g, g->a.dqkv, g->a.dfeatures, block.features, block.qkv, l, B, T);
     dqkv = download(g->a.dqkv, N * 3 * A);
     for (size_t h = 0; h < z.NH && T > 1; h++)
-        for (size_t side = 0; side < 2; side++)
-            COMPARE(heads_first(dqkv, 3 * A, side * A + h * z.HS, B, T, 1, z.HS), heads_first(c->a.dqkv, 3 * A, side * A + h * z.HS, B, T, 1, z.HS), N * z.HS, GRADIENT,
-                    "%s, T %zu: gradient of head %zu's %s", what, T, h, side ? "keys" : "queries");
+        for (size_t side = 0; side < 2 && kind_of[h] != HEAD_SCAN; side++)
+            COMPARE(head_columns(dqkv, 3 * A, side * A + h * z.HS, B, T, z.HS), head_columns(c->a.dqkv, 3 * A, side * A + h * z.HS, B, T, z.HS), N * z.HS, GRADIENT, "%s, T %zu: gradient of head %zu's %s", what,
+                    T, h, side ? "keys" : "queries");
+
+    for (size_t i = 0; i < N * 3 * A && scans; i++) c->a.dqkv[i] = isfinite(dqkv[i]) ? dqkv[i] : 0; /* scans alone: both add to the GPU's */
+    cpu::scans_backward(c, c->a.dqkv, dout, c->a.att, c->a.scan_rho, qkv, l, B, T);
+    scans_backward(g, block, l, B, T);
+    dqkv = download(g->a.dqkv, N * 3 * A);
+    for (size_t h = 0; h < z.NH; h++)
+        for (size_t part = 0; part < 3; part++)
+            if ((T > 1 || part == 2) && (kind_of[h] == HEAD_SCAN || kind_of[h] == HEAD_EXTEND))
+                COMPARE(head_columns(dqkv, 3 * A, part * A + h * z.HS, B, T, z.HS), head_columns(c->a.dqkv, 3 * A, part * A + h * z.HS, B, T, z.HS), N * z.HS, part ? GRADIENT : QUERIES,
+                        "%s, T %zu: scan, gradient of head %zu's %s", what, T, h, part == 2 ? "values" : part ? "keys" : "queries");
+    cpu::splats_backward(c, l, B);
+    if (T > 1 && !(config.attention == ATTENTION_EXTEND && T <= (size_t)config.window)) compare_splats(&p, l, what);
     free_pair(&p);
 }
 
@@ -388,7 +467,7 @@ static void test_model(int kind, int updates) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &p.c->tensors[i];
         if (!t->size || t->group == GROUP_FIXED) continue;
-        bool waves = i == TENSOR_lntheta, splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
+        bool waves = i == TENSOR_lntheta || i == TENSOR_lndelta, splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
         COMPARE(grads + t->offset, p.c->grads + t->offset, t->size, waves ? WAVES : splat ? MODEL_SPLATS : MODEL, "%s: gradient of %s", what, t->name);
         double along = cosine(grads + t->offset, p.c->grads + t->offset, t->size);
         CHECK(along >= (waves ? 1 - 10 * (1 - COSINE) : splat ? SPLATS_COSINE : COSINE), "%s: gradient of %s, cosine %.7f", what, t->name, along);
@@ -404,8 +483,8 @@ static void test_model(int kind, int updates) {
         cpu::gsa_zero_gradients(p.c);
         cuda_zero_gradients(p.g);
         loss = cpu::gsa_forward(p.c, p.x, p.y, B, T), device_loss = cuda_forward(p.g, p.x, p.y, (int)B, (int)T);
-        /* below 1 the batch is being learned by heart, each step halves the loss, and its ratio says little */
-        CHECK(fabs(device_loss - loss) <= STEPS * fmax(loss, 1), "%s: loss %.7f before update %d, CPU %.7f", what, device_loss, step, loss);
+        /* below 2.5 the batch is being learned by heart, each step takes a good part of the loss, and its ratio says little */
+        CHECK(fabs(device_loss - loss) <= STEPS * fmax(loss, 2.5), "%s: loss %.7f before update %d, CPU %.7f", what, device_loss, step, loss);
         cpu::gsa_backward(p.c, 1);
         cuda_backward(p.g, 1);
         cpu::gsa_update(p.c, &u, clamped);
@@ -455,7 +534,7 @@ static void test_identities(int kind) {
     p.x[p.T + at] = (p.x[p.T + at] + 1) % config.V;
     cuda_forward(p.g, p.x, NULL, 2, (int)p.T);
     cuda_logits(p.g, 1, (int)at - 1, after);
-    CHECK(memcmp(before, after, config.V * sizeof(float)) == 0, "%s: token %zu does not change what is before it", kinds[kind].name, at);
+    CHECK((memcmp(before, after, config.V * sizeof(float)) == 0) == (config.objective == OBJECTIVE_LM), "%s: token %zu changes what is before it only where there is no mask", kinds[kind].name, at);
 
     uint64_t rng = 6;
     float *qkv = numbers(N * 3 * A, 1, &rng), *dout = numbers(N * A, 1, &rng);
@@ -464,19 +543,23 @@ static void test_identities(int kind) {
     round_numbers(qkv, N * 3 * A);
     cudaCheck(cudaMemcpy(p.g->a.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
     features_forward(p.g, p.g->a.features, p.g->a.qkv, 0, p.B, p.T);
-    attention_forward(p.g->a.att, p.g->a.att_lse, attention_input(p.g, 0, N), p.B, p.T, z.NH, z.HS, p.g->stream);
+    mixers_forward(p.g, 0, p.B, p.T);
     float *att = download(p.g->a.att, N * A), *values = cpu::numbers(N * A, 0, NULL);
     for (size_t i = 0; i < N; i++) memcpy(values + i * A, qkv + i * 3 * A + 2 * A, A * sizeof(float));
-    COMPARE(att, values, N * A, OUTPUT / 2, "%s: equal values stay", kinds[kind].name);
+    /* a row sum's epsilon, 1e-6, is up to 1e-4 of the sum */
+    COMPARE(att, values, N * A, OUTPUT / 2 + (scan_list(&config, 0).count ? 1e-4 : 0), "%s: equal values stay", kinds[kind].name);
 
     for (size_t i = 0; i < N * A; i++) qkv[i / A * 3 * A + 2 * A + i % A] = (float)rng_normal(&rng);
     cudaCheck(cudaMemcpy(p.g->a.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
-    attention_forward(p.g->a.att, p.g->a.att_lse, attention_input(p.g, 0, N), p.B, p.T, z.NH, z.HS, p.g->stream);
-    attention_backward(p.g->a.dqkv, p.g->a.dfeatures, p.g->a.delta, upload<floatX>(dout, N * A), p.g->a.att, p.g->a.att_lse, attention_input(p.g, 0, N), p.B, p.T, z.NH, z.HS, p.g->stream);
+    cudaCheck(cudaMemcpy(p.g->a.datt, upload<floatX>(dout, N * A), N * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    mixers_forward(p.g, 0, p.B, p.T);
+    if (attends(p.g, 0)) attention_backward(p.g->a.dqkv, p.g->a.dfeatures, p.g->a.delta, p.g->a.datt, p.g->a.att, p.g->a.att_lse, attention_input(p.g, 0, N), p.B, p.T, z.NH, z.HS, p.g->stream);
     features_backward(p.g, p.g->a.dqkv, p.g->a.dfeatures, p.g->a.features, p.g->a.qkv, 0, p.B, p.T);
+    scans_backward(p.g, p.g->a, 0, p.B, p.T);
     float *dqkv = download(p.g->a.dqkv, N * 3 * A);
     for (size_t h = 0; h < z.NH; h++) {
-        if (config_head_kind(&config, 0, (int)h) == HEAD_STANDARD && config.position == POSITION_LEARNED) continue;
+        int kind_of_head = config_head_kind(&config, 0, (int)h);
+        if ((kind_of_head == HEAD_STANDARD || kind_of_head == HEAD_EXTEND) && config.position == POSITION_LEARNED) continue;
         double dots = 0, sizes = 0;
         for (size_t i = 0; i < N; i++) {
             double dot = 0, xx = 0, dd = 0;
@@ -488,7 +571,7 @@ static void test_identities(int kind) {
         }
         CHECK(dots <= OUTPUT * sizes, "%s: gradients of head %zu are tangents, %.1e", kinds[kind].name, h, dots / sizes);
     }
-    if (z.G && p.g->p.lntheta) { /* of the layer's heads: sum Q = sum K, that is M0 = 2 amplitude */
+    if (head_list(&config, 0, HEAD_SPLAT).count && p.g->p.lntheta && z.P <= z.HS) { /* of the layer's heads: sum Q = sum K, that is M0 = 2 amplitude */
         size_t heads = head_list(&config, 0, HEAD_SPLAT).count, record = moments_size(z.S, z.P, z.HS);
         double *sums = (double *)xmalloc(heads * record * sizeof *sums), wrong = 0, size = 0;
         cudaCheck(cudaMemcpy(sums, p.g->a.moments_sums, heads * record * sizeof *sums, cudaMemcpyDeviceToHost));
@@ -497,6 +580,14 @@ static void test_identities(int kind) {
             wrong += (M0 - 2 * amplitude) * (M0 - 2 * amplitude), size += amplitude * amplitude;
         }
         CHECK(wrong <= (GRADIENT * GRADIENT) * size, "%s: queries and keys move ln phi alike, %.1e", kinds[kind].name, sqrt(wrong / size));
+        free(sums);
+    }
+    HeadList scans = scan_list(&config, 0);
+    for (int i = 0; i < scans.count && config.attention != ATTENTION_EXTEND; i++) { /* a factor of all amplitudes cancels: sum of Q, and of d ln alpha, is 0 */
+        double *sums = (double *)xmalloc((3 * z.W + 1) * sizeof *sums), sum = 0, size = 0;
+        cudaCheck(cudaMemcpy(sums, p.g->a.scan_moments + (size_t)i * (3 * z.W + 1), (3 * z.W + 1) * sizeof *sums, cudaMemcpyDeviceToHost));
+        for (size_t k = 0; k < z.S; k++) sum += sums[k], size += fabs(sums[k]);
+        CHECK(fabs(sum) + fabs(sums[3 * z.W]) <= 10 * GRADIENT * size && size > 0, "%s: d ln alpha sum up to %.1e, Q to %.1e, their sizes to %.1e", kinds[kind].name, sum, sums[3 * z.W], size);
         free(sums);
     }
     free_pair(&p);
@@ -609,29 +700,116 @@ static void test_million(void) {
 }
 
 /* Splats at their bounds, and out of them. */
-static void test_bounds(void) {
-    Config config = kind_config(4);
+static void test_bounds(int kind) {
+    Config config = kind_config(kind);
     Pair p = make_pair(&config, 3, 19);
     CudaSizes z = cuda_sizes(&config);
     uint64_t rng = 8;
-    for (size_t i = 0; i < z.G * z.S * z.HS; i++) p.c->p.mu[i] += (float)(0.3 * rng_normal(&rng)), p.c->p.lnp[i] = (float)(1.4 + 2.5 * rng_normal(&rng));
-    for (size_t i = 0; i < z.G * z.S; i++) p.c->p.lnalpha[i] += (float)(3 * rng_normal(&rng)), p.c->p.lntheta[i] += (float)rng_normal(&rng);
+    for (size_t i = 0; i < z.G * z.S * z.HS; i++) p.c->p.mu[i] += (float)(0.3 * rng_normal(&rng));
+    for (size_t i = 0; i < z.G * z.S * z.P; i++) p.c->p.lnp[i] = z.P > z.HS ? p.c->p.lnp[i] * (float)(1 + i / z.P % 3) : (float)(1.4 + 2.5 * rng_normal(&rng));
+    for (size_t i = 0; i < z.G * z.S; i++) {
+        p.c->p.lnalpha[i] += (float)(3 * rng_normal(&rng));
+        if (p.c->p.lntheta) p.c->p.lntheta[i] += (float)rng_normal(&rng);
+        if (p.c->p.lndelta) p.c->p.lndelta[i] += (float)(2 * rng_normal(&rng));
+    }
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     Update u = {0, 0.9, 0.95, 0, {1, 1}, 1};
     int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
     cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T), cpu::gsa_backward(p.c, 1), cpu::gsa_zero_gradients(p.c);
     cpu::gsa_update(p.c, &u, clamped);
     cuda_update(p.g, &u, device_clamped);
-    CHECK(memcmp(clamped, device_clamped, sizeof clamped) == 0 && clamped[BOUND_PRECISION] > 0 && clamped[BOUND_CENTRE] > 0 && clamped[BOUND_AMPLITUDE] > 0, "as many splats out of bounds on both");
-    COMPARE(cuda_read(p.g, BUFFER_PARAMS), p.c->params, p.c->total, 1e-6, "parameters put back into bounds");
+    CHECK(memcmp(clamped, device_clamped, sizeof clamped) == 0 && clamped[BOUND_PRECISION] > 0 && clamped[BOUND_CENTRE] > 0 && clamped[BOUND_AMPLITUDE] > 0 &&
+              (!p.c->p.lndelta || clamped[BOUND_DECAY] > 0), "%s: as many splats out of bounds on both", kinds[kind].name);
+    COMPARE(cuda_read(p.g, BUFFER_PARAMS), p.c->params, p.c->total, 2e-6, "%s: parameters put back into bounds", kinds[kind].name);
     double loss = cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T), device_loss = cuda_forward(p.g, p.x, p.y, (int)p.B, (int)p.T);
-    CHECK(fabs(device_loss / loss - 1) <= LOSS, "splats at their bounds: loss %.7f, CPU %.7f", device_loss, loss);
+    CHECK(fabs(device_loss / loss - 1) <= LOSS, "%s, splats at their bounds: loss %.7f, CPU %.7f", kinds[kind].name, device_loss, loss);
     free_pair(&p);
 }
 
+/* The linear mixer where row sums cancel or vanish: all splats at the largest precision and frequency, or fading fast, or all but one dead; keys all
+   alike, queries near zero. Everything stays finite and is the CPU's; where cosines cancel, what is left is mostly rounding, and in bf16 the gradient's limit says only
+   that it is finite. */
+static void test_extremes(void) {
+    for (int extreme = 0; extreme < 5; extreme++) {
+        Config config = kind_config(12);
+        config.T = 130;
+        Pair p = make_pair(&config, 2, 31);
+        CudaSizes z = cuda_sizes(&config);
+        cpu::ParameterTensors w = p.c->p;
+        for (size_t i = 0; i < z.G * z.S; i++) {
+            if (extreme < 2) w.lnp[i] = (float)log(SPLAT_PRECISION_MAX), w.lntheta[i] = (float)log(SPLAT_FREQUENCY_MAX);
+            if (extreme == 1) w.lndelta[i] = (float)log(SPLAT_DECAY_MAX);
+            if (extreme == 2) w.alive[i] = i % z.S == 3;
+            w.lnalpha[i] = extreme == 4 ? (float)((i % 2 ? 1 : -1) * SPLAT_AMPLITUDE_RANGE) : w.lnalpha[i];
+        }
+        for (size_t l = 0; l < z.L && extreme >= 3; l++)
+            for (size_t i = 0; i < 2 * z.A * z.C; i++) w.qkvw[(l * 3 * z.A * z.C) + i] = 0; /* q, k are their biases: keys all alike */
+        for (size_t l = 0; l < z.L && extreme == 3; l++)
+            for (size_t i = 0; i < z.A; i++) w.qkvb[l * 3 * z.A + i] = 0;
+        cuda_write(p.g, BUFFER_PARAMS, p.c->params);
+        double loss = cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T), device_loss = cuda_forward(p.g, p.x, p.y, (int)p.B, (int)p.T);
+        CHECK(fabs(device_loss / loss - 1) <= (extreme < 2 ? 10 : 1) * LOSS, "extreme %d: loss %.7f, CPU %.7f", extreme, device_loss, loss);
+        cpu::gsa_backward(p.c, 1), cuda_backward(p.g, 1);
+        const float *grads = cuda_read(p.g, BUFFER_GRADS);
+        size_t bad = 0;
+        for (size_t i = 0; i < p.g->total; i++) bad += !isfinite(grads[i]);
+        CHECK(bad == 0, "extreme %d: %zu gradients are not finite", extreme, bad);
+        const Tensor *t = &p.c->tensors[TENSOR_attprojw];
+        COMPARE(grads + t->offset, p.c->grads + t->offset, t->size, (extreme < 2 ? 200 : 1) * MODEL, "extreme %d: gradient of %s", extreme, t->name);
+        free_pair(&p);
+    }
+}
+
+/* A sequence alone is cut into segments, among many it is not: the same numbers but for rounding. */
+static void test_segments(void) {
+    enum { T = 600, B = 88 };
+    Config config = kind_config(12);
+    config.T = T;
+    Pair p = make_pair(&config, B, 37);
+    CudaSizes z = cuda_sizes(&config);
+    for (size_t b = 1; b < B; b++) memcpy(p.x + b * T, p.x, T * sizeof(int)), memcpy(p.y + b * T, p.y, T * sizeof(int));
+    CHECK(scan_segments(z.NH, T) == 4 && scan_segments(B * z.NH, T) == 1, "segments: %d and %d", scan_segments(z.NH, T), scan_segments(B * z.NH, T));
+    float *outs[2], *grads[2];
+    for (int alone = 0; alone < 2; alone++) {
+        cuda_zero_gradients(p.g);
+        cuda_forward(p.g, p.x, p.y, alone ? 1 : B, T);
+        cuda_backward(p.g, 1);
+        outs[alone] = download(p.g->a.att, T * z.A);
+        grads[alone] = cpu::numbers(p.g->total, 0, NULL);
+        memcpy(grads[alone], cuda_read(p.g, BUFFER_GRADS), p.g->total * sizeof(float));
+    }
+    COMPARE(outs[1], outs[0], T * z.A, OUTPUT, "a sequence in segments");
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &p.c->tensors[i];
+        if (!t->size || t->group == GROUP_FIXED) continue;
+        bool waves = i == TENSOR_lntheta || i == TENSOR_lndelta, splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
+        COMPARE(grads[1] + t->offset, grads[0] + t->offset, t->size, waves ? WAVES : splat ? MODEL_SPLATS : MODEL, "a sequence in segments: gradient of %s", t->name);
+    }
+    free_pair(&p);
+}
+
+/* A window as long as the sequence leaves nothing far: extended heads are standard ones, bit for bit. */
+static void test_extend_limit(void) {
+    Config extend = make_config(ATTENTION_EXTEND, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_RAISED, 64, 8, 70, MIXER_LINEAR, OBJECTIVE_LM);
+    Config standard = make_config(ATTENTION_STANDARD, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_RAISED, 64, 8, 0, MIXER_SOFTMAX, OBJECTIVE_LM);
+    Pair a = make_pair(&extend, 2, 41), b = make_pair(&standard, 2, 41);
+    float logits[2][128];
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *from = &a.c->tensors[i], *to = &b.c->tensors[i];
+        if (to->size) memcpy(b.c->params + to->offset, a.c->params + from->offset, to->size * sizeof(float));
+    }
+    cuda_write(b.g, BUFFER_PARAMS, b.c->params);
+    for (int i = 0; i < 2; i++) {
+        cuda_forward(i ? b.g : a.g, a.x, NULL, 2, 70);
+        cuda_logits(i ? b.g : a.g, 1, 69, logits[i]);
+    }
+    CHECK(memcmp(logits[0], logits[1], extend.V * sizeof(float)) == 0, "extend with a window as long as the sequence is standard attention");
+    free_pair(&a), free_pair(&b);
+}
+
 /* A sequence of one token; the mean loss of the last 50 of 500 updates. */
-static void test_training(void) {
-    Config config = kind_config(7);
+static void test_training(int kind) {
+    Config config = kind_config(kind);
     config.T = 32, config.L = 1;
     Pair p = make_pair(&config, 4, 23);
     double one = cpu::gsa_forward(p.c, p.x, p.y, 1, 1), device_one = cuda_forward(p.g, p.x, p.y, 1, 1), sum = 0, device_sum = 0;
@@ -683,12 +861,14 @@ int main(int argc, char **argv) {
         test_model(k, small ? 1 : 10);
         if (small) continue;
         test_heads(k, 1, 1), test_heads(k, 3, 129), test_heads(k, 2, 300);
+        if (kinds[k].mixer == MIXER_LINEAR) test_heads(k, 1, 65), test_heads(k, 1, 1100); /* one token beyond a chunk; many segments */
         test_determinism(k);
         test_identities(k);
         test_recompute(k);
     }
-    test_bounds();
-    if (!small) test_memory(), test_million(), test_training();
+    test_bounds(4), test_bounds(10), test_bounds(13);
+    test_extremes();
+    if (!small) test_segments(), test_extend_limit(), test_memory(), test_million(), test_training(7), test_training(12);
     return test_summary(name);
 }
 #endif

@@ -669,6 +669,57 @@ static void test_checker(void) {
     free_numbers();
 }
 
+/* A scan head whose cosines nearly cancel: precision 40, theta close to pi, and keys that only queries at odd distances meet. There the part of a row sum
+   that is relative to the constant parts counts, with its gradient. All inputs in one array x: q, k, v (T, 3 HS), then the splats. */
+enum { CANCEL_T = 13, CANCEL_HS = 6, CANCEL_S = 2, CANCEL_QKV = CANCEL_T * 3 * CANCEL_HS, CANCEL_N = CANCEL_QKV + CANCEL_S * (CANCEL_HS + 4) };
+static double cancelling_scan(const real *x, const real *dout, real *g, bool causal, double *least) {
+    enum { T = CANCEL_T, HS = CANCEL_HS, S = CANCEL_S };
+    real out[T * HS], rho[T], alive[S] = {1, 1};
+    const real *mu = x + CANCEL_QKV, *lnp = mu + S * HS;
+    Splats w = {.mu = mu, .lnp = lnp, .lnalpha = lnp + S, .lntheta = lnp + 2 * S, .lndelta = lnp + 3 * S, .alive = alive, .S = S, .P = 1};
+    scan_head_forward(out, HS, NULL, rho, x, x + HS, x + 2 * HS, 3 * HS, &w, 0, causal, 5, T, HS);
+    double loss = 0;
+    for (size_t i = 0; i < T * HS; i++) loss += out[i] * dout[i];
+    for (size_t t = 0; t < T && least; t++) *least = fmin(*least, 1 / rho[t]);
+    if (!g) return loss;
+    real *record = (real *)xcalloc(moments_size(S, 1, HS), sizeof(real));
+    memset(g, 0, CANCEL_N * sizeof(real));
+    real *dmu = g + CANCEL_QKV, *dlnp = dmu + S * HS;
+    SplatGradients d = {.mu = dmu, .lnp = dlnp, .lnalpha = dlnp + S, .lntheta = dlnp + 2 * S, .lndelta = dlnp + 3 * S};
+    scan_head_backward(g, g + HS, g + 2 * HS, record, dout, out, HS, rho, x, x + HS, x + 2 * HS, 3 * HS, &w, 0, causal, false, 5, T, HS);
+    splat_gradients(&d, record, 0, 1, &w, HS);
+    free(record);
+    return loss;
+}
+
+static void test_cancelling_scan(bool causal) {
+    enum { T = CANCEL_T, HS = CANCEL_HS, S = CANCEL_S };
+    uint64_t rng = 77;
+    real x[CANCEL_N], g[CANCEL_N], y[CANCEL_N], dout[T * HS];
+    for (size_t i = 0; i < CANCEL_N; i++) x[i] = 0.1 * rng_normal(&rng);
+    for (size_t i = 0; i < T * HS; i++) dout[i] = rng_normal(&rng);
+    real *mu = x + CANCEL_QKV, *lnp = mu + S * HS;
+    for (size_t s = 0; s < S; s++) mu[s * HS] += 1, lnp[s] = log(SPLAT_PRECISION_MAX), lnp[2 * S + s] = log(SPLAT_FREQUENCY_MAX * (1 - 1e-3 * (double)(s + 1))), lnp[3 * S + s] = log(0.05);
+    for (size_t t = 0; t < T; t++) {
+        x[t * 3 * HS] += 1, x[t * 3 * HS + HS] += t % 2; /* near the splats: all queries, and keys at odd positions */
+        for (size_t k = 0; k < HS; k++) x[t * 3 * HS + 2 * HS + k] = rng_normal(&rng);
+    }
+    double size = 0, worst = 0, least = INFINITY;
+    cancelling_scan(x, dout, g, causal, &least);
+    for (size_t i = 0; i < CANCEL_N; i++) size += g[i] * g[i];
+    for (int direction = 0; direction < 8; direction++) {
+        real along[CANCEL_N];
+        double expected = 0, step = 1e-7, difference;
+        for (size_t i = 0; i < CANCEL_N; i++) along[i] = rng_normal(&rng), expected += along[i] * g[i];
+        for (size_t i = 0; i < CANCEL_N; i++) y[i] = x[i] + step * along[i];
+        difference = cancelling_scan(y, dout, NULL, causal, NULL);
+        for (size_t i = 0; i < CANCEL_N; i++) y[i] = x[i] - step * along[i];
+        difference = (difference - cancelling_scan(y, dout, NULL, causal, NULL)) / (2 * step);
+        worst = fmax(worst, fabs(difference - expected) / sqrt(size));
+    }
+    CHECK(worst < 1e-5 && least > 0, "a scan whose cosines cancel, both sides %d: gradient off by %g of its norm, row sums from %g on", !causal, worst, least);
+}
+
 int main(void) {
 #ifdef _OPENMP
     omp_set_num_threads(1); /* thousands of tiny passes: starting threads would take longer than they save */
@@ -699,6 +750,7 @@ int main(void) {
         test_splat_head(2, 70, 10, 3, kind / 2, kind & 1);
         test_splat_head(2, 9, 6, 1, kind / 2, kind & 1);
     }
+    test_cancelling_scan(true), test_cancelling_scan(false);
     test_splat_extremes();
     test_models();
     test_raw();

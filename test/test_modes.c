@@ -93,8 +93,8 @@ static double quadratic(const double *matrix, const double *x, size_t d) {
 /* out (T, HS) of the head by equations (1), (2), (8), (11) and then (5), (4) within a window, or (12). */
 static void formula(const Head *h, double *out, double *lse) {
     size_t T = h->T, d = h->HS, S = h->S;
-    double *unit = (double *)xmalloc((2 * T * d + 4 * T * S + T * S + d * d + 2 * d + 2 * T) * sizeof(double)), *q_phi = unit + 2 * T * d, *k_phi = q_phi + T * S, *e = k_phi + T * S, *precision = e + T * S;
-    double *apart = precision + d * d, *z = apart + 2 * d, *w = z + T, typical = -INFINITY;
+    double *unit = (double *)xmalloc((2 * T * d + 4 * T * S + T * S + d * d + 2 * d + 3 * T) * sizeof(double)), *q_phi = unit + 2 * T * d, *k_phi = q_phi + T * S, *e = k_phi + T * S, *precision = e + T * S;
+    double *apart = precision + d * d, *z = apart + 2 * d, *w = z + T, *constant = w + T, typical = -INFINITY;
     for (size_t i = 0; i < 2 * T; i++) { /* queries, then keys */
         const double *x = h->x[QKV] + (i % T) * 3 * d + i / T * d;
         double square = 1e-6;
@@ -128,6 +128,7 @@ static void formula(const Head *h, double *out, double *lse) {
         size_t end = h->causal ? i + 1 : T;
         for (size_t j = 0; j < end; j++) {
             size_t n = i > j ? i - j : j - i;
+            constant[j] = -INFINITY; /* what a raised cosine's constant half makes of the weight */
             if (h->W && n < h->W) {
                 const double *a = h->rope ? unit + i * d : h->x[QKV] + i * 3 * d, *b = h->rope ? unit + (T + j) * d : h->x[QKV] + j * 3 * d + d;
                 double dot = 0;
@@ -138,13 +139,19 @@ static void formula(const Head *h, double *out, double *lse) {
                 z[j] = (h->rope ? (double)d : 1) * dot / sqrt((double)d);
             } else if (h->far) {
                 double weight = 0;
-                for (size_t s = 0; s < S; s++) weight += q_phi[i * S + s] * k_phi[j * S + s] * e[n * S + s];
+                double half = 0;
+                for (size_t s = 0; s < S; s++) {
+                    weight += q_phi[i * S + s] * k_phi[j * S + s] * e[n * S + s];
+                    half += q_phi[i * S + s] * k_phi[j * S + s] * (h->n[LNDELTA] ? exp(-exp(h->x[LNDELTA][s]) * (double)n) : 1) * (h->n[LNTHETA] ? 0.5 : 1);
+                }
                 z[j] = h->W ? h->x[LNG][0] + log(weight) : log(weight);
+                constant[j] = h->W ? h->x[LNG][0] + log(half) : log(half);
             } else z[j] = -INFINITY;
             most = max_of(most, z[j]);
         }
         if (!h->W) most = typical; /* equation (5) has its epsilon in units of the typical response */
         for (size_t j = 0; j < end; j++) sum += w[j] = exp(z[j] - most);
+        for (size_t j = 0; j < end; j++) sum += 1e-6 * exp(constant[j] - most);
         lse[i] = most + log(sum);
         if (!h->W) sum += 1e-6;
         for (size_t k = 0; k < d; k++) {
@@ -388,6 +395,33 @@ static void test_narrow(int covariance, int envelope) {
     for (int i = 0; i < NUM_INPUTS; i++)
         for (size_t k = 0; k < h.n[i]; k++)
             if (!isfinite(h.g[i][k])) CHECK(0, "%s, precision 40: gradient of %s", head_name(&h), input_names[i]), k = h.n[i];
+    free_numbers();
+}
+
+/* All splats at the largest precision and frequency, keys and queries near the centres: cosines cancel, and what rounding leaves of a row sum must not
+   lose its sign, or outputs are no averages. */
+static void test_cancelling(bool causal) {
+    enum { T = 600, HS = 16, S = 8 };
+    Head h = make_head(T, HS, S, COVARIANCE_ISO, ENVELOPE_RAISED, 0, true, causal, 12);
+    uint64_t rng = 13;
+    double most = 0, largest_value = 0;
+    for (size_t s = 0; s < S; s++) {
+        h.r[LNP][s] = (real)log(SPLAT_PRECISION_MAX), h.r[LNTHETA][s] = (real)log(SPLAT_FREQUENCY_MAX);
+        double square = 0;
+        for (size_t k = 0; k < HS; k++) square += (double)h.r[MU][s * HS + k] * (double)h.r[MU][s * HS + k];
+        for (size_t k = 0; k < HS; k++) h.r[MU][s * HS + k] /= (real)sqrt(square);
+    }
+    for (size_t i = 0; i < 2 * T; i++) { /* queries near any splat; keys of even positions far from all */
+        const real *mu = h.r[MU] + rng_below(&rng, S) * HS;
+        for (size_t k = 0; k < HS; k++) h.r[QKV][i / 2 * 3 * HS + i % 2 * HS + k] = mu[k] * (i % 4 == 1 ? -1 : 1) + (real)(0.05 * rng_normal(&rng));
+    }
+    run_head(&h, 64, true);
+    bool positive = true, finite = true;
+    for (size_t t = 0; t < T; t++) positive &= h.rho[t] > 0;
+    for (size_t i = 0; i < T * HS; i++) most = max_of(most, fabs((double)h.out[i])), largest_value = max_of(largest_value, fabs((double)h.r[QKV][i / HS * 3 * HS + 2 * HS + i % HS]));
+    for (int i = 0; i < NUM_INPUTS; i++)
+        for (size_t k = 0; k < h.n[i]; k++) finite &= isfinite(h.g[i][k]);
+    CHECK(positive && finite && most < 2 * largest_value, "cosines that cancel, both sides %d: row sums %s, outputs up to %g of values up to %g", !causal, positive ? "positive" : "negative", most, largest_value);
     free_numbers();
 }
 
@@ -809,6 +843,7 @@ static void test_start_from_file(void) {
 }
 
 int main(void) {
+    test_cancelling(true), test_cancelling(false);
 #ifdef _OPENMP
     omp_set_num_threads(1);
 #endif

@@ -3,7 +3,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def median_ms(f, repeats=30):
+def median_ms(f, repeats):
     for n in range(3):
         f(n)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
@@ -16,7 +16,8 @@ def median_ms(f, repeats=30):
 
 
 print("PyTorch", torch.__version__, torch.cuda.get_device_name())
-for B, T, NH, HS in [(64, 1024, 12, 64), (16, 4096, 12, 64), (64, 1024, 24, 32), (64, 1024, 6, 128)]:
+for B, T, NH, HS in [(64, 1024, 12, 64), (16, 4096, 12, 64), (4, 16384, 12, 64), (1, 65536, 12, 64), (64, 1024, 24, 32), (64, 1024, 6, 128)]:
+    repeats = 30 if T < 16384 else 5
     for name, backend in [("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)]:
         try:
             sets = [[torch.randn(B, NH, T, HS, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)] for _ in range(2)]
@@ -24,9 +25,9 @@ for B, T, NH, HS in [(64, 1024, 12, 64), (16, 4096, 12, 64), (64, 1024, 24, 32),
             with sdpa_kernel(backend):
                 attention = torch.nn.functional.scaled_dot_product_attention
                 with torch.no_grad():
-                    forward = median_ms(lambda n: attention(*sets[n % 2], is_causal=True))
+                    forward = median_ms(lambda n: attention(*sets[n % 2], is_causal=True), repeats)
                 outs = [attention(*s, is_causal=True) for s in sets]
-                backward = median_ms(lambda n: torch.autograd.grad(outs[n % 2], sets[n % 2], dout, retain_graph=True))
+                backward = median_ms(lambda n: torch.autograd.grad(outs[n % 2], sets[n % 2], dout, retain_graph=True), repeats)
             product = B * T * NH * HS * (T + 1)
             print(f"{name} {B:3d} x {T}, {NH:2d} heads of {HS:3d}: forward {forward:.3f} ms {2e-9 * product / forward:.0f} TFLOP/s, "
                   f"backward {backward:.3f} ms {5e-9 * product / backward:.0f} TFLOP/s, both {forward + backward:.3f} ms")
