@@ -3554,7 +3554,7 @@ static CudaSizes cuda_sizes(const Config *c) {
     X(floatX, features, ATTENTION, K *F * 2 * A) /* f_q, f_k: (B, T, 2A); columns of heads without a feature map are never touched */       \
     X(floatX, responses, ATTENTION, K *N *scans * 2 * W) /* of the scan: (2, B, heads, T, W) */                                              \
     X(float, scan_rho, ATTENTION, scans ? K * N * NH : 0) /* (B, NH, T) */                                                                   \
-    X(float, scan_states, ATTENTION, K *directions *segments_most *state) /* at the start of each segment */                                 \
+    X(float, scan_states, STATES, K *directions *segments_most *state)    /* at the start of each segment */                                 \
     X(float, att_lse, ATTENTION, K *N *NH)       /* (B, NH, T) */                                                                            \
     X(floatX, att, ATTENTION, K *N *A)                                                                                                       \
     X(floatX, ln2, MLP, K *N *C)                                                                                                             \
@@ -3574,7 +3574,7 @@ static CudaSizes cuda_sizes(const Config *c) {
     X(floatX, dqkv, BACKWARD, N * 3 * A)                                                                                                     \
     X(floatX, dfeatures, BACKWARD, F * 2 * A)                                                                                                \
     X(floatX, dresponses, BACKWARD, N *scans * 2 * W)                                                                                        \
-    X(float, scan_blocks, BACKWARD, B *scans *CEIL_DIV(T, SCAN_BLOCK) * state)                                                               \
+    X(float, scan_blocks, STATES, B *scans *CEIL_DIV(T, SCAN_BLOCK) * state)                                                               \
     X(float, delta, BACKWARD, N *NH)                                                                                                         \
     X(float, partials, WORKSPACE, SUM_BLOCKS * (3 * A > 4 * C ? 3 * A : 4 * C))                                                              \
     X(float, scan_sums, WORKSPACE, 2 * segments_most * state)                                                                                \
