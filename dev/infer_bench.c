@@ -182,13 +182,20 @@ int main(int argc, char **argv) {
     make_models(folder, "linear", &c);
     char *path = model_path(folder, "linear", "fp32");
     Model *m = model_open(path, NULL, OBJECTIVE_LM);
-    Session *s = session_create(m, 1, SIZE_MAX);
-    double seconds[2], speed;
-    for (int i = 0; i < 2; i++) {
-        size_t until = i ? 100000 : 1000;
-        while (s->position[0] < until) session_run(s, NULL, 1, text, until - s->position[0] < CONTEXT ? until - s->position[0] : CONTEXT, NULL, NULL);
-        seconds[i] = decode_seconds(s, memory, &speed);
-        printf("window 64 + linear, 15M fp32, at position %6zu: %.1f tokens/s\n", until, 1 / seconds[i]);
+    Session *s = session_create(m, 2, SIZE_MAX);
+    double took[2][PIECES], seconds[2];
+    static const size_t until[2] = {1000, 100000};
+    for (size_t i = 0; i < 2; i++)
+        while (s->position[i] < until[i]) session_run(s, &i, 1, text, until[i] - s->position[i] < CONTEXT ? until[i] - s->position[i] : CONTEXT, NULL, NULL);
+    for (int piece = 0; piece < PIECES; piece++)
+        for (size_t i = 0; i < 2; i++) { /* in turn, so that both see the same machine */
+            double start = now_seconds();
+            for (int k = 0; k < PIECE; k++) session_run(s, &i, 1, text + k, 1, NULL, NULL);
+            took[i][piece] = (now_seconds() - start) / PIECE;
+        }
+    for (size_t i = 0; i < 2; i++) {
+        seconds[i] = median(took[i], PIECES);
+        printf("window 64 + linear, 15M fp32, at position %6zu: %.1f tokens/s\n", until[i], 1 / seconds[i]);
     }
     printf("difference %.1f %%\n", 100 * (seconds[1] / seconds[0] - 1));
     session_free(s);
