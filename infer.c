@@ -373,7 +373,7 @@ static real scan_step(const Scan *c, real *N, const real *r, const real *phi, co
     for (size_t s = 0; s < S; s++) {
         real *a = state + s * HS, *x = a + S * HS, *y = x + S * HS, *zx = z + S + s, *zy = zx + S;
         real fade = c->fade[s], p = phi ? phi[s] : 0, q0 = r[s] * c->q_table[s], k0 = p * c->k_table[s];
-        z[s] += k0, D += q0 * z[s], z[s] *= fade;
+        z[s] += k0, D += (real)(1 + ROW_SUM_ROUNDING) * q0 * z[s], z[s] *= fade;
         for (size_t e = 0; e < HS; e++) {
             real sum = phi ? a[e] + k0 * v[e] : a[e];
             N[e] += q0 * sum, a[e] = fade * sum;
