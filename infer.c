@@ -158,13 +158,17 @@ static inline void block_int8(vector f[VECTORS], const char *w) {
 /* x (C) for rows of this type: whole blocks in the order of their vectors. The last block ends with the row, so it holds again some of what the one before
    it has: zeros stand there, and behind a row that is shorter than a block. */
 static void in_blocks(real *out, const real *x, int type, size_t C) {
-    const size_t apart = type == TYPE_F32 ? 1 : type == TYPE_BF16 ? 2 : 4;
     for (size_t c = 0; c < C; c += IN_BLOCK, out += IN_BLOCK) {
-        size_t start = c + IN_BLOCK <= C ? c : C < IN_BLOCK ? 0 : C - IN_BLOCK;
-        for (size_t k = 0; k < IN_BLOCK; k++) {
-            size_t vector_of = apart == 1 ? k / LANES : apart == 2 ? k / (2 * LANES) * 2 + k % 2 : k % 4, lane = apart == 1 ? k % LANES : apart == 2 ? k % (2 * LANES) / 2 : k / 4;
-            out[vector_of * LANES + lane] = start + k < c || start + k >= C ? 0 : x[start + k];
+        const real *from = x + c;
+        real edge[IN_BLOCK] = {0};
+        if (c + IN_BLOCK > C) {
+            size_t repeated = C < IN_BLOCK ? 0 : c + IN_BLOCK - C;
+            memcpy(edge + repeated, x + c, (C - c) * sizeof(real));
+            from = edge;
         }
+        if (type == TYPE_F32) memcpy(out, from, IN_BLOCK * sizeof(real));
+        for (int u = 0; u < VECTORS && type != TYPE_F32; u++)
+            for (int lane = 0; lane < LANES; lane++) out[u * LANES + lane] = type == TYPE_BF16 ? from[(u / 2 * LANES + lane) * 2 + u % 2] : from[4 * lane + u];
     }
 }
 
