@@ -3378,12 +3378,18 @@ __global__ static void __launch_bounds__(1024) total_kernel(double *sum, const N
 
 enum { NORM_PIECE = 1 << 15 };
 
-/* sums[block] = sum of squares of the block's piece of g (n) */
+/* sums[block] = sum of squares of the block's piece of g (n); eight loads of a thread under way at once, or it waits for memory */
 __global__ static void square_sums_kernel(double *sums, const float *g, size_t n) {
     __shared__ double partial[8];
-    size_t end = ((size_t)blockIdx.x + 1) * NORM_PIECE;
+    size_t first = (size_t)blockIdx.x * NORM_PIECE, count = n - first < NORM_PIECE ? n - first : NORM_PIECE;
     double mine = 0;
-    for (size_t i = (size_t)blockIdx.x * NORM_PIECE + threadIdx.x; i < end && i < n; i += 256) mine += (double)g[i] * (double)g[i];
+    for (size_t i = threadIdx.x; i < count; i += 8 * 256) {
+        float x[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) x[k] = i + k * 256 < count ? g[first + i + k * 256] : 0;
+#pragma unroll
+        for (int k = 0; k < 8; k++) mine += (double)x[k] * (double)x[k];
+    }
     mine = warp_sum(mine);
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = mine;
     __syncthreads();
