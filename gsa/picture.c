@@ -231,9 +231,9 @@ int nice_ticks(double low, double high, int most, double *ticks, double *step) {
     static const double factors[3] = {1, 2, 5};
     for (int i = 0; i < 12; i++) {
         double s = power * pow(10, i / 3) * factors[i % 3], first = ceil(low / s - 1e-9), last = floor(high / s + 1e-9);
-        if (last - first + 1 > most) continue;
-        int count = 0;
-        for (double k = first; k <= last; k++) ticks[count++] = k * s;
+        if (!(last - first + 1 <= most)) continue;
+        int count = 1 + (int)(last - first); /* counted as whole numbers: far from 0 adding 1 to a double may change nothing */
+        for (int k = 0; k < count; k++) ticks[k] = (first + k) * s;
         *step = s;
         return count;
     }

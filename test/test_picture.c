@@ -135,6 +135,7 @@ static void test_ticks(void) {
     CHECK(bad == 0, "ticks are multiples of 1, 2 or 5, within the range, as many as fit: %d ranges are not so", bad);
     double ticks[16], step;
     CHECK(nice_ticks(1, 1, 8, ticks, &step) == 0 && nice_ticks(0, NAN, 8, ticks, &step) == 0 && nice_ticks(0, INFINITY, 8, ticks, &step) == 0, "no ticks in an empty range");
+    CHECK(nice_ticks(1e17, 1e17 + 64, 8, ticks, &step) <= 8, "a range so far from 0 that doubles do not count in it");
     static const struct { double value, step; const char *text; } numbers[] = {{0, 1, "0"}, {2.5, 0.5, "2.5"}, {25000, 5000, "25k"}, {1500, 500, "1500"}, {0.05, 0.01, "0.05"}, {-0.1, 0.1, "-0.1"}, {3e6, 1e6, "3M"}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         char text[32];
