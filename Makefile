@@ -61,11 +61,11 @@ all: probe $(PROGRAMS:%=$(OUT)%) $(CUDA_PROGRAMS)
 
 COMMON    := gsa/util gsa/flags
 TOKENIZER := tokenizer/tokenizer
-MODEL     := gsa/model gsa/checkpoint gsa/sample gsa/starts gsa/measure gsa/train gsa/loader data/stories $(TOKENIZER) $(COMMON)
+MODEL     := gsa/model gsa/checkpoint gsa/sample gsa/starts gsa/measure gsa/adapt gsa/train gsa/loader data/stories $(TOKENIZER) $(COMMON)
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)
-infer.parts                := gsa/model gsa/measure gsa/picture gsa/report gsa/checkpoint gsa/sample gsa/loader gsa/tasks $(TOKENIZER) $(COMMON)
+infer.parts                := gsa/model gsa/adapt gsa/measure gsa/picture gsa/report gsa/checkpoint gsa/sample gsa/loader gsa/tasks $(TOKENIZER) $(COMMON)
 tokenizer/train_bpe.parts  := $(TOKENIZER) $(COMMON)
 tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
 data/prepare.parts         := gsa/loader $(TOKENIZER) $(COMMON)

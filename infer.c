@@ -15,6 +15,7 @@
 #pragma GCC diagnostic pop
 #endif
 
+#include "gsa/adapt.h"
 #include "gsa/checkpoint.h"
 #include "gsa/flags.h"
 #include "gsa/loader.h"
@@ -1269,6 +1270,109 @@ static int quantize(int argc, char **argv) {
     checkpoint_close(k);
     return 0;
 }
+
+/* Mean of the diagonal of Lambda. */
+static double mean_precision(const Config *c, const float *lnp) {
+    int d = config_head_size(c), P = config_precisions(c);
+    double sum = 0;
+    if (c->covariance != COVARIANCE_FULL)
+        for (int k = 0; k < P; k++) sum += exp((double)lnp[k]) / P;
+    else
+        for (int i = 0; i < d; i++)
+            for (int k = 0; k <= i; k++) sum += pow(i == k ? exp((double)lnp[i * (i + 1) / 2 + k]) : (double)lnp[i * (i + 1) / 2 + k], 2) / d;
+    return sum;
+}
+
+static int inspect(int argc, char **argv) {
+    int64_t most = 4096, show = 5, threads = 0;
+    const char *tokenizer = NULL;
+    Flag flags[] = {
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
+        {FLAG_INT, "tokens", &most, 1, 1 << 20, NULL, "entries of the vocabulary that are looked at, from the first", false},
+        {FLAG_INT, "show", &show, 0, 100, NULL, "tokens listed for each splat", false},
+        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none", false},
+        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+    };
+    int n = parse_flags(flags, argc, argv,
+                        "usage: infer inspect MODEL [flags]\n"
+                        "The splats of each head. act: activation, the mean share of queries and keys over the last windows of training, in percent; amp: amplitude\n"
+                        "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; age: steps it has lived. Then the\n"
+                        "tokens whose keys it owns, nearest first: keys of each entry of the vocabulary at the beginning of a text.\n");
+    if (n != 1) die_usage("inspect needs a model file and nothing else: infer inspect MODEL");
+    set_threads(threads);
+    Checkpoint *k = checkpoint_open(argv[1], CHECKPOINT_MODEL);
+    Config c = k->config;
+    Tokenizer *t = checkpoint_tokenizer(k, tokenizer);
+    size_t G = (size_t)config_gsa_heads(&c), S = (size_t)c.S, d = (size_t)config_head_size(&c), V = (size_t)(most < c.V ? most : c.V), length = c.T > 1 ? 2 : 1, A = (size_t)config_width(&c);
+    if (!G) die("%s has standard heads only, and no splats to show", argv[1]);
+    GSA *m = gsa_create(&c, 1);
+    checkpoint_read_tensors(k, "", m->params);
+    Adapt *a = adapt_create(&c, 1);
+    adapt_read(a, k, false);
+    bool tracked = a->numbers[ADAPT_COUNT_WINDOWS] > 0;
+
+    /* keys (G, V, HS) of all tokens, each behind the token that begins a text */
+    float *keys = (float *)xmalloc(G * V * d * sizeof *keys);
+    size_t batch = (size_t)c.T / length;
+    int *x = (int *)xmalloc(batch * length * sizeof *x);
+    for (size_t first = 0; first < V; first += batch) {
+        size_t B = V - first < batch ? V - first : batch;
+        for (size_t b = 0; b < B; b++) x[b * length] = tokenizer_eot(t), x[b * length + length - 1] = (int)(first + b);
+        gsa_forward(m, x, NULL, B, length);
+        for (size_t l = 0; l < (size_t)c.L; l++)
+            for (int h = 0; h < config_heads(&c); h++)
+                for (size_t b = 0; b < B && config_is_gsa(&c, (int)l, h); b++)
+                    memcpy(keys + ((size_t)config_gsa_before(&c, (int)l, h) * V + first + b) * d, m->a.qkv + ((l * B + b) * length + length - 1) * 3 * A + A + (size_t)h * d, d * sizeof *keys);
+        progress("keys", (double)(first + B), (double)V);
+    }
+
+    printf("%s: step %lld, %d layers, %zu GSA heads of %zu slots%s\n", argv[1], (long long)k->step, c.L, G, S, tracked ? "" : "; its training kept no statistics: activations are those of the keys looked at");
+    double *r = (double *)xmalloc(V * (S + 1) * sizeof *r), *nearness = r + V * S;
+    for (int l = 0; l < c.L; l++)
+        for (int h = 0; h < config_heads(&c); h++) {
+            if (!config_is_gsa(&c, l, h)) continue;
+            size_t g = (size_t)config_gsa_before(&c, l, h);
+            head_responsibilities(&c, m->params, l, h, keys + g * V * d, V, r);
+            printf("\nlayer %d, head %d: %d of %zu alive\n slot   act %%    amp  width%s%s   %7s  tokens\n", l, h, adapt_alive(&c, (int)g, m->params + a->first), S, m->p.lntheta ? "   period" : "",
+                   m->p.lndelta ? "     half" : "", "age");
+            for (size_t s = 0; s < S; s++) {
+                size_t i = g * S + s;
+                if (!(m->p.alive[i] > 0)) {
+                    printf(" %4zu   dead\n", s);
+                    continue;
+                }
+                double share = 0;
+                for (size_t v = 0; v < V; v++) share += r[v * S + s] / (double)V;
+                printf(" %4zu %7.2f %6.2f %6.3f", s, 100 * (tracked ? adapt_activation(a, g, s) : share), exp((double)(m->p.lnalpha[i] - m->p.lnalpha0[i])),
+                       1 / sqrt(mean_precision(&c, m->p.lnp + i * (size_t)config_precisions(&c))));
+                if (m->p.lntheta) printf(" %8.1f", 6.283185307179586 / exp((double)m->p.lntheta[i]));
+                if (m->p.lndelta) printf(" %8.1f", log(2) / exp((double)m->p.lndelta[i]));
+                printf("   %7lld ", (long long)(k->step - a->born[i]));
+                for (size_t v = 0; v < V; v++) { /* of the tokens that it owns how much of the key it has */
+                    nearness[v] = r[v * S + s];
+                    for (size_t u = 0; u < S; u++) nearness[v] = r[v * S + u] > r[v * S + s] ? -1 : nearness[v];
+                }
+                for (int64_t place = 0; place < show; place++) {
+                    size_t best = 0, bytes;
+                    for (size_t v = 1; v < V; v++) best = nearness[v] > nearness[best] ? v : best;
+                    if (nearness[best] < 0) break;
+                    nearness[best] = -1;
+                    const char *piece = tokenizer_piece(t, (int)best, &bytes);
+                    char *label = token_label(piece, bytes);
+                    printf(" %s", label);
+                    free(label);
+                }
+                printf("\n");
+            }
+        }
+    free(r), free(x), free(keys);
+    adapt_free(a);
+    gsa_destroy(m);
+    tokenizer_free(t);
+    checkpoint_close(k);
+    return 0;
+}
 #include "gsa/study.h"
 
 #ifndef INFER_NO_MAIN
@@ -1283,6 +1387,7 @@ int main(int argc, char **argv) {
                                "  report MODEL TEXT          a page that shows what the model does with a text: attention, splats, predictions\n"
                                "  measure MODEL FILE         what each head does, how far the model looks back, which heads it needs\n"
                                "  recall MODEL FILE          what it remembers by distance: questions of data/make_recall\n"
+                               "  inspect MODEL              the splats of each head: activation, amplitude, width, envelope, age, tokens\n"
                                "infer COMMAND --help lists the flags of a command.\n";
     program_name(argv[0]);
     if (argc >= 2 && strcmp(argv[1], "generate") == 0) return generate(argc - 1, argv + 1);
@@ -1293,6 +1398,7 @@ int main(int argc, char **argv) {
     if (argc >= 2 && strcmp(argv[1], "report") == 0) return report(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "measure") == 0) return measure(argc - 1, argv + 1);
     if (argc >= 2 && strcmp(argv[1], "recall") == 0) return recall(argc - 1, argv + 1);
+    if (argc >= 2 && strcmp(argv[1], "inspect") == 0) return inspect(argc - 1, argv + 1);
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(help, stdout);
         return 0;

@@ -373,6 +373,7 @@ typedef struct {
     const real *mu, *lnp, *lnalpha;       /* (S, HS), (S, P), (S) */
     const real *lntheta, *lndelta, *lng;  /* (S), (S), one number; NULL where the head has none */
     const real *alive;                    /* (S), 1 or 0: a dead splat's features are 0, and so are all its gradients */
+    bool watch;                           /* the backward pass also sums |G| */
     size_t S, P;                          /* P: numbers per precision, 1 isotropic, HS diagonal, HS (HS + 1) / 2 full */
     bool raw;                             /* x^ = x in place of equation (1) */
     const SplatConstants *constants;      /* NULL: made anew for each pass, as training changes the splats */
@@ -494,17 +495,17 @@ static void splat_responses(SplatRoom *r, const Splats *w, size_t T, size_t HS) 
 
 /* Sums over tokens from which the gradients of one head's splats follow without a second pass. With G = dL / d ln phi_s(x^):
    M0 = sum G (S), M1 = sum G x^ (S, HS), M2 = sum G |x^|^2 (S) or sum G x^ .* x^ (S, HS); for full precision M1 and M2 hold dmu and
-   dL themselves. Then d ln alpha (S), d theta (S), d delta (S), d ln g. One record per head and sequence. */
+   dL themselves. Then d ln alpha (S), d theta (S), d delta (S), and for adaptation, where watched, sum |G| (S); d ln g. One record per head and sequence. */
 typedef struct {
-    real *M0, *M1, *M2, *amplitude, *frequency, *decay, *gain;
+    real *M0, *M1, *M2, *amplitude, *frequency, *decay, *absolute, *gain;
 } Moments;
 
-static size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 4) + 1; }
+static size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 5) + 1; }
 
 static Moments moments_at(real *record, size_t S, size_t P, size_t HS) {
     Moments m;
     m.M0 = record, m.M1 = m.M0 + S, m.M2 = m.M1 + S * HS;
-    m.amplitude = m.M2 + S * P, m.frequency = m.amplitude + S, m.decay = m.frequency + S, m.gain = m.decay + S;
+    m.amplitude = m.M2 + S * P, m.frequency = m.amplitude + S, m.decay = m.frequency + S, m.absolute = m.decay + S, m.gain = m.absolute + S;
     return m;
 }
 
@@ -515,6 +516,8 @@ static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const S
     real *g = (real *)xcalloc(T * HS, sizeof(real)); /* dL / dx^ = -sum_s G_s Lambda_s (x^ - mu_s) */
     for (size_t t = 0; t < T; t++)
         for (size_t s = 0; s < S; s++) m->M0[s] += G[t * S + s];
+    for (size_t t = 0; t < T && w->watch; t++)
+        for (size_t s = 0; s < S; s++) m->absolute[s] += G[t * S + s] < 0 ? -G[t * S + s] : G[t * S + s];
     if (is_full(w, HS)) {
         real *dL = (real *)xmalloc((HS * HS + HS) * sizeof(real)), *sum = dL + HS * HS;
         for (size_t s = 0; s < S; s++) {
@@ -599,7 +602,7 @@ static void splat_backward(real *dx, real *record, const real *df, const real *f
 
 /* The gradients of one head's parameters, in the order of Splats; NULL where the head has none. */
 typedef struct {
-    real *mu, *lnp, *lnalpha, *lntheta, *lndelta, *lng;
+    real *mu, *lnp, *lnalpha, *lntheta, *lndelta, *lng, *alive; /* alive has no gradient: its place takes sum |G| where watched */
 } SplatGradients;
 
 /* Adds what follows from the moments, summed over sequences: B records, `apart` numbers from each other. */
@@ -608,7 +611,7 @@ static void splat_gradients(SplatGradients *d, const real *records, size_t apart
     double *sum = (double *)xcalloc(n, sizeof(double)); /* M1 - M0 mu cancels: in double it costs nothing here */
     for (size_t b = 0; b < B; b++)
         for (size_t i = 0; i < n; i++) sum[i] += (double)records[b * apart + i];
-    const double *M0 = sum, *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = frequency + S, *gain = decay + S;
+    const double *M0 = sum, *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = frequency + S, *absolute = decay + S, *gain = absolute + S;
     for (size_t s = 0; s < S; s++) {
         double along = 0, square = 0;
         for (size_t k = 0; k < HS; k++) {
@@ -621,6 +624,7 @@ static void splat_gradients(SplatGradients *d, const real *records, size_t apart
         if (is_full(w, HS))
             for (size_t k = 0; k < P; k++) d->lnp[s * P + k] += (real)M2[s * P + k];
         d->lnalpha[s] += (real)amplitude[s];
+        if (w->watch) d->alive[s] += (real)absolute[s];
         if (d->lntheta) d->lntheta[s] += (real)(exp((double)w->lntheta[s]) * frequency[s]);
         if (d->lndelta) d->lndelta[s] += (real)(exp((double)w->lndelta[s]) * decay[s]);
     }
@@ -1239,6 +1243,7 @@ typedef struct {
     size_t *window;                   /* (L, NH): how far softmax reaches; 0: the head has none */
     size_t used_B, used_T, predicted; /* of the last forward pass: its sizes and number of targets */
     size_t block;                     /* whose activations are there with --recompute: the last one computed */
+    bool watch;                       /* backward passes also sum |dL / d ln phi_s| into the gradients of `alive` */
     int *x, *y;                       /* its tokens */
 } GSA;
 
@@ -1320,7 +1325,7 @@ static Splats head_splats(const GSA *m, size_t l, size_t h) {
     w.lntheta = m->p.lntheta ? m->p.lntheta + g * z.S : NULL;
     w.lndelta = m->p.lndelta ? m->p.lndelta + g * z.S : NULL;
     w.lng = m->p.lng ? m->p.lng + g : NULL;
-    w.alive = m->p.alive + g * z.S;
+    w.alive = m->p.alive + g * z.S, w.watch = m->watch;
     w.S = z.S, w.P = z.P, w.raw = m->config.raw, w.constants = NULL;
     return w;
 }
@@ -1333,6 +1338,7 @@ static SplatGradients head_splat_gradients(const GSA *m, size_t l, size_t h) {
     d.lntheta = m->dp.lntheta ? m->dp.lntheta + g * z.S : NULL;
     d.lndelta = m->dp.lndelta ? m->dp.lndelta + g * z.S : NULL;
     d.lng = m->dp.lng ? m->dp.lng + g : NULL;
+    d.alive = m->dp.alive + g * z.S;
     return d;
 }
 
@@ -1551,6 +1557,7 @@ static void gsa_gradient_norms(GSA *m, double norms[NUM_CLIPS]) {
     for (int c = 0; c < NUM_CLIPS; c++) norms[c] = 0;
     for (int i = 0; i < NUM_TENSORS; i++) {
         const real *g = m->grads + m->tensors[i].offset;
+        if (m->tensors[i].group == GROUP_FIXED) continue;
         size_t n = m->tensors[i].size, pieces = (n + PIECE - 1) / PIECE;
 #pragma omp parallel for
         for (size_t piece = 0; piece < pieces; piece++) {
@@ -1717,6 +1724,9 @@ static real **cpu_buffer(GSA *m, int buffer) {
 
 static void cpu_write(void *model, int buffer, const float *from) { memcpy(*cpu_buffer((GSA *)model, buffer), from, ((GSA *)model)->total * sizeof(real)); }
 static const float *cpu_read(void *model, int buffer) { return *cpu_buffer((GSA *)model, buffer); }
+static void cpu_put(void *model, int buffer, size_t first, size_t count, const float *from) { memcpy(*cpu_buffer((GSA *)model, buffer) + first, from, count * sizeof(float)); }
+static void cpu_get(void *model, int buffer, size_t first, size_t count, float *to) { memcpy(to, *cpu_buffer((GSA *)model, buffer) + first, count * sizeof(float)); }
+static void cpu_watch(void *model, bool on) { ((GSA *)model)->watch = on; }
 static double cpu_forward(void *model, const int *x, const int *y, int B, int T) { return gsa_forward((GSA *)model, x, y, (size_t)B, (size_t)T); }
 static void cpu_backward(void *model, double scale) { gsa_backward((GSA *)model, scale); }
 static void cpu_zero_gradients(void *model) { gsa_zero_gradients((GSA *)model); }
@@ -1727,18 +1737,18 @@ static void cpu_logits(void *model, int b, int t, float *out) {
     memcpy(out, m->a.logits + ((size_t)b * m->used_T + (size_t)t) * m->config.Vp, m->config.V * sizeof(float));
 }
 
-static void cpu_head(void *model, int l, int h, int part, float *out) {
+static void cpu_head(void *model, int l, int h, int part, int count, float *out) {
     GSA *m = (GSA *)model;
     Sizes z = config_sizes(&m->config);
     size_t N = m->used_B * m->used_T;
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
     const real *qkv = block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS;
-    for (size_t i = 0; i < N; i++) memcpy(out + i * z.HS, qkv + i * 3 * z.A, z.HS * sizeof(float));
+    for (size_t i = 0, apart = N / (size_t)count; i < (size_t)count; i++) memcpy(out + i * z.HS, qkv + i * apart * 3 * z.A, z.HS * sizeof(float));
 }
 
 int main(int argc, char **argv) {
-    const Backend cpu = {cpu_name,     cpu_memory,         cpu_free_memory,    cpu_create,  cpu_destroy, cpu_write, cpu_read, cpu_forward,
-                         cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits, cpu_head, NULL, NULL};
+    const Backend cpu = {cpu_name,     cpu_memory,         cpu_free_memory,    cpu_create,  cpu_destroy, cpu_write, cpu_read, cpu_put, cpu_get, cpu_forward,
+                         cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits, cpu_head, cpu_watch, NULL, NULL};
     return train(argc, argv, &cpu);
 }
 

@@ -1312,6 +1312,26 @@ __device__ static inline float full_gradient(float *cross, const floatX *dfeatur
     return gradient + (float)f[S] * (float)d[S];
 }
 
+/* One block a head: dalive (heads, S) += sum |dL / d ln phi_s| over the queries and keys of `count` evenly spaced tokens, scaled to all N. For adaptation; a kernel
+   of its own, because it runs now and then and splat_backward_kernel has no register to spare. */
+__global__ static void splat_watch_kernel(float *dalive, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features, SplatTables w, const __grid_constant__ HeadList heads, size_t N,
+                                          size_t T, size_t count, size_t C, size_t HS, int S) {
+    __shared__ float partial[8][SPLATS_MOST];
+    int row = threadIdx.x / 32;
+    for (int s = threadIdx.x % 32; s < S; s += 32) {
+        float sum = 0, cross;
+        for (size_t i = row; i < 2 * count; i += 8)
+            sum += fabsf(full_gradient(&cross, dfeatures, features, w, scan, i / 2 * (N / count), i % 2, blockIdx.x, heads.count, i % 2 * C + heads.head[blockIdx.x] * HS, N, T, C, S, s));
+        partial[row][s] = sum;
+    }
+    __syncthreads();
+    for (int s = threadIdx.x; s < S; s += blockDim.x) {
+        float sum = 0;
+        for (int i = 0; i < 8; i++) sum += partial[i][s];
+        dalive[blockIdx.x * (size_t)S + s] += sum * ((float)N / (float)count);
+    }
+}
+
 /* dx, a block as above: dL / dx^ = -sum_s G_s L L^T (x^ - mu) */
 template <int HS>
 __global__ static void __launch_bounds__(128) splat_full_backward_kernel(floatX *dqkv, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, ScanResponsesAt scan,
@@ -3633,6 +3653,7 @@ typedef struct {
     double expected, done;                  /* scale of the backward pass that will follow the next forward pass; for which the logits' part is done; 0: none */
     size_t block;                           /* whose activations are there with --recompute: the last one computed */
     size_t logits_rows;                     /* room for the logits of so many tokens */
+    bool watch;                             /* backward passes also sum |dL / d ln phi_s| into the gradients of `alive` */
     /* on the host: */
     int *x;                                 /* tokens and targets on their way to the device */
     Buckets buckets;                        /* of the last forward's tokens */
@@ -3782,6 +3803,15 @@ static void splats_backward(CudaModel *m, size_t l, int heads, bool scan) {
     cudaCheck(cudaGetLastError());
 }
 
+/* Where watched: sums of |G| of the listed heads into the gradients of `alive`. */
+static void splats_watch(CudaModel *m, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features, HeadList heads, size_t first, size_t B, size_t T) {
+    CudaSizes z = cuda_sizes(&m->config);
+    if (!m->watch) return;
+    splat_watch_kernel<<<(unsigned)heads.count, 256, 0, m->stream>>>(m->dp.alive + first * z.S, scan, dfeatures, features, gsa_splats(m), heads, B * T, T, B * T < 2048 ? B * T : 2048, z.A, z.HS,
+                                                                     (int)z.S);
+    cudaCheck(cudaGetLastError());
+}
+
 /* Their part of dqkv; the gradients of layer l's splats. */
 static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeatures, const floatX *features, const floatX *qkv, size_t l, size_t B, size_t T) {
     CudaSizes z = cuda_sizes(&m->config);
@@ -3791,6 +3821,7 @@ static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeature
     if (!splat.count) return;
     splat_backward(dqkv, m->a.moments, m->a.moments_sums, {}, dfeatures, features, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P, m->stream);
     splats_backward(m, l, splat.count, false);
+    splats_watch(m, {}, dfeatures, features, splat, first, B, T);
 }
 
 static ScanScratch scan_scratch(CudaActivations block) {
@@ -3828,6 +3859,7 @@ static void scans_backward(CudaModel *m, CudaActivations block, size_t l, size_t
     scan_backward(a.dresponses, a.dqkv, a.delta, a.datt, block.att, block.scan_rho, scan_scratch(block), in, m->config.objective == OBJECTIVE_LM, merged, z.HS, z.W, m->stream);
     splat_backward(a.dqkv, a.moments, a.moments_sums, {a.dresponses, z.W, (size_t)in.late, merged}, NULL, NULL, block.qkv, in.tables, in.heads, in.first_head, B, T, z.NH, z.HS, z.S, z.P, m->stream);
     splats_backward(m, l, in.heads.count, true);
+    splats_watch(m, {a.dresponses, z.W, (size_t)in.late, merged}, NULL, NULL, in.heads, in.first_head, B, T);
 }
 
 /* The activations, those that blocks keep being block l's; N tokens. With --recompute all blocks share one place. */
@@ -3999,7 +4031,7 @@ static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
         size_t pieces = 0;
         for (int i = 0; i < NUM_TENSORS; i++) {
             size_t n = m->tensors[i].size;
-            if (!n || groups[m->tensors[i].group].clip != c) continue;
+            if (!n || m->tensors[i].group == GROUP_FIXED || groups[m->tensors[i].group].clip != c) continue;
             square_sums_kernel<<<(unsigned)CEIL_DIV(n, (size_t)NORM_PIECE), 256, 0, m->stream>>>(sums + 1 + pieces, m->grads + m->tensors[i].offset, n);
             cudaCheck(cudaGetLastError());
             pieces += CEIL_DIV(n, (size_t)NORM_PIECE);
@@ -4047,13 +4079,16 @@ static float **cuda_buffer(CudaModel *m, int buffer) {
     return all[buffer];
 }
 
-static void cuda_write(void *model, int buffer, const float *from) {
+static void cuda_put(void *model, int buffer, size_t first, size_t count, const float *from) {
     CudaModel *m = (CudaModel *)model;
-    cudaCheck(cudaMemcpyAsync(*cuda_buffer(m, buffer), from, m->total * sizeof(float), cudaMemcpyHostToDevice, m->stream));
-    if (buffer == BUFFER_PARAMS) convert_kernel<<<CEIL_DIV(m->total, 256), 256, 0, m->stream>>>(m->weights, m->params, m->total);
+    float *to = *cuda_buffer(m, buffer) + first;
+    cudaCheck(cudaMemcpyAsync(to, from, count * sizeof(float), cudaMemcpyHostToDevice, m->stream));
+    if (buffer == BUFFER_PARAMS && count) convert_kernel<<<CEIL_DIV(count, 256), 256, 0, m->stream>>>(m->weights + first, to, count);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaStreamSynchronize(m->stream));
 }
+
+static void cuda_write(void *model, int buffer, const float *from) { cuda_put(model, buffer, 0, ((CudaModel *)model)->total, from); }
 
 static const float *cuda_read(void *model, int buffer) {
     CudaModel *m = (CudaModel *)model;
@@ -4075,17 +4110,25 @@ static void cuda_logits(void *model, int b, int t, float *out) {
     free(row);
 }
 
-static void cuda_head(void *model, int l, int h, int part, float *out) {
+static void cuda_head(void *model, int l, int h, int part, int count, float *out) {
     CudaModel *m = (CudaModel *)model;
     CudaSizes z = cuda_sizes(&m->config);
-    size_t N = m->used_B * m->used_T, size = z.HS * sizeof(floatX);
+    size_t N = m->used_B * m->used_T, n = (size_t)count, size = z.HS * sizeof(floatX);
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
     cudaCheck(cudaStreamSynchronize(m->stream));
-    floatX *part_of_head = (floatX *)xmalloc(N * size);
-    cudaCheck(cudaMemcpy2D(part_of_head, size, block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS, 3 * z.A * sizeof(floatX), size, N, cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < N * z.HS; i++) out[i] = (float)part_of_head[i];
+    floatX *part_of_head = (floatX *)xmalloc(n * size);
+    cudaCheck(cudaMemcpy2D(part_of_head, size, block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS, N / n * 3 * z.A * sizeof(floatX), size, n, cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n * z.HS; i++) out[i] = (float)part_of_head[i];
     free(part_of_head);
 }
+
+static void cuda_get(void *model, int buffer, size_t first, size_t count, float *to) {
+    CudaModel *m = (CudaModel *)model;
+    cudaCheck(cudaMemcpyAsync(to, *cuda_buffer(m, buffer) + first, count * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+    cudaCheck(cudaStreamSynchronize(m->stream));
+}
+
+static void cuda_watch(void *model, bool on) { ((CudaModel *)model)->watch = on; }
 
 static double cuda_forward(void *model, const int *x, const int *y, int B, int T) { return gsa_forward((CudaModel *)model, x, y, (size_t)B, (size_t)T); }
 static void cuda_backward(void *model, double scale) { gsa_backward((CudaModel *)model, scale); }
@@ -4185,8 +4228,8 @@ static void *cuda_create(const Config *c, int B) {
     return m;
 }
 
-static const Backend cuda_backend = {cuda_name,     cuda_memory,         cuda_free_memory, cuda_create, cuda_destroy, cuda_write, cuda_read,      cuda_forward,
-                                     cuda_backward, cuda_zero_gradients, cuda_gradient_norms, cuda_update,  cuda_logits, cuda_head, cuda_peak_flops, cuda_expect};
+static const Backend cuda_backend = {cuda_name,     cuda_memory,         cuda_free_memory, cuda_create, cuda_destroy, cuda_write, cuda_read, cuda_put, cuda_get, cuda_forward,
+                                     cuda_backward, cuda_zero_gradients, cuda_gradient_norms, cuda_update,  cuda_logits, cuda_head, cuda_watch, cuda_peak_flops, cuda_expect};
 
 /* ---------------------------------------------------------------------------------------------- main */
 

@@ -30,9 +30,9 @@ def source(path, pattern):
 MAGIC, ALIGN = 20261123, 64
 VERSION = int(source("gsa/checkpoint.c", r"\bVERSION = (\d+)")[0])
 FIELDS = source("gsa/model.h", r'^ +X\((\w+), "')  # CONFIG_FIELDS, in the order of a file's header
-FP32, BYTES, BF16 = 0, 1, 3  # types of entries
-DTYPES = {FP32: "<f4", BF16: "<u2"}  # bf16: the upper halves of fp32, as they are
-SIZES = {FP32: 4, BYTES: 1, BF16: 2}
+FP32, BYTES, I64, BF16 = 0, 1, 2, 3  # types of entries
+DTYPES = {FP32: "<f4", I64: "<i8", BF16: "<u2"}  # bf16: the upper halves of fp32, as they are
+SIZES = {FP32: 4, BYTES: 1, I64: 8, BF16: 2}
 ENTRY = struct.Struct("<64sii4qqq")
 
 # ours, GPT-2's within a layer, transposed
@@ -130,9 +130,9 @@ def read_safetensors(path):
             raw, kind = data[8 + length + begin:8 + length + end], t["dtype"]
             if not 0 <= begin <= end <= len(data) - 8 - length:
                 raise ValueError
-            if kind not in ("F32", "F16", "BF16"):
+            if kind not in ("F32", "F16", "BF16", "I64"):
                 continue  # GPT-2's masks are of other types
-            array = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[kind])
+            array = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}[kind])
             tensors[name] = (array.astype("<f4") if kind == "F16" else array).reshape(t["shape"])
         return tensors, metadata
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -142,7 +142,7 @@ def read_safetensors(path):
 def write_safetensors(path, tensors, metadata):
     header, at = {"__metadata__": metadata}, 0
     for name, array in tensors.items():
-        header[name] = {"dtype": "F32" if array.dtype == "<f4" else "BF16", "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        header[name] = {"dtype": {"<f4": "F32", "<i8": "I64", "<u2": "BF16"}[array.dtype.str], "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

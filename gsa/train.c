@@ -4,6 +4,7 @@
 
 #include "../data/stories.h"
 #include "../tokenizer/tokenizer.h"
+#include "adapt.h"
 #include "checkpoint.h"
 #include "flags.h"
 #include "loader.h"
@@ -31,6 +32,10 @@ typedef struct {
     double splat_precision;
     bool no_sphere;
     const char *unbounded;
+    /* adaptation */
+    const char *adapt;
+    int64_t splats_alive, adapt_every, adapt_life;
+    double adapt_activation, adapt_overlap, adapt_coverage, adapt_density, adapt_pull;
     /* data */
     const char *data, *val, *tokenizer;
     int64_t vocab;
@@ -48,6 +53,7 @@ typedef struct {
 
 static const Settings defaults = {
     2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START, false, NULL,
+    "none", 0, 50, 100, 0.05, 0.995, -1000, 0.02, 4,
     NULL, NULL, NULL, 1024, false,
     4, 1, 8000, 100, 1, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
     "runs/default", false, false, 1000, 65536, 2000, 1000, 2, 0,
@@ -80,10 +86,20 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_INT, "splats", &s->splats, 0, 65536, NULL, "splats per GSA head; 0: as many as softmax takes, 16 for linear", false},
         {FLAG_CHOICE, "envelope", &s->envelope, 0, 0, ENVELOPE_CHOICES, "contribution by distance; cosine for softmax and raised for linear if not given", false},
         {FLAG_CHOICE, "covariance", &s->covariance, 0, 0, COVARIANCE_CHOICES, "a splat's precision: one number, one for each dimension, or a matrix", false},
-        {FLAG_TEXT, "splat-init", &s->splat_init, 0, 0, "random|kmeans|pca|FILE", "centres on the unit sphere, from keys of a first batch, or all splats of a model", false},
+        {FLAG_TEXT, "splat-init", &s->splat_init, 0, 0, "random|ball|kmeans|pca|FILE", "centres on the unit sphere, all in one small ball, from keys of a first batch, or all splats of a model", false},
         {FLAG_REAL, "splat-precision", &s->splat_precision, 1e-6, 1e6, NULL, "precision of all splats at the start", false},
         {FLAG_SWITCH, "no-sphere", &s->no_sphere, 0, 0, NULL, "for comparison: splats see queries and keys as they are, not on the unit sphere", false},
         {FLAG_TEXT, "unbounded", &s->unbounded, 0, 0, "LIST", "for comparison: switch bounds of splats off, any of " BOUND_CHOICES ", by commas", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "birth and death of splats (gsa/adapt.h)", false},
+        {FLAG_CHOICE, "adapt", &s->adapt, 0, 0, ADAPT_CHOICES, "splats stay as they are; idle ones move; or they die and are born, up to --splats. Not harmful, of use after a bad start (README)", false},
+        {FLAG_INT, "splats-alive", &s->splats_alive, 0, 65536, NULL, "splats of a head that live at the start, of --splats; 0: all", false},
+        {FLAG_INT, "adapt-every", &s->adapt_every, 1, 1e9, NULL, "steps until the first pass; each interval is a tenth longer, none follows in the last 30 % of the steps", false},
+        {FLAG_INT, "adapt-life", &s->adapt_life, 0, 1e9, NULL, "steps that a splat lives before it may die, merge, move or split", false},
+        {FLAG_REAL, "adapt-activation", &s->adapt_activation, 0, 1, NULL, "a splat dies below this share of an even activation", false},
+        {FLAG_REAL, "adapt-overlap", &s->adapt_overlap, 0, 1, NULL, "two splats merge above this overlap (Bhattacharyya)", false},
+        {FLAG_REAL, "adapt-coverage", &s->adapt_coverage, -1e3, 1e3, NULL, "splats are born among keys k with ln sum_s phi_s(k) below this, off as it stands: it did not help", false},
+        {FLAG_REAL, "adapt-density", &s->adapt_density, 0, 1, NULL, "where at least this share of all keys is within a splat's width", false},
+        {FLAG_REAL, "adapt-pull", &s->adapt_pull, 0, 1e9, NULL, "a splat splits with at least this times its head's mean sum of |dL / d ln phi|", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "data", false},
         {FLAG_TEXT, "data", &s->data, 0, 0, "GLOB", "training shards, from data/prepare; made-up stories if not given", false},
         {FLAG_TEXT, "val", &s->val, 0, 0, "GLOB", "validation shards; none: no evaluation", false},
@@ -119,7 +135,7 @@ static void make_flags(Flag *flags, Settings *s) {
     };
     memcpy(flags, table, sizeof table);
 }
-enum { MAX_FLAGS = 64 };
+enum { MAX_FLAGS = 96 };
 
 /* "name=value\n" for every flag but the two that say which run it is: what a state file stores */
 static char *settings_text(const Flag *flags) {
@@ -210,7 +226,8 @@ static void resolve_rate(Settings *s, Flag *flags, int channels) {
 }
 
 static Config make_config(Settings *s, const Tokenizer *t, Flag *flags) {
-    static const char *const of_splats[] = {"mixer", "splats", "envelope", "covariance", "splat-init", "splat-precision", "no-sphere", "unbounded"};
+    static const char *const of_splats[] = {"mixer", "splats", "envelope", "covariance", "splat-init", "splat-precision", "no-sphere", "unbounded", "adapt", "splats-alive", "adapt-every", "adapt-life", "adapt-activation",
+                                            "adapt-overlap", "adapt-coverage", "adapt-density", "adapt-pull"};
     Config c;
     memset(&c, 0, sizeof c);
     c.T = (int)s->seq, c.V = tokenizer_vocab_size(t);
@@ -242,6 +259,7 @@ static Config make_config(Settings *s, const Tokenizer *t, Flag *flags) {
             if (bound < 0) die_usage("--unbounded takes any of %s, separated by commas, not '%.40s'", BOUND_CHOICES, s->unbounded);
             c.unbounded |= 1 << bound;
         }
+        if (s->splats_alive > c.S) die_usage("--splats-alive %lld: a head has %d splats", (long long)s->splats_alive, c.S);
     }
     if (!wrong) wrong = config_check(&c);
     if (wrong) die_usage("%s", wrong);
@@ -275,7 +293,7 @@ static Config config_from_file(Settings *s, Flag *flags, const Checkpoint *k) {
         if (f->given && strcmp(text, value) != 0) die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
         if (!set_flag(f, shape[i].choices ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
     }
-    const char *fixed[] = {"depth", "preset", "gsa-heads", "splat-init", "splat-precision", "no-sphere", "unbounded"};
+    const char *fixed[] = {"depth", "preset", "gsa-heads", "splat-init", "splat-precision", "no-sphere", "unbounded", "splats-alive"};
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
         if (find_flag(flags, fixed[i])->given) die_usage("--%s does not go with --init-from: shape and splats are those of %s", fixed[i], k->path);
     if (!find_flag(flags, "seq")->given) s->seq = c.T;
@@ -349,6 +367,8 @@ typedef struct {
     int64_t step;  /* updates done */
     Loader *train;
     int mask;      /* id of [MASK] */
+    Adapt *adapt;  /* NULL: no GSA heads */
+    AdaptRules rules;
 } Run;
 
 /* The next batch: what follows each token, or, for an encoder, what is masked; the masks depend on `draw`. */
@@ -382,6 +402,7 @@ static void save(Run *r) {
     length = (int64_t)r->tokenizer_size;
     data[n] = r->tokenizer_bytes, entries[n++] = checkpoint_entry("tokenizer", TYPE_BYTES, 1, &length);
     checkpoint_add_tensors(&r->config, "", r->backend->read(r->model, BUFFER_PARAMS), entries, data, &n);
+    if (r->adapt) adapt_add_entries(r->adapt, entries, data, &n); /* in the model: the next run from it goes on with them, and infer shows them */
     checkpoint_write(model, CHECKPOINT_MODEL, &r->config, r->step, entries, data, n); /* last: a step counts when both are whole */
     printf("saved %s\n", model);
     free(state), free(model);
@@ -503,6 +524,16 @@ static double evaluate(Run *r, Loader *val, int *x, int *y) {
     return sum / (double)batches;
 }
 
+typedef struct {
+    Run *run;
+    int tokens;
+} Measured;
+
+static void read_head(void *from, int l, int h, int part, float *out) { /* of all tokens of the last forward pass */
+    const Measured *m = (const Measured *)from;
+    m->run->backend->head(m->run->model, l, h, part, m->tokens, out);
+}
+
 /* Entropy, distance and reach of all heads on the first tokens of the validation data: one line of the log, the heads in order of layer and head. */
 static HeadMeasure measure(Run *r, Loader *val, int *x, int *y, FILE *log) {
     size_t T = (size_t)r->config.T, n = T < MEASURE_TOKENS ? T : MEASURE_TOKENS, heads = (size_t)r->config.L * (size_t)config_heads(&r->config);
@@ -511,7 +542,8 @@ static HeadMeasure measure(Run *r, Loader *val, int *x, int *y, FILE *log) {
     loader_set_state(val, start);
     next_batch(r, val, x, y, 1, ~0ull);
     r->backend->forward(r->model, x, NULL, 1, (int)n);
-    HeadMeasure mean = measure_heads(&r->config, r->backend->read(r->model, BUFFER_PARAMS), n, r->backend->head, r->model, each);
+    Measured from = {r, (int)n};
+    HeadMeasure mean = measure_heads(&r->config, r->backend->read(r->model, BUFFER_PARAMS), n, read_head, &from, each);
     fprintf(log, "s:%lld ent:%.5g dst:%.5g rch:%.5g ents:", (long long)r->step, mean.entropy, mean.distance, mean.reach);
     for (size_t h = 0; h < heads; h++) fprintf(log, "%s%.4g", h ? "," : "", each[h].entropy);
     fprintf(log, " dsts:");
@@ -558,7 +590,7 @@ static void start_splats(Run *r, const Tensor *tensors, float *params) {
             for (int h = 0; h < config_heads(c); h++) {
                 if (!config_is_gsa(c, l, h)) continue;
                 size_t g = (size_t)config_gsa_before(c, l, h);
-                r->backend->head(r->model, l, h, 1, keys);
+                r->backend->head(r->model, l, h, 1, (int)n, keys);
                 (kmeans ? start_kmeans : start_components)(params + tensors[TENSOR_mu].offset + g * (size_t)c->S * (size_t)d, c->S, keys, n, d, rng_mix((uint64_t)r->settings->seed, g));
             }
         free(x), free(keys);
@@ -568,6 +600,73 @@ static void start_splats(Run *r, const Tensor *tensors, float *params) {
         checkpoint_close(other);
     }
     r->backend->write(r->model, BUFFER_PARAMS, params);
+}
+
+/* ---------------------------------------------------------------------------------------------- birth and death of splats */
+
+/* A window of statistics from the last forward and backward pass, every fifth of --adapt-every. True: the data has shifted. */
+static bool watch_splats(Run *r, const Tensor *tensors) {
+    Adapt *a = r->adapt;
+    const Backend *b = r->backend;
+    int available = (int)(r->settings->batch * r->config.T < ADAPT_TOKENS ? r->settings->batch * r->config.T : ADAPT_TOKENS);
+    float *rows = (float *)xmalloc(((size_t)available * (size_t)config_head_size(&r->config) + a->count + a->G * a->S) * sizeof *rows);
+    float *splats = rows + (size_t)available * (size_t)config_head_size(&r->config), *sums = splats + a->count;
+    for (int l = 0; l < r->config.L; l++)
+        for (int h = 0; h < config_heads(&r->config); h++)
+            for (int part = 0; part < 2 && config_is_gsa(&r->config, l, h); part++) {
+                b->head(r->model, l, h, part, available, rows);
+                adapt_sample(a, config_gsa_before(&r->config, l, h), part, rows, available);
+            }
+    b->get(r->model, BUFFER_PARAMS, a->first, a->count, splats);
+    b->get(r->model, BUFFER_GRADS, tensors[TENSOR_alive].offset, a->G * a->S, sums);
+    bool shifted = adapt_window(a, splats, sums);
+    free(rows);
+    return shifted;
+}
+
+static void layer_and_head(const Config *c, int g, int *layer, int *head) {
+    for (int l = 0; l < c->L; l++)
+        for (int h = 0; h < config_heads(c); h++)
+            if (config_is_gsa(c, l, h) && config_gsa_before(c, l, h) == g) *layer = l, *head = h;
+}
+
+/* One pass: the splats of all heads to the host, edited there and back. */
+static void adapt_splats(Run *r, FILE *log) {
+    Adapt *a = r->adapt;
+    const int buffers[] = {BUFFER_PARAMS, BUFFER_ADAM_M, BUFFER_ADAM_V};
+    float *parts = (float *)xmalloc(3 * a->count * sizeof *parts);
+    AdaptEvent *events = (AdaptEvent *)xmalloc(((size_t)adapt_room(a) + 1) * sizeof *events);
+    for (int i = 0; i < 3; i++) r->backend->get(r->model, buffers[i], a->first, a->count, parts + (size_t)i * a->count);
+    int count = adapt_pass(a, &r->rules, r->step, parts, parts + a->count, parts + 2 * a->count, events);
+    for (int i = 0; i < 3 && count; i++) r->backend->put(r->model, buffers[i], a->first, a->count, parts + (size_t)i * a->count);
+    for (int i = 0; i < count; i++) {
+        int l = 0, h = 0;
+        layer_and_head(&r->config, events[i].g, &l, &h);
+        fprintf(log, "s:%lld adp:%s l:%d h:%d slot:%d", (long long)r->step, adapt_event_names[events[i].kind], l, h, events[i].slot);
+        if (events[i].from >= 0) fprintf(log, " from:%d", events[i].from);
+        fprintf(log, " act:%.6g\n", (double)events[i].activation);
+    }
+    free(parts), free(events);
+}
+
+/* What has become of the splats: a line for the reader and one for the log. */
+static void report_splats(Run *r, FILE *log) {
+    const Adapt *a = r->adapt;
+    const int64_t *n = a->numbers + ADAPT_EVENTS;
+    float *splats = (float *)xmalloc(a->count * sizeof *splats);
+    int alive = 0, fewest = (int)a->S;
+    double coverage = 0;
+    r->backend->get(r->model, BUFFER_PARAMS, a->first, a->count, splats);
+    for (size_t g = 0; g < a->G; g++) {
+        int here = adapt_alive(&r->config, (int)g, splats);
+        alive += here, fewest = here < fewest ? here : fewest, coverage += (double)a->coverage[g] / (double)a->G;
+    }
+    if (r->rules.mode != ADAPT_NONE)
+        printf("splats: %d of %zu alive, at least %d a head | %lld births, %lld splits, %lld moves, %lld deaths, %lld merges | coverage %.3f | %lld shifts\n", alive, a->G * a->S, fewest,
+               (long long)n[ADAPT_BIRTH], (long long)n[ADAPT_SPLIT], (long long)n[ADAPT_MOVE], (long long)n[ADAPT_DEATH], (long long)n[ADAPT_MERGE], coverage, (long long)a->numbers[ADAPT_SHIFTS]);
+    fprintf(log, "s:%lld adp:state alive:%d fewest:%d births:%lld splits:%lld moves:%lld deaths:%lld merges:%lld coverage:%.6g shifts:%lld\n", (long long)r->step, alive, fewest,
+            (long long)n[ADAPT_BIRTH], (long long)n[ADAPT_SPLIT], (long long)n[ADAPT_MOVE], (long long)n[ADAPT_DEATH], (long long)n[ADAPT_MERGE], coverage, (long long)a->numbers[ADAPT_SHIFTS]);
+    free(splats);
 }
 
 /* ---------------------------------------------------------------------------------------------- the loop */
@@ -622,6 +721,9 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
     sigaction(SIGTERM, &action, NULL);
 
     const size_t window = (size_t)B * T;
+    const int64_t spacing = s.adapt_every >= 5 ? s.adapt_every / 5 : 1; /* of windows of statistics */
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(&config, tensors);
     int *x = (int *)xmalloc(2 * window * sizeof *x), *y = x + window;
     double training_time = 0, recent = 0;
     int64_t clamped[NUM_BOUNDS] = {0}; /* splat parameters that the last update left out of bounds */
@@ -640,6 +742,7 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
             HeadMeasure heads = measure(r, val, x, y, log);
             printf("step %lld/%lld | validation loss %.6f | perplexity %.3f | attention entropy %.2f, distance %.1f\n", (long long)r->step, (long long)s.steps, loss, exp(loss), heads.entropy,
                    heads.distance);
+            if (r->adapt && r->adapt->numbers[ADAPT_COUNT_WINDOWS]) report_splats(r, log);
             write_log(log, log_path);
         }
         if (s.sample_every && config.objective == OBJECTIVE_LM && r->step > first_step && (last || r->step % s.sample_every == 0)) print_sample(r, tokenizer, x);
@@ -647,7 +750,9 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
         if (last) break;
 
         double began = now_seconds(), loss = 0, norms[NUM_CLIPS];
+        bool watched = r->adapt && (r->step + 1) % spacing == 0, shifted = false;
         backend->zero_gradients(r->model);
+        if (r->adapt) backend->watch(r->model, watched);
         for (int64_t i = 0; i < s.accum; i++) {
             if (s.overfit_batch) memcpy(x, batch_x, 2 * window * sizeof *x);
             else next_batch(r, r->train, x, y, B, (uint64_t)(r->step * s.accum + i));
@@ -662,10 +767,19 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
         Update u;
         u.rate = learning_rate(&s, r->step), u.beta1 = s.beta1, u.beta2 = s.beta2, u.weight_decay = s.weight_decay, u.step = r->step + 1;
         for (int c = 0; c < NUM_CLIPS; c++) u.scale[c] = s.clip > 0 && norms[c] > s.clip ? s.clip / norms[c] : 1;
+        if (watched) shifted = watch_splats(r, tensors);
         backend->update(r->model, &u, clamped);
         int64_t outside = 0;
         for (int i = 0; i < NUM_BOUNDS; i++) outside += clamped[i];
         r->step++;
+        if (shifted) {
+            r->adapt->numbers[ADAPT_SHIFTS]++;
+            fprintf(log, "s:%lld adp:shift\n", (long long)r->step);
+        }
+        if (watched && r->rules.mode != ADAPT_NONE && r->step <= r->rules.end && (shifted || r->step >= r->adapt->numbers[ADAPT_NEXT])) {
+            adapt_splats(r, log);
+            adapt_schedule(r->adapt, &r->rules, r->step, shifted);
+        }
 
         double took = now_seconds() - began;
         training_time += took;
@@ -800,9 +914,13 @@ int train(int argc, char **argv, const Backend *backend) {
         double precision = !config_bounded(&config, BOUND_PRECISION) ? s.splat_precision : fmin(fmax(s.splat_precision, SPLAT_PRECISION_MIN), SPLAT_PRECISION_MAX); /* the first forward pass comes before the first update's bounds */
         if (precision != s.splat_precision) printf("--splat-precision %g is out of bounds: all splats start with %g\n", s.splat_precision, precision);
         model_set_precision(&config, flat, precision);
+        if (strcmp(s.splat_init, "ball") == 0) adapt_start_ball(&config, flat, (uint64_t)s.seed);
+        if (s.splats_alive && strncmp(s.splat_init, "random", 6) != 0 && strcmp(s.splat_init, "ball") != 0 && strcmp(s.splat_init, "kmeans") != 0 && strcmp(s.splat_init, "pca") != 0)
+            die_usage("--splats-alive does not go with --splat-init %s: that model says which splats live", s.splat_init);
+        if (s.splats_alive) adapt_start_alive(&config, (int)s.splats_alive, flat);
     }
     backend->write(run.model, BUFFER_PARAMS, flat);
-    if (!start && strcmp(s.splat_init, "random") != 0) start_splats(&run, tensors, flat);
+    if (!start && strcmp(s.splat_init, "random") != 0 && strcmp(s.splat_init, "ball") != 0) start_splats(&run, tensors, flat);
     if (state) {
         int64_t four = 4;
         const int64_t *position = (const int64_t *)checkpoint_find(state, "position", TYPE_I64, 1, &four, NULL);
@@ -819,6 +937,12 @@ int train(int argc, char **argv, const Backend *backend) {
         printf("going on from step %lld of %lld\n", (long long)run.step, (long long)s.steps);
     }
     free(flat);
+    if (config_gsa_heads(&config)) {
+        run.adapt = adapt_create(&config, s.adapt_every);
+        if (start) adapt_read(run.adapt, start, !state);
+    } else if (strcmp(s.adapt, "none") != 0) die_usage("--adapt %s is for splats, and this model has none", s.adapt);
+    AdaptRules rules = {choice_index(ADAPT_CHOICES, s.adapt), s.adapt_every, s.adapt_life, s.steps * 7 / 10, s.adapt_activation, s.adapt_overlap, s.adapt_coverage, s.adapt_density, s.adapt_pull};
+    run.rules = rules;
     checkpoint_close(start);
     checkpoint_close(state);
 
@@ -831,6 +955,7 @@ int train(int argc, char **argv, const Backend *backend) {
     int status = train_loop(&run, val, tokenizer, log, log_path);
     fclose(log);
     backend->destroy(run.model);
+    adapt_free(run.adapt);
     loader_free(run.train), loader_free(val);
     tokenizer_free(tokenizer);
     free(train_tokens), free(val_tokens), free(run.settings_text), free(run.tokenizer_bytes), free(log_path);

@@ -38,13 +38,18 @@ typedef struct {
     void (*destroy)(void *model);
     void (*write)(void *model, int buffer, const float *from);       /* from the host into the model */
     const float *(*read)(void *model, int buffer);                   /* on the host, valid until the next call */
+    void (*put)(void *model, int buffer, size_t first, size_t count, const float *from); /* part of a buffer: splats fit in one, see gsa/adapt.h */
+    void (*get)(void *model, int buffer, size_t first, size_t count, float *to);
     double (*forward)(void *model, const int *x, const int *y, int B, int T); /* x, y (B, T); mean loss in nats over the y that are not -1; y NULL: logits only, returns 0 */
     void (*backward)(void *model, double scale);                     /* of the last forward; adds scale times its gradients */
     void (*zero_gradients)(void *model);
     void (*gradient_norms)(void *model, double norms[NUM_CLIPS]);
     void (*update)(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]); /* AdamW, then the bounds of the splats; how many values were outside */
     void (*logits)(void *model, int b, int t, float *out);           /* of the last forward without y, V numbers */
-    void (*head)(void *model, int l, int h, int part, float *out);   /* of the last forward: queries (part 0) or keys (1) of head (l, h), (B, T, HS), before any feature map */
+    void (*head)(void *model, int l, int h, int part, int count, float *out); /* of the last forward: queries (part 0) or keys (1) of head (l, h) before any feature map, (count, HS),
+                                                                                   of every (B T / count)-th token */
+    void (*watch)(void *model, bool on);                             /* on: backward also adds sum |dL / d ln phi_s| over the queries and keys of the batch, or an even sample of
+                                                                        them, to the gradients of `alive` */
     double (*peak_flops)(void);                                      /* what the machine could do a second in this precision; 0 or no such function: unknown */
     void (*expect)(void *model, double scale);                       /* the next forward pass will be followed by backward(scale), whose beginning may be done at once; NULL: no use for that */
 } Backend;

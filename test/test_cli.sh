@@ -40,6 +40,26 @@ grep -h 'tr[l]:\|te[l]:' "$dir/c/main.log" | sort -u >"$dir/c.log"
 check "the losses in the logs agree to the last digit" cmp "$dir/a.log" "$dir/c.log"
 check "train with recomputed blocks" $train $run --recompute --out "$dir/re"
 check "recomputed blocks, same model" cmp "$dir/a/model_00000020.bin" "$dir/re/model_00000020.bin"
+# ---- birth and death of splats: events, the same whatever the threads, resumed bit for bit; flags that make no sense
+adapt="$tiny --splats 8 --adapt-every 5 --adapt-life 5 --adapt-activation 0.95 --steps 40 --eval-every 10 --save-every 20 --keep 0"
+for mode in "relocate" "grow --splats-alive 5" "grow --splats-alive 5 --mixer linear" "grow --attention extend --splats-alive 3 --covariance diag" "relocate --splat-init ball --objective mlm --recompute"; do
+    rm -rf "$dir/ad" "$dir/ae" "$dir/af"
+    check "adapt $mode" $train $adapt --adapt $mode --out "$dir/ad" --threads 2
+    check "adapt $mode: one thread" sh -c "$train $adapt --adapt $mode --out '$dir/ae' --threads 1 && cmp '$dir/ad/model_00000040.bin' '$dir/ae/model_00000040.bin'"
+    mkdir "$dir/af" && cp "$dir/ad/model_00000020.bin" "$dir/ad/state_00000020.bin" "$dir/af"
+    check "adapt $mode: resumed" sh -c "$train --resume --out '$dir/af' && cmp '$dir/ad/model_00000040.bin' '$dir/af/model_00000040.bin' && cmp '$dir/ad/state_00000040.bin' '$dir/af/state_00000040.bin'"
+    check "adapt $mode: events and a summary in the log" sh -c "grep -Eq '^s:[0-9]+ adp:(birth|split|move|death|merge) l:[0-9]+ h:[0-9]+ slot:[0-9]+ ' '$dir/ad/main.log' && grep -q '^s:40 adp:state alive:' '$dir/ad/main.log'"
+    check "adapt $mode: nothing in the last 30 %" sh -c "! grep -Eq '^s:(29|3[0-9]|40) adp:(birth|split|move|death|merge) ' '$dir/ad/main.log'"
+    check "inspect what has adapted" sh -c "$infer inspect '$dir/ad/model_00000040.bin' | grep -q 'alive'"
+done
+check "another start from what has adapted" $train --init-from "$dir/ad/model_00000040.bin" --adapt relocate --steps 2 --batch 2 --sample-every 0 --out "$dir/ag"
+refuse "more alive than there are" 2 "--splats-alive" $train $tiny --splats-alive 60 --out "$dir/x"
+refuse "no such way to adapt" 2 "--adapt" $train $tiny --adapt always --out "$dir/x"
+refuse "adaptation without splats" 2 "--adapt" $train $tiny --attention standard --adapt grow --out "$dir/x"
+refuse "an interval of 0" 2 "--adapt-every" $train $tiny --adapt grow --adapt-every 0 --out "$dir/x"
+refuse "alive splats of another model" 2 "--splats-alive" $train $tiny --splat-init "$dir/ad/model_00000040.bin" --splats-alive 2 --out "$dir/x"
+refuse "a share above 1" 2 "--adapt-overlap" $train $tiny --adapt grow --adapt-overlap 2 --out "$dir/x"
+
 check "another seed gives another model" sh -c "$train $run --seed 2 --out '$dir/d' && ! cmp -s '$dir/a/model_00000020.bin' '$dir/d/model_00000020.bin'"
 check "resume of a finished run does nothing" $train --resume --out "$dir/a"
 
@@ -387,7 +407,7 @@ refuse "train: val without data" 2 "--data" $train --val "$dir/s_val_000000.bin"
 refuse "infer: stray command" 2 "unknown command" sh -c "$infer tell 2>&1 >/dev/null | tail -n 1 >&2; exit 2"
 refuse "infer: generate without model" 2 "model" $infer generate
 refuse "infer: two prompts" 2 "one prompt" $infer generate a b c
-for program in $train "$infer" "$infer generate" "$infer perplexity" "$infer score" "$infer fill" "$infer measure" "$infer recall" $prepare $make_stories $make_recall $train_bpe ./${OUT}tokenizer/tokenize; do
+for program in $train "$infer" "$infer generate" "$infer perplexity" "$infer score" "$infer fill" "$infer measure" "$infer recall" "$infer inspect" $prepare $make_stories $make_recall $train_bpe ./${OUT}tokenizer/tokenize; do
     check "$program --help" $program --help
     [ "$program" = $train ] || refuse "$program without arguments" 2 "" sh -c "$program 2>&1 >/dev/null </dev/null | tail -n 1 >&2; $program >/dev/null 2>&1 </dev/null"
 done

@@ -472,6 +472,15 @@ static void test_model(int kind, int updates) {
         double along = cosine(grads + t->offset, p.c->grads + t->offset, t->size);
         CHECK(along >= (waves ? 1 - 10 * (1 - COSINE) : splat ? SPLATS_COSINE : COSINE), "%s: gradient of %s, cosine %.7f", what, t->name, along);
     }
+    const Tensor *alive = &p.c->tensors[TENSOR_alive];
+    if (alive->size && B * T <= 2048) { /* what adaptation watches: sums of |dL / d ln phi|, of all tokens of so small a batch */
+        p.c->watch = true, cuda_watch(p.g, true);
+        cpu::gsa_zero_gradients(p.c), cuda_zero_gradients(p.g);
+        cpu::gsa_forward(p.c, p.x, p.y, B, T), cuda_forward(p.g, p.x, p.y, (int)B, (int)T);
+        cpu::gsa_backward(p.c, 0.5), cuda_backward(p.g, 0.5);
+        COMPARE(cuda_read(p.g, BUFFER_GRADS) + alive->offset, p.c->grads + alive->offset, alive->size, 0.05, "%s: sums of absolute gradients of the splats", what);
+        p.c->watch = false, cuda_watch(p.g, false);
+    }
     double norms[NUM_CLIPS], device_norms[NUM_CLIPS];
     cpu::gsa_gradient_norms(p.c, norms);
     cuda_gradient_norms(p.g, device_norms);
@@ -623,7 +632,7 @@ static void test_recompute(int kind) {
             CudaModel *g = i ? again.g : kept.g;
             cuda_forward(g, kept.x, NULL, 3, (int)kept.T);
             cuda_logits(g, 2, 60, logits[i]);
-            cuda_head(g, 0, 1, 1, keys[i]);
+            cuda_head(g, 0, 1, 1, 3 * (int)kept.T, keys[i]);
         }
         CHECK(memcmp(logits[0], logits[1], config.V * sizeof(float)) == 0, "%s: the same logits with --recompute", kinds[kind].name);
         CHECK(memcmp(keys[0], keys[1], 3 * kept.T * config_head_size(&config) * sizeof(float)) == 0, "%s: the same keys with --recompute", kinds[kind].name);

@@ -185,7 +185,7 @@ static void run_head(Head *h, size_t chunk, bool backward) {
         for (size_t t = 0; t < T && h->W && !h->rope; t++) memcpy(dq + t * 3 * d, dfq + t * d, d * sizeof(real)), memcpy(dq + t * 3 * d + d, dfk + t * d, d * sizeof(real));
         if (h->W && h->rope) rope_backward(dq, dfq, q, 3 * d, waves, T, d), rope_backward(dq + d, dfk, q + d, 3 * d, waves, T, d);
         if (h->far) {
-            SplatGradients g = {h->g[MU], h->g[LNP], h->g[LNALPHA], h->n[LNTHETA] ? h->g[LNTHETA] : NULL, h->n[LNDELTA] ? h->g[LNDELTA] : NULL, h->n[LNG] ? h->g[LNG] : NULL};
+            SplatGradients g = {h->g[MU], h->g[LNP], h->g[LNALPHA], h->n[LNTHETA] ? h->g[LNTHETA] : NULL, h->n[LNDELTA] ? h->g[LNDELTA] : NULL, h->n[LNG] ? h->g[LNG] : NULL, NULL};
             scan_head_backward(dq, dq + d, dq + 2 * d, moments, h->dout, h->out, d, h->rho, q, q + d, q + 2 * d, 3 * d, &w, h->W, h->causal, merged, chunk, T, d);
             splat_gradients(&g, moments, 0, 1, &w, d);
         }

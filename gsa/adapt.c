@@ -1,0 +1,561 @@
+#include "adapt.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *const adapt_event_names[NUM_ADAPT_EVENTS] = {"death", "merge", "birth", "split", "move"};
+
+/* ---------------------------------------------------------------------------------------------- one head's slots */
+
+enum { MU, LNP, LNALPHA, LNALPHA0, ALIVE, LNTHETA, LNDELTA, NUM_ROWS };
+static const int row_tensors[NUM_ROWS] = {TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lnalpha0, TENSOR_alive, TENSOR_lntheta, TENSOR_lndelta};
+
+typedef struct {
+    float *rows[NUM_ROWS]; /* of slot 0; NULL: the model has no such tensor */
+    size_t width[NUM_ROWS], S;
+} Slots;
+
+static Slots slots_of(const Config *c, int g, float *splats) {
+    Tensor tensors[NUM_TENSORS];
+    Slots h;
+    model_tensors(c, tensors);
+    h.S = (size_t)c->S;
+    for (int i = 0; i < NUM_ROWS; i++) {
+        const Tensor *t = &tensors[row_tensors[i]];
+        h.width[i] = (size_t)t->shape[2];
+        h.rows[i] = t->size ? splats + (t->offset - tensors[TENSOR_mu].offset) + (size_t)g * h.S * h.width[i] : NULL;
+    }
+    return h;
+}
+
+static inline bool is_alive(const Slots *h, size_t s) { return h->rows[ALIVE][s] > 0; }
+
+static int count_alive(const Slots *h) {
+    int count = 0;
+    for (size_t s = 0; s < h->S; s++) count += is_alive(h, s);
+    return count;
+}
+
+int adapt_alive(const Config *c, int g, const float *splats) {
+    Slots h = slots_of(c, g, (float *)splats);
+    return count_alive(&h);
+}
+
+double adapt_log_response(const Config *c, const float *mu, const float *lnp, const float *x) {
+    int d = config_head_size(c);
+    float sum = 0;
+    if (c->covariance == COVARIANCE_ISO) {
+#pragma omp simd reduction(+ : sum)
+        for (int k = 0; k < d; k++) sum += (x[k] - mu[k]) * (x[k] - mu[k]);
+        return -0.5 * exp((double)lnp[0]) * (double)sum;
+    }
+    if (c->covariance == COVARIANCE_DIAG) {
+        for (int k = 0; k < d; k++) sum += expf(lnp[k]) * (x[k] - mu[k]) * (x[k] - mu[k]);
+        return -0.5 * (double)sum;
+    }
+    for (int k = 0; k < d; k++) { /* |L^T (x - mu)|^2, column k of L; its diagonal as logarithms */
+        float along = expf(lnp[k * (k + 1) / 2 + k]) * (x[k] - mu[k]);
+        for (int i = k + 1; i < d; i++) along += lnp[i * (i + 1) / 2 + k] * (x[i] - mu[i]);
+        sum += along * along;
+    }
+    return -0.5 * (double)sum;
+}
+
+/* out (n, S) = ln phi_s(x), minus infinity for the dead */
+static void responses(const Config *c, const Slots *h, const float *x, size_t n, double *out) {
+    size_t d = (size_t)config_head_size(c);
+    for (size_t i = 0; i < n; i++)
+        for (size_t s = 0; s < h->S; s++)
+            out[i * h->S + s] = is_alive(h, s) ? adapt_log_response(c, h->rows[MU] + s * d, h->rows[LNP] + s * h->width[LNP], x + i * d) : -INFINITY;
+}
+
+/* ln sum_s exp(l_s) (S); where weights is given, the responsibilities as well */
+static double log_sum(const double *l, size_t S, double *weights) {
+    double most = -INFINITY, sum = 0;
+    for (size_t s = 0; s < S; s++) most = l[s] > most ? l[s] : most;
+    for (size_t s = 0; s < S; s++) {
+        double e = exp(l[s] - most);
+        sum += e;
+        if (weights) weights[s] = e;
+    }
+    for (size_t s = 0; s < S && weights; s++) weights[s] /= sum;
+    return most + log(sum);
+}
+
+/* ---------------------------------------------------------------------------------------------- the record */
+
+Adapt *adapt_create(const Config *c, int64_t every) {
+    Adapt *a = (Adapt *)xcalloc(1, sizeof *a);
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    a->c = *c, a->G = (size_t)config_gsa_heads(c), a->S = a->G ? (size_t)c->S : 0;
+    a->first = tensors[TENSOR_mu].offset, a->count = tensors[TENSOR_lng].offset - a->first; /* all but ln g, which belongs to a head */
+    a->numbers[ADAPT_NEXT] = a->numbers[ADAPT_INTERVAL] = every;
+    a->born = (int64_t *)xcalloc(a->G * a->S + 1, sizeof *a->born);
+    a->activation = (float *)xcalloc(2 * a->G * a->S * ADAPT_WINDOWS + a->G + 1, sizeof *a->activation);
+    a->pull = a->activation + a->G * a->S * ADAPT_WINDOWS, a->coverage = a->pull + a->G * a->S * ADAPT_WINDOWS;
+    a->bands = (AdaptBand *)xcalloc(a->G + 1, sizeof *a->bands);
+    a->sample = (float *)xcalloc(a->G * 2 * ADAPT_TOKENS * (size_t)config_head_size(c) + 1, sizeof *a->sample);
+    return a;
+}
+
+void adapt_free(Adapt *a) {
+    if (!a) return;
+    free(a->born), free(a->activation), free(a->bands), free(a->sample);
+    free(a);
+}
+
+void adapt_add_entries(const Adapt *a, Entry *entries, const void **data, int *count) {
+    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
+    data[*count] = a->numbers, entries[(*count)++] = checkpoint_entry("adapt.numbers", TYPE_I64, 1, &numbers);
+    data[*count] = a->born, entries[(*count)++] = checkpoint_entry("adapt.born", TYPE_I64, 1, &slots);
+    data[*count] = a->activation, entries[(*count)++] = checkpoint_entry("adapt.activation", TYPE_F32, 3, rings);
+    data[*count] = a->pull, entries[(*count)++] = checkpoint_entry("adapt.pull", TYPE_F32, 3, rings);
+    data[*count] = a->coverage, entries[(*count)++] = checkpoint_entry("adapt.coverage", TYPE_F32, 1, &heads);
+    data[*count] = a->bands, entries[(*count)++] = checkpoint_entry("adapt.bands", TYPE_F32, 2, bands);
+}
+
+void adapt_read(Adapt *a, const Checkpoint *k, bool restart) {
+    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
+    int64_t every = a->numbers[ADAPT_INTERVAL];
+    if (!checkpoint_has(k, "adapt.numbers")) return;
+    memcpy(a->numbers, checkpoint_find(k, "adapt.numbers", TYPE_I64, 1, &numbers, NULL), sizeof a->numbers);
+    memcpy(a->born, checkpoint_find(k, "adapt.born", TYPE_I64, 1, &slots, NULL), a->G * a->S * sizeof *a->born);
+    memcpy(a->activation, checkpoint_find(k, "adapt.activation", TYPE_F32, 3, rings, NULL), a->G * a->S * ADAPT_WINDOWS * sizeof *a->activation);
+    memcpy(a->pull, checkpoint_find(k, "adapt.pull", TYPE_F32, 3, rings, NULL), a->G * a->S * ADAPT_WINDOWS * sizeof *a->pull);
+    memcpy(a->coverage, checkpoint_find(k, "adapt.coverage", TYPE_F32, 1, &heads, NULL), a->G * sizeof *a->coverage);
+    memcpy(a->bands, checkpoint_find(k, "adapt.bands", TYPE_F32, 2, bands, NULL), a->G * sizeof *a->bands);
+    if (!restart) return;
+    for (size_t i = 0; i < a->G * a->S; i++) a->born[i] -= k->step;
+    int64_t windows = a->numbers[ADAPT_COUNT_WINDOWS];
+    memset(a->numbers, 0, sizeof a->numbers);
+    a->numbers[ADAPT_NEXT] = a->numbers[ADAPT_INTERVAL] = every, a->numbers[ADAPT_COUNT_WINDOWS] = windows;
+}
+
+/* ---------------------------------------------------------------------------------------------- statistics */
+
+static float *sample_of(const Adapt *a, size_t g, int part) { return a->sample + (g * 2 + (size_t)part) * ADAPT_TOKENS * (size_t)config_head_size(&a->c); }
+
+void adapt_sample(Adapt *a, int g, int part, const float *x, int tokens) {
+    size_t d = (size_t)config_head_size(&a->c);
+    float *unit = sample_of(a, (size_t)g, part);
+    a->tokens = tokens;
+    for (size_t t = 0; t < (size_t)tokens; t++) {
+        double square = 1e-6;
+        for (size_t k = 0; k < d; k++) square += (double)x[t * d + k] * (double)x[t * d + k];
+        for (size_t k = 0; k < d; k++) unit[t * d + k] = a->c.raw ? x[t * d + k] : (float)((double)x[t * d + k] / sqrt(square));
+    }
+}
+
+/* mean over keys of ln sum_s phi_s */
+static double head_coverage(const Adapt *a, size_t g, const Slots *h) {
+    size_t n = (size_t)a->tokens;
+    double *l = (double *)xmalloc(n * h->S * sizeof *l), sum = 0;
+    responses(&a->c, h, sample_of(a, g, 1), n, l);
+    for (size_t i = 0; i < n; i++) sum += log_sum(l + i * h->S, h->S, NULL);
+    free(l);
+    return sum / (double)n;
+}
+
+enum { BAND_WINDOWS = 30, BAND_MEMORY = 20, BAND_OUTSIDE = 3 };
+
+bool adapt_band(AdaptBand *b, double value) {
+    double apart = value - (double)b->mean;
+    if (b->count >= BAND_WINDOWS && fabs(apart) > 4 * sqrt((double)b->variance)) {
+        return ++b->outside >= BAND_OUTSIDE;
+    }
+    b->outside = 0, b->count++;
+    double rate = b->count < BAND_MEMORY ? 1 / (double)b->count : 1.0 / BAND_MEMORY;
+    b->mean = (float)((double)b->mean + rate * apart);
+    b->variance = (float)((1 - rate) * ((double)b->variance + rate * apart * apart));
+    return false;
+}
+
+bool adapt_window(Adapt *a, const float *splats, const float *sums) {
+    size_t n = (size_t)a->tokens, S = a->S, slot = (size_t)(a->numbers[ADAPT_COUNT_WINDOWS] % ADAPT_WINDOWS);
+#pragma omp parallel for schedule(dynamic)
+    for (size_t g = 0; g < a->G; g++) {
+        Slots h = slots_of(&a->c, (int)g, (float *)splats);
+        double *l = (double *)xmalloc((n + 2) * S * sizeof *l), *r = l + n * S, *activation = r + S, coverage = 0;
+        memset(activation, 0, S * sizeof *activation);
+        for (int side = 0; side < 2; side++) {
+            responses(&a->c, &h, sample_of(a, g, side), n, l);
+            for (size_t i = 0; i < n; i++) {
+                if (side == 1) coverage += log_sum(l + i * S, S, NULL) / (double)n;
+                for (size_t s = 0; s < S; s++) l[i * S + s] += (double)h.rows[LNALPHA][s];
+                log_sum(l + i * S, S, r);
+                for (size_t s = 0; s < S; s++) activation[s] += r[s] / (double)(2 * n);
+            }
+        }
+        for (size_t s = 0; s < S; s++) {
+            a->activation[(g * S + s) * ADAPT_WINDOWS + slot] = (float)activation[s];
+            a->pull[(g * S + s) * ADAPT_WINDOWS + slot] = sums[g * S + s];
+        }
+        a->coverage[g] = (float)coverage;
+        free(l);
+    }
+    a->numbers[ADAPT_COUNT_WINDOWS]++;
+    bool shifted = false;
+    for (size_t g = 0; g < a->G; g++) shifted |= adapt_band(&a->bands[g], (double)a->coverage[g]);
+    if (shifted) memset(a->bands, 0, a->G * sizeof *a->bands);
+    return shifted;
+}
+
+static double ring_mean(const Adapt *a, const float *rings, size_t g, size_t s) {
+    double sum = 0;
+    int64_t windows = a->numbers[ADAPT_COUNT_WINDOWS] < ADAPT_WINDOWS ? a->numbers[ADAPT_COUNT_WINDOWS] : ADAPT_WINDOWS;
+    for (int64_t w = 0; w < windows; w++) sum += (double)rings[(g * a->S + s) * ADAPT_WINDOWS + (size_t)w];
+    return windows ? sum / (double)windows : 0;
+}
+
+double adapt_activation(const Adapt *a, size_t g, size_t s) { return ring_mean(a, a->activation, g, s); }
+
+/* A slot with a new splat: what its statistics were would be another's. */
+static void renew(Adapt *a, size_t g, size_t s, int64_t step, double activation, double pull) {
+    for (int w = 0; w < ADAPT_WINDOWS; w++) {
+        a->activation[(g * a->S + s) * ADAPT_WINDOWS + w] = (float)activation;
+        a->pull[(g * a->S + s) * ADAPT_WINDOWS + w] = (float)pull;
+    }
+    a->born[g * a->S + s] = step;
+}
+
+/* ---------------------------------------------------------------------------------------------- edits */
+
+void adapt_split(const Config *c, int g, int s, int t, float *splats) {
+    Slots h = slots_of(c, g, splats);
+    for (int i = 0; i < NUM_ROWS; i++)
+        if (h.rows[i]) memcpy(h.rows[i] + (size_t)t * h.width[i], h.rows[i] + (size_t)s * h.width[i], h.width[i] * sizeof(float));
+    double whole = exp((double)h.rows[LNALPHA][s]);
+    h.rows[LNALPHA][s] = (float)((double)h.rows[LNALPHA][s] - log(2));
+    h.rows[LNALPHA][t] = (float)log(whole - exp((double)h.rows[LNALPHA][s])); /* what rounding took from one half goes to the other */
+    h.rows[LNALPHA0][s] = h.rows[LNALPHA0][t] = (float)((double)h.rows[LNALPHA0][s] - log(2));
+}
+
+/* ln of the mean response over x (n, HS) */
+static double log_mean_response(const Config *c, const Slots *h, size_t s, const float *x, size_t n) {
+    size_t d = (size_t)config_head_size(c);
+    double *l = (double *)xmalloc(n * sizeof *l), mean;
+    for (size_t i = 0; i < n; i++) l[i] = adapt_log_response(c, h->rows[MU] + s * d, h->rows[LNP] + s * h->width[LNP], x + i * d);
+    mean = log_sum(l, n, NULL) - log((double)n);
+    free(l);
+    return mean;
+}
+
+static double log_add(double a, double b) { return a > b ? a + log1p(exp(b - a)) : b + log1p(exp(a - b)); }
+
+void adapt_merge(const Config *c, int g, int s, int t, double weight, const float *x, size_t n, float *splats) {
+    Slots h = slots_of(c, g, splats);
+    static const int mixed[] = {MU, LNP, LNTHETA, LNDELTA};
+    double alpha_s = (double)h.rows[LNALPHA][s], alpha_t = (double)h.rows[LNALPHA][t];
+    if (n) alpha_s += 2 * log_mean_response(c, &h, (size_t)s, x, n), alpha_t += 2 * log_mean_response(c, &h, (size_t)t, x, n); /* contributions are alpha phi(q) phi(k) */
+    for (int i = 0; i < 4; i++) {
+        float *a = h.rows[mixed[i]];
+        for (size_t k = 0, w = h.width[mixed[i]]; a && k < w; k++) {
+            float *own = a + (size_t)s * w + k, other = a[(size_t)t * w + k];
+            *own = (float)((double)*own + (1 - weight) * ((double)other - (double)*own));
+        }
+    }
+    double alpha = log_add(alpha_s, alpha_t), reference = log_add((double)h.rows[LNALPHA0][s], (double)h.rows[LNALPHA0][t]);
+    if (n) alpha -= 2 * log_mean_response(c, &h, (size_t)s, x, n);
+    h.rows[LNALPHA0][s] = (float)reference;
+    if (config_bounded(c, BOUND_AMPLITUDE)) alpha = fmin(fmax(alpha, reference - SPLAT_AMPLITUDE_RANGE), reference + SPLAT_AMPLITUDE_RANGE);
+    h.rows[LNALPHA][s] = (float)alpha;
+    h.rows[ALIVE][t] = 0;
+}
+
+static void set_precision(const Config *c, float *lnp, double precision) {
+    int d = config_head_size(c), P = config_precisions(c);
+    for (int k = 0; k < P; k++) lnp[k] = c->covariance == COVARIANCE_FULL ? 0 : (float)log(precision);
+    for (int k = 0; k < d && c->covariance == COVARIANCE_FULL; k++) lnp[k * (k + 1) / 2 + k] = (float)(0.5 * log(precision));
+}
+
+/* A new splat in a free slot: with the smallest amplitude that the bounds allow it changes little at first. It has the frequency and decay
+   that the slot had. */
+static void give_birth(const Config *c, Slots *h, size_t t, const float *centre) {
+    size_t d = h->width[MU];
+    double reference = 0;
+    for (size_t s = 0; s < h->S; s++) reference += is_alive(h, s) ? exp((double)h->rows[LNALPHA0][s]) / count_alive(h) : 0;
+    memcpy(h->rows[MU] + t * d, centre, d * sizeof *centre);
+    set_precision(c, h->rows[LNP] + t * h->width[LNP], SPLAT_PRECISION_START);
+    h->rows[LNALPHA0][t] = (float)log(reference);
+    h->rows[LNALPHA][t] = (float)(log(reference) - SPLAT_AMPLITUDE_RANGE);
+    h->rows[ALIVE][t] = 1;
+}
+
+/* The leading axis of the keys that splat s owns, times their deviation along it: the largest eigenvalue of their covariance, keys weighed by
+   responsibility. axis (HS). */
+static void leading_axis(const Config *c, const Slots *h, size_t s, const float *keys, size_t n, double *axis) {
+    size_t d = h->width[MU], S = h->S, start = 0;
+    double *l = (double *)xmalloc((n * S + S + n + 2 * d) * sizeof *l), *r = l + n * S, *weight = r + S, *mean = weight + n, *image = mean + d, total = 0, most = -1, value = 0;
+    responses(c, h, keys, n, l);
+    memset(mean, 0, d * sizeof *mean);
+    for (size_t i = 0; i < n; i++) {
+        for (size_t u = 0; u < S; u++) l[i * S + u] += (double)h->rows[LNALPHA][u];
+        log_sum(l + i * S, S, r);
+        total += weight[i] = r[s];
+        for (size_t k = 0; k < d; k++) mean[k] += weight[i] * (double)keys[i * d + k];
+    }
+    for (size_t k = 0; k < d; k++) mean[k] /= total > 0 ? total : 1;
+    for (size_t i = 0; i < n; i++) { /* power iteration begins at the key that counts most */
+        double square = 0;
+        for (size_t k = 0; k < d; k++) square += weight[i] * ((double)keys[i * d + k] - mean[k]) * ((double)keys[i * d + k] - mean[k]);
+        if (square > most) most = square, start = i;
+    }
+    for (size_t k = 0; k < d; k++) axis[k] = (double)keys[start * d + k] - mean[k];
+    for (int round = 0; round < 30; round++) {
+        double size = 0;
+        for (size_t k = 0; k < d; k++) size += axis[k] * axis[k], image[k] = 0;
+        if (!(size > 0)) break;
+        for (size_t k = 0; k < d; k++) axis[k] /= sqrt(size);
+        value = 0;
+        for (size_t i = 0; i < n; i++) {
+            double along = 0;
+            for (size_t k = 0; k < d; k++) along += ((double)keys[i * d + k] - mean[k]) * axis[k];
+            value += weight[i] * along * along / (total > 0 ? total : 1);
+            for (size_t k = 0; k < d; k++) image[k] += weight[i] * along * ((double)keys[i * d + k] - mean[k]);
+        }
+        if (round < 29) memcpy(axis, image, d * sizeof *axis);
+    }
+    for (size_t k = 0; k < d; k++) axis[k] *= sqrt(value);
+    free(l);
+}
+
+/* ---------------------------------------------------------------------------------------------- rules */
+
+/* What a pass knows of the head it is at. */
+typedef struct {
+    Adapt *a;
+    const AdaptRules *rules;
+    size_t g;
+    int64_t step;
+    Slots h, m, v; /* parameters and Adam's moments */
+} Head;
+
+static bool is_old(const Head *p, size_t s) { return p->step - p->a->born[p->g * p->a->S + s] >= p->rules->life; }
+static double activation(const Head *p, size_t s) { return adapt_activation(p->a, p->g, s); }
+static double pull(const Head *p, size_t s) { return ring_mean(p->a, p->a->pull, p->g, s); }
+
+static int weakest(const Head *p) {
+    int found = -1;
+    double even = 1.0 / count_alive(&p->h);
+    for (size_t s = 0; s < p->h.S; s++)
+        if (is_alive(&p->h, s) && is_old(p, s) && activation(p, s) < p->rules->low * even && (found < 0 || activation(p, s) < activation(p, (size_t)found))) found = (int)s;
+    return found;
+}
+
+static bool alike(const Head *p, size_t s, size_t t) { /* envelopes within a factor of 1.35, a step of the usual spacing */
+    for (int i = LNTHETA; i <= LNDELTA; i++)
+        if (p->h.rows[i] && fabs((double)p->h.rows[i][s] - (double)p->h.rows[i][t]) > 0.3) return false;
+    return true;
+}
+
+/* Bhattacharyya coefficient of the two responses as distributions over the sample: sum sqrt(phi_s phi_t) / sqrt(sum phi_s sum phi_t). It is 1 for
+   equals of any amplitude, and what |mu| and the precision trade between them does not show. The pair of most overlap, or false. */
+static bool redundant(const Head *p, size_t *first, size_t *second) {
+    const Adapt *a = p->a;
+    size_t S = a->S, n = (size_t)a->tokens;
+    double *l = (double *)xmalloc((2 * n * S + S) * sizeof *l), *total = l + 2 * n * S, most = p->rules->overlap;
+    bool found = false;
+    for (int side = 0; side < 2; side++) responses(&a->c, &p->h, sample_of(a, p->g, side), n, l + (size_t)side * n * S);
+    for (size_t s = 0; s < S; s++) {
+        double largest = -INFINITY, sum = 0;
+        for (size_t i = 0; i < 2 * n; i++) largest = l[i * S + s] > largest ? l[i * S + s] : largest;
+        for (size_t i = 0; i < 2 * n; i++) sum += exp(l[i * S + s] - largest);
+        total[s] = is_alive(&p->h, s) ? largest + log(sum) : 0;
+    }
+    for (size_t s = 0; s < S; s++)
+        for (size_t t = s + 1; t < S; t++) {
+            if (!is_alive(&p->h, s) || !is_alive(&p->h, t) || !is_old(p, s) || !is_old(p, t) || !alike(p, s, t)) continue;
+            double sum = 0;
+            for (size_t i = 0; i < 2 * n; i++) sum += exp(0.5 * (l[i * S + s] - total[s] + l[i * S + t] - total[t]));
+            if (sum > most) most = sum, *first = s, *second = t, found = true;
+        }
+    free(l);
+    return found;
+}
+
+static bool near(const float *x, const float *y, size_t d) { /* within a new splat's width */
+    float apart = 0;
+#pragma omp simd reduction(+ : apart)
+    for (size_t k = 0; k < d; k++) apart += (x[k] - y[k]) * (x[k] - y[k]);
+    return (double)apart <= 1 / SPLAT_PRECISION_START;
+}
+
+/* Of the keys with too little coverage the one with most keys near it; centre (HS): the mean of these. Returns their share, 0 where there is no such key. */
+static double densest(const Head *p, float *centre) {
+    const Adapt *a = p->a;
+    size_t n = (size_t)a->tokens, S = a->S, d = p->h.width[MU], best = 0, most = 0;
+    const float *keys = sample_of(a, p->g, 1);
+    double *l = (double *)xmalloc(n * S * sizeof *l);
+    responses(&a->c, &p->h, keys, n, l);
+    for (size_t i = 0; i < n; i++) {
+        size_t count = 0;
+        if (!(log_sum(l + i * S, S, NULL) < p->rules->covered)) continue;
+        for (size_t j = 0; j < n; j++) count += near(keys + i * d, keys + j * d, d);
+        if (count > most) most = count, best = i;
+    }
+    free(l);
+    if (!most || (double)most < p->rules->dense * (double)n) return 0;
+    for (size_t k = 0; k < d; k++) centre[k] = 0;
+    for (size_t j = 0; j < n; j++)
+        for (size_t k = 0; k < d && near(keys + best * d, keys + j * d, d); k++) centre[k] += keys[j * d + k] / (float)most;
+    return (double)most / (double)n;
+}
+
+/* The splat of most pull that may be split, other than two; -1: none. */
+static int busiest(const Head *p, int not_this, int nor_that) {
+    int found = -1, alive = count_alive(&p->h);
+    double even = 1.0 / alive, mean = 0;
+    for (size_t s = 0; s < p->h.S; s++) mean += is_alive(&p->h, s) ? pull(p, s) / alive : 0;
+    for (size_t s = 0; s < p->h.S; s++) {
+        if (!is_alive(&p->h, s) || !is_old(p, s) || (int)s == not_this || (int)s == nor_that) continue;
+        if (activation(p, s) >= even && pull(p, s) > 0 && pull(p, s) >= p->rules->pull * mean && (found < 0 || pull(p, s) > pull(p, (size_t)found))) found = (int)s;
+    }
+    return found;
+}
+
+/* The free slot whose frequency is farthest from those of the living, so that births bring in what the head lacks; the first where there are no frequencies. */
+static int free_slot(const Head *p) {
+    int found = -1;
+    double most = -1;
+    for (size_t t = 0; t < p->h.S; t++) {
+        double nearest = INFINITY;
+        if (is_alive(&p->h, t)) continue;
+        for (size_t s = 0; s < p->h.S && p->h.rows[LNTHETA]; s++)
+            if (is_alive(&p->h, s)) nearest = fmin(nearest, fabs((double)p->h.rows[LNTHETA][s] - (double)p->h.rows[LNTHETA][t]));
+        if (nearest > most) most = nearest, found = (int)t;
+    }
+    return found;
+}
+
+static void forget_moments(Head *p, size_t s) {
+    for (int i = 0; i < NUM_ROWS; i++)
+        if (p->h.rows[i]) {
+            memset(p->m.rows[i] + s * p->m.width[i], 0, p->m.width[i] * sizeof(float));
+            memset(p->v.rows[i] + s * p->v.width[i], 0, p->v.width[i] * sizeof(float));
+        }
+}
+
+static AdaptEvent event(const Head *p, int kind, size_t slot, int from, double activation) {
+    AdaptEvent e = {kind, (int)p->g, (int)slot, from, (float)activation};
+    return e;
+}
+
+static AdaptEvent die_out(Head *p, size_t s) {
+    AdaptEvent e = event(p, ADAPT_DEATH, s, -1, activation(p, s));
+    p->h.rows[ALIVE][s] = 0;
+    renew(p->a, p->g, s, p->step, 0, 0);
+    forget_moments(p, s);
+    return e;
+}
+
+static AdaptEvent join(Head *p, float *splats, size_t s, size_t t) {
+    double a = activation(p, s), b = activation(p, t);
+    AdaptEvent e = event(p, ADAPT_MERGE, t, (int)s, b);
+    renew(p->a, p->g, s, p->step, a + b, pull(p, s) + pull(p, t));
+    adapt_merge(&p->a->c, (int)p->g, (int)s, (int)t, a + b > 0 ? a / (a + b) : 0.5, sample_of(p->a, p->g, 0), (size_t)p->a->tokens, splats);
+    renew(p->a, p->g, t, p->step, 0, 0);
+    forget_moments(p, s), forget_moments(p, t);
+    return e;
+}
+
+static AdaptEvent settle(Head *p, size_t t) {
+    size_t d = p->h.width[MU];
+    float *centre = (float *)xmalloc(d * sizeof *centre);
+    double share = densest(p, centre);
+    if (!(share > 0)) { /* a random unit vector, another for each step, head and slot */
+        uint64_t rng = rng_mix(rng_mix((uint64_t)p->step, p->g), t);
+        double square = 0;
+        for (size_t k = 0; k < d; k++) centre[k] = (float)rng_normal(&rng), square += (double)centre[k] * (double)centre[k];
+        for (size_t k = 0; k < d; k++) centre[k] = (float)((double)centre[k] / sqrt(square));
+    }
+    give_birth(&p->a->c, &p->h, t, centre);
+    renew(p->a, p->g, t, p->step, 1.0 / count_alive(&p->h), 0);
+    forget_moments(p, t);
+    free(centre);
+    return event(p, ADAPT_BIRTH, t, -1, share);
+}
+
+static AdaptEvent divide(Head *p, float *splats, size_t s, size_t t) {
+    size_t d = p->h.width[MU];
+    AdaptEvent e = event(p, ADAPT_SPLIT, t, (int)s, activation(p, s));
+    double half = activation(p, s) / 2, half_pull = pull(p, s) / 2, *axis = (double *)xmalloc(d * sizeof *axis);
+    leading_axis(&p->a->c, &p->h, s, sample_of(p->a, p->g, 1), (size_t)p->a->tokens, axis);
+    adapt_split(&p->a->c, (int)p->g, (int)s, (int)t, splats);
+    for (size_t k = 0; k < d; k++) { /* apart, each by half a deviation */
+        p->h.rows[MU][s * d + k] = (float)((double)p->h.rows[MU][s * d + k] - 0.5 * axis[k]);
+        p->h.rows[MU][t * d + k] = (float)((double)p->h.rows[MU][t * d + k] + 0.5 * axis[k]);
+    }
+    renew(p->a, p->g, s, p->step, half, half_pull), renew(p->a, p->g, t, p->step, half, half_pull);
+    forget_moments(p, s), forget_moments(p, t);
+    free(axis);
+    return e;
+}
+
+static int cap(const Adapt *a) { return a->S / 16 > 1 ? (int)(a->S / 16) : 1; }
+int adapt_room(const Adapt *a) { return (int)a->G * cap(a); }
+
+int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, float *m, float *v, AdaptEvent *events) {
+    int count = 0, least = a->S / 4 > 1 ? (int)(a->S / 4) : 1; /* rules of death leave a quarter of a head's slots alive */
+    for (size_t g = 0; g < a->G; g++) {
+        Head p;
+        p.a = a, p.rules = rules, p.g = g, p.step = step;
+        p.h = slots_of(&a->c, (int)g, splats), p.m = slots_of(&a->c, (int)g, m), p.v = slots_of(&a->c, (int)g, v);
+        double before = head_coverage(a, g, &p.h);
+        int edits = 0, s, t;
+        size_t one, other;
+        while (rules->mode == ADAPT_RELOCATE && edits < cap(a)) {
+            bool weak = (s = weakest(&p)) >= 0;
+            if (!weak && !redundant(&p, &one, &other)) break;
+            int victim = weak ? s : (int)other, parent = busiest(&p, victim, weak ? -1 : (int)one);
+            double lost = activation(&p, (size_t)victim);
+            if (weak) die_out(&p, (size_t)victim);
+            else join(&p, splats, one, other);
+            if (parent >= 0) divide(&p, splats, (size_t)parent, (size_t)victim);
+            else settle(&p, (size_t)victim);
+            events[count++] = event(&p, ADAPT_MOVE, (size_t)victim, parent, lost), edits++;
+        }
+        if (rules->mode == ADAPT_GROW) {
+            for (; edits < cap(a) && count_alive(&p.h) > least && (s = weakest(&p)) >= 0; edits++) events[count++] = die_out(&p, (size_t)s);
+            for (; edits < cap(a) && count_alive(&p.h) > least && redundant(&p, &one, &other); edits++) events[count++] = join(&p, splats, one, other);
+            for (; edits < cap(a) && (t = free_slot(&p)) >= 0 && (s = busiest(&p, -1, -1)) >= 0; edits++) events[count++] = divide(&p, splats, (size_t)s, (size_t)t);
+            for (; edits < cap(a) && (t = free_slot(&p)) >= 0; edits++) events[count++] = settle(&p, (size_t)t);
+        }
+        if (edits) a->bands[g].mean += (float)(head_coverage(a, g, &p.h) - before); /* what edits do to the coverage is no shift of the data */
+    }
+    for (int i = 0; i < count; i++) a->numbers[ADAPT_EVENTS + events[i].kind]++;
+    return count;
+}
+
+void adapt_schedule(Adapt *a, const AdaptRules *rules, int64_t step, bool shifted) {
+    int64_t *interval = &a->numbers[ADAPT_INTERVAL];
+    *interval = shifted ? rules->every : *interval + (*interval + 9) / 10;
+    a->numbers[ADAPT_NEXT] = step + *interval;
+}
+
+/* ---------------------------------------------------------------------------------------------- starts */
+
+void adapt_start_alive(const Config *c, int alive, float *flat) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    float amplitude = (float)(c->mixer == MIXER_SOFTMAX ? splat_amplitude_start(alive, config_head_size(c)) : 0);
+    for (int g = 0; g < config_gsa_heads(c); g++) {
+        Slots h = slots_of(c, g, flat + tensors[TENSOR_mu].offset);
+        for (size_t s = 0; s < h.S; s++) h.rows[ALIVE][s] = 0, h.rows[LNALPHA][s] = h.rows[LNALPHA0][s] = amplitude;
+        for (int i = 0; i < alive; i++) h.rows[ALIVE][alive > 1 ? (size_t)i * (h.S - 1) / (size_t)(alive - 1) : 0] = 1;
+    }
+}
+
+void adapt_start_ball(const Config *c, float *flat, uint64_t seed) {
+    Tensor tensors[NUM_TENSORS];
+    size_t d = (size_t)config_head_size(c);
+    model_tensors(c, tensors);
+    for (int g = 0; g < config_gsa_heads(c); g++) {
+        uint64_t rng = rng_mix(seed, 0xBA11u + (uint64_t)g);
+        float *mu = flat + tensors[TENSOR_mu].offset + (size_t)g * (size_t)c->S * d;
+        float first[1024]; /* the largest head */
+        memcpy(first, mu, d * sizeof *first); /* the first splat's own: a random unit vector */
+        for (size_t i = 0; i < (size_t)c->S * d; i++) mu[i] = (float)((double)first[i % d] + 0.05 * rng_normal(&rng) / sqrt((double)d));
+    }
+}

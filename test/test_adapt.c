@@ -1,0 +1,347 @@
+/* Birth and death of splats: each rule on statistics made up for it, edits against the outputs of the network in double, the detector of shifts. */
+#define GSA_DOUBLE
+#include "network.h"
+
+#include "../gsa/adapt.h"
+
+enum { ROOM = 64 };
+static AdaptEvent events[ROOM];
+
+/* A model's splats as the host sees them, and a record in which nothing calls for an edit: all are old, equally active, with the same pull. */
+typedef struct {
+    Config c;
+    Adapt *a;
+    Tensor t[NUM_TENSORS];
+    float *flat, *m, *v, *splats;
+    AdaptRules rules;
+} Scene;
+
+static Scene make_scene(int mode, int mixer, int envelope, int covariance, int S) {
+    Scene s;
+    memset(&s, 0, sizeof s);
+    const char *problem = try_config(&s.c, ATTENTION_GSA, NULL, POSITION_ROPE, mixer, covariance, envelope, 0, OBJECTIVE_LM);
+    s.c.C = 128, s.c.S = S; /* heads of 64 */
+    problem = problem ? problem : config_check(&s.c);
+    if (problem) die("%s", problem);
+    size_t total = model_tensors(&s.c, s.t);
+    s.flat = (float *)xmalloc(3 * total * sizeof(float)), s.m = s.flat + total, s.v = s.m + total;
+    model_start(&s.c, s.flat, 3);
+    s.a = adapt_create(&s.c, 50);
+    s.splats = s.flat + s.a->first;
+    for (size_t i = 0; i < 2 * total; i++) s.m[i] = 1; /* moments, to see which are forgotten */
+    AdaptRules rules = {mode, 50, 100, 10000, 0.05, 0.995, -1000, 0.02, 4};
+    s.rules = rules;
+    uint64_t rng = 9;
+    float *x = (float *)xmalloc(ADAPT_TOKENS * 64 * sizeof *x);
+    for (int g = 0; g < config_gsa_heads(&s.c); g++)
+        for (int part = 0; part < 2; part++) {
+            for (size_t i = 0; i < ADAPT_TOKENS * 64; i++) x[i] = (float)rng_normal(&rng);
+            adapt_sample(s.a, g, part, x, ADAPT_TOKENS);
+        }
+    free(x);
+    s.a->numbers[ADAPT_COUNT_WINDOWS] = ADAPT_WINDOWS;
+    for (size_t i = 0; i < s.a->G * s.a->S * ADAPT_WINDOWS; i++) s.a->activation[i] = 1.0f / (float)S, s.a->pull[i] = 1;
+    return s;
+}
+
+static void free_scene(Scene *s) {
+    adapt_free(s->a);
+    free(s->flat);
+}
+
+static float *of(Scene *s, int tensor, size_t g, size_t slot) { return s->flat + s->t[tensor].offset + (g * (size_t)s->c.S + slot) * (size_t)s->t[tensor].shape[2]; }
+static void set_rings(float *rings, const Scene *s, size_t g, size_t slot, double value) {
+    for (int w = 0; w < ADAPT_WINDOWS; w++) rings[(g * s->a->S + slot) * ADAPT_WINDOWS + (size_t)w] = (float)value;
+}
+static int pass(Scene *s, int64_t step) { return adapt_pass(s->a, &s->rules, step, s->splats, s->m + s->a->first, s->v + s->a->first, events); }
+
+static void check_moments(Scene *s, size_t g, size_t slot, bool forgotten, const char *what) {
+    static const int splat[] = {TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lntheta, TENSOR_lndelta};
+    bool good = true;
+    for (size_t i = 0; i < sizeof splat / sizeof *splat; i++) {
+        const Tensor *t = &s->t[splat[i]];
+        for (size_t k = 0; t->size && k < (size_t)t->shape[2]; k++) {
+            size_t at = t->offset + (g * (size_t)s->c.S + slot) * (size_t)t->shape[2] + k;
+            good &= s->m[at] == (forgotten ? 0 : 1) && s->v[at] == (forgotten ? 0 : 1);
+        }
+    }
+    CHECK(good, "%s: Adam's moments of slot %zu are %s", what, slot, forgotten ? "zero" : "kept");
+}
+
+/* ---------------------------------------------------------------------------------------------- rules */
+
+static void test_rules(void) {
+    for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) { /* nothing to do: nothing is done */
+        Scene s = make_scene(mode, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
+        CHECK(pass(&s, 1000) == 0, "even statistics give no event");
+        for (size_t i = 0; i < s.a->G * s.a->S * ADAPT_WINDOWS; i++) s.a->pull[i] = 0;
+        CHECK(pass(&s, 1000) == 0, "nor do gradients that have vanished");
+        free_scene(&s);
+    }
+    Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32); /* death: three idle splats, two at most in one pass */
+    for (size_t slot = 3; slot < 6; slot++) set_rings(s.a->activation, &s, 1, slot, 0.04 / 32 / (double)slot);
+    s.a->born[s.a->S + 3] = 950;
+    int n = pass(&s, 1000);
+    CHECK(n == 2 && events[0].kind == ADAPT_DEATH && events[0].g == 1 && events[0].slot == 5 && events[1].slot == 4, "the two most idle of old splats die, of head 1");
+    CHECK(adapt_alive(&s.c, 1, s.splats) == 30 && adapt_alive(&s.c, 0, s.splats) == 32 && *of(&s, TENSOR_alive, 1, 5) == 0, "they are dead");
+    check_moments(&s, 1, 5, true, "death"), check_moments(&s, 1, 6, false, "death");
+    s.a->born[s.a->S + 3] = 0;
+    n = pass(&s, 1050);
+    CHECK(n == 2 && events[0].slot == 3 && events[0].kind == ADAPT_DEATH && events[1].kind == ADAPT_BIRTH, "the young one later, and a free slot is filled (%d events, kind %d)", n, events[1].kind);
+    check_moments(&s, 1, (size_t)events[1].slot, true, "birth");
+    double size = 0;
+    for (int k = 0; k < 64; k++) size += of(&s, TENSOR_mu, 1, (size_t)events[1].slot)[k] * of(&s, TENSOR_mu, 1, (size_t)events[1].slot)[k];
+    CHECK(fabs(size - 1) < 1e-5, "born on the unit sphere, |mu|^2 = %g", size);
+    CHECK(fabs(*of(&s, TENSOR_lnalpha, 1, (size_t)events[1].slot) - *of(&s, TENSOR_lnalpha0, 1, (size_t)events[1].slot) + log(10)) < 1e-5, "with the smallest amplitude");
+    free_scene(&s);
+
+    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32); /* however idle, a quarter stays */
+    for (size_t g = 0; g < s.a->G; g++)
+        for (size_t slot = 1; slot < 32; slot++) set_rings(s.a->activation, &s, g, slot, 1e-6);
+    int fewest = 32;
+    for (int step = 1000; step < 9000; step += 50) {
+        pass(&s, step);
+        for (int g = 0; g < (int)s.a->G; g++) fewest = adapt_alive(&s.c, g, s.splats) < fewest ? adapt_alive(&s.c, g, s.splats) : fewest;
+        for (size_t g = 0; g < s.a->G; g++)
+            for (size_t slot = 1; slot < 32; slot++) set_rings(s.a->activation, &s, g, slot, 1e-6), s.a->born[g * 32 + slot] = 0;
+    }
+    CHECK(fewest == 8, "the fewest alive of 32 are %d", fewest);
+    free_scene(&s);
+
+    s = make_scene(ADAPT_GROW, MIXER_LINEAR, ENVELOPE_RAISED, COVARIANCE_DIAG, 16); /* split: into the free slot farthest in frequency from all others */
+    *of(&s, TENSOR_alive, 0, 7) = 0;
+    set_rings(s.a->pull, &s, 0, 4, 100), set_rings(s.a->activation, &s, 0, 4, 0.1);
+    n = pass(&s, 1000);
+    CHECK(n == 1 && events[0].kind == ADAPT_SPLIT && events[0].from == 4 && events[0].slot == 7, "the splat that is pulled most is split");
+    check_moments(&s, 0, 4, true, "split"), check_moments(&s, 0, 7, true, "split");
+    float *a = of(&s, TENSOR_mu, 0, 4), *b = of(&s, TENSOR_mu, 0, 7), apart = 0;
+    for (int k = 0; k < 64; k++) apart += (a[k] - b[k]) * (a[k] - b[k]);
+    CHECK(apart > 0.01 && apart < 1, "the two are moved apart by %g", sqrt(apart));
+    free_scene(&s);
+
+    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_FULL, 16); /* merge: only of like envelopes */
+    for (int twin = 2; twin < 12; twin += 8) {
+        memcpy(of(&s, TENSOR_mu, 0, (size_t)twin + 1), of(&s, TENSOR_mu, 0, (size_t)twin), 64 * sizeof(float));
+        *of(&s, TENSOR_lntheta, 0, (size_t)twin + 1) = *of(&s, TENSOR_lntheta, 0, (size_t)twin) + (twin == 2 ? 0 : -1);
+    }
+    n = pass(&s, 1000);
+    CHECK(n == 1 && events[0].kind == ADAPT_MERGE && events[0].slot == 3 && events[0].from == 2, "twins are merged, those of another frequency are not (%d events)", n);
+    check_moments(&s, 0, 2, true, "merge"), check_moments(&s, 0, 3, true, "merge");
+    free_scene(&s);
+
+    s = make_scene(ADAPT_RELOCATE, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
+    set_rings(s.a->activation, &s, 0, 9, 1e-5), set_rings(s.a->activation, &s, 1, 2, 1e-5), set_rings(s.a->pull, &s, 1, 8, 100), set_rings(s.a->activation, &s, 1, 8, 0.1);
+    n = pass(&s, 1000);
+    CHECK(n == 2 && events[0].kind == ADAPT_MOVE && events[0].slot == 9 && events[0].from == -1, "an idle splat moves to a new place");
+    CHECK(n == 2 && events[1].kind == ADAPT_MOVE && events[1].slot == 2 && events[1].from == 8, "or to the side of one that is pulled");
+    CHECK(adapt_alive(&s.c, 0, s.splats) == 16 && adapt_alive(&s.c, 1, s.splats) == 16, "their number stays");
+    free_scene(&s);
+
+    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16); /* dense and badly covered: half of all keys at one place, far from all splats */
+    float *x = (float *)xmalloc(ADAPT_TOKENS * 64 * sizeof *x), place[64];
+    uint64_t rng = 4;
+    for (int k = 0; k < 64; k++) place[k] = -of(&s, TENSOR_mu, 0, 0)[k];
+    for (int i = 0; i < ADAPT_TOKENS * 64; i++) x[i] = i / 64 % 2 ? place[i % 64] + (float)(0.02 * rng_normal(&rng)) : (float)rng_normal(&rng);
+    adapt_sample(s.a, 0, 1, x, ADAPT_TOKENS);
+    *of(&s, TENSOR_alive, 0, 5) = 0;
+    s.rules.covered = 100;
+    n = pass(&s, 1000);
+    double along = 0;
+    for (int k = 0; k < 64; k++) along += of(&s, TENSOR_mu, 0, 5)[k] * place[k];
+    CHECK(n == 1 && events[0].kind == ADAPT_BIRTH && fabs(events[0].activation - 0.5) < 0.02 && along > 0.9, "born among the keys: share %g, cosine %g", events[0].activation, along);
+    free(x);
+    free_scene(&s);
+}
+
+static void test_window(void) {
+    Scene s = make_scene(ADAPT_NONE, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_DIAG, 16);
+    float sums[64], x[64];
+    for (int i = 0; i < 64; i++) sums[i] = (float)i;
+    *of(&s, TENSOR_alive, 0, 3) = 0;
+    adapt_window(s.a, s.splats, sums);
+    double total = 0, expected = 0, coverage = 0;
+    const Adapt *a = s.a;
+    for (size_t i = 0; i < 16; i++) total += a->activation[i * ADAPT_WINDOWS];
+    CHECK(fabs(total - 1) < 1e-5 && a->activation[3 * ADAPT_WINDOWS] == 0 && a->pull[17 * ADAPT_WINDOWS] == 17, "activations of a head sum to 1 (%g), that of a dead splat is 0", total);
+    for (int part = 0; part < 2; part++) /* of splat 5, by the formula */
+        for (int i = 0; i < ADAPT_TOKENS; i++) {
+            double own = 0, all = 0, phi = 0;
+            memcpy(x, a->sample + (part * ADAPT_TOKENS + i) * 64, sizeof x);
+            for (size_t slot = 0; slot < 16; slot++) {
+                double square = 0;
+                for (int k = 0; k < 64; k++) square += exp(of(&s, TENSOR_lnp, 0, slot)[k]) * pow(x[k] - of(&s, TENSOR_mu, 0, slot)[k], 2);
+                if (slot == 3) continue;
+                phi += exp(-0.5 * square), all += exp(*of(&s, TENSOR_lnalpha, 0, slot) - 0.5 * square);
+                if (slot == 5) own = exp(*of(&s, TENSOR_lnalpha, 0, slot) - 0.5 * square);
+            }
+            expected += own / all / (2 * ADAPT_TOKENS);
+            if (part) coverage += log(phi) / ADAPT_TOKENS;
+        }
+    CHECK(fabs(a->activation[5 * ADAPT_WINDOWS] / expected - 1) < 1e-5, "activation %g, by the formula %g", a->activation[5 * ADAPT_WINDOWS], expected);
+    CHECK(fabs(a->coverage[0] - coverage) < 1e-4, "coverage %g, by the formula %g", a->coverage[0], coverage);
+#ifdef _OPENMP
+    float *before = (float *)xmalloc(a->G * a->S * ADAPT_WINDOWS * sizeof *before);
+    memcpy(before, a->activation, a->G * a->S * ADAPT_WINDOWS * sizeof *before);
+    omp_set_num_threads(4);
+    s.a->numbers[ADAPT_COUNT_WINDOWS]--;
+    adapt_window(s.a, s.splats, sums);
+    omp_set_num_threads(1);
+    CHECK(memcmp(before, a->activation, a->G * a->S * ADAPT_WINDOWS * sizeof *before) == 0, "statistics do not depend on the number of threads");
+    free(before);
+#endif
+    free_scene(&s);
+}
+
+/* ---------------------------------------------------------------------------------------------- edits against the network */
+
+/* What all heads put out, before the projection: the largest difference relative to their norm, before and after an edit. */
+static void test_preservation(int attention, int mixer, int envelope, int covariance, int window, int objective) {
+    Config c;
+    const char *problem = try_config(&c, attention, NULL, POSITION_ROPE, mixer, covariance, envelope, window, objective);
+    c.S = 4;
+    if (problem || (problem = config_check(&c))) die("%s", problem);
+    GSA *m = scattered_model(&c, 1, 31);
+    size_t total = m->total, heads = (size_t)config_gsa_heads(&c);
+    float *flat = (float *)xmalloc(total * sizeof *flat);
+    for (size_t g = 0; g < heads; g++) m->p.alive[g * 4 + 2] = 0;
+    for (size_t i = 0; i < total; i++) m->params[i] = flat[i] = (float)m->params[i]; /* numbers that both have */
+    int x[70];
+    uint64_t rng = 32;
+    random_tokens(x, 70, c.V, &rng);
+    size_t n = (size_t)c.L * 70 * (size_t)config_width(&c);
+    real *before = numbers(n, 0, NULL);
+    gsa_forward(m, x, NULL, 1, 70);
+    memcpy(before, m->a.att, n * sizeof(real));
+    for (int edit = 0; edit < 2; edit++) {
+        for (size_t g = 0; g < heads; g++) {
+            if (edit == 0) adapt_split(&c, (int)g, 1, 2, flat + m->tensors[TENSOR_mu].offset);
+            else adapt_merge(&c, (int)g, 2, 1, 0.3, NULL, 0, flat + m->tensors[TENSOR_mu].offset);
+        }
+        for (size_t i = 0; i < total; i++) m->params[i] = (real)flat[i];
+        gsa_forward(m, x, NULL, 1, 70);
+        double worst = relative_error_double(m->a.att, before, n);
+        CHECK(worst < 1e-6, "attention %d, mixer %d, envelope %d, covariance %d: %s changes the heads' outputs by %.1e", attention, mixer, envelope, covariance, edit ? "merging again" : "splitting", worst);
+        CHECK(adapt_alive(&c, 0, flat + m->tensors[TENSOR_mu].offset) == (edit ? 3 : 4), "and the number of the living");
+    }
+    size_t slot = 2; /* amplitude and reference are what they were */
+    CHECK(fabs(flat[m->tensors[TENSOR_lnalpha].offset + slot] - (float)m->p.lnalpha[slot]) < 1e-6, "amplitudes add");
+    CHECK(fabs(flat[m->tensors[TENSOR_lnalpha0].offset + slot] - config_amplitude_start(&c)) < 1e-5, "and so do the references: %g", flat[m->tensors[TENSOR_lnalpha0].offset + slot]);
+    free(flat);
+    gsa_destroy(m);
+    free_numbers();
+}
+
+/* A head with a dead splat is a head that never had it. */
+static void test_dead_is_absent(int mixer, int envelope) {
+    Config c, less;
+    const char *problem = try_config(&c, ATTENTION_GSA, NULL, POSITION_ROPE, mixer, COVARIANCE_DIAG, envelope, 0, OBJECTIVE_LM);
+    if (problem) die("%s", problem);
+    less = c, less.S = 2;
+    GSA *m = scattered_model(&c, 1, 33), *n = scattered_model(&less, 1, 33);
+    static const int splat[] = {TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lntheta, TENSOR_lndelta};
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &m->tensors[i], *u = &n->tensors[i];
+        bool of_splat = false;
+        for (int k = 0; k < 5; k++) of_splat |= i == splat[k];
+        size_t w = (size_t)t->shape[2];
+        if (!of_splat && t->group != GROUP_FIXED) memcpy(n->params + u->offset, m->params + t->offset, t->size * sizeof(real));
+        for (size_t g = 0; of_splat && t->size && g < (size_t)config_gsa_heads(&c); g++)
+            for (size_t slot = 0; slot < 2; slot++) memcpy(n->params + u->offset + (g * 2 + slot) * w, m->params + t->offset + (g * 3 + 2 * slot) * w, w * sizeof(real)); /* slots 0 and 2 */
+    }
+    for (int g = 0; g < config_gsa_heads(&c); g++) m->p.alive[g * 3 + 1] = 0;
+    int x[70];
+    uint64_t rng = 34;
+    random_tokens(x, 70, c.V, &rng);
+    gsa_forward(m, x, NULL, 1, 70), gsa_forward(n, x, NULL, 1, 70);
+    CHECK(relative_error_double(m->a.logits, n->a.logits, 70 * (size_t)c.Vp) < 1e-12, "mixer %d: a dead splat of three leaves a model of two", mixer);
+    gsa_destroy(m), gsa_destroy(n);
+    free_numbers();
+}
+
+/* The sums that a watched backward pass leaves: |G| of one splat by moving ln alpha of its queries, and watching changes no gradient. */
+static void test_watch(int attention, int mixer, int envelope, int window) {
+    Config c;
+    const char *problem = try_config(&c, attention, NULL, POSITION_ROPE, mixer, COVARIANCE_ISO, envelope, window, OBJECTIVE_LM);
+    if (problem) die("%s", problem);
+    GSA *m = scattered_model(&c, 2, 35);
+    int x[140], y[140];
+    uint64_t rng = 36;
+    random_tokens(x, 140, c.V, &rng), random_tokens(y, 140, c.V, &rng);
+    gsa_forward(m, x, y, 2, 70);
+    gsa_backward(m, 1);
+    double norms[2][NUM_CLIPS];
+    real *plain = numbers(m->total, 0, NULL);
+    memcpy(plain, m->grads, m->total * sizeof(real));
+    gsa_gradient_norms(m, norms[0]);
+    gsa_zero_gradients(m);
+    m->watch = true;
+    gsa_forward(m, x, y, 2, 70);
+    gsa_backward(m, 1);
+    gsa_gradient_norms(m, norms[1]);
+    const Tensor *alive = &m->tensors[TENSOR_alive], *lnalpha = &m->tensors[TENSOR_lnalpha];
+    bool same = memcmp(norms[0], norms[1], sizeof norms[0]) == 0, bounded = true;
+    for (size_t i = 0; i < m->total; i++) same &= m->grads[i] == plain[i] || (i >= alive->offset && i < alive->offset + alive->size);
+    for (size_t i = 0; i < alive->size; i++) bounded &= m->grads[alive->offset + i] > fabs(m->grads[lnalpha->offset + i]); /* sum |G| of queries and keys > |sum G of queries| */
+    CHECK(same, "watching changes no gradient and no norm");
+    CHECK(bounded, "sum |G| exceeds |sum G|");
+    m->p.alive[1] = 0;
+    gsa_zero_gradients(m);
+    gsa_forward(m, x, y, 2, 70);
+    gsa_backward(m, 1);
+    CHECK(m->grads[alive->offset + 1] == 0, "of a dead splat it is 0");
+    gsa_destroy(m);
+    free_numbers();
+}
+
+/* ---------------------------------------------------------------------------------------------- shifts */
+
+static void test_band(void) {
+    int triggers = 0, late = 0;
+    for (uint64_t seed = 1; seed <= 50; seed++) { /* noise and a drift that slows down, as in training: no shift; then one */
+        AdaptBand b;
+        memset(&b, 0, sizeof b);
+        uint64_t rng = seed;
+        for (int w = 0; w < 500; w++) triggers += adapt_band(&b, -1 + 2 * exp(-w / 100.0) + 0.05 * rng_normal(&rng));
+        int w = 0;
+        while (w < 10 && !adapt_band(&b, -0.5 + 0.05 * rng_normal(&rng))) w++;
+        late += w >= 5;
+        memset(&b, 0, sizeof b); /* as adapt_window does then */
+        for (int after = 0; after < 200; after++) triggers += adapt_band(&b, -0.5 + 0.05 * rng_normal(&rng));
+    }
+    CHECK(triggers == 0, "25,000 windows without a shift, 10,000 after one: %d triggers", triggers);
+    CHECK(late == 0, "a shift by ten deviations shows within five windows, but for %d of 50", late);
+    AdaptBand b;
+    memset(&b, 0, sizeof b);
+    for (int w = 0; w < 100; w++) triggers += adapt_band(&b, w % 2 ? 1.0 : 0.9);
+    triggers += adapt_band(&b, 5), triggers += adapt_band(&b, 5), triggers += adapt_band(&b, 0.95), triggers += adapt_band(&b, 5);
+    CHECK(triggers == 0, "two windows outside are not yet a shift");
+}
+
+static void test_schedule(void) {
+    Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 8);
+    adapt_schedule(s.a, &s.rules, 50, false);
+    CHECK(s.a->numbers[ADAPT_NEXT] == 105 && s.a->numbers[ADAPT_INTERVAL] == 55, "the interval grows by a tenth");
+    adapt_schedule(s.a, &s.rules, 300, true);
+    CHECK(s.a->numbers[ADAPT_NEXT] == 350, "and starts anew after a shift");
+    free_scene(&s);
+}
+
+int main(void) {
+#ifdef _OPENMP
+    omp_set_num_threads(1);
+#endif
+    test_rules();
+    test_window();
+    for (int covariance = 0; covariance <= COVARIANCE_FULL; covariance++) {
+        test_preservation(ATTENTION_GSA, MIXER_SOFTMAX, ENVELOPE_COSINE, covariance, 0, OBJECTIVE_LM);
+        test_preservation(ATTENTION_GSA, MIXER_SOFTMAX, ENVELOPE_NONE, covariance, 0, OBJECTIVE_MLM);
+        test_preservation(ATTENTION_GSA, MIXER_LINEAR, ENVELOPE_RAISED, covariance, 0, OBJECTIVE_LM);
+        test_preservation(ATTENTION_HYBRID, MIXER_LINEAR, ENVELOPE_DECAY, covariance, 9, OBJECTIVE_MLM);
+        test_preservation(ATTENTION_EXTEND, MIXER_LINEAR, ENVELOPE_RAISED, covariance, 9, OBJECTIVE_LM);
+    }
+    test_dead_is_absent(MIXER_SOFTMAX, ENVELOPE_COSINE), test_dead_is_absent(MIXER_LINEAR, ENVELOPE_RAISED);
+    test_watch(ATTENTION_GSA, MIXER_SOFTMAX, ENVELOPE_COSINE, 0), test_watch(ATTENTION_GSA, MIXER_LINEAR, ENVELOPE_RAISED, 0), test_watch(ATTENTION_EXTEND, MIXER_LINEAR, ENVELOPE_RAISED, 9);
+    test_band();
+    test_schedule();
+    return test_summary("test_adapt");
+}
