@@ -88,12 +88,13 @@ static void *no_model(const Config *c, int B) {
 static void no_destroy(void *model) { (void)model; }
 static void no_write(void *model, int buffer, const float *from) { (void)model, (void)buffer, (void)from; }
 static void no_zero(void *model) { (void)model; }
+static void no_watch(void *model, bool on) { (void)model, (void)on; }
 static double no_forward(void *model, const int *x, const int *y, int B, int T) {
     (void)model, (void)x, (void)y, (void)B, (void)T;
     exit(0);
 }
 static const Backend none = {.name = no_name, .memory = no_memory, .free_memory = no_limit, .create = no_model, .destroy = no_destroy, .write = no_write, .zero_gradients = no_zero,
-                             .forward = no_forward};
+                             .forward = no_forward, .watch = no_watch};
 
 static void read_by_resume(char *path) { /* path: the model or the state of step 2 */
     char *out = xstrdup(path);
