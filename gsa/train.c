@@ -91,7 +91,7 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_SWITCH, "no-sphere", &s->no_sphere, 0, 0, NULL, "for comparison: splats see queries and keys as they are, not on the unit sphere", false},
         {FLAG_TEXT, "unbounded", &s->unbounded, 0, 0, "LIST", "for comparison: switch bounds of splats off, any of " BOUND_CHOICES ", by commas", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "birth and death of splats (gsa/adapt.h)", false},
-        {FLAG_CHOICE, "adapt", &s->adapt, 0, 0, ADAPT_CHOICES, "splats stay as they are; idle ones move; or they die and are born, up to --splats. Not harmful, of use after a bad start (README)", false},
+        {FLAG_CHOICE, "adapt", &s->adapt, 0, 0, ADAPT_CHOICES, "splats stay as they are; idle ones move; or they die and are born, up to --splats. Of use after a bad start only (README)", false},
         {FLAG_INT, "splats-alive", &s->splats_alive, 0, 65536, NULL, "splats of a head that live at the start, of --splats; 0: all", false},
         {FLAG_INT, "adapt-every", &s->adapt_every, 1, 1e9, NULL, "steps until the first pass; each interval is a tenth longer, none follows in the last 30 % of the steps", false},
         {FLAG_INT, "adapt-life", &s->adapt_life, 0, 1e9, NULL, "steps that a splat lives before it may die, merge, move or split", false},
