@@ -107,7 +107,7 @@ void adapt_free(Adapt *a) {
 }
 
 void adapt_add_entries(const Adapt *a, Entry *entries, const void **data, int *count) {
-    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
+    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 5};
     data[*count] = a->numbers, entries[(*count)++] = checkpoint_entry("adapt.numbers", TYPE_I64, 1, &numbers);
     data[*count] = a->born, entries[(*count)++] = checkpoint_entry("adapt.born", TYPE_I64, 1, &slots);
     data[*count] = a->activation, entries[(*count)++] = checkpoint_entry("adapt.activation", TYPE_F32, 3, rings);
@@ -117,7 +117,7 @@ void adapt_add_entries(const Adapt *a, Entry *entries, const void **data, int *c
 }
 
 void adapt_read(Adapt *a, const Checkpoint *k, bool restart) {
-    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
+    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 5};
     int64_t every = a->numbers[ADAPT_INTERVAL];
     if (!checkpoint_has(k, "adapt.numbers")) return;
     memcpy(a->numbers, checkpoint_find(k, "adapt.numbers", TYPE_I64, 1, &numbers, NULL), sizeof a->numbers);
@@ -158,17 +158,15 @@ static double head_coverage(const Adapt *a, size_t g, const Slots *h) {
     return sum / (double)n;
 }
 
-enum { BAND_WINDOWS = 30, BAND_MEMORY = 20, BAND_OUTSIDE = 3 };
+enum { BAND_WINDOWS = 30, BAND_MEMORY = 3, NOISE_MEMORY = 30, BAND_OUTSIDE = 3 }; /* a steady drift trails by 2 of its steps, less than 4 deviations of it alone */
 
 bool adapt_band(AdaptBand *b, double value) {
-    double apart = value - (double)b->mean;
-    if (b->count >= BAND_WINDOWS && fabs(apart) > 4 * sqrt((double)b->variance)) {
-        return ++b->outside >= BAND_OUTSIDE;
-    }
+    double apart = value - (double)b->mean, step = value - (double)b->last;
+    if (b->count >= BAND_WINDOWS && fabs(apart) > 4 * sqrt((double)b->variance)) return ++b->outside >= BAND_OUTSIDE;
     b->outside = 0, b->count++;
-    double rate = b->count < BAND_MEMORY ? 1 / (double)b->count : 1.0 / BAND_MEMORY;
-    b->mean = (float)((double)b->mean + rate * apart);
-    b->variance = (float)((1 - rate) * ((double)b->variance + rate * apart * apart));
+    b->mean = (float)((double)b->mean + apart / (b->count < BAND_MEMORY ? (double)b->count : BAND_MEMORY));
+    if (b->count > 1) b->variance = (float)((double)b->variance + (0.5 * step * step - (double)b->variance) / (b->count - 1 < NOISE_MEMORY ? (double)b->count - 1 : NOISE_MEMORY));
+    b->last = (float)value;
     return false;
 }
 
@@ -522,7 +520,8 @@ int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, f
             for (; edits < cap(a) && (t = free_slot(&p)) >= 0 && (s = busiest(&p, -1, -1)) >= 0; edits++) events[count++] = divide(&p, splats, (size_t)s, (size_t)t);
             for (; edits < cap(a) && (t = free_slot(&p)) >= 0; edits++) events[count++] = settle(&p, (size_t)t);
         }
-        if (edits) a->bands[g].mean += (float)(head_coverage(a, g, &p.h) - before); /* what edits do to the coverage is no shift of the data */
+        double moved = edits ? head_coverage(a, g, &p.h) - before : 0; /* what edits do to the coverage is no shift of the data */
+        a->bands[g].mean = (float)((double)a->bands[g].mean + moved), a->bands[g].last = (float)((double)a->bands[g].last + moved);
     }
     for (int i = 0; i < count; i++) a->numbers[ADAPT_EVENTS + events[i].kind]++;
     return count;

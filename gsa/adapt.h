@@ -43,9 +43,10 @@ typedef struct {
     float activation;        /* of the slot before, of a split's parent; of a birth the share of keys near it, 0 for a random direction */
 } AdaptEvent;
 
-/* A running mean and variance of a number that drifts. */
+/* A running mean of a number that drifts, over few windows, and the variance of its noise: half the mean square of the differences between successive
+   windows, in which a slow drift hardly counts. */
 typedef struct {
-    float mean, variance, count, outside; /* windows seen; the last ones in a row that were outside */
+    float mean, variance, last, count, outside; /* windows seen; the last ones in a row that were outside */
 } AdaptBand;
 /* True where the third value in a row lies more than 4 standard deviations from the mean. */
 bool adapt_band(AdaptBand *b, double value);
