@@ -291,7 +291,7 @@ static void check_stream(const char *text, size_t bytes, Texts stops, const char
             early = early || o.ready_bytes > strlen(expected);
         }
         if (!stop) stream_release(&o, o.held_bytes, true);
-        CHECK(stop == stopped && whole && !early && o.ready_bytes == strlen(expected) && memcmp(o.ready, expected, o.ready_bytes) == 0, "'%s' in pieces of %zu: '%.*s'%s", text, piece,
+        CHECK(stop == stopped && whole && !early && o.ready_bytes == strlen(expected) && (!o.ready_bytes || memcmp(o.ready, expected, o.ready_bytes) == 0), "'%s' in pieces of %zu: '%.*s'%s", text, piece,
               (int)o.ready_bytes, o.ready, stop ? ", stopped" : "");
         free(o.held), free(o.ready);
     }

@@ -1,29 +1,31 @@
 /* What infer measures, against the definitions computed from whole forward passes in double: the loss of a text with and without overlapping
-   windows, the likelihood of endings. Then what is read to be measured: tasks, and models of llm.c. */
+   windows, the likelihood of endings. What is read to be measured: tasks, and models of llm.c. What a trained model and models of known weights write. */
 #define INFER_NO_MAIN
 #include "network.h"
 
 #include "../data/stories.h"
 
+#include <ctype.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { T = 24 };
 static char *folder;
+static char *in_folder(const char *name) { return xasprintf("%s/%s", folder, name); }
 
-/* A scattered model in a file, with a tokenizer of 300 entries. */
-static Model *model_in_file(Config c, const Tokenizer *tokenizer, GSA **net, uint64_t seed) {
+/* A model's file, with the tokenizer in it; opened. */
+static Model *model_in_file(const GSA *net, const Tokenizer *tokenizer) {
     Entry entries[NUM_TENSORS + 1];
     const void *data[NUM_TENSORS + 1];
     size_t size;
     int n = 0;
-    char *path = xasprintf("%s/model.bin", folder);
-    c.T = T, c.V = tokenizer_vocab_size(tokenizer), c.Vp = 384;
-    *net = scattered_model(&c, 1, seed);
+    char *path = in_folder("model.bin");
     data[n] = tokenizer_to_memory(tokenizer, &size);
     int64_t length = (int64_t)size;
     entries[n++] = checkpoint_entry("tokenizer", TYPE_BYTES, 1, &length);
-    checkpoint_add_tensors(&c, "", (*net)->params, entries, data, &n);
-    checkpoint_write(path, CHECKPOINT_MODEL, &c, 1, entries, data, n);
+    checkpoint_add_tensors(&net->config, "", net->params, entries, data, &n);
+    checkpoint_write(path, CHECKPOINT_MODEL, &net->config, 1, entries, data, n);
     free((void *)data[0]);
     Model *m = model_open(path, NULL, OBJECTIVE_LM);
     free(path);
@@ -172,6 +174,114 @@ static void check_scores(const Model *m, GSA *net, const char *what) {
     tasks_free(tasks, count);
 }
 
+/* ---------------------------------------------------------------------------------------------- a trained model */
+
+/* Runs one of the programs, its output to files; the most memory that it had at once, in KiB, or -1 where it failed. */
+static long run(const char *program, char **argv, const char *out, const char *errors) {
+    char *path = xasprintf("./%s%s", getenv("OUT") ? getenv("OUT") : "", program);
+    struct rusage used;
+    int status = -1;
+    argv[0] = path;
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid < 0) die("cannot fork");
+    if (pid == 0) {
+        if (!freopen(out, "wb", stdout) || !freopen(errors, "wb", stderr)) _exit(127);
+        execv(path, argv);
+        _exit(127);
+    }
+    if (wait4(pid, &status, 0, &used) != pid) die("cannot wait for %s", path);
+    CHECK(status == 0, "%s %s ended with status %d; its words are in %s", path, argv[1], status, errors);
+    free(path);
+    return status == 0 ? used.ru_maxrss : -1;
+}
+
+/* A small model of windows and linear splats learns made-up stories; it writes 100,000 tokens in the memory that 1,000 take, all of them text; rounded to int8 it
+   predicts as well. Comes before all else: a process counts what the one that it was forked from had as its own. */
+static void test_trained(void) {
+    char *model = in_folder("trained/model_00000400.bin"), *small = in_folder("int8.bin"), *text = in_folder("text.txt"), *out = in_folder("out"), *errors = in_folder("errors"), *runs = in_folder("trained");
+#define WORD(text) (char *)text
+    char *training[] = {NULL, WORD("--layers"), WORD("2"), WORD("--heads"), WORD("2"), WORD("--channels"), WORD("32"), WORD("--seq"), WORD("32"), WORD("--vocab"), WORD("300"), WORD("--attention"),
+                        WORD("hybrid"), WORD("--mixer"), WORD("linear"), WORD("--window"), WORD("8"), WORD("--batch"), WORD("8"), WORD("--steps"), WORD("400"), WORD("--lr"), WORD("5e-3"),
+                        WORD("--warmup"), WORD("20"), WORD("--eval-every"), WORD("0"), WORD("--sample-every"), WORD("0"), WORD("--threads"), WORD("1"), WORD("--out"), runs, NULL};
+    run("train_gsa", training, out, errors);
+    long peak[2];
+#ifdef __SANITIZE_ADDRESS__
+    setenv("ASAN_OPTIONS", "quarantine_size_mb=1", 1); /* freed memory that the sanitizer keeps */
+#endif
+    for (int i = 0; i < 2; i++) {
+        char *writing[] = {NULL, WORD("generate"), model, WORD("--endless"), WORD("--tokens"), i ? WORD("100000") : WORD("1000"), WORD("--seed"), WORD("3"), WORD("--threads"), WORD("1"), NULL};
+        peak[i] = run("infer", writing, out, errors);
+    }
+    struct rusage own;
+    getrusage(RUSAGE_SELF, &own);
+    CHECK(peak[0] > own.ru_maxrss, "what the program had at once, %ld KiB, cannot be told from the test's own %ld", peak[0], own.ru_maxrss);
+    CHECK(peak[1] - peak[0] < 1024, "1,000 tokens took %ld KiB, 100,000 took %ld", peak[0], peak[1]);
+    size_t bytes, letters = 0, strange = 0, n;
+    char *written = read_file(out, &bytes), *said = read_file(errors, &n);
+    for (size_t i = 0; i < bytes; i++) letters += (written[i] >= 'a' && written[i] <= 'z') || written[i] == ' ', strange += (unsigned char)written[i] >= 0x80;
+    CHECK(strstr(said, "; 100000 tokens generated in ") != NULL, "the program says: %s", said);
+    CHECK(bytes > 100000 && (double)letters > 0.8 * (double)bytes && strange < bytes / 1000, "of %zu bytes %zu are letters or spaces, %zu no ASCII", bytes, letters, strange);
+    free(written), free(said);
+
+    char *rounding[] = {NULL, WORD("quantize"), model, small, WORD("--type"), WORD("int8"), NULL};
+    run("infer", rounding, out, errors);
+    double perplexity[2];
+    char *story = stories(9, 40000, &bytes);
+    FILE *f = xfopen(text, "wb");
+    xfwrite(story, 1, bytes, f, text);
+    fclose(f);
+    for (int i = 0; i < 2; i++) {
+        Model *m = model_open(i ? small : model, NULL, OBJECTIVE_LM);
+        CHECK(m->matrix[TENSOR_fcw].type == (i ? TYPE_I8 : TYPE_F32), "the type of the weights");
+        int *tokens = perplexity_tokens(text, m->tokenizer, &n);
+        Losses l = measure_losses(m, tokens, n, (size_t)m->net.config.T, 8);
+        perplexity[i] = exp(l.sum / (double)l.predictions);
+        free(tokens), free(l.stretch);
+        model_close(m);
+    }
+    CHECK(perplexity[0] < 20 && fabs(perplexity[1] / perplexity[0] - 1) < 0.001, "perplexity %.4f in fp32 of a vocabulary of 300, %.4f in int8", perplexity[0], perplexity[1]);
+    free(model), free(small), free(text), free(out), free(errors), free(runs), free(story);
+}
+
+/* ---------------------------------------------------------------------------------------------- golden texts */
+
+/* What `infer generate MODEL "One day" --temperature 0 --tokens 16` writes with a scattered model whose tokens that are no plain letters have no logits: the same with every
+   compiler and CPU, as the likeliest token is always ahead by far more than rounding. */
+static void check_golden(const Config *c, const Tokenizer *tokenizer, uint64_t seed, const char *kind, const char *expected) {
+    enum { START = 8, TOKENS = 16 };
+    GSA *net = scattered_model(c, 1, seed);
+    int ids[T] = {tokenizer_eot(tokenizer)}, *prompt = NULL;
+    size_t bytes, count = 0, room = 0;
+    for (int v = 0; v < c->V; v++) {
+        const char *piece = tokenizer_piece(tokenizer, v, &bytes);
+        for (size_t k = 0; k < bytes; k++)
+            if (!isalpha((unsigned char)piece[k]) && piece[k] != ' ') memset(net->p.wte + (size_t)v * (size_t)c->C, 0, (size_t)c->C * sizeof(real));
+    }
+    Model *m = model_in_file(net, tokenizer);
+    char *path = in_folder("model.bin"), *out = in_folder("out"), *errors = in_folder("errors");
+    char *arguments[] = {NULL, WORD("generate"), path, WORD("One day"), WORD("--temperature"), WORD("0"), WORD("--tokens"), WORD("16"), NULL};
+    run("infer", arguments, out, errors);
+    char *written = read_file(out, &bytes);
+    CHECK(bytes == strlen(expected) + 1 && memcmp(written, expected, bytes - 1) == 0, "%s wrote '%.*s', not '%s'", kind, (int)bytes, written, expected);
+    double margin = INFINITY;
+    tokenizer_encode(tokenizer, "One day", 7, false, &prompt, &count, &room);
+    CHECK(count < START, "the prompt has %zu tokens", count);
+    memcpy(ids + 1, prompt, count++ * sizeof *ids);
+    for (size_t i = 0; i < TOKENS; i++) {
+        gsa_forward(net, ids, NULL, 1, count);
+        const real *logits = net->a.logits + (count - 1) * (size_t)c->Vp;
+        int best = 0;
+        for (int v = 1; v < c->V; v++) best = logits[v] > logits[best] ? v : best;
+        for (int v = 0; v < c->V; v++) margin = v == best ? margin : fmin(margin, (double)(logits[best] - logits[v]));
+        ids[count++] = best;
+    }
+    CHECK(margin > 0.02, "%s: the likeliest token is ahead by %g only", kind, margin);
+    model_close(m);
+    gsa_destroy(net);
+    free(prompt), free(path), free(out), free(errors), free(written);
+}
+
 /* ---------------------------------------------------------------------------------------------- llm.c */
 
 /* A model as llm.c writes it, in fp32 (version 3) and bf16 (5), tensor by tensor in its order: what is read has the same numbers, or their upper halves. */
@@ -241,6 +351,7 @@ int main(int argc, char **argv) {
     char name[] = "/tmp/test_infer.XXXXXX";
     folder = mkdtemp(name);
     if (!folder) die("cannot make a folder in /tmp");
+    test_trained();
     size_t bytes;
     char *text = stories(1, 20000, &bytes);
     Tokenizer *tokenizer = tokenizer_train(text, bytes, 300, false);
@@ -252,18 +363,21 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         int attention, position, mixer, envelope, window;
-    } kinds[] = {{"standard, learned", ATTENTION_STANDARD, POSITION_LEARNED, MIXER_SOFTMAX, ENVELOPE_NONE, 0},
-                 {"hybrid", ATTENTION_HYBRID, POSITION_ROPE, MIXER_SOFTMAX, ENVELOPE_COSINE, 0},
-                 {"window and linear", ATTENTION_HYBRID, POSITION_ROPE, MIXER_LINEAR, ENVELOPE_RAISED, 5},
-                 {"extend", ATTENTION_EXTEND, POSITION_BOTH, MIXER_LINEAR, ENVELOPE_RAISED, 7}};
+        uint64_t seed; /* of a model whose greedy text is stored */
+        const char *golden;
+    } kinds[] = {{"standard, learned", ATTENTION_STANDARD, POSITION_LEARNED, MIXER_SOFTMAX, ENVELOPE_NONE, 0, 373, "One daynHZbuVkeHZURhJbDD"},
+                 {"hybrid", ATTENTION_HYBRID, POSITION_ROPE, MIXER_SOFTMAX, ENVELOPE_COSINE, 0, 919, "One dayW faren dH fh sr fll srH f"},
+                 {"window and linear", ATTENTION_HYBRID, POSITION_ROPE, MIXER_LINEAR, ENVELOPE_RAISED, 5, 28, "One day Tn tenraraxayJis f ttjtt"},
+                 {"extend", ATTENTION_EXTEND, POSITION_BOTH, MIXER_LINEAR, ENVELOPE_RAISED, 7, 278, "One dayreadGinminbuuujjBininA"}};
     uint64_t rng = 7;
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         Config c;
-        GSA *net;
         int tokens[200];
         const char *wrong = try_config(&c, kinds[i].attention, NULL, kinds[i].position, kinds[i].mixer, COVARIANCE_ISO, kinds[i].envelope, kinds[i].window, OBJECTIVE_LM);
         if (wrong) die("%s", wrong);
-        Model *m = model_in_file(c, tokenizer, &net, 70 + i);
+        c.T = T, c.V = tokenizer_vocab_size(tokenizer), c.Vp = 384;
+        GSA *net = scattered_model(&c, 1, 70 + i);
+        Model *m = model_in_file(net, tokenizer);
         random_tokens(tokens, 200, net->config.V, &rng);
         static const size_t counts[] = {200, 2 * T + 1, 17}, strides[] = {T, 1, 7, T - 1}, batches[] = {8, 3, 1, 100};
         for (size_t a = 0; a < 3; a++)
@@ -273,6 +387,7 @@ int main(int argc, char **argv) {
                 check_losses(m, net, tokens, counts[a], strides[b], batches[(a + b) % 4], what);
             }
         check_scores(m, net, kinds[i].name);
+        check_golden(&c, tokenizer, kinds[i].seed, kinds[i].name, kinds[i].golden);
         model_close(m);
         gsa_destroy(net);
     }
