@@ -1,10 +1,10 @@
 #!/bin/sh
-# The README's table of birth and death of splats. Part 1, on made-up stories: the default run, and runs from two bad starts (all centres in one
-# small ball; 4 splats alive of 32), with and without adaptation. Part 2: a model of TinyStories goes on with web text. Prints Markdown; stopped
-# and started again it goes on.
+# The README's tables of birth and death of splats. Part 1, on made-up stories: the default model, and two bad starts (all centres in one small
+# ball; 4 splats alive of 32), with and without adaptation. Part 2: a model of TinyStories goes on with web text. sweep: each threshold below and above
+# its default, one seed. Prints Markdown; stopped and started again it goes on.
 #
 #   dev/adapt.sh STORIES.txt STORIES_VAL.txt WEB.txt WEB_VAL.txt [OUT]
-#       TRAIN=./train_gsa or ./train_gsacu   JOBS=2 (runs at a time)   THREADS=1   SEEDS="1 2 3"   STEPS=8000   SHIFT_STEPS=2000   PARTS="1 2 sweep"
+#       TRAIN=./train_gsa or ./train_gsacu   JOBS=2 (runs at a time)   THREADS=1   SEEDS="1 2 3"   STARTS="normal ball four"   MODES="none relocate grow"   STEPS=4000   SHIFT_STEPS=2000   SWEEP_STEPS=2000   PARTS="1 2 sweep"
 set -e
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ if [ $# -lt 4 ]; then
     exit 2
 fi
 stories=$1 stories_val=$2 web=$3 web_val=$4 out=${5:-runs/adapt}
-train=${TRAIN:-./train_gsa} seeds=${SEEDS:-1 2 3} steps=${STEPS:-8000} shift=${SHIFT_STEPS:-2000} parts=${PARTS:-1 2}
+train=${TRAIN:-./train_gsa} seeds=${SEEDS:-1 2 3} steps=${STEPS:-4000} shift=${SHIFT_STEPS:-2000} sweep=${SWEEP_STEPS:-2000} parts=${PARTS:-1 2} starts=${STARTS:-normal ball four} modes=${MODES:-none relocate grow}
 mkdir -p "$out"
 [ -x data/prepare ] && [ -x "$train" ] || make -s train_gsa data/prepare data/make_stories tokenizer/train_bpe
 
@@ -50,28 +50,27 @@ list=$out/list
 made="--data $out/made_train_*.bin --val $out/made_val_*.bin --tokenizer $out/made.bin"
 for seed in $seeds; do
     case " $parts " in *" 1 "*)
-        for row in "normal" "ball --splat-init ball" "four --splats-alive 4"; do
-            for adapt in none relocate grow; do
-                echo "${row%% *}.$adapt.$seed $steps $made $(echo "$row " | cut -s -d' ' -f2-) --adapt $adapt --seed $seed" >>"$list"
+        for start in $starts; do
+            for adapt in $modes; do
+                case $start.$adapt in ball.*) flags="--splat-init ball" ;; four.relocate) continue ;; four.*) flags="--splats-alive 4" ;; *) flags= ;; esac # moved, four stay four
+                echo "$start.$adapt.$seed $steps $made $flags --adapt $adapt --seed $seed" >>"$list"
             done
-        done
-        echo "normal.eager.$seed $steps $made --adapt relocate --adapt-activation 0.5 --seed $seed" >>"$list" ;;
+        done ;;
     esac
     case " $parts " in *" 2 "*)
         echo "ts.$seed $shift --data $out/ts_train_*.bin --val $out/ts_val_*.bin --tokenizer $out/both.bin --seed $seed" >>"$list"
-        for adapt in none relocate grow; do
+        for adapt in $modes; do
             echo "web.$adapt.$seed $shift --init-from $out/ts.$seed/model_$(printf %08d "$shift").bin --data $out/web_train_*.bin --val $out/web_val_*.bin --adapt $adapt --eval-every 100 --seed $seed" >>"$list.later"
         done ;;
     esac
 done
+settings="life 100, activation 0.05, activation 0.15, activation 0.6, overlap 0.98, overlap 0.999, coverage 0, density 0.1, life 25, life 400, every 20, pull 1, pull 16"
 case " $parts " in *" sweep "*)
-    for flag in "activation 0.01" "activation 0.2" "overlap 0.98" "overlap 0.999" "coverage -1" "coverage 1" "density 0.005" "density 0.1" "life 50" "life 400" "every 25" "every 200" "pull 1" "pull 16"; do
+    echo "$settings" | tr ',' '\n' | while read -r flag value; do
         extra=
-        case $flag in density*) extra="--adapt-coverage 1" ;; esac
-        for row in "ball relocate --splat-init ball" "four grow --splats-alive 4"; do
-            set -- $row
-            echo "sweep.$1.$(echo "$flag" | tr ' ' '.') $steps $made --adapt $2 $3 $4 --adapt-$flag $extra --seed 1" >>"$list"
-        done
+        [ "$flag" != density ] || extra="--adapt-coverage 0"
+        echo "sweep.normal.$flag.$value $sweep $made --adapt grow --adapt-$flag $value $extra --seed 1" >>"$list.later"
+        echo "sweep.ball.$flag.$value $sweep $made --splat-init ball --adapt relocate --adapt-$flag $value $extra --seed 1" >>"$list.later"
     done ;;
 esac
 for step in "$list" "$list.later"; do
@@ -87,9 +86,9 @@ case " $parts " in *" 1 "*)
     echo "| start | adaptation | validation loss by seed | mean | recovered | events | alive a head |"
     echo "|---|---|---|---|---|---|---|"
     normal=$(for s in $seeds; do last_of "normal.none.$s"; done | mean)
-    for row in normal ball four; do
+    for row in $starts; do
         bad=$(for s in $seeds; do last_of "$row.none.$s"; done | mean)
-        for adapt in none relocate grow eager; do
+        for adapt in $modes; do
             [ -e "$out/$row.$adapt.${seeds%% *}/main.log" ] || continue
             each=$(for s in $seeds; do last_of "$row.$adapt.$s"; done)
             fewest=$(for s in $seeds; do grep -h -o 'fewest:[0-9]*' "$out/$row.$adapt.$s/main.log"; done | cut -d: -f2 | sort -n | head -n 1)
@@ -105,7 +104,7 @@ case " $parts " in *" 2 "*)
     echo
     echo "| web text after stories | loss after $shift steps, by seed | steps to the loss that \`none\` ends with | shifts | events |"
     echo "|---|---|---|---|---|"
-    for adapt in none relocate grow; do
+    for adapt in $modes; do
         losses= reached= shifts= events=
         for s in $seeds; do
             goal=$(last_of "web.none.$s")
@@ -119,9 +118,11 @@ case " $parts " in *" 2 "*)
 esac
 case " $parts " in *" sweep "*)
     echo
-    echo "| threshold | ball, relocate | events | four, grow | events |"
+    echo "| threshold | normal, grow | events | ball, relocate | events |"
     echo "|---|---|---|---|---|"
-    for name in $(sed -n 's/^sweep\.ball\.\([^ ]*\) .*/\1/p' "$list"); do
-        echo "| $(echo "$name" | sed 's/\./ /') | $(last_of "sweep.ball.$name" | cut -c1-6) | $(events_of "sweep.ball.$name") | $(last_of "sweep.four.$name" | cut -c1-6) | $(events_of "sweep.four.$name") |"
+    echo "$settings" | tr ',' '\n' | while read -r flag value; do
+        name=$flag.$value
+        [ "$name" = life.100 ] && shown=defaults || shown="$flag $value"
+        echo "| $shown | $(last_of "sweep.normal.$name" | cut -c1-6) | $(events_of "sweep.normal.$name") | $(last_of "sweep.ball.$name" | cut -c1-6) | $(events_of "sweep.ball.$name") |"
     done ;;
 esac

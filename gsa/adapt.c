@@ -91,7 +91,7 @@ Adapt *adapt_create(const Config *c, int64_t every) {
     model_tensors(c, tensors);
     a->c = *c, a->G = (size_t)config_gsa_heads(c), a->S = a->G ? (size_t)c->S : 0;
     a->first = tensors[TENSOR_mu].offset, a->count = tensors[TENSOR_lng].offset - a->first; /* all but ln g, which belongs to a head */
-    a->numbers[ADAPT_NEXT] = a->numbers[ADAPT_INTERVAL] = every;
+    a->numbers[ADAPT_NEXT] = every;
     a->born = (int64_t *)xcalloc(a->G * a->S + 1, sizeof *a->born);
     a->activation = (float *)xcalloc(2 * a->G * a->S * ADAPT_WINDOWS + a->G + 1, sizeof *a->activation);
     a->pull = a->activation + a->G * a->S * ADAPT_WINDOWS, a->coverage = a->pull + a->G * a->S * ADAPT_WINDOWS;
@@ -107,7 +107,7 @@ void adapt_free(Adapt *a) {
 }
 
 void adapt_add_entries(const Adapt *a, Entry *entries, const void **data, int *count) {
-    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 5};
+    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
     data[*count] = a->numbers, entries[(*count)++] = checkpoint_entry("adapt.numbers", TYPE_I64, 1, &numbers);
     data[*count] = a->born, entries[(*count)++] = checkpoint_entry("adapt.born", TYPE_I64, 1, &slots);
     data[*count] = a->activation, entries[(*count)++] = checkpoint_entry("adapt.activation", TYPE_F32, 3, rings);
@@ -117,8 +117,8 @@ void adapt_add_entries(const Adapt *a, Entry *entries, const void **data, int *c
 }
 
 void adapt_read(Adapt *a, const Checkpoint *k, bool restart) {
-    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 5};
-    int64_t every = a->numbers[ADAPT_INTERVAL];
+    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
+    int64_t every = a->numbers[ADAPT_NEXT];
     if (!checkpoint_has(k, "adapt.numbers")) return;
     memcpy(a->numbers, checkpoint_find(k, "adapt.numbers", TYPE_I64, 1, &numbers, NULL), sizeof a->numbers);
     memcpy(a->born, checkpoint_find(k, "adapt.born", TYPE_I64, 1, &slots, NULL), a->G * a->S * sizeof *a->born);
@@ -130,7 +130,7 @@ void adapt_read(Adapt *a, const Checkpoint *k, bool restart) {
     for (size_t i = 0; i < a->G * a->S; i++) a->born[i] -= k->step;
     int64_t windows = a->numbers[ADAPT_COUNT_WINDOWS];
     memset(a->numbers, 0, sizeof a->numbers);
-    a->numbers[ADAPT_NEXT] = a->numbers[ADAPT_INTERVAL] = every, a->numbers[ADAPT_COUNT_WINDOWS] = windows;
+    a->numbers[ADAPT_NEXT] = every, a->numbers[ADAPT_COUNT_WINDOWS] = windows;
 }
 
 /* ---------------------------------------------------------------------------------------------- statistics */
@@ -158,19 +158,18 @@ static double head_coverage(const Adapt *a, size_t g, const Slots *h) {
     return sum / (double)n;
 }
 
-enum { BAND_WINDOWS = 30, BAND_MEMORY = 3, NOISE_MEMORY = 30, BAND_OUTSIDE = 3 }; /* a steady drift trails by 2 of its steps, less than 4 deviations of it alone */
+enum { BAND_WINDOWS = 30, BAND_MEMORY = 3, NOISE_MEMORY = 30, BAND_OUTSIDE = 3 };
 
 bool adapt_band(AdaptBand *b, double value) {
-    double apart = value - (double)b->mean, step = value - (double)b->last;
+    double apart = value - (double)b->mean;
     if (b->count >= BAND_WINDOWS && fabs(apart) > 4 * sqrt((double)b->variance)) return ++b->outside >= BAND_OUTSIDE;
     b->outside = 0, b->count++;
+    if (b->count > 1) b->variance = (float)((double)b->variance + (apart * apart - (double)b->variance) / (b->count - 1 < NOISE_MEMORY ? (double)b->count - 1 : NOISE_MEMORY));
     b->mean = (float)((double)b->mean + apart / (b->count < BAND_MEMORY ? (double)b->count : BAND_MEMORY));
-    if (b->count > 1) b->variance = (float)((double)b->variance + (0.5 * step * step - (double)b->variance) / (b->count - 1 < NOISE_MEMORY ? (double)b->count - 1 : NOISE_MEMORY));
-    b->last = (float)value;
     return false;
 }
 
-bool adapt_window(Adapt *a, const float *splats, const float *sums) {
+bool adapt_window(Adapt *a, int64_t step, const float *splats, const float *sums) {
     size_t n = (size_t)a->tokens, S = a->S, slot = (size_t)(a->numbers[ADAPT_COUNT_WINDOWS] % ADAPT_WINDOWS);
 #pragma omp parallel for schedule(dynamic)
     for (size_t g = 0; g < a->G; g++) {
@@ -195,7 +194,7 @@ bool adapt_window(Adapt *a, const float *splats, const float *sums) {
     }
     a->numbers[ADAPT_COUNT_WINDOWS]++;
     bool shifted = false;
-    for (size_t g = 0; g < a->G; g++) shifted |= adapt_band(&a->bands[g], (double)a->coverage[g]);
+    for (size_t g = 0; g < a->G && step % ADAPT_SPACING == 0; g++) shifted |= adapt_band(&a->bands[g], (double)a->coverage[g]);
     if (shifted) memset(a->bands, 0, a->G * sizeof *a->bands);
     return shifted;
 }
@@ -268,16 +267,19 @@ static void set_precision(const Config *c, float *lnp, double precision) {
     for (int k = 0; k < d && c->covariance == COVARIANCE_FULL; k++) lnp[k * (k + 1) / 2 + k] = (float)(0.5 * log(precision));
 }
 
-/* A new splat in a free slot: with the smallest amplitude that the bounds allow it changes little at first. It has the frequency and decay
-   that the slot had. */
+/* A new splat in a free slot, with the frequency and decay that the slot had and the amplitude of the others. A softmax head's logits grow with the number
+   of its splats: where they are larger than those that a head of so many starts with, all amplitudes go down. */
 static void give_birth(const Config *c, Slots *h, size_t t, const float *centre) {
     size_t d = h->width[MU];
-    double reference = 0;
-    for (size_t s = 0; s < h->S; s++) reference += is_alive(h, s) ? exp((double)h->rows[LNALPHA0][s]) / count_alive(h) : 0;
+    int alive = count_alive(h);
+    double amplitude = 0, excess;
+    for (size_t s = 0; s < h->S; s++) amplitude += is_alive(h, s) ? exp((double)h->rows[LNALPHA0][s]) / alive : 0;
+    amplitude = log(amplitude);
+    excess = c->mixer == MIXER_SOFTMAX ? fmax(amplitude - splat_amplitude_start(alive + 1, (int)d), 0) : 0;
+    for (size_t s = 0; s < h->S && excess > 0; s++) h->rows[LNALPHA][s] -= (float)excess, h->rows[LNALPHA0][s] -= (float)excess;
     memcpy(h->rows[MU] + t * d, centre, d * sizeof *centre);
     set_precision(c, h->rows[LNP] + t * h->width[LNP], SPLAT_PRECISION_START);
-    h->rows[LNALPHA0][t] = (float)log(reference);
-    h->rows[LNALPHA][t] = (float)(log(reference) - SPLAT_AMPLITUDE_RANGE);
+    h->rows[LNALPHA][t] = h->rows[LNALPHA0][t] = (float)(amplitude - excess);
     h->rows[ALIVE][t] = 1;
 }
 
@@ -330,9 +332,14 @@ typedef struct {
     Slots h, m, v; /* parameters and Adam's moments */
 } Head;
 
-static bool is_old(const Head *p, size_t s) { return p->step - p->a->born[p->g * p->a->S + s] >= p->rules->life; }
+static bool is_old(const Head *p, size_t s) { int64_t born = p->a->born[p->g * p->a->S + s]; return born <= 0 || p->step - born >= p->rules->life; } /* the first ones always are */
 static double activation(const Head *p, size_t s) { return adapt_activation(p->a, p->g, s); }
 static double pull(const Head *p, size_t s) { return ring_mean(p->a, p->a->pull, p->g, s); }
+static double mean_pull(const Head *p) {
+    double sum = 0;
+    for (size_t s = 0; s < p->h.S; s++) sum += is_alive(&p->h, s) ? pull(p, s) : 0;
+    return sum / count_alive(&p->h);
+}
 
 static int weakest(const Head *p) {
     int found = -1;
@@ -342,19 +349,20 @@ static int weakest(const Head *p) {
     return found;
 }
 
-static bool alike(const Head *p, size_t s, size_t t) { /* envelopes within a factor of 1.35, a step of the usual spacing */
+static bool alike(const Head *p, size_t s, size_t t) { /* envelopes within a tenth, half of the usual spacing: twins that a split has made */
     for (int i = LNTHETA; i <= LNDELTA; i++)
-        if (p->h.rows[i] && fabs((double)p->h.rows[i][s] - (double)p->h.rows[i][t]) > 0.3) return false;
+        if (p->h.rows[i] && fabs((double)p->h.rows[i][s] - (double)p->h.rows[i][t]) > 0.1) return false;
     return true;
 }
 
-/* Bhattacharyya coefficient of the two responses as distributions over the sample: sum sqrt(phi_s phi_t) / sqrt(sum phi_s sum phi_t). It is 1 for
-   equals of any amplitude, and what |mu| and the precision trade between them does not show. The pair of most overlap, or false. */
-static bool redundant(const Head *p, size_t *first, size_t *second) {
+/* Bhattacharyya coefficient of two responses as distributions over the sample: sum sqrt(phi_s phi_t) / sqrt(sum phi_s sum phi_t). It is 1 for
+   equals of any amplitude, and what |mu| and the precision trade between them does not show. Of the pair of most overlap the less active splat, or -1; twin: the
+   other one, where the two are alike in their envelopes as well. */
+static int redundant(const Head *p, int *twin) {
     const Adapt *a = p->a;
     size_t S = a->S, n = (size_t)a->tokens;
     double *l = (double *)xmalloc((2 * n * S + S) * sizeof *l), *total = l + 2 * n * S, most = p->rules->overlap;
-    bool found = false;
+    int found = -1;
     for (int side = 0; side < 2; side++) responses(&a->c, &p->h, sample_of(a, p->g, side), n, l + (size_t)side * n * S);
     for (size_t s = 0; s < S; s++) {
         double largest = -INFINITY, sum = 0;
@@ -364,10 +372,12 @@ static bool redundant(const Head *p, size_t *first, size_t *second) {
     }
     for (size_t s = 0; s < S; s++)
         for (size_t t = s + 1; t < S; t++) {
-            if (!is_alive(&p->h, s) || !is_alive(&p->h, t) || !is_old(p, s) || !is_old(p, t) || !alike(p, s, t)) continue;
+            if (!is_alive(&p->h, s) || !is_alive(&p->h, t) || !is_old(p, s) || !is_old(p, t)) continue;
             double sum = 0;
             for (size_t i = 0; i < 2 * n; i++) sum += exp(0.5 * (l[i * S + s] - total[s] + l[i * S + t] - total[t]));
-            if (sum > most) most = sum, *first = s, *second = t, found = true;
+            if (!(sum > most)) continue;
+            bool first = activation(p, s) < activation(p, t);
+            most = sum, found = (int)(first ? s : t), *twin = alike(p, s, t) ? (int)(first ? t : s) : -1;
         }
     free(l);
     return found;
@@ -403,9 +413,8 @@ static double densest(const Head *p, float *centre) {
 
 /* The splat of most pull that may be split, other than two; -1: none. */
 static int busiest(const Head *p, int not_this, int nor_that) {
-    int found = -1, alive = count_alive(&p->h);
-    double even = 1.0 / alive, mean = 0;
-    for (size_t s = 0; s < p->h.S; s++) mean += is_alive(&p->h, s) ? pull(p, s) / alive : 0;
+    int found = -1;
+    double even = 1.0 / count_alive(&p->h), mean = mean_pull(p);
     for (size_t s = 0; s < p->h.S; s++) {
         if (!is_alive(&p->h, s) || !is_old(p, s) || (int)s == not_this || (int)s == nor_that) continue;
         if (activation(p, s) >= even && pull(p, s) > 0 && pull(p, s) >= p->rules->pull * mean && (found < 0 || pull(p, s) > pull(p, (size_t)found))) found = (int)s;
@@ -461,7 +470,7 @@ static AdaptEvent join(Head *p, float *splats, size_t s, size_t t) {
 static AdaptEvent settle(Head *p, size_t t) {
     size_t d = p->h.width[MU];
     float *centre = (float *)xmalloc(d * sizeof *centre);
-    double share = densest(p, centre);
+    double share = densest(p, centre), ordinary = mean_pull(p);
     if (!(share > 0)) { /* a random unit vector, another for each step, head and slot */
         uint64_t rng = rng_mix(rng_mix((uint64_t)p->step, p->g), t);
         double square = 0;
@@ -469,7 +478,7 @@ static AdaptEvent settle(Head *p, size_t t) {
         for (size_t k = 0; k < d; k++) centre[k] = (float)((double)centre[k] / sqrt(square));
     }
     give_birth(&p->a->c, &p->h, t, centre);
-    renew(p->a, p->g, t, p->step, 1.0 / count_alive(&p->h), 0);
+    renew(p->a, p->g, t, p->step, 1.0 / count_alive(&p->h), ordinary); /* until it has statistics of its own it counts as an ordinary one */
     forget_moments(p, t);
     free(centre);
     return event(p, ADAPT_BIRTH, t, -1, share);
@@ -492,45 +501,52 @@ static AdaptEvent divide(Head *p, float *splats, size_t s, size_t t) {
 }
 
 static int cap(const Adapt *a) { return a->S / 16 > 1 ? (int)(a->S / 16) : 1; }
-int adapt_room(const Adapt *a) { return (int)a->G * cap(a); }
+int adapt_room(const Adapt *a) { return (int)a->G * 2 * cap(a); } /* as many deaths as births */
 
 int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, float *m, float *v, AdaptEvent *events) {
-    int count = 0, least = a->S / 4 > 1 ? (int)(a->S / 4) : 1; /* rules of death leave a quarter of a head's slots alive */
+    int count = 0;
     for (size_t g = 0; g < a->G; g++) {
         Head p;
         p.a = a, p.rules = rules, p.g = g, p.step = step;
         p.h = slots_of(&a->c, (int)g, splats), p.m = slots_of(&a->c, (int)g, m), p.v = slots_of(&a->c, (int)g, v);
         double before = head_coverage(a, g, &p.h);
         int edits = 0, s, t;
-        size_t one, other;
-        while (rules->mode == ADAPT_RELOCATE && edits < cap(a)) {
-            bool weak = (s = weakest(&p)) >= 0;
-            if (!weak && !redundant(&p, &one, &other)) break;
-            int victim = weak ? s : (int)other, parent = busiest(&p, victim, weak ? -1 : (int)one);
-            double lost = activation(&p, (size_t)victim);
-            if (weak) die_out(&p, (size_t)victim);
-            else join(&p, splats, one, other);
-            if (parent >= 0) divide(&p, splats, (size_t)parent, (size_t)victim);
-            else settle(&p, (size_t)victim);
-            events[count++] = event(&p, ADAPT_MOVE, (size_t)victim, parent, lost), edits++;
+        while (rules->mode == ADAPT_RELOCATE && edits < cap(a) && count_alive(&p.h) > 1) {
+            int twin = -1;
+            if ((s = weakest(&p)) < 0 && (s = redundant(&p, &twin)) < 0) break;
+            int parent = busiest(&p, s, twin);
+            double lost = activation(&p, (size_t)s);
+            if (twin >= 0) join(&p, splats, (size_t)twin, (size_t)s);
+            else die_out(&p, (size_t)s);
+            if (parent >= 0) divide(&p, splats, (size_t)parent, (size_t)s);
+            else settle(&p, (size_t)s);
+            events[count++] = event(&p, ADAPT_MOVE, (size_t)s, parent, lost), edits++;
         }
-        if (rules->mode == ADAPT_GROW) {
-            for (; edits < cap(a) && count_alive(&p.h) > least && (s = weakest(&p)) >= 0; edits++) events[count++] = die_out(&p, (size_t)s);
-            for (; edits < cap(a) && count_alive(&p.h) > least && redundant(&p, &one, &other); edits++) events[count++] = join(&p, splats, one, other);
-            for (; edits < cap(a) && (t = free_slot(&p)) >= 0 && (s = busiest(&p, -1, -1)) >= 0; edits++) events[count++] = divide(&p, splats, (size_t)s, (size_t)t);
-            for (; edits < cap(a) && (t = free_slot(&p)) >= 0; edits++) events[count++] = settle(&p, (size_t)t);
+        for (int left = cap(a); rules->mode == ADAPT_GROW && left > 0 && count_alive(&p.h) > 1; left--, edits++) {
+            int twin = -1;
+            if ((s = weakest(&p)) < 0 && (s = redundant(&p, &twin)) < 0) break;
+            events[count++] = twin >= 0 ? join(&p, splats, (size_t)twin, (size_t)s) : die_out(&p, (size_t)s);
         }
+        for (int left = cap(a); rules->mode == ADAPT_GROW && left > 0 && (t = free_slot(&p)) >= 0; left--, edits++)
+            events[count++] = (s = busiest(&p, -1, -1)) >= 0 ? divide(&p, splats, (size_t)s, (size_t)t) : settle(&p, (size_t)t);
         double moved = edits ? head_coverage(a, g, &p.h) - before : 0; /* what edits do to the coverage is no shift of the data */
-        a->bands[g].mean = (float)((double)a->bands[g].mean + moved), a->bands[g].last = (float)((double)a->bands[g].last + moved);
+        a->bands[g].mean = (float)((double)a->bands[g].mean + moved);
     }
     for (int i = 0; i < count; i++) a->numbers[ADAPT_EVENTS + events[i].kind]++;
     return count;
 }
 
+bool adapt_due(const Adapt *a, int64_t step) {
+    int64_t spacing = (a->numbers[ADAPT_NEXT] - a->numbers[ADAPT_LAST]) / 5;
+    if (step == a->numbers[ADAPT_NEXT] || step % ADAPT_SPACING == 0) return true;
+    return spacing < ADAPT_SPACING && step % (spacing > 1 ? spacing : 1) == 0;
+}
+
 void adapt_schedule(Adapt *a, const AdaptRules *rules, int64_t step, bool shifted) {
-    int64_t *interval = &a->numbers[ADAPT_INTERVAL];
-    *interval = shifted ? rules->every : *interval + (*interval + 9) / 10;
-    a->numbers[ADAPT_NEXT] = step + *interval;
+    int64_t *n = a->numbers, so_far;
+    if (shifted) n[ADAPT_FIRST] = step;
+    so_far = (step - n[ADAPT_FIRST]) / 10;
+    n[ADAPT_LAST] = step, n[ADAPT_NEXT] = step + (so_far > rules->every ? so_far : rules->every);
 }
 
 /* ---------------------------------------------------------------------------------------------- starts */

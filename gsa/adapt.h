@@ -2,18 +2,21 @@
    arithmetic: a back end hands over queries, keys and sums of gradients, and both back ends' statistics meet the same rules here. The same
    statistics give the same events, whatever the number of threads.
 
-   Statistics come in windows: ADAPT_TOKENS evenly spaced tokens of one batch, a fifth of --adapt-every apart. Of each splat s
+   Statistics come in windows: ADAPT_TOKENS evenly spaced tokens of one batch, five windows between two passes and never more than ADAPT_SPACING steps
+   apart. Of each splat s
      activation   mean over queries and keys x of its responsibility r_s(x) = softmax_s(ln alpha_s + ln phi_s(x^))
      pull         sum over the batch's queries and keys of |dL / d ln phi_s|
    are kept for the last ADAPT_WINDOWS windows, and of each head the mean coverage of keys, ln sum_s phi_s(k^).
 
-   A pass over all heads edits at most S / 16 splats of a head (at least 1) by these rules, in this order:
-     death   activation below `low` times an even share, after `life` steps (grow)
-     merge   two splats with like envelope whose responses overlap by more than `overlap` become one (grow)
-     split   a splat with at least an even share of activation and at least `pull` times the mean pull becomes two, if a slot is free (grow)
-     birth   in a free slot: at the densest of the keys whose coverage is below `covered`, if at least `dense` of all keys are near, else in
-             a random direction, as at the start of a run (grow)
-     move    a splat that would die or be merged becomes half of one that would be split, else is born anew (relocate): their number stays
+   Passes come every few steps at first and ever more rarely: each interval is a tenth of the steps so far. Early, when little is learned that an edit
+   could disturb, a bad start is put right within a hundred steps. In a pass over all heads at most S / 16 splats of a head (at least 1) go, and as many come:
+     idle       a splat with an activation below `low` times an even share is given up, after `life` steps
+     redundant  so is the less active of two whose responses overlap by more than `overlap`; if their envelopes are alike as well, they merge
+     split      a splat with at least an even share of activation and at least `pull` times the mean pull becomes two, if a slot is free
+     birth      else a free slot takes a splat at the densest of the keys whose coverage is below `covered`, if at least `dense` of all keys are near
+                that, or in a random direction, as at the start of a run
+   grow: splats die or merge, then free slots are filled, by as many births as deaths at most, so that a head that was full stays full.
+   relocate: what is given up moves at once, by split or birth: the number of splats stays.
    Splits and merges of equals leave the function as it was: contributions alpha phi(q) phi(k) add, so amplitudes do. */
 #ifndef GSA_ADAPT_H
 #define GSA_ADAPT_H
@@ -26,12 +29,12 @@ extern "C" {
 
 #define ADAPT_CHOICES "none|relocate|grow"
 enum { ADAPT_NONE, ADAPT_RELOCATE, ADAPT_GROW };
-enum { ADAPT_WINDOWS = 10, ADAPT_TOKENS = 256 };
+enum { ADAPT_WINDOWS = 10, ADAPT_TOKENS = 256, ADAPT_SPACING = 10 };
 
 typedef struct {
     int mode;
-    int64_t every; /* steps from one pass to the next at first; the interval grows by a tenth each time */
-    int64_t life;  /* steps */
+    int64_t every; /* steps from one pass to the next, at least */
+    int64_t life;  /* steps; splats of the start are never too young */
     int64_t end;   /* no pass after this step */
     double low, overlap, covered, dense, pull;
 } AdaptRules;
@@ -43,19 +46,19 @@ typedef struct {
     float activation;        /* of the slot before, of a split's parent; of a birth the share of keys near it, 0 for a random direction */
 } AdaptEvent;
 
-/* A running mean of a number that drifts, over few windows, and the variance of its noise: half the mean square of the differences between successive
-   windows, in which a slow drift hardly counts. */
+/* The mean of a number's last three or so values, and the mean square of what each value was apart from that mean before: noise, and a drift as
+   training has it. */
 typedef struct {
-    float mean, variance, last, count, outside; /* windows seen; the last ones in a row that were outside */
+    float mean, variance, count, outside; /* windows seen; the last ones in a row that were outside */
 } AdaptBand;
 /* True where the third value in a row lies more than 4 standard deviations from the mean. */
 bool adapt_band(AdaptBand *b, double value);
 
-enum { ADAPT_NEXT, ADAPT_INTERVAL, ADAPT_COUNT_WINDOWS, ADAPT_SHIFTS, ADAPT_EVENTS, NUM_ADAPT_NUMBERS = ADAPT_EVENTS + NUM_ADAPT_EVENTS };
+enum { ADAPT_FIRST, ADAPT_LAST, ADAPT_NEXT, ADAPT_COUNT_WINDOWS, ADAPT_SHIFTS, ADAPT_EVENTS, NUM_ADAPT_NUMBERS = ADAPT_EVENTS + NUM_ADAPT_EVENTS };
 typedef struct {
     Config c;
     size_t G, S, first, count;                /* first, count: the range of the flat buffers that holds the tensors of splats */
-    int64_t numbers[NUM_ADAPT_NUMBERS];       /* step of the next pass, interval, windows and shifts so far, events of each kind so far */
+    int64_t numbers[NUM_ADAPT_NUMBERS];       /* steps at which the schedule began, of the last pass and of the next; windows and shifts so far, events of each kind so far */
     int64_t *born;                            /* (G, S): step; of the first splats 0 */
     float *activation, *pull;                 /* (G, S, ADAPT_WINDOWS): window w at w % ADAPT_WINDOWS */
     float *coverage;                          /* (G): of the last window */
@@ -74,14 +77,16 @@ enum { ADAPT_ENTRIES = 6 };
 
 /* Takes queries (part 0) or keys (1) of GSA head g, (tokens, HS), into the sample, as unit vectors where the model uses them so; tokens <= ADAPT_TOKENS. */
 void adapt_sample(Adapt *a, int g, int part, const float *x, int tokens);
-/* One window from the sample of all layers. splats: the range of the parameters; sums (G, S): of |dL / d ln phi|. True: the coverage of a
-   head has shifted; all bands then begin anew. */
-bool adapt_window(Adapt *a, const float *splats, const float *sums);
+/* One window, after `step` updates, from the sample of all layers. splats: the range of the parameters; sums (G, S): of |dL / d ln phi|. True: the
+   coverage of a head has shifted; all bands then begin anew. Bands see every ADAPT_SPACING-th step only: the spacing of their values must not change. */
+bool adapt_window(Adapt *a, int64_t step, const float *splats, const float *sums);
 /* One pass; the window before must be of this step. splats, m, v: the range of parameters and of Adam's two moments, edited in place. Events are stored,
    `room` at most (adapt_room), and their number returned. */
 int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, float *m, float *v, AdaptEvent *events);
 int adapt_room(const Adapt *a);
-/* Sets the step of the next pass after one at `step`; shifted: the intervals start anew. */
+/* True where a window is due after `step` updates. */
+bool adapt_due(const Adapt *a, int64_t step);
+/* Sets the step of the next pass after one at `step`: rules->every later, or a tenth of the steps since the first or the last shift. */
 void adapt_schedule(Adapt *a, const AdaptRules *rules, int64_t step, bool shifted);
 
 double adapt_activation(const Adapt *a, size_t g, size_t s); /* its mean over the last windows; 0 where there are none */

@@ -53,7 +53,7 @@ typedef struct {
 
 static const Settings defaults = {
     2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START, false, NULL,
-    "none", 0, 50, 100, 0.05, 0.995, -1000, 0.02, 4,
+    "none", 0, 5, 100, 0.3, 0.995, -1000, 0.02, 4,
     NULL, NULL, NULL, 1024, false,
     4, 1, 8000, 100, 1, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
     "runs/default", false, false, 1000, 65536, 2000, 1000, 2, 0,
@@ -91,12 +91,12 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_SWITCH, "no-sphere", &s->no_sphere, 0, 0, NULL, "for comparison: splats see queries and keys as they are, not on the unit sphere", false},
         {FLAG_TEXT, "unbounded", &s->unbounded, 0, 0, "LIST", "for comparison: switch bounds of splats off, any of " BOUND_CHOICES ", by commas", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "birth and death of splats (gsa/adapt.h)", false},
-        {FLAG_CHOICE, "adapt", &s->adapt, 0, 0, ADAPT_CHOICES, "splats stay as they are; idle ones move; or they die and are born, up to --splats. Of use after a bad start only (README)", false},
+        {FLAG_CHOICE, "adapt", &s->adapt, 0, 0, ADAPT_CHOICES, "splats stay as they are; idle and redundant ones move; or they die and are born, up to --splats. Of use after a bad start (README)", false},
         {FLAG_INT, "splats-alive", &s->splats_alive, 0, 65536, NULL, "splats of a head that live at the start, of --splats; 0: all", false},
-        {FLAG_INT, "adapt-every", &s->adapt_every, 1, 1e9, NULL, "steps until the first pass; each interval is a tenth longer, none follows in the last 30 % of the steps", false},
-        {FLAG_INT, "adapt-life", &s->adapt_life, 0, 1e9, NULL, "steps that a splat lives before it may die, merge, move or split", false},
-        {FLAG_REAL, "adapt-activation", &s->adapt_activation, 0, 1, NULL, "a splat dies below this share of an even activation", false},
-        {FLAG_REAL, "adapt-overlap", &s->adapt_overlap, 0, 1, NULL, "two splats merge above this overlap (Bhattacharyya)", false},
+        {FLAG_INT, "adapt-every", &s->adapt_every, 1, 1e9, NULL, "steps until the first pass; from then on at least as many, or a tenth of the steps so far; none in the last 30 %", false},
+        {FLAG_INT, "adapt-life", &s->adapt_life, 0, 1e9, NULL, "steps that a new splat lives before it may die, merge, move or split", false},
+        {FLAG_REAL, "adapt-activation", &s->adapt_activation, 0, 1, NULL, "a splat is idle below this share of an even activation", false},
+        {FLAG_REAL, "adapt-overlap", &s->adapt_overlap, 0, 1, NULL, "two splats are one too many above this overlap (Bhattacharyya)", false},
         {FLAG_REAL, "adapt-coverage", &s->adapt_coverage, -1e3, 1e3, NULL, "splats are born among keys k with ln sum_s phi_s(k) below this, off as it stands: it did not help", false},
         {FLAG_REAL, "adapt-density", &s->adapt_density, 0, 1, NULL, "where at least this share of all keys is within a splat's width", false},
         {FLAG_REAL, "adapt-pull", &s->adapt_pull, 0, 1e9, NULL, "a splat splits with at least this times its head's mean sum of |dL / d ln phi|", false},
@@ -604,7 +604,7 @@ static void start_splats(Run *r, const Tensor *tensors, float *params) {
 
 /* ---------------------------------------------------------------------------------------------- birth and death of splats */
 
-/* A window of statistics from the last forward and backward pass, every fifth of --adapt-every. True: the data has shifted. */
+/* A window of statistics from the last forward and backward pass. True: the data has shifted. */
 static bool watch_splats(Run *r, const Tensor *tensors) {
     Adapt *a = r->adapt;
     const Backend *b = r->backend;
@@ -619,7 +619,7 @@ static bool watch_splats(Run *r, const Tensor *tensors) {
             }
     b->get(r->model, BUFFER_PARAMS, a->first, a->count, splats);
     b->get(r->model, BUFFER_GRADS, tensors[TENSOR_alive].offset, a->G * a->S, sums);
-    bool shifted = adapt_window(a, splats, sums);
+    bool shifted = adapt_window(a, r->step + 1, splats, sums);
     free(rows);
     return shifted;
 }
@@ -721,7 +721,6 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
     sigaction(SIGTERM, &action, NULL);
 
     const size_t window = (size_t)B * T;
-    const int64_t spacing = s.adapt_every >= 5 ? s.adapt_every / 5 : 1; /* of windows of statistics */
     Tensor tensors[NUM_TENSORS];
     model_tensors(&config, tensors);
     int *x = (int *)xmalloc(2 * window * sizeof *x), *y = x + window;
@@ -750,7 +749,7 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
         if (last) break;
 
         double began = now_seconds(), loss = 0, norms[NUM_CLIPS];
-        bool watched = r->adapt && (r->step + 1) % spacing == 0, shifted = false;
+        bool watched = r->adapt && adapt_due(r->adapt, r->step + 1), shifted = false;
         backend->zero_gradients(r->model);
         if (r->adapt) backend->watch(r->model, watched);
         for (int64_t i = 0; i < s.accum; i++) {
@@ -776,8 +775,8 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
             r->adapt->numbers[ADAPT_SHIFTS]++;
             fprintf(log, "s:%lld adp:shift\n", (long long)r->step);
         }
-        if (watched && r->rules.mode != ADAPT_NONE && r->step <= r->rules.end && (shifted || r->step >= r->adapt->numbers[ADAPT_NEXT])) {
-            adapt_splats(r, log);
+        if (watched && (shifted || r->step >= r->adapt->numbers[ADAPT_NEXT])) {
+            if (r->rules.mode != ADAPT_NONE && r->step <= r->rules.end) adapt_splats(r, log);
             adapt_schedule(r->adapt, &r->rules, r->step, shifted);
         }
 

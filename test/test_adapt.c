@@ -26,7 +26,7 @@ static Scene make_scene(int mode, int mixer, int envelope, int covariance, int S
     size_t total = model_tensors(&s.c, s.t);
     s.flat = (float *)xmalloc(3 * total * sizeof(float)), s.m = s.flat + total, s.v = s.m + total;
     model_start(&s.c, s.flat, 3);
-    s.a = adapt_create(&s.c, 50);
+    s.a = adapt_create(&s.c, 5);
     s.splats = s.flat + s.a->first;
     for (size_t i = 0; i < 2 * total; i++) s.m[i] = 1; /* moments, to see which are forgotten */
     AdaptRules rules = {mode, 50, 100, 10000, 0.05, 0.995, -1000, 0.02, 4};
@@ -82,31 +82,67 @@ static void test_rules(void) {
     for (size_t slot = 3; slot < 6; slot++) set_rings(s.a->activation, &s, 1, slot, 0.04 / 32 / (double)slot);
     s.a->born[s.a->S + 3] = 950;
     int n = pass(&s, 1000);
-    CHECK(n == 2 && events[0].kind == ADAPT_DEATH && events[0].g == 1 && events[0].slot == 5 && events[1].slot == 4, "the two most idle of old splats die, of head 1");
-    CHECK(adapt_alive(&s.c, 1, s.splats) == 30 && adapt_alive(&s.c, 0, s.splats) == 32 && *of(&s, TENSOR_alive, 1, 5) == 0, "they are dead");
-    check_moments(&s, 1, 5, true, "death"), check_moments(&s, 1, 6, false, "death");
+    CHECK(n == 4 && events[0].kind == ADAPT_DEATH && events[0].g == 1 && events[0].slot == 5 && events[1].kind == ADAPT_DEATH && events[1].slot == 4, "the two most idle of old splats die, of head 1");
+    CHECK(events[2].kind == ADAPT_BIRTH && events[3].kind == ADAPT_BIRTH && events[2].slot + events[3].slot == 9, "and free slots are filled (%d events, kind %d)", n, events[2].kind);
+    check_moments(&s, 1, 5, true, "death and birth"), check_moments(&s, 1, 6, false, "of others");
+    double size = 0;
+    for (int k = 0; k < 64; k++) size += of(&s, TENSOR_mu, 1, 5)[k] * of(&s, TENSOR_mu, 1, 5)[k];
+    CHECK(fabs(size - 1) < 1e-5, "born on the unit sphere, |mu|^2 = %g", size);
+    for (size_t slot = 0; slot < 32; slot++)
+        CHECK(fabs(*of(&s, TENSOR_lnalpha, 1, slot) - config_amplitude_start(&s.c)) < 1e-5 && *of(&s, TENSOR_lnalpha0, 1, slot) == *of(&s, TENSOR_lnalpha, 1, slot), "amplitude of slot %zu", slot);
     s.a->born[s.a->S + 3] = 0;
     n = pass(&s, 1050);
-    CHECK(n == 2 && events[0].slot == 3 && events[0].kind == ADAPT_DEATH && events[1].kind == ADAPT_BIRTH, "the young one later, and a free slot is filled (%d events, kind %d)", n, events[1].kind);
-    check_moments(&s, 1, (size_t)events[1].slot, true, "birth");
-    double size = 0;
-    for (int k = 0; k < 64; k++) size += of(&s, TENSOR_mu, 1, (size_t)events[1].slot)[k] * of(&s, TENSOR_mu, 1, (size_t)events[1].slot)[k];
-    CHECK(fabs(size - 1) < 1e-5, "born on the unit sphere, |mu|^2 = %g", size);
-    CHECK(fabs(*of(&s, TENSOR_lnalpha, 1, (size_t)events[1].slot) - *of(&s, TENSOR_lnalpha0, 1, (size_t)events[1].slot) + log(10)) < 1e-5, "with the smallest amplitude");
+    CHECK(n == 2 && events[0].kind == ADAPT_DEATH && events[0].slot == 3, "then the third one dies, no longer young");
     free_scene(&s);
 
-    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32); /* however idle, a quarter stays */
-    for (size_t g = 0; g < s.a->G; g++)
-        for (size_t slot = 1; slot < 32; slot++) set_rings(s.a->activation, &s, g, slot, 1e-6);
-    int fewest = 32;
+    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32); /* however idle: no more die in a pass than come */
     for (int step = 1000; step < 9000; step += 50) {
-        pass(&s, step);
-        for (int g = 0; g < (int)s.a->G; g++) fewest = adapt_alive(&s.c, g, s.splats) < fewest ? adapt_alive(&s.c, g, s.splats) : fewest;
         for (size_t g = 0; g < s.a->G; g++)
             for (size_t slot = 1; slot < 32; slot++) set_rings(s.a->activation, &s, g, slot, 1e-6), s.a->born[g * 32 + slot] = 0;
+        n = pass(&s, step);
+        CHECK(n == 4 * (int)s.a->G && adapt_alive(&s.c, 0, s.splats) == 32 && adapt_alive(&s.c, 1, s.splats) == 32, "step %d: %d events, %d alive", step, n, adapt_alive(&s.c, 0, s.splats));
     }
-    CHECK(fewest == 8, "the fewest alive of 32 are %d", fewest);
     free_scene(&s);
+
+    for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) { /* the last splat of a head stays, whatever its statistics */
+        s = make_scene(mode, MIXER_LINEAR, ENVELOPE_RAISED, COVARIANCE_ISO, 1);
+        s.rules.low = 1, set_rings(s.a->activation, &s, 0, 0, 0.5);
+        CHECK(pass(&s, 1000) == 0 && adapt_alive(&s.c, 0, s.splats) == 1, "a head keeps its only splat");
+        free_scene(&s);
+    }
+
+    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32); /* 4 of 32: full after 14 passes, each time with the amplitude of a head of so many */
+    adapt_start_alive(&s.c, 4, s.flat);
+    *of(&s, TENSOR_lnalpha, 0, 0) += 0.5f; /* what one has learned stays */
+    for (int i = 1; i <= 14; i++) {
+        n = pass(&s, 5 * i);
+        CHECK(n == 2 * (int)s.a->G && adapt_alive(&s.c, 0, s.splats) == 4 + 2 * i, "pass %d: %d events, %d alive", i, n, adapt_alive(&s.c, 0, s.splats));
+        double expected = splat_amplitude_start(4 + 2 * i, 64), worst = 0;
+        for (size_t slot = 0; slot < 32; slot++)
+            if (*of(&s, TENSOR_alive, 0, slot) > 0) worst = fmax(worst, fmax(fabs(*of(&s, TENSOR_lnalpha0, 0, slot) - expected), fabs(*of(&s, TENSOR_lnalpha, 0, slot) - expected - (slot ? 0 : 0.5))));
+        CHECK(worst < 1e-5, "amplitudes of %d splats are off by %g", 4 + 2 * i, worst);
+    }
+    free_scene(&s);
+
+    for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) { /* a ball is spread out at once, and then nothing more happens */
+        s = make_scene(mode, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
+        adapt_start_ball(&s.c, s.flat, 5);
+        int passes = 0;
+        while (passes < 100 && (n = pass(&s, 5 * ++passes)) > 0)
+            for (int i = 0; i < n; i++)
+                CHECK(mode == ADAPT_RELOCATE ? events[i].kind == ADAPT_MOVE : events[i].kind == ADAPT_DEATH || events[i].kind == ADAPT_BIRTH, "mode %d, pass %d: event of kind %d", mode, passes, events[i].kind);
+        CHECK(passes == 17, "31 of 32 leave the ball, two in a pass: nothing to do in pass %d", passes);
+        double closest = 4;
+        for (size_t one = 0; one < 32; one++)
+            for (size_t two = one + 1; two < 32; two++) {
+                double square = 0;
+                for (int k = 0; k < 64; k++) square += pow(of(&s, TENSOR_mu, 1, one)[k] - of(&s, TENSOR_mu, 1, two)[k], 2);
+                closest = fmin(closest, square);
+            }
+        CHECK(closest > 0.5 && adapt_alive(&s.c, 1, s.splats) == 32, "the closest two centres are %g apart", sqrt(closest));
+        CHECK(fabs(*of(&s, TENSOR_lnalpha, 1, 7) - config_amplitude_start(&s.c)) < 1e-5, "amplitudes are as at the start");
+        free_scene(&s);
+    }
 
     s = make_scene(ADAPT_GROW, MIXER_LINEAR, ENVELOPE_RAISED, COVARIANCE_DIAG, 16); /* split: into the free slot farthest in frequency from all others */
     *of(&s, TENSOR_alive, 0, 7) = 0;
@@ -117,6 +153,7 @@ static void test_rules(void) {
     float *a = of(&s, TENSOR_mu, 0, 4), *b = of(&s, TENSOR_mu, 0, 7), apart = 0;
     for (int k = 0; k < 64; k++) apart += (a[k] - b[k]) * (a[k] - b[k]);
     CHECK(apart > 0.01 && apart < 1, "the two are moved apart by %g", sqrt(apart));
+    CHECK(fabs(*of(&s, TENSOR_lnalpha, 0, 4) - *of(&s, TENSOR_lnalpha, 0, 7)) < 1e-5 && fabs(*of(&s, TENSOR_lnalpha, 0, 4) + log(2)) < 1e-5, "each has half of the amplitude");
     free_scene(&s);
 
     s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_FULL, 16); /* merge: only of like envelopes */
@@ -125,8 +162,10 @@ static void test_rules(void) {
         *of(&s, TENSOR_lntheta, 0, (size_t)twin + 1) = *of(&s, TENSOR_lntheta, 0, (size_t)twin) + (twin == 2 ? 0 : -1);
     }
     n = pass(&s, 1000);
-    CHECK(n == 1 && events[0].kind == ADAPT_MERGE && events[0].slot == 3 && events[0].from == 2, "twins are merged, those of another frequency are not (%d events)", n);
+    CHECK(n == 2 && events[0].kind == ADAPT_MERGE && events[0].slot == 3 && events[0].from == 2, "twins are merged, those of another frequency are not (%d events)", n);
     check_moments(&s, 0, 2, true, "merge"), check_moments(&s, 0, 3, true, "merge");
+    n = pass(&s, 1050);
+    CHECK(n == 2 && events[0].kind == ADAPT_DEATH && events[0].slot == 11, "of two at one place with other frequencies one dies (%d events)", n);
     free_scene(&s);
 
     s = make_scene(ADAPT_RELOCATE, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
@@ -153,12 +192,36 @@ static void test_rules(void) {
     free_scene(&s);
 }
 
+/* Windows with gradients of 0 for as long as a run: rules of death do not feed on gradients, so the living stay. */
+static void test_vanishing(void) {
+    for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) {
+        Scene s = make_scene(mode, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
+        float sums[64] = {0};
+        int count = 0, windows = 0;
+        s.rules.low = 0.3, s.rules.every = 5, s.a->numbers[ADAPT_NEXT] = 5;
+        for (int64_t step = 1; step <= 5000; step++) {
+            if (!adapt_due(s.a, step)) continue;
+            for (int i = 0; i < 64; i++) sums[i] = windows < 20 ? 1 : 0;
+            adapt_window(s.a, step, s.splats, sums), windows++;
+            if (step < s.a->numbers[ADAPT_NEXT]) continue;
+            count += pass(&s, step);
+            adapt_schedule(s.a, &s.rules, step, false);
+        }
+        CHECK(count == 0 && adapt_alive(&s.c, 0, s.splats) == 32 && windows > 500, "no gradient for %d windows: %d events, %d alive", windows - 20, count, adapt_alive(&s.c, 0, s.splats));
+        free_scene(&s);
+    }
+}
+
 static void test_window(void) {
     Scene s = make_scene(ADAPT_NONE, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_DIAG, 16);
     float sums[64], x[64];
     for (int i = 0; i < 64; i++) sums[i] = (float)i;
     *of(&s, TENSOR_alive, 0, 3) = 0;
-    adapt_window(s.a, s.splats, sums);
+    adapt_window(s.a, 10, s.splats, sums);
+    CHECK(s.a->bands[0].count == 1 && s.a->bands[0].mean == s.a->coverage[0], "the band has seen one window");
+    s.a->numbers[ADAPT_COUNT_WINDOWS]--;
+    adapt_window(s.a, 12, s.splats, sums);
+    CHECK(s.a->bands[0].count == 1, "windows between the tenth steps are not for the band");
     double total = 0, expected = 0, coverage = 0;
     const Adapt *a = s.a;
     for (size_t i = 0; i < 16; i++) total += a->activation[i * ADAPT_WINDOWS];
@@ -184,7 +247,7 @@ static void test_window(void) {
     memcpy(before, a->activation, a->G * a->S * ADAPT_WINDOWS * sizeof *before);
     omp_set_num_threads(4);
     s.a->numbers[ADAPT_COUNT_WINDOWS]--;
-    adapt_window(s.a, s.splats, sums);
+    adapt_window(s.a, 10, s.splats, sums);
     omp_set_num_threads(1);
     CHECK(memcmp(before, a->activation, a->G * a->S * ADAPT_WINDOWS * sizeof *before) == 0, "statistics do not depend on the number of threads");
     free(before);
@@ -308,7 +371,17 @@ static void test_band(void) {
         memset(&b, 0, sizeof b); /* as adapt_window does then */
         for (int after = 0; after < 200; after++) triggers += adapt_band(&b, -0.5 + 0.05 * rng_normal(&rng));
     }
-    CHECK(triggers == 0, "25,000 windows without a shift, 10,000 after one: %d triggers", triggers);
+    for (uint64_t seed = 1; seed <= 50; seed++) { /* noise that lasts for five or for twenty windows */
+        AdaptBand b;
+        memset(&b, 0, sizeof b);
+        uint64_t rng = seed;
+        double keep = seed % 2 ? 0.8 : 0.95, noise = 0;
+        for (int w = 0; w < 500; w++) {
+            noise = keep * noise + sqrt(1 - keep * keep) * 0.05 * rng_normal(&rng);
+            triggers += adapt_band(&b, -1 + 2 * exp(-w / 100.0) + noise);
+        }
+    }
+    CHECK(triggers == 0, "50,000 windows without a shift, 10,000 after one: %d triggers", triggers);
     CHECK(late == 0, "a shift by ten deviations shows within five windows, but for %d of 50", late);
     AdaptBand b;
     memset(&b, 0, sizeof b);
@@ -319,10 +392,21 @@ static void test_band(void) {
 
 static void test_schedule(void) {
     Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 8);
-    adapt_schedule(s.a, &s.rules, 50, false);
-    CHECK(s.a->numbers[ADAPT_NEXT] == 105 && s.a->numbers[ADAPT_INTERVAL] == 55, "the interval grows by a tenth");
-    adapt_schedule(s.a, &s.rules, 300, true);
-    CHECK(s.a->numbers[ADAPT_NEXT] == 350, "and starts anew after a shift");
+    s.rules.every = 5;
+    int passes = 0, windows = 0;
+    for (int64_t step = 1, last = 0, since = 0; step <= 3000; step++) {
+        if (!adapt_due(s.a, step)) continue;
+        windows++;
+        CHECK(step - last <= ADAPT_SPACING && (step % ADAPT_SPACING == 0 || step - last <= (s.a->numbers[ADAPT_NEXT] - since) / 5 + 1), "step %d: %d since the window before", (int)step, (int)(step - last));
+        last = step;
+        bool shifted = step == 2000;
+        if (step < s.a->numbers[ADAPT_NEXT] && !shifted) continue;
+        adapt_schedule(s.a, &s.rules, step, shifted);
+        int64_t so_far = step < 2000 ? step : step - 2000, expected = so_far < 50 ? 5 : so_far / 10;
+        CHECK(s.a->numbers[ADAPT_NEXT] == step + expected, "after step %d the next pass is %d later", (int)step, (int)(s.a->numbers[ADAPT_NEXT] - step));
+        passes++, since = step;
+    }
+    CHECK(passes > 80 && passes < 100 && windows > 500 && windows < 800, "%d passes, %d windows", passes, windows);
     free_scene(&s);
 }
 
@@ -332,6 +416,7 @@ int main(void) {
 #endif
     test_rules();
     test_window();
+    test_vanishing();
     for (int covariance = 0; covariance <= COVARIANCE_FULL; covariance++) {
         test_preservation(ATTENTION_GSA, MIXER_SOFTMAX, ENVELOPE_COSINE, covariance, 0, OBJECTIVE_LM);
         test_preservation(ATTENTION_GSA, MIXER_SOFTMAX, ENVELOPE_NONE, covariance, 0, OBJECTIVE_MLM);
