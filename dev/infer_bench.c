@@ -1,8 +1,9 @@
 /* How fast infer reads and writes text, beside the speed of the memory: random models of llama2.c's three shapes (context 1,024, vocabulary 32,000),
    in fp32, bf16 and int8, and a model of window and linear heads at positions 1,000 and 100,000.
      make build/release/dev/infer_bench && OMP_NUM_THREADS=2 build/release/dev/infer_bench [FOLDER]
-   The models are written to FOLDER (build/bench), 1.4 GB, and stay there for the next time. Every figure of decoding is the median of pieces of 16 tokens,
-   with a pass of the plain read loop between them; "program" is `infer generate` from its start to its end. */
+   The models are written to FOLDER (build/bench), 1.4 GB, and stay there for the next time. Every figure of decoding is the median of 15 pieces of 16 tokens
+   in the middle of the context, greedy, with a pass of the plain read loop between them; MB/token are all weights and what is remembered of 512 tokens.
+   "program" is `infer generate` of 512 tokens from its start to its end. */
 #define INFER_NO_MAIN
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
@@ -115,19 +116,22 @@ static int likeliest(const Session *s) {
     return sample_token(&greedy, session_logits(s, 0), V, NULL, 0);
 }
 
-/* Median seconds of a token over PIECES pieces; between them the read loop, whose median bytes per second go to *speed. */
-static double decode_seconds(Session *s, const float *memory, double *speed) {
-    double took[PIECES], reads[PIECES];
+/* Median seconds of a token over PIECES pieces, with a pass of the read loop before and after each; its median bytes per second go to *speed, and to *ratio the
+   median of what each piece read (`bytes` a token) against the mean of the two passes beside it: what the memory's speed does meanwhile concerns both. */
+static double decode_seconds(Session *s, const float *memory, double bytes, double *speed, double *ratio) {
+    double took[PIECES], reads[PIECES + 1], ratios[PIECES];
+    reads[0] = read_speed(memory);
     for (int i = 0; i < PIECES; i++) {
-        reads[i] = read_speed(memory);
         double start = now_seconds();
         for (int k = 0; k < PIECE; k++) {
             int token = likeliest(s);
             session_run(s, NULL, 1, &token, 1, NULL, NULL);
         }
         took[i] = (now_seconds() - start) / PIECE;
+        reads[i + 1] = read_speed(memory);
+        ratios[i] = bytes / took[i] / ((reads[i] + reads[i + 1]) / 2);
     }
-    *speed = median(reads, PIECES);
+    *speed = median(reads, PIECES + 1), *ratio = median(ratios, PIECES);
     return median(took, PIECES);
 }
 
@@ -151,7 +155,7 @@ int main(int argc, char **argv) {
             char *path = model_path(folder, shapes[i].name, types[type]);
             Model *m = model_open(path, NULL, OBJECTIVE_LM);
             Session *s = session_create(m, 1, CONTEXT);
-            double speed, prefill = INFINITY;
+            double speed, ratio, prefill = INFINITY;
             for (int k = 0; k < 3; k++) {
                 double start = now_seconds();
                 session_reset(s, 0);
@@ -160,7 +164,7 @@ int main(int argc, char **argv) {
             }
             session_reset(s, 0);
             session_run(s, NULL, 1, text, CONTEXT / 2 - PIECE * PIECES / 2, NULL, NULL);
-            double seconds = decode_seconds(s, memory, &speed), bytes = step_bytes(s, CONTEXT / 2);
+            double bytes = step_bytes(s, CONTEXT / 2), seconds = decode_seconds(s, memory, bytes, &speed, &ratio);
             session_free(s);
             model_close(m);
             char *command = xasprintf("./infer generate %s --endless --tokens 512 --temperature 0 >/dev/null 2>&1", path);
@@ -168,7 +172,7 @@ int main(int argc, char **argv) {
             int status = access("./infer", X_OK) == 0 ? system(command) : 1;
             double program = status == 0 ? 512 / (now_seconds() - start) : NAN;
             printf("%-4s %-9s %8.1f %8.1f %10.1f %8.1f %8.1f %6.1f%% %10.0f %7.1fx\n", shapes[i].name, types[type], 1 / seconds, program, bytes / 1e6, bytes / seconds / 1e9, speed / 1e9,
-                   100 * bytes / seconds / speed, CONTEXT / prefill, seconds * CONTEXT / prefill);
+                   100 * ratio, CONTEXT / prefill, seconds * CONTEXT / prefill);
             fflush(stdout);
             free(command), free(path);
         }

@@ -50,9 +50,14 @@ int sample_token(Sampler *s, const float *given, int V, const int *recent, size_
     int best = 0, choice = -1;
     memcpy(weight, given, (size_t)V * sizeof *weight);
     for (size_t i = 0; i < recents && s->repetition != 1; i++) weight[recent[i]] = given[recent[i]] * (float)(given[recent[i]] > 0 ? 1 / s->repetition : s->repetition);
-    for (int v = 1; v < V; v++)
-        if (weight[v] > weight[best]) best = v;
-    most = weight[best];
+    float lane[16]; /* their largest: a plain loop must care for NaN, and compilers make no vectors of it */
+    for (int k = 0; k < 16; k++) lane[k] = weight[0];
+    for (int v = 0; v + 16 <= V; v += 16)
+        for (int k = 0; k < 16; k++) lane[k] = weight[v + k] > lane[k] ? weight[v + k] : lane[k];
+    for (int v = V - V % 16; v < V; v++) lane[0] = weight[v] > lane[0] ? weight[v] : lane[0];
+    for (int k = 1; k < 16; k++) lane[0] = lane[k] > lane[0] ? lane[k] : lane[0];
+    most = lane[0];
+    while (best < V - 1 && weight[best] != most) best++;
     const float inverse = s->temperature > 0 ? (float)fmin(1 / s->temperature, 1e30) : 1;
     for (int v = 0; v < V; v++) weight[v] = exp_float((weight[v] - most) * inverse);
     double sum = 0;

@@ -5,6 +5,11 @@
 
 #include <sys/resource.h>
 
+#ifdef __SANITIZE_ADDRESS__
+const char *__asan_default_options(void);
+const char *__asan_default_options(void) { return "quarantine_size_mb=1"; } /* freed memory that it keeps is not the program's */
+#endif
+
 enum { T = 300 }; /* several chunks of the scan, blocks of queries and passes, beyond all windows here */
 
 /* A model for infer.c on the parameters of one for training. */
