@@ -28,6 +28,15 @@
 
 /* ---------------------------------------------------------------------------------------------- loading */
 
+/* A model file that was trained for this objective. */
+static Checkpoint *open_trained(const char *path, int objective) {
+    Checkpoint *k = checkpoint_open(path, CHECKPOINT_MODEL);
+    if (k->config.objective != objective)
+        die(objective == OBJECTIVE_LM ? "%s is an encoder, trained to fill in masked tokens: use infer fill" : "%s is a decoder, trained to predict the next token: use infer generate", path);
+    return k;
+}
+
+/* A model for train_gsa.c's forward pass, with room for B sequences of its length, and its tokenizer. */
 typedef struct {
     GSA *model;
     Tokenizer *tokenizer;
@@ -35,9 +44,7 @@ typedef struct {
 
 /* tokenizer: a file for a model that holds none, or NULL */
 static Loaded load(const char *path, const char *tokenizer, size_t B, int objective) {
-    Checkpoint *k = checkpoint_open(path, CHECKPOINT_MODEL);
-    if (k->config.objective != objective)
-        die(objective == OBJECTIVE_LM ? "%s is an encoder, trained to fill in masked tokens: use infer fill" : "%s is a decoder, trained to predict the next token: use infer generate", path);
+    Checkpoint *k = open_trained(path, objective);
     Loaded l;
     l.tokenizer = checkpoint_tokenizer(k, tokenizer);
     l.model = gsa_create(&k->config, B);
@@ -93,10 +100,8 @@ static void model_prepare(Model *m) {
 /* A model file of any weight type, used where it lies. tokenizer: a file for a model that holds none, or NULL. objective: what it must have been trained for. */
 static Model *model_open(const char *path, const char *tokenizer, int objective) {
     Model *m = (Model *)xcalloc(1, sizeof *m);
-    m->file = checkpoint_open(path, CHECKPOINT_MODEL);
+    m->file = open_trained(path, objective);
     m->net.config = m->file->config;
-    if (m->net.config.objective != objective)
-        die(objective == OBJECTIVE_LM ? "%s is an encoder, trained to fill in masked tokens: use infer fill" : "%s is a decoder, trained to predict the next token: use infer generate", path);
     m->tokenizer = checkpoint_tokenizer(m->file, tokenizer);
     Tensor tensors[NUM_TENSORS];
     model_tensors(&m->net.config, tensors);
@@ -215,18 +220,22 @@ typedef struct {
 
 static void in_planes(Planes *p, const real *x, size_t C) {
     real most = 0, none = 0;
-    memset(p->sum, 0, sizeof p->sum);
-    for (size_t c = 0; c < C; c++) most = fabsf(x[c]) > most ? fabsf(x[c]) : most, none += 0 * x[c];
+#pragma omp simd reduction(max : most) reduction(+ : none)
+    for (size_t c = 0; c < C; c++) {
+        most = fabsf(x[c]) > most ? fabsf(x[c]) : most;
+        none += 0 * x[c];
+    }
     p->unit = most / 8300000 + none; /* digits from -128 to 127 reach 8,323,072 at least */
     const real inverse = p->unit > 1e-36f ? 1 / p->unit : 0;
-    for (size_t c = 0; c < C; c++) {
-        int number = (int)lrintf(inverse > 0 ? x[c] * inverse : 0);
-        for (int i = 2; i >= 0; i--) {
-            int8_t digit = (int8_t)number;
-            p->plane[(size_t)i * C + c] = digit, p->sum[i] += digit;
-            number = (number - digit) / 256;
-        }
+    int8_t *upper = p->plane, *middle = upper + C, *lower = middle + C;
+    int32_t upper_sum = 0, middle_sum = 0, lower_sum = 0;
+#pragma omp simd reduction(+ : upper_sum, middle_sum, lower_sum)
+    for (size_t c = 0; c < C; c++) { /* each digit takes what is nearest: what it leaves is a multiple of 256 */
+        int32_t number = inverse > 0 ? (int32_t)rintf(x[c] * inverse) : 0, rest = (number + 128) >> 8, last = (rest + 128) >> 8;
+        lower[c] = (int8_t)number, middle[c] = (int8_t)rest, upper[c] = (int8_t)last;
+        lower_sum += (int8_t)number, middle_sum += (int8_t)rest, upper_sum += last;
     }
+    p->sum[0] = upper_sum, p->sum[1] = middle_sum, p->sum[2] = lower_sum;
 }
 
 /* row . x, exact but for the rounding of x. The instruction takes one factor without a sign: weights plus 128. In the sums' 32 bits there is room for 65,536 columns. */
@@ -241,6 +250,7 @@ static inline real dot_planes(const int8_t *row, const Planes *p, size_t C) {
     return p->unit * ((real)sum[0] * 65536 + (real)sum[1] * 256 + (real)sum[2]);
 }
 
+enum { AHEAD = 4096 }; /* bytes: rows of planes come half as fast again when asked for beforehand, a page ahead; the others do not */
 enum { THEN_NOTHING, THEN_ADD, THEN_GELU };
 
 static bool by_planes(const Matrix *w) { return BYTE_PRODUCTS && w->type == TYPE_I8 && w->columns <= 65536; }
@@ -252,6 +262,7 @@ static void matrix_step(real *out, size_t ldo, const real *in, const Matrix *w, 
     char padded[IN_BLOCK * sizeof(real)] = {0}; /* of a row shorter than a block */
     for (size_t o = o0; o < o0 + n; o++) {
         const char *row = (const char *)w->data + (first + o) * C * bytes;
+        for (size_t c = 0; c < C && planes; c += 64) __builtin_prefetch(row + c + AHEAD);
         if (C < IN_BLOCK && !planes) row = (const char *)memcpy(padded, row, C * bytes);
         const real scale = w->scales ? w->scales[first + o] * (planes ? 1 : 0x1p-24f) : 1, offset = bias ? bias[o] : 0;
         for (size_t i = 0; i < N;) {
@@ -851,6 +862,20 @@ static void set_threads(int64_t threads) {
 #endif
 }
 
+/* The end of every table of flags: a command has variables `tokenizer` and `threads`. */
+#define MACHINE_FLAGS                                                                                                                     \
+    {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},        \
+    {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},                                         \
+    {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}
+
+/* The text that a command is given: an argument (or NULL), or a file without the newlines that end it, which are not part of the sentence. */
+static char *given_text(const char *argument, const char *file, size_t *bytes) {
+    char *text = file ? read_file(file, bytes) : xstrdup(argument ? argument : "");
+    if (!file) *bytes = strlen(text);
+    while (file && *bytes > 0 && text[*bytes - 1] == '\n') --*bytes;
+    return text;
+}
+
 enum { RECENT = 256 }; /* tokens that the repetition penalty looks back on */
 enum { GOING_ON, END_OF_TEXT, STOP_STRING, TOKENS_MADE, CONTEXT_FULL };
 
@@ -888,9 +913,7 @@ static int generate(int argc, char **argv) {
         {FLAG_REAL, "min-p", &min_p, 0, 1, NULL, "choose among those at least P times as likely as the most likely", false},
         {FLAG_INT, "seed", &seed, 0, 9e15, NULL, "same seed, same text, whatever the threads and samples", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "machine and files", false},
-        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
-        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+        MACHINE_FLAGS,
     };
     int n = parse_flags(flags, argc, argv,
                         "usage: infer generate MODEL [PROMPT] [flags]\n"
@@ -905,9 +928,8 @@ static int generate(int argc, char **argv) {
     const Config *c = &m->net.config;
     const size_t N = (size_t)samples, T = (size_t)c->T, most = limit ? (size_t)limit : model_endless(m) ? SIZE_MAX : T;
     if (c->position != POSITION_ROPE && most > T) die("--context %lld: %s has learned positions for %zu tokens and cannot go beyond them", (long long)limit, argv[1], T);
-    size_t prompt_bytes = n == 2 ? strlen(argv[2]) : 0, count = 0, room = 0, bytes;
-    char *prompt = file ? read_file(file, &prompt_bytes) : xstrdup(n == 2 ? argv[2] : "");
-    while (file && prompt_bytes > 0 && prompt[prompt_bytes - 1] == '\n') prompt_bytes--; /* the newline that ends a file is not part of the sentence */
+    size_t prompt_bytes, count = 0, room = 0, bytes;
+    char *prompt = given_text(n == 2 ? argv[2] : NULL, file, &prompt_bytes);
     int *ids = NULL;
     tokenizer_encode(m->tokenizer, prompt, prompt_bytes, false, &ids, &count, &room);
     int *context = (int *)xmalloc((count + 1) * sizeof *context), eot = tokenizer_eot(m->tokenizer);
@@ -1031,9 +1053,7 @@ static int perplexity(int argc, char **argv) {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
         {FLAG_INT, "stride", &stride, 0, 1 << 24, NULL, "windows begin every N tokens and all but the first count their last N; 0: windows side by side", false},
         {FLAG_INT, "batch", &batch, 1, 65536, NULL, "windows per pass", false},
-        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
-        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+        MACHINE_FLAGS,
     };
     int n = parse_flags(flags, argc, argv,
                         "usage: infer perplexity MODEL FILE [flags]\n"
@@ -1095,9 +1115,7 @@ static int score(int argc, char **argv) {
     const char *tokenizer = NULL;
     Flag flags[] = {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
-        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
-        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+        MACHINE_FLAGS,
     };
     int n = parse_flags(flags, argc, argv,
                         "usage: infer score MODEL TASKS.jsonl [flags]\n"
@@ -1135,9 +1153,7 @@ static int fill(int argc, char **argv) {
     Flag flags[] = {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
         {FLAG_INT, "show", &show, 0, 1000, NULL, "likeliest tokens listed for each mask, on standard error", false},
-        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
-        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+        MACHINE_FLAGS,
     };
     int n = parse_flags(flags, argc, argv, "usage: infer fill MODEL \"The [MASK] sat\" [flags]\nPuts the likeliest token in place of each [MASK], all at once.\n");
     if (n != 2) die_usage("fill needs a model and a text with [MASK] in it, in quotes");
@@ -1216,9 +1232,7 @@ static int report(int argc, char **argv) {
         {FLAG_INT, "tokens", &most, 2, 512, NULL, "how much of the text is shown, at most", false},
         {FLAG_TEXT, "pictures", &pictures, 0, 0, "DIR", "write PNG pictures of the heads into DIR as well", false},
         {FLAG_TEXT, "heads", &list, 0, 0, "MAP", "of these heads only, layer:head such as 0:3,2:1-4; with --pictures", false},
-        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none, as those of llm.c", false},
-        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+        MACHINE_FLAGS,
     };
     int n = parse_flags(flags, argc, argv,
                         "usage: infer report MODEL TEXT [-o report.html] [flags]\n"
@@ -1236,9 +1250,8 @@ static int report(int argc, char **argv) {
     for (int l = 0; l < MAX_LAYERS; l++) heads[l] = ~0ull;
     if (list) named_heads(heads, list, &c);
 
-    size_t bytes = n == 2 ? strlen(argv[2]) : 0, count = 1, room = 1024, T = (size_t)most;
-    char *text = file ? read_file(file, &bytes) : xstrdup(argv[2]), *note = NULL;
-    while (file && bytes > 0 && text[bytes - 1] == '\n') bytes--; /* the newline that ends a file is not part of the text */
+    size_t bytes, count = 1, room = 1024, T = (size_t)most;
+    char *text = given_text(n == 2 ? argv[2] : NULL, file, &bytes), *note = NULL;
     if (bytes == 0) die("%s is empty: the report needs a text to show", file ? file : "the text");
     int *x = (int *)xmalloc(room * sizeof *x);
     x[0] = tokenizer_eot(t); /* as in training: every document stands behind one */
@@ -1362,9 +1375,7 @@ static int inspect(int argc, char **argv) {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
         {FLAG_INT, "tokens", &most, 1, 1 << 20, NULL, "entries of the vocabulary that are looked at, from the first", false},
         {FLAG_INT, "show", &show, 0, 100, NULL, "tokens listed for each splat", false},
-        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "the tokenizer of a model file that holds none", false},
-        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+        MACHINE_FLAGS,
     };
     int n = parse_flags(flags, argc, argv,
                         "usage: infer inspect MODEL [flags]\n"
@@ -1445,6 +1456,7 @@ static int inspect(int argc, char **argv) {
     checkpoint_close(k);
     return 0;
 }
+
 #include "gsa/study.h"
 
 #ifndef INFER_NO_MAIN

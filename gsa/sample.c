@@ -58,13 +58,19 @@ int sample_token(Sampler *s, const float *given, int V, const int *recent, size_
     for (int k = 1; k < 16; k++) lane[0] = lane[k] > lane[0] ? lane[k] : lane[0];
     most = lane[0];
     while (best < V - 1 && weight[best] != most) best++;
-    const float inverse = s->temperature > 0 ? (float)fmin(1 / s->temperature, 1e30) : 1;
+    if (s->temperature <= 0) {
+        bool finite = isfinite(most);
+        for (int v = 0; v < V; v++) finite &= weight[v] <= most; /* NaN is not */
+        free(weight);
+        return finite ? best : -1;
+    }
+    const float inverse = (float)fmin(1 / s->temperature, 1e30);
     for (int v = 0; v < V; v++) weight[v] = exp_float((weight[v] - most) * inverse);
     double sum = 0;
     for (int v = 0; v < V; v++) sum += (double)weight[v];
-    if (!isfinite(sum) || s->temperature <= 0) {
+    if (!isfinite(sum)) {
         free(weight);
-        return isfinite(sum) ? best : -1;
+        return -1;
     }
     Candidate border = {0, V}; /* the last token that may be chosen */
     if ((s->top_k > 0 && s->top_k < V) || s->top_p < 1) {

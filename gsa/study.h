@@ -1,34 +1,9 @@
-/* infer measure and infer recall: what a model's heads do, how far it looks back, which heads it needs, and what it remembers. Included by infer.c, after
-   train_gsa.c, whose forward pass it runs; the measures of heads are gsa/measure.c's. */
+/* infer measure and infer recall: what a model's heads do, how far it looks back, which heads it needs, and what it remembers. The end of infer.c, in
+   a file of its own: train_gsa.c's forward pass, and the measures of heads of gsa/measure.c. */
 #ifndef GSA_STUDY_H
 #define GSA_STUDY_H
 
-#include "checkpoint.h"
-#include "flags.h"
 #include "measure.h"
-#include "../tokenizer/tokenizer.h"
-
-/* A decoder with room for B sequences of its length, and its tokenizer. */
-typedef struct {
-    GSA *model;
-    Tokenizer *tokenizer;
-} Study;
-
-static Study study_open(const char *path, const char *tokenizer, size_t B) {
-    Checkpoint *k = checkpoint_open(path, CHECKPOINT_MODEL);
-    if (k->config.objective != OBJECTIVE_LM) die("%s is an encoder, which has no next token to predict; measure and recall are for decoders", path);
-    Study s;
-    s.tokenizer = checkpoint_tokenizer(k, tokenizer);
-    s.model = gsa_create(&k->config, B);
-    checkpoint_read_tensors(k, "", s.model->params);
-    checkpoint_close(k);
-    return s;
-}
-
-static void study_close(Study s) {
-    gsa_destroy(s.model);
-    tokenizer_free(s.tokenizer);
-}
 
 /* ---------------------------------------------------------------------------------------------- measure */
 
@@ -70,9 +45,7 @@ static int measure(int argc, char **argv) {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
         {FLAG_INT, "tokens", &tokens, 1, 1e12, NULL, "tokens of the file that are used, from its start, in whole windows", false},
         {FLAG_INT, "batch", &batch, 1, 65536, NULL, "windows per pass", false},
-        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "for a model without one", false},
-        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+        MACHINE_FLAGS,
     };
     int n = parse_flags(flags, argc, argv,
                         "usage: infer measure MODEL FILE [flags]\n"
@@ -81,7 +54,7 @@ static int measure(int argc, char **argv) {
                         "lies (tokens). The effective context is the shortest history with a loss within 1 % of the longest's.\n");
     if (n != 2) die_usage("measure needs a model and a file: infer measure MODEL FILE");
     set_threads(threads);
-    Study s = study_open(argv[1], tokenizer, (size_t)batch);
+    Loaded s = load(argv[1], tokenizer, (size_t)batch, OBJECTIVE_LM);
     GSA *m = s.model;
     const Config *c = &m->config;
     size_t T = (size_t)c->T, count, heads = (size_t)c->L * (size_t)config_heads(c);
@@ -137,7 +110,7 @@ static int measure(int argc, char **argv) {
     }
     printf("\nhistory      loss\n");
     for (size_t i = 0; i < steps; i++) printf("%7zu %9.5f\n", history[i], by_history[i]);
-    study_close(s);
+    unload(s);
     free(text), free(window), free(each), free(keep);
     return 0;
 }
@@ -172,9 +145,7 @@ static int recall(int argc, char **argv) {
     Flag flags[] = {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
         {FLAG_INT, "batch", &batch, 1, 65536, NULL, "questions per pass", false},
-        {FLAG_TEXT, "tokenizer", &tokenizer, 0, 0, "FILE", "for a model without one", false},
-        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
+        MACHINE_FLAGS,
     };
     int n = parse_flags(flags, argc, argv,
                         "usage: infer recall MODEL FILE [flags]\n"
@@ -182,7 +153,7 @@ static int recall(int argc, char **argv) {
                         "is the model's likeliest; distances are in tokens, from where it was told, and grouped by half octaves.\n");
     if (n != 2) die_usage("recall needs a model and a file of questions: infer recall MODEL FILE");
     set_threads(threads);
-    Study s = study_open(argv[1], tokenizer, (size_t)batch);
+    Loaded s = load(argv[1], tokenizer, (size_t)batch, OBJECTIVE_LM);
     GSA *m = s.model;
     const Config *c = &m->config;
     size_t T = (size_t)c->T, bytes, waiting = 0, lines = 0, most = 0, total = 0;
@@ -259,7 +230,7 @@ static int recall(int argc, char **argv) {
             if (r->questions > 0)
                 printf("%-8s %9.1f %9.0f %9.4f %9.4f %11.4f\n", kinds[k], r->distance / r->questions, r->questions, share, sqrt(share * (1 - share) / r->questions), r->probability / r->questions);
         }
-    study_close(s);
+    unload(s);
     free(file), free(x), free(ids), free(asked);
     return 0;
 }

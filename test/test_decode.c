@@ -160,6 +160,43 @@ static void check_rounded(Config c, int type, int channels) {
     while (count > 0) free(made[--count]);
 }
 
+/* int8 rows times vectors of any length and size, against double: extremes at the longest row included, whole texts to the bit as each alone, and what is not finite stays so. */
+static void check_bytes(void) {
+    enum { TEXTS = 5, ROWS_OUT = 7 };
+    static const size_t lengths[] = {1, 3, 15, 16, 17, 63, 64, 65, 200, 1024, 3072, 65536};
+    uint64_t rng = 61;
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+        for (int kind = 0; kind < 3; kind++) {
+            const size_t C = lengths[i];
+            int8_t *w = (int8_t *)xmalloc(ROWS_OUT * C);
+            float *scales = (float *)xmalloc(ROWS_OUT * sizeof *scales);
+            real *x = numbers(TEXTS * C, 0, NULL), *out = numbers(TEXTS * ROWS_OUT, 0, NULL), *alone = numbers(ROWS_OUT, 0, NULL), worst = 0;
+            Matrix m = {TYPE_I8, C, w, scales};
+            for (size_t k = 0; k < ROWS_OUT * C; k++) w[k] = kind == 0 ? (int8_t)rng_below(&rng, 256) : k / C % 2 ? 127 : -128;
+            for (size_t k = 0; k < TEXTS * C; k++) x[k] = (real)(kind == 0 ? rng_normal(&rng) * pow(10, (double)(k / C) * 8 - 16) : kind == 1 ? 1 : 127.5 / 128 * (k % 3 ? 1 : -1));
+            for (size_t r = 0; r < ROWS_OUT; r++) scales[r] = (float)(0.001 * (double)(r + 1));
+            matrix_forward(out, ROWS_OUT, x, &m, 0, NULL, TEXTS, ROWS_OUT, THEN_NOTHING, true);
+            bool same = true;
+            for (size_t t = 0; t < TEXTS; t++) {
+                double error = 0, square = 0;
+                for (size_t r = 0; r < ROWS_OUT; r++) {
+                    double sum = 0, size = 0;
+                    for (size_t k = 0; k < C; k++) sum += (double)w[r * C + k] * (double)x[t * C + k] * (double)scales[r], size += pow((double)w[r * C + k] * (double)x[t * C + k] * (double)scales[r], 2);
+                    error += pow((double)out[t * ROWS_OUT + r] - sum, 2), square += size;
+                }
+                worst = (real)fmax((double)worst, sqrt(error / square) / sqrt((double)C)); /* sums of C equal terms round more */
+                matrix_forward(alone, ROWS_OUT, x + t * C, &m, 0, NULL, 1, ROWS_OUT, THEN_NOTHING, true);
+                same = same && memcmp(alone, out + t * ROWS_OUT, ROWS_OUT * sizeof(real)) == 0;
+            }
+            CHECK(worst <= 3e-6 && same, "int8, %zu columns, kind %d: off by %g%s", C, kind, (double)worst, same ? "" : "; alone they differ");
+            x[C / 2] = kind == 0 ? NAN : INFINITY;
+            matrix_forward(out, ROWS_OUT, x, &m, 0, NULL, 1, ROWS_OUT, THEN_NOTHING, true);
+            CHECK(!isfinite(out[0]), "int8, %zu columns: a number that is not finite gives %g", C, (double)out[0]);
+            free(w), free(scales);
+            free_numbers();
+        }
+}
+
 /* ---------------------------------------------------------------------------------------------- for ever in constant memory */
 
 static void check_endless(void) {
@@ -351,6 +388,7 @@ int main(void) {
             check_rounded(c, type, 72);
             check_rounded(c, type, 256);
         }
+    check_bytes();
     check_endless();
     check_samplers();
     check_streams();
