@@ -70,18 +70,20 @@ __device__ static inline Pack make_pack(const float v[8]) { return {make_uint4(m
 #endif
 __device__ static inline Pack load_pack(const floatX *from) { return *(const Pack *)from; }
 /* to: in global memory; by the intrinsic, because a plain assignment may be taken apart into four stores */
-__device__ static inline void store_pack(floatX *to, const float v[8]) {
-    Pack p = make_pack(v);
+__device__ static inline void store_whole(floatX *to, const Pack &p) {
 #ifdef GSA_FP32
     __stwb((float4 *)to, p.half[0]), __stwb((float4 *)to + 1, p.half[1]);
 #else
     __stwb((uint4 *)to, p.pairs);
 #endif
 }
+__device__ static inline void store_pack(floatX *to, const float v[8]) { store_whole(to, make_pack(v)); }
 __device__ static inline void load_floats(float v[8], const float *from) {
     float4 low = *(const float4 *)from, high = *(const float4 *)(from + 4);
     v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
 }
+
+__device__ static inline void prefetch(const void *line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); } /* 128 bytes */
 
 /* All 32 lanes get the sum, added pairwise: always in the same order. */
 __device__ static inline float warp_sum(float x) {
@@ -97,10 +99,18 @@ __device__ static inline double warp_sum(double x) {
     return x;
 }
 
+/* a thread's warp, as a number that the compiler knows to be the same in all its lanes */
+__device__ static inline int warp_index(void) { return __shfl_sync(~0u, (int)threadIdx.x / 32, 0); }
+
 #ifdef GSA_FP32
+__device__ static inline float fast_reciprocal(float x) { return 1 / x; }
 __device__ static inline float fast_exp(float x) { return expf(x); }
 __device__ static inline void fast_sincos(float x, float *s, float *c) { sincosf(x, s, c); }
 #else /* errors far below bf16's; angles here are within [-pi, pi] */
+__device__ static inline float fast_reciprocal(float x) {
+    asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
 __device__ static inline float fast_exp(float x) { return __expf(x); }
 __device__ static inline void fast_sincos(float x, float *s, float *c) { __sincosf(x, s, c); }
 #endif
@@ -745,6 +755,10 @@ static void rope_backward(floatX *dqkv, const floatX *dfeatures, const floatX *q
     BY_HEAD_SIZE(HS, (rope_backward_kernel<H><<<CEIL_DIV(threads, 256), 256, 0, stream>>>(dqkv, dfeatures, qkv, steps, heads, B * T, T, NH * HS)));
 }
 
+/* ---------------------------------------------------------------------------------------------- tensor cores
+
+   What one warp multiplies, for splat maps and scans (softmax has its own, see there). */
+
 /* The splat map's products run on the tensor cores in TF32: operands of 11 bits, which hold bf16 queries and keys exactly, and
    fp32 sums. Fragments of one 16 x 8 x 8 product, with g = lane / 4 and t = lane % 4: a = A(g, t), A(g+8, t), A(g, t+4), A(g+8, t+4);
    b = B(t, g), B(t+4, g); c = C(g, 2t), C(g, 2t+1), C(g+8, 2t), C(g+8, 2t+1). In the fp32 build the same fragments meet by
@@ -774,7 +788,129 @@ __device__ static inline float round_tf32(float x) { /* the product itself would
 #endif
 }
 
-/* What the kernels need of the splats of all G heads, renewed at each forward pass: S padded to SP, a multiple of 32.
+/* In bf16, m16n8k16 tiles: with g = lane / 4, t = lane % 4 a thread has of A (16, 16) the pairs (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), of B (16, 8)
+   the pairs (2t, g), (2t + 8, g) down a column, of C (16, 8) the pairs (g, 2t), (g + 8, 2t). In the fp32 build the same tiles meet by shuffles. */
+#ifdef GSA_FP32
+struct FragmentA {
+    float x[8];
+};
+struct FragmentB {
+    float x[4];
+};
+__device__ __noinline__ static float4 product_16x8x16(float4 c, FragmentA a, FragmentB b) { /* inlined everywhere it takes minutes to compile */
+    int lane = threadIdx.x % 32, t = lane % 4;
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+        int from = (lane & 28) | (k % 8 / 2), at = k / 8 * 4 + k % 2, column = k % 8 / 2;
+        float low = __shfl_sync(~0u, a.x[at], from), high = __shfl_sync(~0u, a.x[at + 2], from);
+        float left = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + column), right = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + 4 + column);
+        c.x += low * left, c.y += low * right, c.z += high * left, c.w += high * right;
+    }
+    return c;
+}
+__device__ static inline void mma_16x8x16(float c[4], const FragmentA &a, const FragmentB &b) {
+    float4 sum = product_16x8x16(make_float4(c[0], c[1], c[2], c[3]), a, b);
+    c[0] = sum.x, c[1] = sum.y, c[2] = sum.z, c[3] = sum.w;
+}
+/* A(i, k) = tile[row + i][column + k], or where TRANSPOSED tile[row + k][column + i] */
+template <bool TRANSPOSED> __device__ static inline FragmentA load_a(const float *tile, int stride, int row, int column) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    FragmentA a;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int y = g + i / 2 % 2 * 8, x = 2 * t + i % 2 + i / 4 * 8;
+        a.x[i] = TRANSPOSED ? tile[(row + x) * stride + column + y] : tile[(row + y) * stride + column + x];
+    }
+    return a;
+}
+/* Two tiles side by side: B(k, j) = tile[row + j][column + k], or where TRANSPOSED tile[row + k][column + j], j < 16 */
+template <bool TRANSPOSED> __device__ static inline void load_b(FragmentB b[2], const float *tile, int stride, int row, int column) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int y = g + i / 4 * 8, x = 2 * t + i % 2 + i / 2 % 2 * 8;
+        b[i / 4].x[i % 4] = TRANSPOSED ? tile[(row + x) * stride + column + y] : tile[(row + y) * stride + column + x];
+    }
+}
+/* two neighbouring tiles of an accumulator as the A of a next product; they are rounded in place */
+__device__ static inline FragmentA as_fragment(float first[4], float second[4]) { return {{first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]}}; }
+/* an A whose rows are all alike */
+__device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, float x9) { return {{x0, x1, x0, x1, x8, x9, x8, x9}}; }
+__device__ static inline float fragment_number(const FragmentA &a, int i) { return a.x[i]; }
+__device__ static inline void store_two(float *to, float first, float second) { *(float2 *)to = make_float2(first, second); }
+__device__ static inline float2 load_two(const float *from) { return *(const float2 *)from; }
+__device__ static inline void copy_pack(float *to, const float *from, bool inside) {
+    float4 zero = make_float4(0, 0, 0, 0);
+    ((float4 *)to)[0] = inside ? ((const float4 *)from)[0] : zero, ((float4 *)to)[1] = inside ? ((const float4 *)from)[1] : zero;
+}
+__device__ static inline void copies_commit() {}
+__device__ static inline void copies_wait() {}
+#else
+__device__ inline uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+/* copies 16 bytes to shared memory in the background; zeros if not inside */
+__device__ inline void copy_async(uint32_t to, const void *from, bool inside) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
+}
+__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;"); }
+__device__ inline void copy_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+/* four 8x8 matrices from shared memory; lane l gives the address of row l % 8 of matrix l / 8 */
+template <bool TRANSPOSED> __device__ inline void load_matrices(uint32_t (&x)[4], uint32_t address) {
+    if (TRANSPOSED) asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
+    else asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
+}
+
+struct FragmentA {
+    uint32_t x[4];
+};
+struct FragmentB {
+    uint32_t x[2];
+};
+__device__ static inline void mma_16x8x16(float c[4], const FragmentA &a, const FragmentB &b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
+}
+template <bool TRANSPOSED> __device__ static inline FragmentA load_a(const floatX *tile, int stride, int row, int column) {
+    int lane = threadIdx.x % 32;
+    FragmentA a;
+    if (TRANSPOSED) load_matrices<true>(a.x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
+    else load_matrices<false>(a.x, shared_address(tile + (row + lane % 16) * stride + column + lane / 16 * 8));
+    return a;
+}
+template <bool TRANSPOSED> __device__ static inline void load_b(FragmentB b[2], const floatX *tile, int stride, int row, int column) {
+    int lane = threadIdx.x % 32;
+    uint32_t x[4];
+    if (TRANSPOSED) load_matrices<true>(x, shared_address(tile + (row + lane % 16) * stride + column + lane / 16 * 8));
+    else load_matrices<false>(x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
+    b[0] = {{x[0], x[1]}}, b[1] = {{x[2], x[3]}};
+}
+__device__ static inline FragmentA as_fragment(float first[4], float second[4]) {
+    FragmentA a = {{make_pair(first[0], first[1]), make_pair(first[2], first[3]), make_pair(second[0], second[1]), make_pair(second[2], second[3])}};
+#pragma unroll
+    for (int i = 0; i < 4; i++) { /* a bf16 is the upper half of an fp32 */
+        float *of = i < 2 ? first : second;
+        of[i % 2 * 2] = __uint_as_float(a.x[i] << 16), of[i % 2 * 2 + 1] = __uint_as_float(a.x[i] & 0xffff0000u);
+    }
+    return a;
+}
+__device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, float x9) {
+    uint32_t low = make_pair(x0, x1), high = make_pair(x8, x9);
+    return {{low, low, high, high}};
+}
+__device__ static inline float fragment_number(const FragmentA &a, int i) { return __uint_as_float(i % 2 ? a.x[i / 2] & 0xffff0000u : a.x[i / 2] << 16); }
+__device__ static inline void store_two(floatX *to, float first, float second) { *(uint32_t *)to = make_pair(first, second); }
+__device__ static inline float2 load_two(const floatX *from) {
+    uint32_t pair = *(const uint32_t *)from;
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+__device__ static inline void copy_pack(floatX *to, const floatX *from, bool inside) { copy_async(shared_address(to), from, inside); }
+__device__ static inline void copies_commit() { copy_commit(); }
+__device__ static inline void copies_wait() { copy_wait(); }
+#endif
+
+/* ---- splats
+
+   What the kernels need of the splats of all G heads, renewed at each forward pass: S padded to SP, a multiple of 32.
    slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), lnalpha (G, SP), steps (G, SP) of the waves, decay = delta (G, SP),
    typical (G, SP) and key_scale (G) as in train_gsa.c. The centre of a dead splat and of padding is infinite: its responses, exp(-infinity), are 0.
    Of full precision slope and precision are not used: its kernels read mu and lnp, which are the parameters themselves. */
@@ -783,6 +919,7 @@ typedef struct {
     const float *mu, *lnp;
     uint32_t *steps; /* NULL: no cosine */
     size_t SP;
+    bool raw; /* x^ = x in place of equation (1) */
 } SplatTables;
 enum { SPLATS_MOST = 64 };
 static size_t splats_padded(size_t S) { return S <= 32 ? 32 : 64; }
@@ -825,9 +962,11 @@ __global__ static void splat_key_scales_kernel(SplatTables w) {
     if (threadIdx.x == 0) w.key_scale[blockIdx.x] = most;
 }
 
-/* Both kernels below: a warp works on 16 tokens; lane 4g + t has rows g and g + 8, of their numbers (channels or splats) the eight
-   from 8t of each 32: 16-byte loads and stores. The order of a product's terms and columns is free, so the fragments are dealt
-   to fit: term t and t + 4 of step i are channels 8t + 2i and 8t + 2i + 1, column g of tile i is splat 8 (g / 2) + 2i + g % 2. */
+/* Both kernels below: a block has 4 warps and works on tiles of 64 tokens of one head, 16 a warp, queries then keys. Lane 4g + t has tokens splat_row(g) and
+   splat_row(g) + 8 of its warp's, of their channels the eight from 8t of each 32, of their splats the E from E t of each 4E: loads and stores of 16 bytes, which do not
+   meet in a bank. The order of a product's rows, terms and columns is free, so the fragments are dealt to fit: column g of tile i is number E (g / 2) + 2i + g % 2, and
+   terms t and t + 4 of step i are numbers E t + 2i and E t + 2i + 1. */
+__device__ static inline int splat_row(int g) { return g / 2 + g % 2 * 4; }
 
 /* 8 numbers of a row of `count`, from i on; zeros beyond. aligned: count is a multiple of 8. */
 __device__ static inline Pack load_some(const floatX *row, int i, int count, bool aligned) {
@@ -854,7 +993,7 @@ __device__ static inline float quad_max(float x) {
    (2, B, heads, T, SP), as splat_backward takes their gradients. */
 typedef struct {
     floatX *responses; /* NULL: features */
-    size_t SP;         /* at least S: 16 or 32 */
+    size_t SP;         /* 16 for up to 16 splats, else 32 */
     size_t late;       /* the last `late` keys of a sequence are never met */
     bool add;          /* dq, dk are added to: the softmax nearby has written them */
 } ScanResponsesAt;
@@ -862,290 +1001,402 @@ __device__ static inline size_t response_row(size_t side, size_t n, size_t head,
     return ((size_t)side * N + (uint32_t)n / (uint32_t)T * T) * heads + head * T + (uint32_t)n % (uint32_t)T;
 }
 
-template <int HS, int SP, bool DIAGONAL>
-__global__ static void __launch_bounds__(256) splat_forward_kernel(floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w, ScanResponsesAt scan, const __grid_constant__ HeadList heads,
-                                                                   size_t first_head, size_t N, size_t T, size_t C, int S, size_t tiles) {
-    constexpr int P = DIAGONAL ? HS : 1, STEPS = HS / 8;
-    extern __shared__ float shared[];
-    /* (SP / 32, STEPS, 4 tiles, 32 lanes) pairs: each lane's terms t and t + 4 of its column, beside the other lanes' */
-    float2 *slope = (float2 *)shared, *spreads = slope + SP * HS / 2;
-    float *precision = shared + SP * HS * (DIAGONAL ? 2 : 1), *constant = precision + SP; /* (SP) where not diagonal, (2, SP): of queries, of keys */
-    uint32_t *steps = (uint32_t *)(constant + 2 * SP);
-    size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * SP;
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    bool aligned = S % 8 == 0, envelope = w.steps != NULL && !scan.responses;
-    float key_scale = scan.responses ? w.key_scale[first_head + blockIdx.x] : 0;
-    for (int at = threadIdx.x; at < SP * HS / 2; at += 256) { /* at % 32 is the lane */
-        int i = at / 32 % 4, step = at / 128 % STEPS, s = at / 128 / STEPS * 32 + 8 * (g / 2) + 2 * i + g % 2, k = step / 4 * 32 + 8 * t + step % 4 * 2;
-        const float *m = w.slope + (head + s) * HS + k, *p = w.precision + (head + s) * HS + k;
-        slope[at] = make_float2(round_tf32(m[0]), round_tf32(m[1]));
-        if (DIAGONAL) spreads[at] = make_float2(round_tf32(p[0]), round_tf32(p[1]));
+/* Where a row's token stands, kept up from tile to tile: divisions take longer than the products. */
+struct SplatToken {
+    uint32_t n, start; /* token of all, first token of its sequence */
+    __device__ inline SplatToken(uint32_t n, uint32_t T) : n(n), start(n / T * T) {}
+    __device__ inline void step(uint32_t tokens, uint32_t T) {
+        for (n += tokens; n - start >= T;) start += T;
     }
-    for (int i = threadIdx.x; i < SP; i += 256) {
+    __device__ inline uint32_t position() const { return n - start; }
+    __device__ inline size_t response(size_t side, size_t head, size_t heads, size_t N, size_t T) const { /* its row of responses of a listed head */
+        return (side * N + start) * heads + head * T + position();
+    }
+};
+
+template <int E> __device__ static inline void load_numbers(float *v, const floatX *from) { /* E: 4 or 8 */
+    Pack p = {};
+    if (E == 8) p = load_pack(from);
+#ifdef GSA_FP32
+    else p.half[0] = *(const float4 *)from;
+#else
+    else p.pairs.x = ((const uint2 *)from)->x, p.pairs.y = ((const uint2 *)from)->y;
+#endif
+#pragma unroll
+    for (int e = 0; e < E; e++) v[e] = number(p, e);
+}
+template <int E> __device__ static inline void store_numbers(floatX *to, const float *v) {
+    if (E == 8) return store_pack(to, v);
+#ifdef GSA_FP32
+    __stwb((float4 *)to, make_float4(v[0], v[1], v[2], v[3]));
+#else
+    __stwb((uint2 *)to, make_uint2(make_pair(v[0], v[1]), make_pair(v[2], v[3])));
+#endif
+}
+
+/* at least so many blocks a multiprocessor, which limits registers */
+template <int HS, int SP, bool DIAGONAL> constexpr int splat_forward_blocks = HS > 64 || DIAGONAL ? 1 : SP == 16 ? 6 : 4;
+template <int HS, int SP, bool DIAGONAL> constexpr int splat_backward_blocks = HS > 64 || SP > 32 || DIAGONAL ? 1 : SP == 16 ? 5 : 4;
+
+template <int HS, int SP, bool DIAGONAL, bool SCAN>
+__global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGONAL>) splat_forward_kernel(floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w, ScanResponsesAt scan, const __grid_constant__ HeadList heads,
+                                                                   size_t first_head, size_t N, size_t T, size_t C, int S, size_t tiles) {
+    constexpr int P = DIAGONAL ? HS : 1, STEPS = HS / 8, E = SP < 32 ? 4 : 8, GROUP = 4 * E, GROUPS = SP / GROUP;
+    extern __shared__ __align__(1024) char memory[];
+    /* (GROUPS, STEPS, E / 4, 32 lanes): a lane's terms t and t + 4 of its column of two tiles, beside the other lanes' */
+    float4 *slope = (float4 *)memory, *spreads = slope + SP * HS / 4;
+    float *precision = (float *)(slope + SP * HS / 4 * (DIAGONAL ? 2 : 1)), *constant = precision + SP; /* (SP) where not diagonal, (2, SP): of queries, of keys */
+    uint32_t *steps = (uint32_t *)(constant + 2 * SP);
+    size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * w.SP;
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    bool aligned = S % 8 == 0, envelope = w.steps != NULL && !SCAN;
+    float key_scale = SCAN ? w.key_scale[first_head + blockIdx.x] : 0;
+    for (int at = threadIdx.x; at < SP * HS / 4; at += 128) { /* at % 32 is the lane */
+        int i = at / 32 % (E / 4) * 2, step = at / 32 / (E / 4) % STEPS, s = at / 32 / (E / 4) / STEPS * GROUP + E * (g / 2) + 2 * i + g % 2, k = step / 4 * 32 + 8 * t + step % 4 * 2;
+        const float *m = w.slope + (head + s) * HS + k, *p = w.precision + (head + s) * HS + k;
+        slope[at] = make_float4(round_tf32(m[0]), round_tf32(m[1]), round_tf32(m[2 * HS]), round_tf32(m[2 * HS + 1]));
+        if (DIAGONAL) spreads[at] = make_float4(round_tf32(p[0]), round_tf32(p[1]), round_tf32(p[2 * HS]), round_tf32(p[2 * HS + 1]));
+    }
+    for (int i = threadIdx.x; i < SP; i += 128) {
         precision[i] = DIAGONAL ? 0 : w.precision[head * P + i];
         constant[i] = w.lnalpha[head + i] - 0.5f * w.centre[head + i], constant[SP + i] = -0.5f * w.centre[head + i] - key_scale;
         steps[i] = envelope ? w.steps[head + i] : 0;
     }
     __syncthreads();
-    for (size_t tile = blockIdx.y * tiles; tile < (blockIdx.y + 1) * tiles; tile++) {
-        size_t first = tile * 128 + threadIdx.x / 32 * 16;
-        if (first >= N) return;
-        for (int c = 0; c < SP; c += 32) {
-            float wave_c[2][8], wave_s[2][8];
+
+    size_t first = blockIdx.y * tiles * 64 + threadIdx.x / 32 * 16;
+    if (first >= N) return;
+    int passes = (int)(CEIL_DIV(N - first, (size_t)64) < tiles ? CEIL_DIV(N - first, (size_t)64) : tiles) * GROUPS * 2;
+    SplatToken token[2] = {SplatToken((uint32_t)first + splat_row(g), (uint32_t)T), SplatToken((uint32_t)first + splat_row(g) + 8, (uint32_t)T)};
+    const floatX *from = qkv + token[0].n * 3 * C + h * HS + 8 * t;
+    Pack next[2][HS / 32] = {};
+    auto fetch = [&](int ahead, size_t side) { /* of the tile so many tokens ahead */
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+#pragma unroll
+            for (int j = 0; j < HS / 32; j++)
+                if (token[r].n + ahead < N) next[r][j] = load_pack(from + (ahead + 8 * r) * 3 * C + side * C + 32 * j);
+    };
+    fetch(0, 0);
+    float wave_c[2][8], wave_s[2][8];
+    for (int pass = 0; pass < passes; pass++) { /* tiles, in these groups of splats, in these queries and keys */
+        int side = pass % 2, c = pass / 2 % GROUPS * GROUP;
+        bool done = pass % (2 * GROUPS) == 2 * GROUPS - 1;
+        if (side == 0 && !SCAN)
 #pragma unroll
             for (int r = 0; r < 2; r++)
 #pragma unroll
-                for (int e = 0; e < 8; e++) {
+                for (int e = 0; e < E; e++) {
                     wave_c[r][e] = 1, wave_s[r][e] = 0;
-                    if (envelope) fast_sincos(wave_angle(steps[c + 8 * t + e], (uint32_t)(first + g + 8 * r) % (uint32_t)T), &wave_s[r][e], &wave_c[r][e]);
+                    if (envelope) fast_sincos(wave_angle(steps[c + E * t + e], token[r].position()), &wave_s[r][e], &wave_c[r][e]);
                 }
-#pragma unroll 1
-            for (int side = 0; side < 2; side++) {
-                float square[2] = {0, 0}, product[4][4] = {}, spread[4][4] = {};
-                Pack x[2][HS / 32] = {};
+        float square[2] = {0, 0}, product[E / 2][4] = {}, spread[E / 2][4] = {};
+        Pack x[2][HS / 32];
 #pragma unroll
-                for (int r = 0; r < 2; r++)
+        for (int r = 0; r < 2; r++)
 #pragma unroll
-                    for (int j = 0; j < HS / 32; j++)
-                        if (first + g + 8 * r < N) x[r][j] = load_pack(qkv + (first + g + 8 * r) * 3 * C + side * C + h * HS + 32 * j + 8 * t);
+            for (int j = 0; j < HS / 32; j++) x[r][j] = next[r][j];
+        if (pass + 1 < passes) fetch(done ? 64 : 0, 1 - side);
 #pragma unroll
-                for (int r = 0; r < 2; r++) {
+        for (int r = 0; r < 2; r++) {
 #pragma unroll
-                    for (int j = 0; j < HS / 32; j++)
+            for (int j = 0; j < HS / 32; j++)
 #pragma unroll
-                        for (int e = 0; e < 8; e++) square[r] += number(x[r][j], e) * number(x[r][j], e);
-                    square[r] = quad_sum(square[r]);
-                }
+                for (int e = 0; e < 8; e++) square[r] += number(x[r][j], e) * number(x[r][j], e);
+            square[r] = quad_sum(square[r]);
+        }
 #pragma unroll
-                for (int step = 0; step < STEPS; step++) {
-                    int j = step / 4, k = step % 4 * 2;
-                    float a[4] = {number(x[0][j], k), number(x[1][j], k), number(x[0][j], k + 1), number(x[1][j], k + 1)}, b[4];
+        for (int step = 0; step < STEPS; step++) {
+            int j = step / 4, k = step % 4 * 2;
+            float a[4] = {number(x[0][j], k), number(x[1][j], k), number(x[0][j], k + 1), number(x[1][j], k + 1)}, b[4];
 #pragma unroll
-                    for (int i = 0; i < 4; i++) b[i] = DIAGONAL ? round_tf32(a[i] * a[i]) : 0;
+            for (int i = 0; i < 4; i++) b[i] = DIAGONAL ? round_tf32(a[i] * a[i]) : 0;
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int at = ((c / 32 * STEPS + step) * 4 + i) * 32 + lane;
-                        mma_16x8x8(product[i], a, slope[at].x, slope[at].y);
-                        if (DIAGONAL) mma_16x8x8(spread[i], b, spreads[at].x, spreads[at].y);
-                    }
-                }
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    size_t n = first + g + 8 * r;
-                    float inverse = rsqrtf(square[r] + (float)SPHERE_EPSILON), unit = square[r] * inverse * inverse, f_c[8], f_s[8], p[8], rest[8];
-                    load_floats(p, precision + c + 8 * t), load_floats(rest, constant + side * SP + c + 8 * t);
-#pragma unroll
-                    for (int e = 0; e < 8; e++) {
-                        float wide = DIAGONAL ? spread[e / 2][2 * r + e % 2] * inverse * inverse : p[e] * unit;
-                        f_c[e] = product[e / 2][2 * r + e % 2] * inverse - 0.5f * wide + rest[e];
-                    }
-                    if (scan.responses) { /* all splats are in these four lanes */
-                        float most = side ? 0 : -INFINITY, sum = 0;
-#pragma unroll
-                        for (int e = 0; e < 8; e++) most = side ? 0 : fmaxf(most, f_c[e]);
-                        if (!side) most = quad_max(most);
-#pragma unroll
-                        for (int e = 0; e < 8; e++) sum += f_c[e] = fast_exp(f_c[e] - most);
-                        sum = side ? 1 : 1 / quad_sum(sum);
-#pragma unroll
-                        for (int e = 0; e < 8; e++) f_c[e] *= sum;
-                        if (n < N && 8 * t < (int)scan.SP) store_pack(scan.responses + response_row(side, n, blockIdx.x, heads.count, N, T) * scan.SP + 8 * t, f_c);
-                        continue;
-                    }
-                    if (n >= N) continue;
-#pragma unroll
-                    for (int e = 0; e < 8; e++) {
-                        float f = fast_exp(f_c[e]);
-                        f_c[e] = f * wave_c[r][e], f_s[e] = f * wave_s[r][e];
-                    }
-                    floatX *row = features + n * 2 * C + side * C + h * HS;
-                    store_some(row, c + 8 * t, S, aligned, f_c);
-                    if (envelope) store_some(row + S, c + 8 * t, S, aligned, f_s);
-                    if (c == 0)
-                        for (int k = (envelope ? 2 * S : S) + t; k < HS; k += 4) row[k] = (floatX)0.0f;
-                }
+            for (int i = 0; i < E / 2; i += 2) {
+                int at = ((c / GROUP * STEPS + step) * (E / 4) + i / 2) * 32 + lane;
+                float4 m = slope[at];
+                mma_16x8x8(product[i], a, m.x, m.y), mma_16x8x8(product[i + 1], a, m.z, m.w);
+                if (!DIAGONAL) continue;
+                m = spreads[at];
+                mma_16x8x8(spread[i], b, m.x, m.y), mma_16x8x8(spread[i + 1], b, m.z, m.w);
             }
         }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            size_t n = token[r].n;
+            float inverse = w.raw ? 1 : rsqrtf(square[r] + (float)SPHERE_EPSILON), unit = square[r] * inverse * inverse, f_c[8] = {}, f_s[8] = {};
+#pragma unroll
+            for (int e = 0; e < E; e++) {
+                float wide = DIAGONAL ? spread[e / 2][2 * r + e % 2] * inverse * inverse : precision[c + E * t + e] * unit;
+                f_c[e] = product[e / 2][2 * r + e % 2] * inverse - 0.5f * wide + constant[side * SP + c + E * t + e];
+            }
+            if (SCAN) { /* all splats are in these four lanes */
+                float most = side ? 0 : -INFINITY, sum = 0;
+#pragma unroll
+                for (int e = 0; e < E; e++) most = side ? 0 : fmaxf(most, f_c[e]);
+                if (!side) most = quad_max(most);
+#pragma unroll
+                for (int e = 0; e < E; e++) sum += f_c[e] = fast_exp(f_c[e] - most);
+                sum = side ? 1 : 1 / quad_sum(sum);
+#pragma unroll
+                for (int e = 0; e < E; e++) f_c[e] *= sum;
+                if (n < N) store_numbers<E>(scan.responses + token[r].response(side, blockIdx.x, heads.count, N, T) * SP + E * t, f_c);
+            } else if (n < N) {
+#pragma unroll
+                for (int e = 0; e < E; e++) {
+                    float f = fast_exp(f_c[e]);
+                    f_c[e] = f * wave_c[r][e], f_s[e] = f * wave_s[r][e];
+                }
+                floatX *row = features + n * 2 * C + side * C + h * HS;
+                store_some(row, c + 8 * t, S, aligned, f_c);
+                if (envelope) store_some(row + S, c + 8 * t, S, aligned, f_s);
+                if (c == 0)
+                    for (int k = (envelope ? 2 * S : S) + t; k < HS; k += 4) row[k] = (floatX)0.0f;
+            }
+        }
+        if (done) token[0].step(64, (uint32_t)T), token[1].step(64, (uint32_t)T), from += 64 * 3 * C;
     }
 }
 
 /* Numbers in a head's record of moments, the layout of train_gsa.c: M0 (S), M1 (S, HS), M2 (S) or (S, HS), amplitude (S), frequency (S) */
 __host__ __device__ static inline size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 3); }
 
-/* Sizes of shared memory in numbers; G / |x| (128, SP + 8), x (128, HS + 8) as floatX, slope, precision (SP, HS + 1), row factors (128) */
-static size_t splat_backward_shared(size_t HS, size_t SP, bool diagonal) {
-    return (128 * (SP + 8) + SP * (HS + 1) * (diagonal ? 2 : 1) + SP + 128) * sizeof(float) + 128 * (HS + 8) * sizeof(floatX);
-}
+/* A block's memory: slope and precision as the products of one warp want them (iso: the precisions alone), then stages of tiles of 64 tokens: x, and where diagonal
+   x^2 / |x|; G / |x|, in bf16 as rounded and the rest; what the scan left of G. Where there is room the next tile arrives while one is worked on. */
+template <int HS, int SP, bool DIAGONAL, bool SCAN> struct SplatBackwardShape {
+    static constexpr bool WIDE = sizeof(floatX) == 4;
+    static constexpr int STAGES = WIDE || HS * SP * (DIAGONAL ? 2 : 1) > 4096 ? 1 : 2, PAD = WIDE ? 4 : 8, XROW = HS + PAD, GROW = SP + PAD, PARTS = WIDE ? 1 : 2, SUMS = 4 * SP * 4;
+    static constexpr int X = 64 * XROW * (DIAGONAL ? 2 : 1), G = 64 * GROW * PARTS, RAW = SCAN ? 64 * SP : 0, STAGE = X + G + RAW;
+    static constexpr size_t TABLES = (SP * HS * (DIAGONAL ? 2 : 1) + SP) * sizeof(float), TILES = STAGES * STAGE * sizeof(floatX);
+    static constexpr size_t bytes = TABLES + (TILES > SUMS * sizeof(float) ? TILES : SUMS * sizeof(float));
+};
 
-/* With G = f df = dL / d ln phi (lane 4g + t: as above), each tile of 128 tokens, queries then keys:
+/* With G = f df = dL / d ln phi (lane 4g + t: as above), each tile of 64 tokens, queries then keys:
      dL / dx^ = G slope - x^ .* (G precision), on each warp's own 16 tokens;
-     M1 += G^T x^, M2 += G^T x^2 on all 128 tokens, each warp for its own part of the (SP, HS) sums, kept in registers.
+     M1 += G^T x^, M2 += G^T x^2 on all 64 tokens, each warp for its own part of the (SP, HS) sums, kept in registers.
    G is stored divided by |x|, so that plain x serves as x^. A block covers `tiles` tiles of one head and writes one record. From the scan G itself comes,
    and amplitude and frequency come elsewhere. */
-template <int HS, int SP, bool DIAGONAL>
-__global__ static void __launch_bounds__(256, HS <= 64 && SP == 32 && !DIAGONAL ? 2 : 1) splat_backward_kernel(floatX *__restrict__ dqkv, float *records, const floatX *__restrict__ dfeatures, const floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w,
+template <int HS, int SP, bool DIAGONAL, bool SCAN>
+__global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAGONAL>) splat_backward_kernel(floatX *__restrict__ dqkv, float *records, const floatX *__restrict__ dfeatures, const floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w,
                                                                     ScanResponsesAt scan, const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S, size_t tiles) {
-    constexpr int GROW = SP + 8, XROW = HS + 8, ROW = HS + 1, P = DIAGONAL ? HS : 1, COLUMNS = HS / 8, PARTS = (SP / 16) * COLUMNS / 8;
-    extern __shared__ float shared[];
-    float *G = shared, *slope = G + 128 * GROW, *precision = slope + SP * ROW, *factor = precision + (DIAGONAL ? SP * ROW : SP);
-    floatX *X = (floatX *)(factor + 128);
-    size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * SP;
+    using Shape = SplatBackwardShape<HS, SP, DIAGONAL, SCAN>;
+    constexpr int XROW = Shape::XROW, GROW = Shape::GROW, P = DIAGONAL ? HS : 1, E = SP < 32 ? 4 : 8, GROUP = 4 * E, GROUPS = SP / GROUP;
+    constexpr int COLUMNS = HS / 16, BLOCKS = SP / 16 * COLUMNS, OWN = CEIL_DIV(BLOCKS, 4); /* of 16 x 16 sums */
+    extern __shared__ __align__(1024) char memory[];
+    /* (SP / 8, HS / 16, 32 lanes): a lane's terms t and t + 4 of its column of two tiles */
+    float4 *slope = (float4 *)memory, *spreads = slope + SP * HS / 4;
+    float *precision = (float *)(slope + SP * HS / 4 * (DIAGONAL ? 2 : 1));
+    floatX *stages = (floatX *)(precision + SP);
+    size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * w.SP;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    bool aligned = S % 8 == 0, envelope = w.steps != NULL && !scan.responses;
-    for (int i = threadIdx.x; i < SP * HS; i += 256) {
-        slope[i / HS * ROW + i % HS] = round_tf32(w.slope[head * HS + i]);
-        if (DIAGONAL) precision[i / HS * ROW + i % HS] = round_tf32(w.precision[head * P + i]);
+    bool aligned = S % 8 == 0, envelope = w.steps != NULL && !SCAN;
+    for (int at = threadIdx.x; at < SP * HS / 4; at += 128) {
+        int pair = at / 32 % (HS / 16), step = at / 32 / (HS / 16), s = step / (E / 2) * GROUP + E * t + step % (E / 2) * 2, k = pair / 2 * 32 + 8 * (g / 2) + pair % 2 * 4 + g % 2;
+        const float *m = w.slope + (head + s) * HS + k, *p = w.precision + (head + s) * HS + k;
+        slope[at] = make_float4(round_tf32(m[0]), round_tf32(m[HS]), round_tf32(m[2]), round_tf32(m[HS + 2]));
+        if (DIAGONAL) spreads[at] = make_float4(round_tf32(p[0]), round_tf32(p[HS]), round_tf32(p[2]), round_tf32(p[HS + 2]));
     }
-    if (!DIAGONAL)
-        for (int i = threadIdx.x; i < SP; i += 256) precision[i] = w.precision[head + i];
+    for (int i = threadIdx.x; i < SP; i += 128) precision[i] = DIAGONAL ? 0 : w.precision[head + i];
 
-    float M0[SP / 32][8] = {}, amplitude[SP / 32][8] = {}, frequency[SP / 32][8] = {}, square_sum[SP / 32][8] = {}; /* of this lane's tokens */
-    float M1[PARTS][4] = {}, M2[PARTS][4] = {};
-    for (size_t tile = blockIdx.y * tiles; tile < (blockIdx.y + 1) * tiles && tile * 128 < N; tile++)
+    size_t first = blockIdx.y * tiles * 64;
+    int passes = (int)(CEIL_DIV(N - first, (size_t)64) < tiles ? CEIL_DIV(N - first, (size_t)64) : tiles) * 2, own = warp * 16;
+    SplatToken token[2] = {SplatToken((uint32_t)first + own + splat_row(g), (uint32_t)T), SplatToken((uint32_t)first + own + splat_row(g) + 8, (uint32_t)T)};
+    SplatToken scanned(0, 1); /* row lane / 2 of the warp's next tile, or lane / 4 and that of 8 rows on */
+    if (SCAN) scanned = SplatToken((uint32_t)first + own + lane / (SP / 8), (uint32_t)T);
+    auto load = [&](int pass) { /* a warp's own 16 rows */
+        floatX *X = stages + pass % Shape::STAGES * Shape::STAGE, *raw = X + Shape::X + Shape::G;
+        size_t tile = first + pass / 2 * 64 + own, side = pass % 2;
+#pragma unroll
+        for (int i = lane; i < 16 * HS / 8; i += 32) {
+            int row = i / (HS / 8), k = i % (HS / 8) * 8;
+            bool inside = tile + row < N;
+            copy_pack(X + (own + row) * XROW + k, inside ? qkv + (tile + row) * 3 * C + side * C + h * HS + k : qkv, inside);
+        }
+#pragma unroll
+        for (int i = 0; i < SP / 16 && SCAN; i++) {
+            int row = lane / (SP / 8) + 8 * i, s = lane % (SP / 8) * 8;
+            SplatToken token = scanned;
+            token.step(8 * i, (uint32_t)T);
+            bool met = token.n < N && !(side && token.position() + scan.late >= T);
+            copy_pack(raw + (own + row) * SP + s, met ? scan.responses + token.response(side, blockIdx.x, heads.count, N, T) * SP + s : scan.responses, met);
+        }
+        if (side && SCAN) scanned.step(64, (uint32_t)T);
+        copies_commit();
+    };
+
+    float M0[GROUPS][E] = {}, square_sum[GROUPS][E] = {}, amplitude[GROUPS][E] = {}, frequency[GROUPS][E] = {}; /* of this lane's tokens */
+    float M1[OWN][2][4] = {}, M2[OWN][2][4] = {};
+    if (Shape::STAGES == 2) load(0);
 #pragma unroll 1
-        for (int side = 0; side < 2; side++) {
-            size_t first = tile * 128 + warp * 16 + g;
-            Pack x[2][HS / 32] = {};
-            float inverse[2], total[2] = {0, 0};
-#pragma unroll
-            for (int r = 0; r < 2; r++)
-#pragma unroll
-                for (int j = 0; j < HS / 32; j++)
-                    if (first + 8 * r < N) x[r][j] = load_pack(qkv + (first + 8 * r) * 3 * C + side * C + h * HS + 32 * j + 8 * t);
+    for (int pass = 0; pass < passes; pass++) {
+        size_t side = pass % 2;
+        floatX *X = stages + pass % Shape::STAGES * Shape::STAGE, *squares = X + 64 * XROW, *G = X + Shape::X, *raw = G + Shape::G;
+        if (Shape::STAGES == 1) {
             __syncthreads(); /* the tile before is done with */
+            load(pass);
+        }
+        copies_wait();
+        __syncwarp();
+        float inverse[2], square[2], total[2] = {0, 0}, gradient[2][GROUPS][E];
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                float square = 0;
+        for (int r = 0; r < 2; r++) {
+            int row = own + splat_row(g) + 8 * r;
+            square[r] = 0;
 #pragma unroll
-                for (int j = 0; j < HS / 32; j++) {
-                    *(Pack *)(X + (warp * 16 + g + 8 * r) * XROW + 32 * j + 8 * t) = x[r][j];
+            for (int j = 0; j < HS / 32; j++) {
+                Pack x = *(const Pack *)(X + row * XROW + 32 * j + 8 * t);
 #pragma unroll
-                    for (int e = 0; e < 8; e++) square += number(x[r][j], e) * number(x[r][j], e);
-                }
-                square = quad_sum(square);
-                inverse[r] = rsqrtf(square + (float)SPHERE_EPSILON);
-                if (t == 0) factor[warp * 16 + g + 8 * r] = inverse[r];
+                for (int e = 0; e < 8; e++) square[r] += number(x, e) * number(x, e);
             }
+            square[r] = quad_sum(square[r]);
+            inverse[r] = w.raw ? 1 : rsqrtf(square[r] + (float)SPHERE_EPSILON);
 #pragma unroll
-            for (int c = 0; c < SP / 32; c++) {
-                Pack f_c[2] = {}, f_s[2] = {}, d_c[2] = {}, d_s[2] = {};
-                int s = 32 * c + 8 * t;
+            for (int j = 0; j < HS / 32 && DIAGONAL; j++) {
+                Pack x = *(const Pack *)(X + row * XROW + 32 * j + 8 * t);
+                float v[8];
 #pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    size_t n = first + 8 * r, at = n * 2 * C + side * C + h * HS;
+                for (int e = 0; e < 8; e++) v[e] = number(x, e) * number(x, e) * inverse[r];
+                *(Pack *)(squares + row * XROW + 32 * j + 8 * t) = make_pack(v);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int row = own + splat_row(g) + 8 * r;
+            size_t n = token[r].n, at = n * 2 * C + side * C + h * HS;
+            float unit = w.raw ? square[r] : 1 - (float)SPHERE_EPSILON * inverse[r] * inverse[r], middle = (float)token[r].position() - 0.5f * (float)(T - 1); /* unit = |x^|^2 */
+#pragma unroll
+            for (int c = 0; c < GROUPS; c++) {
+                int s = GROUP * c + E * t;
+                float *of = gradient[r][c], scaled[E];
+                if (SCAN) load_numbers<E>(of, raw + row * SP + s);
+                else {
                     int some = n < N ? S : 0;
-                    if (scan.responses) {
-                        bool met = n < N && s < (int)scan.SP && !(side && (uint32_t)n % (uint32_t)T + scan.late >= T);
-                        if (met) d_c[r] = load_pack(scan.responses + response_row(side, n, blockIdx.x, heads.count, N, T) * scan.SP + s);
-                        continue;
+                    Pack f_c = load_some(features + at, s, some, aligned), d_c = load_some(dfeatures + at, s, some, aligned), f_s = {}, d_s = {};
+                    if (envelope) f_s = load_some(features + at + S, s, some, aligned), d_s = load_some(dfeatures + at + S, s, some, aligned);
+#pragma unroll
+                    for (int e = 0; e < E; e++) {
+                        float fc = number(f_c, e), fs = number(f_s, e), dc = number(d_c, e), ds = number(d_s, e);
+                        of[e] = fc * dc + fs * ds;
+                        frequency[c][e] += middle * (fc * ds - fs * dc);
+                        if (side == 0) amplitude[c][e] += of[e];
                     }
-                    f_c[r] = load_some(features + at, s, some, aligned), d_c[r] = load_some(dfeatures + at, s, some, aligned);
-                    if (envelope) f_s[r] = load_some(features + at + S, s, some, aligned), d_s[r] = load_some(dfeatures + at + S, s, some, aligned);
                 }
 #pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    size_t n = first + 8 * r;
-                    float unit = 1 - (float)SPHERE_EPSILON * inverse[r] * inverse[r], middle = (float)((uint32_t)n % (uint32_t)T) - 0.5f * (float)(T - 1), G_row[8]; /* unit = |x^|^2 */
+                for (int e = 0; e < E; e++) {
+                    M0[c][e] += of[e];
+                    if (!DIAGONAL) square_sum[c][e] += of[e] * unit, total[r] += of[e] * precision[s + e];
+                    scaled[e] = of[e] * inverse[r];
+                    of[e] = round_tf32(of[e]);
+                }
 #pragma unroll
-                    for (int e = 0; e < 8; e++) {
-                        float fc = number(f_c[r], e), fs = number(f_s[r], e), dc = number(d_c[r], e), ds = number(d_s[r], e), gradient = scan.responses ? dc : fc * dc + fs * ds;
-                        frequency[c][e] += middle * (fc * ds - fs * dc);
-                        M0[c][e] += gradient;
-                        if (side == 0) amplitude[c][e] += gradient;
-                        if (!DIAGONAL) square_sum[c][e] += gradient * unit, total[r] += gradient * precision[s + e];
-                        G_row[e] = round_tf32(gradient * inverse[r]);
-                    }
-                    float4 *to = (float4 *)(G + (warp * 16 + g + 8 * r) * GROW + s);
-                    to[0] = make_float4(G_row[0], G_row[1], G_row[2], G_row[3]), to[1] = make_float4(G_row[4], G_row[5], G_row[6], G_row[7]);
+                for (int e = 0; e < E; e += 2) {
+                    floatX *to = G + row * GROW + s + e;
+                    store_two(to, scaled[e], scaled[e + 1]);
+                    if (Shape::PARTS == 2) store_two(to + 64 * GROW, scaled[e] - (float)(floatX)scaled[e], scaled[e + 1] - (float)(floatX)scaled[e + 1]);
                 }
             }
-            total[0] = quad_sum(total[0]), total[1] = quad_sum(total[1]);
-            __syncthreads();
+            total[r] = quad_sum(total[r]);
+        }
+        __syncthreads(); /* all rows are there, and the other stage is done with */
+        if (Shape::STAGES == 2 && pass + 1 < passes) load(pass + 1);
 
-            float product[HS / 32][4][4] = {}, spread[HS / 32][4][4] = {};
-#pragma unroll 2
-            for (int k = 0; k < SP; k += 8) {
-                int s = k + 2 * t;
-                float2 low = *(const float2 *)(G + (warp * 16 + g) * GROW + s), high = *(const float2 *)(G + (warp * 16 + g + 8) * GROW + s);
-                float a[4] = {low.x, high.x, low.y, high.y};
 #pragma unroll
-                for (int j = 0; j < HS / 32; j++)
+        for (int k = 0; k < 64; k += 16)
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int at = s * ROW + 32 * j + 8 * (g / 2) + 2 * i + g % 2;
-                        mma_16x8x8(product[j][i], a, slope[at], slope[at + ROW]);
-                        if (DIAGONAL) mma_16x8x8(spread[j][i], a, precision[at], precision[at + ROW]);
-                    }
+            for (int i = 0; i < OWN; i++) {
+                int block = warp + 4 * i, s = block / COLUMNS * 16, column = block % COLUMNS * 16;
+                if (BLOCKS % 4 && block >= BLOCKS) continue;
+                FragmentB x[2], xx[2];
+                load_b<true>(x, X, XROW, k, column);
+                if (DIAGONAL) load_b<true>(xx, squares, XROW, k, column);
+#pragma unroll
+                for (int part = 0; part < Shape::PARTS; part++) {
+                    FragmentA a = load_a<true>(G + part * 64 * GROW, GROW, k, s);
+                    mma_16x8x16(M1[i][0], a, x[0]), mma_16x8x16(M1[i][1], a, x[1]);
+                    if (DIAGONAL) mma_16x8x16(M2[i][0], a, xx[0]), mma_16x8x16(M2[i][1], a, xx[1]);
+                }
+            }
+
+        float product[HS / 32][4][4] = {}, dot[2] = {0, 0};
+#pragma unroll
+        for (int j = 0; j < HS / 32; j++) {
+            float spread[4][4] = {};
+#pragma unroll
+            for (int step = 0; step < SP / 8; step++) {
+                int c = step / (E / 2), e = step % (E / 2) * 2;
+                float a[4] = {gradient[0][c][e], gradient[1][c][e], gradient[0][c][e + 1], gradient[1][c][e + 1]};
+#pragma unroll
+                for (int i = 0; i < 4; i += 2) {
+                    int at = (step * (HS / 16) + 2 * j + i / 2) * 32 + lane;
+                    float4 m = slope[at];
+                    mma_16x8x8(product[j][i], a, m.x, m.y), mma_16x8x8(product[j][i + 1], a, m.z, m.w);
+                    if (!DIAGONAL) continue;
+                    m = spreads[at];
+                    mma_16x8x8(spread[i], a, m.x, m.y), mma_16x8x8(spread[i + 1], a, m.z, m.w);
+                }
             }
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                size_t n = first + 8 * r;
-                float size = 1 / inverse[r], dot = 0, gradient[HS / 32][8];
+                Pack x = *(const Pack *)(X + (own + splat_row(g) + 8 * r) * XROW + 32 * j + 8 * t);
 #pragma unroll
-                for (int j = 0; j < HS / 32; j++)
-#pragma unroll
-                    for (int e = 0; e < 8; e++) {
-                        float along = DIAGONAL ? spread[j][e / 2][2 * r + e % 2] * size : total[r], unit = number(x[r][j], e) * inverse[r];
-                        gradient[j][e] = product[j][e / 2][2 * r + e % 2] * size - unit * along;
-                        dot += unit * gradient[j][e];
-                    }
-                dot = quad_sum(dot);
-#pragma unroll
-                for (int j = 0; j < HS / 32; j++) {
-#pragma unroll
-                    for (int e = 0; e < 8; e++) gradient[j][e] = inverse[r] * (gradient[j][e] - number(x[r][j], e) * inverse[r] * dot);
-                    floatX *to = dqkv + n * 3 * C + side * C + h * HS + 32 * j + 8 * t;
-                    if (n < N && scan.add) {
-                        Pack old = load_pack(to);
-#pragma unroll
-                        for (int e = 0; e < 8; e++) gradient[j][e] += number(old, e);
-                    }
-                    if (n < N) store_pack(to, gradient[j]);
-                }
-            }
-#pragma unroll 2
-            for (int k = t; k < 128 + t; k += 8) {
-                const float *low = G + k * GROW, *high = low + 4 * GROW;
-                const floatX *x_low = X + k * XROW, *x_high = x_low + 4 * XROW;
-#pragma unroll
-                for (int i = 0; i < PARTS; i++) {
-                    int part = warp + 8 * i, s = part / COLUMNS * 16 + g, column = part % COLUMNS * 8 + g;
-                    float a[4] = {low[s], low[s + 8], high[s], high[s + 8]}, b0 = (float)x_low[column], b1 = (float)x_high[column];
-                    mma_16x8x8(M1[i], a, b0, b1);
-                    if (DIAGONAL) mma_16x8x8(M2[i], a, round_tf32(b0 * b0 * factor[k]), round_tf32(b1 * b1 * factor[k + 4]));
+                for (int e = 0; e < 8; e++) {
+                    float unit = number(x, e) * inverse[r], &of = product[j][e / 2][2 * r + e % 2];
+                    of -= unit * (DIAGONAL ? spread[e / 2][2 * r + e % 2] : total[r]);
+                    dot[r] += unit * of;
                 }
             }
         }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            size_t n = token[r].n;
+            float along = w.raw ? 0 : quad_sum(dot[r]) * inverse[r] * inverse[r];
+#pragma unroll
+            for (int j = 0; j < HS / 32; j++) {
+                Pack x = *(const Pack *)(X + (own + splat_row(g) + 8 * r) * XROW + 32 * j + 8 * t);
+                float dx[8];
+#pragma unroll
+                for (int e = 0; e < 8; e++) dx[e] = inverse[r] * product[j][e / 2][2 * r + e % 2] - number(x, e) * along;
+                floatX *to = dqkv + n * 3 * C + side * C + h * HS + 32 * j + 8 * t;
+                if (n < N && scan.add) {
+                    Pack old = load_pack(to);
+#pragma unroll
+                    for (int e = 0; e < 8; e++) dx[e] += number(old, e);
+                }
+                if (n < N) store_pack(to, dx);
+            }
+            if (side) token[r].step(64, (uint32_t)T);
+        }
+    }
 
     float *record = records + (blockIdx.x * (size_t)gridDim.y + blockIdx.y) * moments_size(S, P, HS);
     float *to_M1 = record + S, *to_M2 = to_M1 + S * HS, *to_amplitude = to_M2 + S * P, *to_frequency = to_amplitude + S;
 #pragma unroll
-    for (int i = 0; i < PARTS; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            int part = warp + 8 * i, s = part / COLUMNS * 16 + g + e / 2 * 8, column = part % COLUMNS * 8 + 2 * t + e % 2;
-            if (s >= S) continue;
-            to_M1[s * HS + column] = M1[i][e];
-            if (DIAGONAL) to_M2[s * HS + column] = M2[i][e];
-        }
-    float *sums = G; /* (8 warps, SP, 4) */
-    __syncthreads();
-#pragma unroll
-    for (int c = 0; c < SP / 32; c++)
+    for (int i = 0; i < OWN; i++)
 #pragma unroll
         for (int e = 0; e < 8; e++) {
+            int block = warp + 4 * i, s = block / COLUMNS * 16 + g + e % 4 / 2 * 8, column = block % COLUMNS * 16 + e / 4 * 8 + 2 * t + e % 2;
+            if (s >= S || (BLOCKS % 4 && block >= BLOCKS)) continue;
+            to_M1[s * HS + column] = M1[i][e / 4][e % 4];
+            if (DIAGONAL) to_M2[s * HS + column] = M2[i][e / 4][e % 4];
+        }
+    float *sums = (float *)stages; /* (4 warps, SP, 4) */
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < GROUPS; c++)
+#pragma unroll
+        for (int e = 0; e < E; e++) {
             float all[4] = {M0[c][e], amplitude[c][e], frequency[c][e], square_sum[c][e]};
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 for (int row = 4; row < 32; row *= 2) all[i] += __shfl_xor_sync(~0u, all[i], row);
-                if (g == 0) sums[(warp * SP + 32 * c + 8 * t + e) * 4 + i] = all[i];
+                if (g == 0) sums[(warp * SP + GROUP * c + E * t + e) * 4 + i] = all[i];
             }
         }
     __syncthreads();
-    for (int s = threadIdx.x; s < S; s += 256)
+    for (int s = threadIdx.x; s < S; s += 128)
         for (int i = 0; i < 4; i++) {
             float sum = 0;
-            for (int from = 0; from < 8; from++) sum += sums[(from * SP + s) * 4 + i];
+            for (int from = 0; from < 4; from++) sum += sums[(from * SP + s) * 4 + i];
             if (i == 0) record[s] = sum;
             if (i == 1) to_amplitude[s] = sum;
             if (i == 2) to_frequency[s] = sum;
@@ -1227,13 +1478,13 @@ template <int HS> __device__ static inline void full_load_splat(const FullRoom<H
 }
 
 /* x^ of the tile's tokens, zeros from N on */
-template <int HS> __device__ static inline void full_load_tokens(const FullRoom<HS> &m, const floatX *x, size_t stride, size_t first, size_t N) {
+template <int HS> __device__ static inline void full_load_tokens(const FullRoom<HS> &m, const floatX *x, size_t stride, size_t first, size_t N, bool raw) {
     for (int i = threadIdx.x; i < FULL_TOKENS * HS; i += 128) m.x[i / HS * (HS + 1) + i % HS] = first + i / HS < N ? (float)x[(first + i / HS) * stride + i % HS] : 0;
     __syncthreads();
     if (threadIdx.x < FULL_TOKENS) {
         float square = 0;
         for (int k = 0; k < HS; k++) square += m.x[threadIdx.x * (HS + 1) + k] * m.x[threadIdx.x * (HS + 1) + k];
-        m.inverse[threadIdx.x] = rsqrtf(square + (float)SPHERE_EPSILON);
+        m.inverse[threadIdx.x] = raw ? 1 : rsqrtf(square + (float)SPHERE_EPSILON);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < FULL_TOKENS * HS; i += 128) m.x[i / HS * (HS + 1) + i % HS] *= m.inverse[i / HS];
@@ -1261,7 +1512,7 @@ __global__ static void __launch_bounds__(128) splat_full_forward_kernel(floatX *
     extern __shared__ float shared[];
     FullRoom<HS> m = full_room<HS>(shared);
     size_t head = first_head + blockIdx.y, first = (size_t)blockIdx.x * FULL_TOKENS, side = blockIdx.z, column = side * C + heads.head[blockIdx.y] * HS;
-    full_load_tokens(m, qkv + column, 3 * C, first, N);
+    full_load_tokens(m, qkv + column, 3 * C, first, N, w.raw);
     for (int s = 0; s < S; s++) {
         full_load_splat(m, w, head * S + s);
         __syncthreads();
@@ -1342,7 +1593,7 @@ __global__ static void __launch_bounds__(128) splat_full_backward_kernel(floatX 
     size_t head = first_head + blockIdx.y, first = (size_t)blockIdx.x * FULL_TOKENS, side = blockIdx.z, column = side * C + heads.head[blockIdx.y] * HS;
     int k = threadIdx.x % HS, part = threadIdx.x / HS;
     float gradient[ROWS] = {}, cross;
-    full_load_tokens(m, qkv + column, 3 * C, first, N);
+    full_load_tokens(m, qkv + column, 3 * C, first, N, w.raw);
     for (int i = threadIdx.x; i < FULL_TOKENS * S; i += 128)
         m.response[i / S * SPLATS_MOST + i % S] = full_gradient(&cross, dfeatures, features, w, scan, first + i / S, side, blockIdx.y, heads.count, column, N, T, C, S, i % S);
     for (int s = 0; s < S; s++) {
@@ -1368,7 +1619,7 @@ __global__ static void __launch_bounds__(128) splat_full_backward_kernel(floatX 
         floatX *to = dqkv + (first + t) * 3 * C + column;
         float dot = 0;
         for (int i = threadIdx.x % 32; i < HS; i += 32) dot += x[i] * g[i];
-        dot = warp_sum(dot);
+        dot = w.raw ? 0 : warp_sum(dot);
         for (int i = threadIdx.x % 32; i < HS; i += 32) to[i] = (floatX)(m.inverse[t] * (g[i] - x[i] * dot) + (scan.add ? (float)to[i] : 0));
     }
 }
@@ -1389,7 +1640,7 @@ __global__ static void __launch_bounds__(128) splat_full_moments_kernel(double *
         for (size_t side = 0; side < 2; side++) {
             size_t column = side * C + heads.head[blockIdx.y] * HS;
             __syncthreads();
-            full_load_tokens(m, qkv + column, 3 * C, first, N);
+            full_load_tokens(m, qkv + column, 3 * C, first, N, w.raw);
             full_across(m);
             if (threadIdx.x < FULL_TOKENS) {
                 size_t n = first + threadIdx.x;
@@ -1441,16 +1692,21 @@ static void splat_full_backward(floatX *dqkv, double *sums, ScanResponsesAt scan
     splat_full_moments_kernel<HS><<<dim3((unsigned)S, (unsigned)heads.count), 128, full_bytes<HS>, stream>>>(sums, dfeatures, features, qkv, w, scan, heads, first_head, N, T, C, S);
 }
 
-/* Calls a kernel with HS, SP and the kind of covariance as constants. */
-#define BY_SPLATS(HS, SP, diagonal, launch)                                                                              \
+/* Calls LAUNCH(head size, splats, diagonal?, for the scan?) with constants. */
+#define BY_COVARIANCE(HS, SP, diagonal, SCAN)                                                                            \
+    BY_HEAD_SIZE(HS, { if (diagonal) { LAUNCH(H, SP, true, SCAN); } else { LAUNCH(H, SP, false, SCAN); } })
+#define BY_SPLATS(HS, S, diagonal, scan)                                                                                 \
     do {                                                                                                                 \
-        if ((SP) == 32) { constexpr int N_ = 32; BY_HEAD_SIZE(HS, { if (diagonal) { constexpr bool D = true; launch(H, N_, D); } else { constexpr bool D = false; launch(H, N_, D); } }); } \
-        else { constexpr int N_ = 64; BY_HEAD_SIZE(HS, { if (diagonal) { constexpr bool D = true; launch(H, N_, D); } else { constexpr bool D = false; launch(H, N_, D); } }); } \
+        if ((scan) && (S) <= 16) BY_COVARIANCE(HS, 16, diagonal, true);                                                  \
+        else if (scan) BY_COVARIANCE(HS, 32, diagonal, true);                                                            \
+        else if ((S) <= 32) BY_COVARIANCE(HS, 32, diagonal, false);                                                      \
+        else BY_COVARIANCE(HS, 64, diagonal, false);                                                                     \
     } while (0)
 
-/* Tiles of 128 tokens a block works on, so that a layer has about 768 blocks: depends on shapes alone, as it is the order of sums. */
-static size_t splat_tiles(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 128) * heads, 768); }
-static size_t splat_records(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 128), splat_tiles(N, heads)); } /* per head */
+/* Tiles of 64 tokens a block works on, so that a layer has about SPLAT_BLOCKS blocks: depends on shapes alone, as it is the order of sums. */
+enum { SPLAT_BLOCKS = 1536 };
+static size_t splat_tiles(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 64) * heads, (size_t)SPLAT_BLOCKS); }
+static size_t splat_records(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 64), splat_tiles(N, heads)); } /* per head */
 
 /* Equations (2), (6), (7), (9): features of q and k of the listed heads, the first of which is GSA head first_head:
    f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for queries and 1 for keys; or the scan's responses. P: numbers per precision */
@@ -1461,12 +1717,13 @@ static void splat_forward(floatX *features, ScanResponsesAt scan, const floatX *
         BY_HEAD_SIZE(HS, (splat_full_forward<H>(features, scan, qkv, w, heads, first_head, B * T, T, NH * H, (int)S, stream)));
         return;
     }
-    size_t N = B * T, tiles = splat_tiles(N, heads.count), SP = splats_padded(S), bytes = (SP * HS * (diagonal ? 2 : 1) + 4 * SP) * sizeof(float);
-    dim3 grid((unsigned)heads.count, (unsigned)CEIL_DIV(CEIL_DIV(N, 128), tiles)); /* heads first: neighbours in memory are read at one time */
-#define LAUNCH(H, N_, D)                                                                                                                        \
-    cudaCheck(cudaFuncSetAttribute(splat_forward_kernel<H, N_, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                    \
-    splat_forward_kernel<H, N_, D><<<grid, 256, bytes, stream>>>(features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
-    BY_SPLATS(HS, SP, diagonal, LAUNCH);
+    size_t N = B * T, tiles = splat_tiles(N, heads.count);
+    dim3 grid((unsigned)heads.count, (unsigned)splat_records(N, heads.count)); /* heads first: neighbours in memory are read at one time */
+#define LAUNCH(H, SP, DIAGONAL, SCAN)                                                                                                                                            \
+    constexpr size_t bytes = (SP * H * (DIAGONAL ? 2 : 1) + 4 * SP) * sizeof(float);                                                                                          \
+    cudaCheck(cudaFuncSetAttribute(splat_forward_kernel<H, SP, DIAGONAL, SCAN>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                                      \
+    splat_forward_kernel<H, SP, DIAGONAL, SCAN><<<grid, 128, bytes, stream>>>(features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
+    BY_SPLATS(HS, S, diagonal, scan.responses);
 #undef LAUNCH
 }
 
@@ -1478,13 +1735,13 @@ static void splat_backward(floatX *dqkv, float *records, double *sums, ScanRespo
         BY_HEAD_SIZE(HS, (splat_full_backward<H>(dqkv, sums, scan, dfeatures, features, qkv, w, heads, first_head, B * T, T, NH * H, (int)S, stream)));
         return;
     }
-    size_t N = B * T, tiles = splat_tiles(N, heads.count), SP = splats_padded(S), bytes = splat_backward_shared(HS, SP, diagonal);
-    size_t count = splat_records(N, heads.count), record = moments_size(S, diagonal ? HS : 1, HS);
+    size_t N = B * T, tiles = splat_tiles(N, heads.count), count = splat_records(N, heads.count), record = moments_size(S, diagonal ? HS : 1, HS);
     dim3 grid((unsigned)heads.count, (unsigned)count);
-#define LAUNCH(H, N_, D)                                                                                                                        \
-    cudaCheck(cudaFuncSetAttribute(splat_backward_kernel<H, N_, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                   \
-    splat_backward_kernel<H, N_, D><<<grid, 256, bytes, stream>>>(dqkv, records, dfeatures, features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
-    BY_SPLATS(HS, SP, diagonal, LAUNCH);
+#define LAUNCH(H, SP, DIAGONAL, SCAN)                                                                                                                                            \
+    constexpr size_t bytes = SplatBackwardShape<H, SP, DIAGONAL, SCAN>::bytes;                                                                                                  \
+    cudaCheck(cudaFuncSetAttribute(splat_backward_kernel<H, SP, DIAGONAL, SCAN>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                                     \
+    splat_backward_kernel<H, SP, DIAGONAL, SCAN><<<grid, 128, bytes, stream>>>(dqkv, records, dfeatures, features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
+    BY_SPLATS(HS, S, diagonal, scan.responses);
 #undef LAUNCH
     moments_sums_kernel<<<dim3((unsigned)CEIL_DIV(record, 32), (unsigned)heads.count), dim3(32, 16), 0, stream>>>(sums, records, count, record);
     cudaCheck(cudaGetLastError());
@@ -1644,8 +1901,6 @@ __device__ inline AttentionHead attention_head(const AttentionInput &in, size_t 
     return head;
 }
 
-__device__ inline uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-
 /* where chunk c of a row lies in its tile, in bytes */
 template <int HS> __device__ inline uint32_t chunk_at(int row, int c) {
     return row * HS * 2 + ((c ^ (HS == 32 ? row >> 1 & 3 : row & 7)) << 4);
@@ -1664,13 +1919,6 @@ __device__ inline uint32_t pack(float a, float b) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(b), "f"(a));
     return packed;
 }
-
-/* copies 16 bytes to shared memory in the background; zeros if not inside */
-__device__ inline void copy_async(uint32_t to, const void *from, bool inside) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
-}
-__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;"); }
-__device__ inline void copy_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
 /* tokens first .. first + rows - 1 of a matrix with HS columns into a tile; tokens from T on are zeros */
 template <int HS> __device__ inline void load_tile(uint32_t tile, const bf16 *in, size_t stride, int first, int rows, int T) {
@@ -1762,12 +2010,6 @@ template <int HS> __device__ inline void store_rows(bf16 *out, size_t stride, in
 }
 
 /* ---- mma.sync, any card since sm_80 */
-
-/* four 8x8 matrices from shared memory; lane l gives the address of row l % 8 of matrix l / 8 */
-template <bool TRANSPOSED> __device__ inline void load_matrices(uint32_t (&x)[4], uint32_t address) {
-    if (TRANSPOSED) asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
-    else asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
-}
 
 /* d (16, 8) += a (16, 16) b (16, 8) */
 __device__ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -2394,140 +2636,16 @@ typedef struct {
     bool reverse;        /* from the end, and without the query's own key */
 } ScanInput;
 
-/* ---- one chunk's products
-
-   m16n8k16 tiles: with g = lane / 4, t = lane % 4 a thread has of A (16, 16) the pairs (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), of B (16, 8)
-   the pairs (2t, g), (2t + 8, g) down a column, of C (16, 8) the pairs (g, 2t), (g + 8, 2t). In the fp32 build the same tiles meet by shuffles. */
-#ifdef GSA_FP32
-struct FragmentA {
-    float x[8];
-};
-struct FragmentB {
-    float x[4];
-};
-__device__ __noinline__ static float4 product_16x8x16(float4 c, FragmentA a, FragmentB b) { /* inlined everywhere it takes minutes to compile */
-    int lane = threadIdx.x % 32, t = lane % 4;
-#pragma unroll
-    for (int k = 0; k < 16; k++) {
-        int from = (lane & 28) | (k % 8 / 2), at = k / 8 * 4 + k % 2, column = k % 8 / 2;
-        float low = __shfl_sync(~0u, a.x[at], from), high = __shfl_sync(~0u, a.x[at + 2], from);
-        float left = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + column), right = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + 4 + column);
-        c.x += low * left, c.y += low * right, c.z += high * left, c.w += high * right;
-    }
-    return c;
-}
-__device__ static inline void mma_16x8x16(float c[4], const FragmentA &a, const FragmentB &b) {
-    float4 sum = product_16x8x16(make_float4(c[0], c[1], c[2], c[3]), a, b);
-    c[0] = sum.x, c[1] = sum.y, c[2] = sum.z, c[3] = sum.w;
-}
-/* A(i, k) = tile[row + i][column + k], or where TRANSPOSED tile[row + k][column + i] */
-template <bool TRANSPOSED> __device__ static inline FragmentA load_a(const float *tile, int stride, int row, int column) {
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    FragmentA a;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        int y = g + i / 2 % 2 * 8, x = 2 * t + i % 2 + i / 4 * 8;
-        a.x[i] = TRANSPOSED ? tile[(row + x) * stride + column + y] : tile[(row + y) * stride + column + x];
-    }
-    return a;
-}
-/* Two tiles side by side: B(k, j) = tile[row + j][column + k], or where TRANSPOSED tile[row + k][column + j], j < 16 */
-template <bool TRANSPOSED> __device__ static inline void load_b(FragmentB b[2], const float *tile, int stride, int row, int column) {
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        int y = g + i / 4 * 8, x = 2 * t + i % 2 + i / 2 % 2 * 8;
-        b[i / 4].x[i % 4] = TRANSPOSED ? tile[(row + x) * stride + column + y] : tile[(row + y) * stride + column + x];
-    }
-}
-/* two neighbouring tiles of an accumulator as the A of a next product; they are rounded in place */
-__device__ static inline FragmentA as_fragment(float first[4], float second[4]) { return {{first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]}}; }
-/* an A whose rows are all alike */
-__device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, float x9) { return {{x0, x1, x0, x1, x8, x9, x8, x9}}; }
-__device__ static inline float fragment_number(const FragmentA &a, int i) { return a.x[i]; }
-__device__ static inline void store_two(float *to, float first, float second) { *(float2 *)to = make_float2(first, second); }
-__device__ static inline void copy_pack(float *to, const float *from, bool inside) {
-    float4 zero = make_float4(0, 0, 0, 0);
-    ((float4 *)to)[0] = inside ? ((const float4 *)from)[0] : zero, ((float4 *)to)[1] = inside ? ((const float4 *)from)[1] : zero;
-}
-__device__ static inline void copies_commit() {}
-__device__ static inline void copies_wait() {}
-#else
-struct FragmentA {
-    uint32_t x[4];
-};
-struct FragmentB {
-    uint32_t x[2];
-};
-__device__ static inline void mma_16x8x16(float c[4], const FragmentA &a, const FragmentB &b) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
-}
-template <bool TRANSPOSED> __device__ static inline FragmentA load_a(const floatX *tile, int stride, int row, int column) {
-    int lane = threadIdx.x % 32;
-    FragmentA a;
-    if (TRANSPOSED) load_matrices<true>(a.x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
-    else load_matrices<false>(a.x, shared_address(tile + (row + lane % 16) * stride + column + lane / 16 * 8));
-    return a;
-}
-template <bool TRANSPOSED> __device__ static inline void load_b(FragmentB b[2], const floatX *tile, int stride, int row, int column) {
-    int lane = threadIdx.x % 32;
-    uint32_t x[4];
-    if (TRANSPOSED) load_matrices<true>(x, shared_address(tile + (row + lane % 16) * stride + column + lane / 16 * 8));
-    else load_matrices<false>(x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
-    b[0] = {{x[0], x[1]}}, b[1] = {{x[2], x[3]}};
-}
-__device__ static inline FragmentA as_fragment(float first[4], float second[4]) {
-    FragmentA a = {{make_pair(first[0], first[1]), make_pair(first[2], first[3]), make_pair(second[0], second[1]), make_pair(second[2], second[3])}};
-#pragma unroll
-    for (int i = 0; i < 4; i++) { /* a bf16 is the upper half of an fp32 */
-        float *of = i < 2 ? first : second;
-        of[i % 2 * 2] = __uint_as_float(a.x[i] << 16), of[i % 2 * 2 + 1] = __uint_as_float(a.x[i] & 0xffff0000u);
-    }
-    return a;
-}
-__device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, float x9) {
-    uint32_t low = make_pair(x0, x1), high = make_pair(x8, x9);
-    return {{low, low, high, high}};
-}
-__device__ static inline float fragment_number(const FragmentA &a, int i) { return __uint_as_float(i % 2 ? a.x[i / 2] & 0xffff0000u : a.x[i / 2] << 16); }
-__device__ static inline void store_two(floatX *to, float first, float second) { *(uint32_t *)to = make_pair(first, second); }
-__device__ static inline void copy_pack(floatX *to, const floatX *from, bool inside) { copy_async(shared_address(to), from, inside); }
-__device__ static inline void copies_commit() { copy_commit(); }
-__device__ static inline void copies_wait() { copy_wait(); }
-#endif
-
-/* Rows of an accumulator (16, 8N) to memory: row[r] is row g + 8r, NULL: not stored. Two lanes trade halves, so that each stores 4 neighbours. */
-template <int N> __device__ static inline void store_rows_of_tiles(floatX *const row[2], float (&x)[N][4]) {
-    int t = threadIdx.x % 4, odd = t % 2;
-#pragma unroll
-    for (int n = 0; n < N; n += 2)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float keep0 = odd ? x[n + 1][2 * r] : x[n][2 * r], keep1 = odd ? x[n + 1][2 * r + 1] : x[n][2 * r + 1];
-            float send0 = odd ? x[n][2 * r] : x[n + 1][2 * r], send1 = odd ? x[n][2 * r + 1] : x[n + 1][2 * r + 1];
-            float got0 = __shfl_xor_sync(~0u, send0, 1), got1 = __shfl_xor_sync(~0u, send1, 1);
-            if (!row[r]) continue;
-            floatX *to = row[r] + 8 * (n + odd) + 2 * (t - odd);
-#ifdef GSA_FP32
-            *(float4 *)to = odd ? make_float4(got0, got1, keep0, keep1) : make_float4(keep0, keep1, got0, got1);
-#else
-            *(uint2 *)to = odd ? make_uint2(make_pair(got0, got1), make_pair(keep0, keep1)) : make_uint2(make_pair(keep0, keep1), make_pair(got0, got1));
-#endif
-        }
-}
-
 /* ---- a CTA's memory */
 
 template <int HS, int SP> struct ScanShape {
     static constexpr bool WIDE = sizeof(floatX) == 4;
-    static constexpr int F = 3 * SP, PAD = WIDE ? 4 : 8, FROW = F + PAD, VROW = HS + PAD, TILES = F / 8, M = HS > 64 ? 2 : 1, OWN = (TILES + 3) / 4;
+    static constexpr int F = 3 * SP, PAD = WIDE ? 4 : 8, FROW = F + PAD, VROW = HS + PAD, TROW = F + 4, TILES = F / 8, M = HS > 64 ? 2 : 1, PAIRS = TILES / 2, OWN = (PAIRS + 3) / 4;
     static constexpr int STAGES = WIDE ? 1 : 2, TASKS = SP / 16, RECORD = 3 * SP + 1;
     static constexpr size_t STATE = 64 * M * F + F;
     /* table, shift, lag, z, delta and rho; features, state, r; stages of `tiles` tiles of values */
     static constexpr size_t bytes(int tiles) {
-        return (CHUNK * F + 6 * SP + F + 2 * CHUNK) * sizeof(float) + (2 * CHUNK * FROW + HS * FROW + CHUNK * SP + tiles * STAGES * CHUNK * VROW) * sizeof(floatX);
+        return (CHUNK * TROW + 6 * SP + F + 2 * CHUNK) * sizeof(float) + (2 * CHUNK * FROW + HS * FROW + CHUNK * SP + tiles * STAGES * CHUNK * VROW) * sizeof(floatX);
     }
 };
 
@@ -2542,7 +2660,7 @@ template <int HS, int SP> struct ScanRoom {
 template <int HS, int SP> __device__ static inline ScanRoom<HS, SP> scan_room(char *memory) {
     using Shape = ScanShape<HS, SP>;
     ScanRoom<HS, SP> m;
-    m.table = (float *)memory, m.shift = m.table + CHUNK * Shape::F, m.lag = m.shift + 3 * SP;
+    m.table = (float *)memory, m.shift = m.table + CHUNK * Shape::TROW, m.lag = m.shift + 3 * SP;
     m.z = m.lag + 3 * SP, m.delta = m.z + Shape::F, m.rho = m.delta + CHUNK;
     m.fq = (floatX *)(m.rho + CHUNK), m.fk = m.fq + CHUNK * Shape::FROW, m.H = m.fk + CHUNK * Shape::FROW, m.r = m.H + HS * Shape::FROW, m.tiles = m.r + CHUNK * SP;
     return m;
@@ -2557,15 +2675,15 @@ template <int SP> __device__ static inline void scan_shift_table(float *shift, c
     }
 }
 
-/* table (CHUNK, F), in the order of columns: growth e^(delta a) of the key features' constant parts at each position of a chunk, their sqrt 1/2 included; cosines and
+/* table (CHUNK, TROW), in the order of columns: growth e^(delta a) of the key features' constant parts at each position of a chunk, their sqrt 1/2 included; cosines and
    sines. lag (3, SP): what turns these into the queries': the factor of 1 / growth, and the cosine and sine of theta late. */
 template <int HS, int SP> __device__ static inline void scan_tables(const ScanRoom<HS, SP> &m, const ScanInput &in, size_t splats) {
-    constexpr int F = ScanShape<HS, SP>::F;
+    constexpr int TROW = ScanShape<HS, SP>::TROW;
     bool waves = in.tables.steps != NULL;
     for (int i = threadIdx.x; i < CHUNK * SP; i += 128) {
         int s = i % SP, a = i / SP, at = a - CHUNK / 2;
-        float *pair = m.table + a * F + SP + 2 * s;
-        m.table[a * F + s / 8 * 8 + s % 4 * 2 + s % 8 / 4] = (waves ? 0.70710678f : 1) * expf(in.tables.decay[splats + s] * (float)at);
+        float *pair = m.table + a * TROW + SP + 2 * s;
+        m.table[a * TROW + s / 8 * 8 + s % 4 * 2 + s % 8 / 4] = (waves ? 0.70710678f : 1) * expf(in.tables.decay[splats + s] * (float)at);
         pair[0] = pair[1] = 0;
         if (waves) fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)(uint32_t)at), pair + 1, pair); /* positions wrap as phases do */
     }
@@ -2579,10 +2697,12 @@ template <int HS, int SP> __device__ static inline void scan_tables(const ScanRo
 /* Where a CTA works. Scan position p is token p, or the p-th from the end; its key is that of token p - late. */
 struct ScanPlace {
     size_t b, h, bh, splats, rows; /* sequence, head, sequence x listed head, first splat in the tables, first number of the head's rows of one (B, NH, T) */
-    int T, start, chunks, late, g;
-    bool reverse;
-    __device__ inline int query(int p) const { return p >= T ? -1 : reverse ? T - 1 - p : p; } /* its token, -1: there is none */
-    __device__ inline int key(int p) const { return p >= T ? -1 : reverse ? T - 1 - p : p - late < 0 ? -1 : p - late; }
+    int T, keys, start, chunks, late, g; /* keys: so many are met */
+    int query0, key0, sign;              /* tokens of scan position 0, and where the next is */
+    __device__ inline int query(int p) const { return query0 + sign * p; } /* its token; not in 0 .. T - 1: there is none */
+    __device__ inline int key(int p) const { return key0 + sign * p; }     /* not in 0 .. keys - 1: there is none */
+    __device__ inline bool has_query(int token) const { return (unsigned)token < (unsigned)T; }
+    __device__ inline bool has_key(int token) const { return (unsigned)token < (unsigned)keys; }
 };
 
 __device__ static inline ScanPlace scan_place(const ScanInput &in) {
@@ -2593,80 +2713,143 @@ __device__ static inline ScanPlace scan_place(const ScanInput &in) {
     w.splats = (in.first_head + i) * in.tables.SP, w.rows = (w.b * in.NH + w.h) * in.T;
     size_t first = w.g * in.segment, end = first + in.segment < in.T ? first + in.segment : in.T;
     w.T = (int)in.T, w.start = (int)first, w.chunks = first < end ? (int)CEIL_DIV(end - first, (size_t)CHUNK) : 0;
-    w.late = in.late, w.reverse = in.reverse;
+    w.late = in.late, w.sign = in.reverse ? -1 : 1, w.query0 = in.reverse ? w.T - 1 : 0, w.key0 = in.reverse ? w.T - 1 : -w.late;
+    w.keys = in.reverse ? w.T : w.late < w.T ? w.T - w.late : 0;
     return w;
 }
 
 /* The values (or dout) of one chunk into a tile, in the background; zeros where there is no token. base: the head's columns of the sequence's first token */
 template <int HS, int SP, bool KEYS> __device__ static inline void scan_load(floatX *tile, const floatX *base, size_t stride, const ScanPlace &w, int p0) {
-    for (int n = threadIdx.x; n < CHUNK * HS / 8; n += 128) {
-        int a = n / (HS / 8), c = n % (HS / 8) * 8, row = KEYS ? w.key(p0 + a) : w.query(p0 + a);
-        copy_pack(tile + a * ScanShape<HS, SP>::VROW + c, base + (row < 0 ? 0 : row) * stride + c, row >= 0);
+    constexpr int ROWS = 128 / (HS / 8);
+    int a = threadIdx.x / (HS / 8), c = threadIdx.x % (HS / 8) * 8, token = KEYS ? w.key(p0 + a) : w.query(p0 + a);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i += ROWS, token += w.sign * ROWS) {
+        bool inside = KEYS ? w.has_key(token) : w.has_query(token);
+        copy_pack(tile + (a + i) * ScanShape<HS, SP>::VROW + c, base + (size_t)(uint32_t)(inside ? token : 0) * (uint32_t)stride + c, inside);
     }
 }
 
-/* Eight responses a thread and task on their way to features. */
+/* Responses on their way to features: of its row of a chunk, 16 warp + lane % 16, a thread has every second group of eight splats. Eight neighbours' rows do not meet in a bank. */
 template <int SP> struct ScanResponses {
     Pack q[SP / 16], k[SP / 16];
-    float rho[SP / 16];
+    float rho;
 };
+__device__ static inline int scan_row(void) { return (int)threadIdx.x / 32 * 16 + (int)threadIdx.x % 16; }
+__device__ static inline int scan_group(int u) { return (int)threadIdx.x % 32 / 16 + 2 * u; }
 
 template <int SP> __device__ static inline ScanResponses<SP> scan_fetch(const ScanInput &in, const ScanPlace &w, const float *rho, int p0) {
     ScanResponses<SP> x;
     const floatX *r = in.responses + w.bh * in.T * SP, *phi = r + in.B * in.heads.count * in.T * SP;
+    int query = w.query(p0 + scan_row()), key = w.key(p0 + scan_row());
 #pragma unroll
     for (int u = 0; u < SP / 16; u++) {
-        int task = threadIdx.x + 128 * u, p = p0 + task / (SP / 8), c = task % (SP / 8) * 8, query = w.query(p), key = w.key(p);
-        x.q[u] = query < 0 ? Pack{} : load_pack(r + (size_t)query * SP + c);
-        x.k[u] = key < 0 ? Pack{} : load_pack(phi + (size_t)key * SP + c);
-        x.rho[u] = !rho ? 1 : query < 0 ? 0 : rho[w.rows + query];
+        x.q[u] = x.k[u] = Pack{};
+        if (w.has_query(query)) x.q[u] = load_pack(r + (size_t)(uint32_t)query * SP + 8 * scan_group(u));
+        if (w.has_key(key)) x.k[u] = load_pack(phi + (size_t)(uint32_t)key * SP + 8 * scan_group(u));
     }
+    x.rho = !rho ? 1 : w.has_query(query) ? rho[w.rows + query] : 0;
     return x;
 }
 
-/* features (CHUNK, FROW) of queries or keys: responses times factor times what the table says */
-template <int HS, int SP, bool KEYS> __device__ static inline void scan_features(floatX *features, const ScanRoom<HS, SP> &m, Pack response, float factor, int u) {
-    constexpr int F = ScanShape<HS, SP>::F;
-    int task = threadIdx.x + 128 * u, a = task / (SP / 8), group = task % (SP / 8);
-    const float *pairs = m.table + a * F + SP + 16 * group;
-    floatX *to = features + a * ScanShape<HS, SP>::FROW;
-    float x[8], t[8], f[8];
-    load_floats(t, m.table + a * F + 8 * group);
+/* Features (CHUNK, FROW) of queries, where wanted, and of keys, where wanted: responses (queries': times rho) times what the table says. late: queries' differ from keys' */
+template <int HS, int SP> __device__ static inline void scan_features(const ScanRoom<HS, SP> &m, const ScanResponses<SP> &response, bool queries, bool keys, bool late) {
+    using Shape = ScanShape<HS, SP>;
+    int a = scan_row();
 #pragma unroll
-    for (int c = 0; c < 8; c++) { /* column c has splat s */
-        int s = c % 2 * 4 + c / 2;
-        f[c] = x[s] = number(response, s) * factor * (KEYS ? t[c] : __fdividef(m.lag[8 * group + s], t[c]));
-    }
-    *(Pack *)(to + 8 * group) = make_pack(f);
+    for (int u = 0; u < SP / 16; u++) {
+        int group = scan_group(u);
+        const float *table = m.table + a * Shape::TROW;
+        float growth[8], waves[16], x[8], f[16];
+        load_floats(growth, table + 8 * group), load_floats(waves, table + SP + 16 * group), load_floats(waves + 8, table + SP + 16 * group + 8);
+        if (keys) {
+            floatX *to = m.fk + a * Shape::FROW;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        load_floats(t, pairs + 8 * half);
+            for (int c = 0; c < 8; c++) { /* column c has splat s */
+                int s = c % 2 * 4 + c / 2;
+                f[c] = x[s] = number(response.k[u], s) * growth[c];
+            }
+            *(Pack *)(to + 8 * group) = make_pack(f);
 #pragma unroll
-        for (int c = 0; c < 8; c += 2) {
-            int s = 4 * half + c / 2;
-            float cosine = KEYS ? 1 : m.lag[SP + 8 * group + s], sine = KEYS ? 0 : m.lag[2 * SP + 8 * group + s];
-            f[c] = x[s] * (t[c] * cosine - t[c + 1] * sine), f[c + 1] = x[s] * (t[c + 1] * cosine + t[c] * sine);
+            for (int s = 0; s < 8; s++) f[2 * s] = x[s] * waves[2 * s], f[2 * s + 1] = x[s] * waves[2 * s + 1];
+            *(Pack *)(to + SP + 16 * group) = make_pack(f), *(Pack *)(to + SP + 16 * group + 8) = make_pack(f + 8);
         }
-        *(Pack *)(to + SP + 16 * group + 8 * half) = make_pack(f);
+        if (queries) {
+            floatX *to = m.fq + a * Shape::FROW;
+            float lag[8];
+            load_floats(lag, m.lag + 8 * group);
+#pragma unroll
+            for (int c = 0; c < 8; c++) {
+                int s = c % 2 * 4 + c / 2;
+                f[c] = x[s] = number(response.q[u], s) * response.rho * lag[s] * fast_reciprocal(growth[c]);
+            }
+            *(Pack *)(to + 8 * group) = make_pack(f);
+            if (late) { /* turned on by theta late */
+                float cosine[8], sine[8];
+                load_floats(cosine, m.lag + SP + 8 * group), load_floats(sine, m.lag + 2 * SP + 8 * group);
+#pragma unroll
+                for (int s = 0; s < 8; s++) {
+                    float c = waves[2 * s], z = waves[2 * s + 1];
+                    waves[2 * s] = c * cosine[s] - z * sine[s], waves[2 * s + 1] = z * cosine[s] + c * sine[s];
+                }
+            }
+#pragma unroll
+            for (int s = 0; s < 8; s++) f[2 * s] = x[s] * waves[2 * s], f[2 * s + 1] = x[s] * waves[2 * s + 1];
+            *(Pack *)(to + SP + 16 * group) = make_pack(f), *(Pack *)(to + SP + 16 * group + 8) = make_pack(f + 8);
+        }
     }
+}
+
+/* A warp's 16 rows of an accumulator (16, HS) to memory, by way of its part of m.r, so that rows leave in pieces of 16 bytes. row(a): where row a of the chunk belongs, NULL:
+   nowhere; keep(a): that much of what is there is added, where asked. */
+template <int HS, int SP, typename Row, typename Keep> __device__ static inline void scan_store_rows(floatX *room, float (&x)[HS / 8][4], bool add, Row row, Keep keep) {
+    constexpr int ROWS = 256 / SP, TIMES = 16 / ROWS; /* rows at a time */
+    int warp = warp_index(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, column = lane % (SP / 8) * 8;
+    floatX *own = room + 16 * warp * SP, *to[TIMES];
+    float factor[TIMES];
+#pragma unroll
+    for (int i = 0; i < TIMES; i++) {
+        int a = lane / (SP / 8) + ROWS * i;
+        to[i] = row(16 * warp + a), factor[i] = add ? keep(a) : 0;
+    }
+#pragma unroll
+    for (int c = 0; c < HS; c += SP) {
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < SP / 8; n++) store_two(own + g * SP + 8 * n + 2 * t, x[c / 8 + n][0], x[c / 8 + n][1]), store_two(own + (g + 8) * SP + 8 * n + 2 * t, x[c / 8 + n][2], x[c / 8 + n][3]);
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < TIMES; i++) {
+            if (!to[i]) continue;
+            Pack p = *(const Pack *)(own + (lane / (SP / 8) + ROWS * i) * SP + column);
+            if (add) {
+                Pack old = load_pack(to[i] + c + column);
+                float v[8];
+#pragma unroll
+                for (int e = 0; e < 8; e++) v[e] = number(p, e) + factor[i] * number(old, e);
+                p = make_pack(v);
+            }
+            store_whole(to[i] + c + column, p);
+        }
+    }
+    __syncwarp();
 }
 
 /* ---- the state
 
-   h[m][n]: rows 16 (warp + 4m) .. of H^T (HS, F), tile n of its columns; z of tile n in warp n % 4, the same in all rows of the tile. */
+   h[m][n]: rows 16 (warp + 4m) .. of H^T (HS, F), tile n of its columns; z of tiles 2n and 2n + 1 in warp n % 4, the same in all rows of the tile. */
 template <int HS, int SP> struct ScanState {
     using Shape = ScanShape<HS, SP>;
-    float h[Shape::M][Shape::TILES][4], z[Shape::OWN][4];
+    float h[Shape::M][Shape::TILES][4], z[Shape::OWN][2][4];
 
     __device__ inline void clear() {
 #pragma unroll
         for (int i = 0; i < Shape::M * Shape::TILES * 4; i++) h[i / (Shape::TILES * 4)][i / 4 % Shape::TILES][i % 4] = 0;
 #pragma unroll
-        for (int i = 0; i < Shape::OWN * 4; i++) z[i / 4][i % 4] = 0;
+        for (int i = 0; i < Shape::OWN * 8; i++) z[i / 8][i / 4 % 2][i % 4] = 0;
     }
 
     __device__ inline void load(const float *from, bool add) {
-        int warp = threadIdx.x / 32, t = threadIdx.x % 4;
+        int warp = warp_index(), t = threadIdx.x % 4;
 #pragma unroll
         for (int i = 0; i < Shape::M * Shape::TILES * 4; i++) {
             float *to = &h[i / (Shape::TILES * 4)][i / 4 % Shape::TILES][i % 4];
@@ -2674,25 +2857,30 @@ template <int HS, int SP> struct ScanState {
         }
         from += 64 * Shape::M * Shape::F;
 #pragma unroll
-        for (int n = 0; n < Shape::TILES; n++)
+        for (int i = 0; i < Shape::OWN * 8; i++) {
+            int n = 2 * (warp + 4 * (i / 8)) + i / 4 % 2;
+            if (n < Shape::TILES) z[i / 8][i / 4 % 2][i % 4] = from[8 * n + 2 * t + i % 2] + (add ? z[i / 8][i / 4 % 2][i % 4] : 0);
+        }
+    }
+
+    __device__ inline void put_z(float *to) const {
+        int warp = warp_index(), lane = threadIdx.x % 32;
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (n % 4 == warp) z[n / 4][i] = from[8 * n + 2 * t + i % 2] + (add ? z[n / 4][i] : 0);
+        for (int i = 0; i < Shape::OWN * 2; i++) {
+            int n = 2 * (warp + 4 * (i / 2)) + i % 2;
+            if (n < Shape::TILES && lane < 4) *(float2 *)(to + 8 * n + 2 * lane) = make_float2(z[i / 2][i % 2][0], z[i / 2][i % 2][1]);
+        }
     }
 
     __device__ inline void store(float *to) const {
-        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
         for (int i = 0; i < Shape::M * Shape::TILES * 4; i++) to[i * 128 + threadIdx.x] = h[i / (Shape::TILES * 4)][i / 4 % Shape::TILES][i % 4];
-        to += 64 * Shape::M * Shape::F;
-#pragma unroll
-        for (int n = 0; n < Shape::TILES; n++)
-            if (n % 4 == warp && lane < 4) to[8 * n + 2 * lane] = z[n / 4][0], to[8 * n + 2 * lane + 1] = z[n / 4][1];
+        put_z(to + 64 * Shape::M * Shape::F);
     }
 
     /* H^T (HS, FROW) and z (F), for the products of a chunk */
     __device__ inline void share(const ScanRoom<HS, SP> &m) const {
-        int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        int warp = warp_index(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int i = 0; i < Shape::M; i++)
 #pragma unroll
@@ -2700,38 +2888,45 @@ template <int HS, int SP> struct ScanState {
                 floatX *to = m.H + (16 * (warp + 4 * i) + g) * Shape::FROW + 8 * n + 2 * t;
                 if (16 * (warp + 4 * i) < HS) store_two(to, h[i][n][0], h[i][n][1]), store_two(to + 8 * Shape::FROW, h[i][n][2], h[i][n][3]);
             }
-#pragma unroll
-        for (int n = 0; n < Shape::TILES; n++)
-            if (n % 4 == warp && lane < 4) m.z[8 * n + 2 * lane] = z[n / 4][0], m.z[8 * n + 2 * lane + 1] = z[n / 4][1];
+        put_z(m.z);
     }
 
     /* Moves the origin as scan_shift_table was asked to; transposed: what that does to a gradient. */
     __device__ inline void shift(const float *table, bool transposed) {
-        int warp = threadIdx.x / 32, t = threadIdx.x % 4;
+        int warp = warp_index(), t = threadIdx.x % 4;
+        auto turn = [](float &x, float &y, float cosine, float sine) {
+            float old = x;
+            x = cosine * old + sine * y, y = cosine * y - sine * old;
+        };
 #pragma unroll
         for (int j = 0; j < SP / 4; j++) { /* splat 4j + t: column j % 2 of tile j / 2, and the pair of tile SP / 8 + j */
-            int tile = SP / 8 + j;
             float fade = table[4 * j + t], cosine = table[SP + 4 * j + t], sine = transposed ? -table[2 * SP + 4 * j + t] : table[2 * SP + 4 * j + t];
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
+            for (int m = 0; m < Shape::M; m++)
 #pragma unroll
-                for (int m = 0; m < Shape::M; m++) {
-                    float x = h[m][tile][2 * r], y = h[m][tile][2 * r + 1];
+                for (int r = 0; r < 2; r++) {
                     h[m][j / 2][2 * r + j % 2] *= fade;
-                    h[m][tile][2 * r] = cosine * x + sine * y, h[m][tile][2 * r + 1] = cosine * y - sine * x;
+                    turn(h[m][SP / 8 + j][2 * r], h[m][SP / 8 + j][2 * r + 1], cosine, sine);
                 }
-                if (j / 2 % 4 == warp) z[j / 8][2 * r + j % 2] *= fade;
-                if (tile % 4 == warp) {
-                    float x = z[tile / 4][2 * r], y = z[tile / 4][2 * r + 1];
-                    z[tile / 4][2 * r] = cosine * x + sine * y, z[tile / 4][2 * r + 1] = cosine * y - sine * x;
-                }
+        }
+#pragma unroll
+        for (int i = 0; i < Shape::OWN * 2; i++) {
+            int n = 2 * (warp + 4 * (i / 2)) + i % 2;
+            float *x = z[i / 2][i % 2];
+            if (n < SP / 8)
+#pragma unroll
+                for (int e = 0; e < 4; e++) x[e] *= table[8 * n + 4 * (e % 2) + t];
+            else if (n < Shape::TILES) {
+                int s = 4 * (n - SP / 8) + t;
+                float cosine = table[SP + s], sine = transposed ? -table[2 * SP + s] : table[2 * SP + s];
+                turn(x[0], x[1], cosine, sine), turn(x[2], x[3], cosine, sine);
             }
         }
     }
 
     /* h += tile^T features, z += weights^T features over the tokens of a chunk; weights NULL: ones. Weights go in two parts, as rounded and the rest. */
     __device__ inline void absorb(const floatX *tile, const floatX *features, const float *weights) {
-        int warp = threadIdx.x / 32, t = threadIdx.x % 4;
+        int warp = warp_index(), t = threadIdx.x % 4;
 #pragma unroll
         for (int k = 0; k < CHUNK / 16; k++) {
             FragmentA a[Shape::M], whole, rest;
@@ -2744,18 +2939,15 @@ template <int HS, int SP> struct ScanState {
                 rest = fill_fragment(w[0] - fragment_number(whole, 0), w[1] - fragment_number(whole, 1), w[8] - fragment_number(whole, 4), w[9] - fragment_number(whole, 5));
             } else whole = fill_fragment(1, 1, 1, 1);
 #pragma unroll
-            for (int n = 0; n < Shape::TILES; n++) {
+            for (int n = 0; n < Shape::PAIRS; n++) {
                 FragmentB b[2];
-                if (n % 2 == 0) {
-                    load_b<true>(b, features, Shape::FROW, 16 * k, 8 * n);
+                load_b<true>(b, features, Shape::FROW, 16 * k, 16 * n);
 #pragma unroll
-                    for (int m = 0; m < Shape::M; m++)
-                        if (16 * (warp + 4 * m) < HS) mma_16x8x16(h[m][n], a[m], b[0]), mma_16x8x16(h[m][n + 1], a[m], b[1]);
-                    if (n % 4 == warp) mma_16x8x16(z[n / 4], whole, b[0]);
-                    if ((n + 1) % 4 == warp) mma_16x8x16(z[(n + 1) / 4], whole, b[1]);
-                    if (weights && n % 4 == warp) mma_16x8x16(z[n / 4], rest, b[0]);
-                    if (weights && (n + 1) % 4 == warp) mma_16x8x16(z[(n + 1) / 4], rest, b[1]);
-                }
+                for (int m = 0; m < Shape::M; m++)
+                    if (16 * (warp + 4 * m) < HS) mma_16x8x16(h[m][2 * n], a[m], b[0]), mma_16x8x16(h[m][2 * n + 1], a[m], b[1]);
+                if (n % 4 != warp) continue;
+                mma_16x8x16(z[n / 4][0], whole, b[0]), mma_16x8x16(z[n / 4][1], whole, b[1]);
+                if (weights) mma_16x8x16(z[n / 4][0], rest, b[0]), mma_16x8x16(z[n / 4][1], rest, b[1]);
             }
         }
     }
@@ -2776,7 +2968,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_forward_ke
     extern __shared__ __align__(1024) char memory[];
     ScanRoom<HS, SP> m = scan_room<HS, SP>(memory);
     ScanPlace w = scan_place(in);
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int warp = warp_index(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     size_t C = in.NH * HS;
     const floatX *values = in.qkv + w.b * in.T * 3 * C + 2 * C + w.h * HS;
     ScanState<HS, SP> state;
@@ -2792,11 +2984,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_forward_ke
         const floatX *v = m.tiles + c % Shape::STAGES * CHUNK * VROW;
         copies_wait();
         __syncthreads(); /* the values have arrived, and all have finished with the chunk before (at first: the tables are there) */
-#pragma unroll
-        for (int u = 0; u < Shape::TASKS; u++) {
-            scan_features<HS, SP, true>(m.fk, m, next.k[u], 1, u);
-            if (mode != SCAN_SUMS) scan_features<HS, SP, false>(m.fq, m, next.q[u], 1, u);
-        }
+        scan_features(m, next, mode != SCAN_SUMS, true, w.late > 0);
         if (mode != SCAN_SUMS) state.share(m);
         next = scan_fetch<SP>(in, w, NULL, p0 + CHUNK);
         if (Shape::STAGES == 2 && c + 1 < w.chunks) scan_load<HS, SP, true>(m.tiles + (c + 1) % 2 * CHUNK * VROW, values, 3 * C, w, p0 + CHUNK);
@@ -2819,12 +3007,17 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_forward_ke
                     sum[i / 2 % 2] += part;
                     if (k < SP / 16) constant[i / 2 % 2] += part;
                 }
-                if (k == SP / 16 - 1)
+                if (k != SP / 16 - 1) continue;
 #pragma unroll
-                    for (int n = 0; n < 8; n++)
+                for (int n = 0; n < 4; n++) {
+                    if (n < warp)
 #pragma unroll
-                        for (int i = 0; i < 4; i++)
-                            if (8 * n + 2 * t + i % 2 + in.reverse <= 16 * warp + g + i / 2 * 8) constant[i / 2] += p[n][i];
+                        for (int i = 0; i < 8; i++) constant[i / 2 % 2] += p[2 * n + i / 4][i % 4];
+                    if (n == warp)
+#pragma unroll
+                        for (int i = 0; i < 8; i++)
+                            if (8 * (i / 4) + 2 * t + i % 2 + in.reverse <= g + i / 2 % 2 * 8) constant[i / 2 % 2] += p[2 * n + i / 4][i % 4];
+                }
             }
 #pragma unroll
             for (int k = 0; k < CHUNK / 16; k++) {
@@ -2840,48 +3033,47 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_forward_ke
 #pragma unroll
                 for (int n = 0; n < HS / 8; n += 2) load_b<true>(b, v, VROW, 16 * k, 8 * n), mma_16x8x16(o[n], a, b[0]), mma_16x8x16(o[n + 1], a, b[1]);
             }
-            floatX *row[2];
-            float before[2]; /* what an earlier kernel left of the row */
+            float before[2], keep[2] = {}; /* what an earlier kernel left of the row, and how much of its output stays */
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 int token = w.query(p0 + 16 * warp + g + 8 * r);
-                before[r] = token < 0 || mode < SCAN_SECOND ? 0 : mode == SCAN_SECOND ? rho[w.rows + token] : lse[w.rows + token];
+                before[r] = mode < SCAN_SECOND || !w.has_query(token) ? 0 : mode == SCAN_SECOND ? rho[w.rows + token] : lse[w.rows + token];
             }
             __syncwarp(); /* one thread of four will overwrite it */
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 int token = w.query(p0 + 16 * warp + g + 8 * r);
-                float D0 = quad_sum(constant[r]), D = quad_sum(sum[r]) + (float)ROW_SUM_ROUNDING * D0, keep = 0, factor = 0;
+                float D0 = quad_sum(constant[r]), D = quad_sum(sum[r]) + (float)ROW_SUM_ROUNDING * D0, left = before[r], kept = 0, factor = 0;
 #ifndef GSA_FP32
                 D = fmaxf(D, D0 / 128); /* where cosines cancel the rounding of features is left */
 #endif
-                row[r] = token < 0 ? NULL : out + (w.b * in.T + token) * C + w.h * HS;
-                if (token >= 0) {
-                    float left = before[r], kept = 0;
-                    if (mode == SCAN_ALONE) factor = kept = 1 / (D + (float)ROW_SUM_EPSILON);
-                    else if (mode == SCAN_FIRST) factor = D > 0 ? 1 / D : 0, kept = D > 0 ? D : 0;
-                    else if (mode == SCAN_SECOND) factor = kept = 1 / (left + D + (float)ROW_SUM_EPSILON), keep = left * factor;
-                    else {
-                        keep = 1;
-                        if (D > 0) {
-                            float far = lng[w.splats / in.tables.SP] + in.tables.key_scale[w.splats / in.tables.SP] + logf(D), most = fmaxf(far, left);
-                            left = most + logf(expf(far - most) + expf(left - most));
-                            float share = expf(far - left);
-                            factor = kept = share / D, keep = 1 - share;
-                        }
-                    }
-                    if (t == 0) {
-                        rho[w.rows + token] = kept;
-                        if (mode == SCAN_MERGED) lse[w.rows + token] = left;
+                if (mode == SCAN_ALONE) factor = kept = 1 / (D + (float)ROW_SUM_EPSILON);
+                else if (mode == SCAN_FIRST) factor = D > 0 ? 1 / D : 0, kept = D > 0 ? D : 0;
+                else if (mode == SCAN_SECOND) factor = kept = 1 / (left + D + (float)ROW_SUM_EPSILON), keep[r] = left * factor;
+                else {
+                    keep[r] = 1;
+                    if (D > 0) {
+                        float far = lng[w.splats / in.tables.SP] + in.tables.key_scale[w.splats / in.tables.SP] + logf(D), most = fmaxf(far, left);
+                        left = most + logf(expf(far - most) + expf(left - most));
+                        float share = expf(far - left);
+                        factor = kept = share / D, keep[r] = 1 - share;
                     }
                 }
+                if (t == 0 && w.has_query(token)) {
+                    rho[w.rows + token] = kept;
+                    if (mode == SCAN_MERGED) lse[w.rows + token] = left;
+                }
 #pragma unroll
-                for (int n = 0; n < HS / 8; n++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++) o[n][2 * r + e] = o[n][2 * r + e] * factor + (mode >= SCAN_SECOND && row[r] ? keep * (float)row[r][8 * n + 2 * t + e] : 0);
+                for (int n = 0; n < HS / 8; n++) o[n][2 * r] *= factor, o[n][2 * r + 1] *= factor;
             }
-            __syncwarp();
-            store_rows_of_tiles<HS / 8>(row, o);
+            auto row = [&](int a) {
+                int token = w.query(p0 + a);
+                return w.has_query(token) ? out + (w.b * in.T + (uint32_t)token) * C + w.h * HS : NULL;
+            };
+            scan_store_rows<HS, SP>(m.r, o, mode >= SCAN_SECOND, row, [&](int a) {
+                float low = __shfl_sync(~0u, keep[0], a % 8 * 4), high = __shfl_sync(~0u, keep[1], a % 8 * 4);
+                return a < 8 ? low : high;
+            });
         }
         state.absorb(v, m.fk, NULL);
         state.shift(m.shift, false);
@@ -2958,7 +3150,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_queries_ke
     extern __shared__ __align__(1024) char memory[];
     ScanRoom<HS, SP> m = scan_room<HS, SP>(memory);
     ScanPlace w = scan_place(in);
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int warp = warp_index(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     size_t C = in.NH * HS, in_out = w.b * in.T * C + w.h * HS, block_count = CEIL_DIV(in.T, (size_t)SCAN_BLOCK);
     const floatX *values = in.qkv + w.b * in.T * 3 * C + 2 * C + w.h * HS;
     ScanState<HS, SP> state;
@@ -2978,31 +3170,32 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_queries_ke
     for (int c = 0; c < w.chunks; c++) {
         int p0 = w.start + c * CHUNK;
         const floatX *v = m.tiles + c % Shape::STAGES * 2 * CHUNK * VROW, *d = v + CHUNK * VROW;
+        int a = threadIdx.x / 2, part = threadIdx.x % 2 * (HS / 2), token = w.query(p0 + a); /* this thread's half of a row of dout and out */
+        Pack o[HS / 16];
+#pragma unroll
+        for (int k = 0; k < HS / 16; k++) {
+            o[k] = Pack{};
+            if (w.has_query(token)) o[k] = load_pack(out + in_out + (uint32_t)token * C + part + 8 * k);
+        }
+        float row_factor = w.has_query(token) ? rho[w.rows + token] : 0;
         copies_wait();
         __syncthreads();
+        scan_features(m, next, true, true, w.late > 0);
 #pragma unroll
-        for (int u = 0; u < Shape::TASKS; u++) {
-            int task = threadIdx.x + 128 * u;
-            scan_features<HS, SP, true>(m.fk, m, next.k[u], 1, u);
-            scan_features<HS, SP, false>(m.fq, m, next.q[u], 1, u);
-            *(Pack *)(m.r + task / (SP / 8) * SP + task % (SP / 8) * 8) = next.q[u];
-        }
+        for (int u = 0; u < Shape::TASKS; u++) *(Pack *)(m.r + scan_row() * SP + 8 * scan_group(u)) = next.q[u];
         state.share(m);
         if (p0 % SCAN_BLOCK == 0) state.store(blocks + (w.bh * block_count + p0 / SCAN_BLOCK) * Shape::STATE);
-        {
-            int a = threadIdx.x / 2, part = threadIdx.x % 2 * (HS / 2), token = w.query(p0 + a);
-            float sum = 0;
-            if (token >= 0)
+        float sum = 0;
 #pragma unroll
-                for (int k = 0; k < HS / 2; k += 8) {
-                    Pack x = *(const Pack *)(d + a * VROW + part + k), y = load_pack(out + in_out + token * C + part + k);
-                    for (int e = 0; e < 8; e++) sum += number(x, e) * number(y, e);
-                }
-            sum += __shfl_xor_sync(~0u, sum, 1);
-            if (part == 0) {
-                m.delta[a] = sum, m.rho[a] = token < 0 ? 0 : rho[w.rows + token];
-                if (token >= 0) delta[w.rows + token] = sum;
-            }
+        for (int k = 0; k < HS / 16; k++) {
+            Pack x = *(const Pack *)(d + a * VROW + part + 8 * k);
+#pragma unroll
+            for (int e = 0; e < 8; e++) sum += number(x, e) * number(o[k], e);
+        }
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        if (part == 0) {
+            m.delta[a] = sum, m.rho[a] = row_factor;
+            if (w.has_query(token)) delta[w.rows + token] = sum;
         }
         next = scan_fetch<SP>(in, w, NULL, p0 + CHUNK);
         if (Shape::STAGES == 2 && c + 1 < w.chunks) load((c + 1) % 2, p0 + CHUNK);
@@ -3029,10 +3222,11 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_queries_ke
         for (int k = 0; k < CHUNK / 16; k++) {
             if (k > warp) continue;
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                bool seen = k < warp || 8 * (i / 4) + 2 * t + i % 2 + in.reverse <= g + i / 2 % 2 * 8;
-                dp[2 * k + i / 4][i % 4] = seen ? dp[2 * k + i / 4][i % 4] - row_delta[i / 2 % 2] : 0;
-            }
+            for (int i = 0; i < 8; i++) dp[2 * k + i / 4][i % 4] -= row_delta[i / 2 % 2];
+            if (k == warp)
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    if (8 * (i / 4) + 2 * t + i % 2 + in.reverse > g + i / 2 % 2 * 8) dp[2 * k + i / 4][i % 4] = 0;
             FragmentA a = as_fragment(dp[2 * k], dp[2 * k + 1]);
             FragmentB b[2];
 #pragma unroll
@@ -3046,9 +3240,10 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_queries_ke
             float at = (float)((p0 + a) % SCAN_BLOCK - SCAN_BLOCK / 2 + w.late), total = 0;
 #pragma unroll
             for (int j = 0; j < SP / 4; j++) { /* splat 4j + t */
-                float fc = (float)f[SP + 8 * j + 2 * t], fs = (float)f[SP + 8 * j + 2 * t + 1], dc = row_rho[r] * df[SP / 8 + j][2 * r], ds = row_rho[r] * df[SP / 8 + j][2 * r + 1];
-                float q = (float)f[j / 2 * 8 + 2 * t + j % 2] * row_rho[r] * df[j / 2][2 * r + j % 2] + fc * dc + fs * ds;
-                frequency[j] += at * (fc * ds - fs * dc), decay[j] -= at * q;
+                float2 constants = load_two(f + j / 2 * 8 + 2 * t), wave = load_two(f + SP + 8 * j + 2 * t);
+                float dc = row_rho[r] * df[SP / 8 + j][2 * r], ds = row_rho[r] * df[SP / 8 + j][2 * r + 1];
+                float q = (j % 2 ? constants.y : constants.x) * row_rho[r] * df[j / 2][2 * r + j % 2] + wave.x * dc + wave.y * ds;
+                frequency[j] += at * (wave.x * ds - wave.y * dc), decay[j] -= at * q;
                 Q[r][j] = q, total += q;
             }
             gain += total;
@@ -3063,7 +3258,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_queries_ke
 #pragma unroll
         for (int i = 0; i < SP / 2; i++) m.fq[(16 * warp + g + i % 2 * 8) * FROW + i / 2 * 4 + t] = (floatX)Q[i % 2][i / 2];
         __syncwarp();
-        scan_store_gradients<HS, SP>(gradients + w.bh * in.T * SP, m.fq, add, [&](int a) { return w.query(p0 + a); });
+        scan_store_gradients<HS, SP>(gradients + w.bh * in.T * SP, m.fq, add, [&](int a) { return w.has_query(w.query(p0 + a)) ? w.query(p0 + a) : -1; });
         state.absorb(v, m.fk, NULL);
         state.shift(m.shift, false);
         if (Shape::STAGES == 1) {
@@ -3087,7 +3282,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_keys_kerne
     extern __shared__ __align__(1024) char memory[];
     ScanRoom<HS, SP> m = scan_room<HS, SP>(memory);
     ScanPlace w = scan_place(in);
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int warp = warp_index(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     size_t C = in.NH * HS, in_qkv = w.b * in.T * 3 * C + 2 * C + w.h * HS, block_count = CEIL_DIV(in.T, (size_t)SCAN_BLOCK);
     ScanState<HS, SP> state; /* its gradient */
     state.clear();
@@ -3100,31 +3295,29 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_keys_kerne
         if (!sums) scan_load<HS, SP, true>(tile, in.qkv + in_qkv, 3 * C, w, p0);
         scan_load<HS, SP, false>(tile + CHUNK * VROW, dout + w.b * in.T * C + w.h * HS, C, w, p0);
     };
-    auto negative_delta = [&](int p0) {
-        int token = threadIdx.x < CHUNK ? w.query(p0 + (int)threadIdx.x) : -1;
-        return token < 0 ? 0 : -delta[w.rows + token];
+    auto fetch_delta = [&](int p0) {
+        int token = w.query(p0 + (int)threadIdx.x);
+        return threadIdx.x < CHUNK && w.has_query(token) ? delta[w.rows + token] : 0;
     };
     int last = w.start + (w.chunks - 1) * CHUNK;
     ScanResponses<SP> next = {};
     float next_delta = 0;
-    if (w.chunks) next = scan_fetch<SP>(in, w, rho, last), next_delta = negative_delta(last), load(0, last);
+    if (w.chunks) next = scan_fetch<SP>(in, w, rho, last), next_delta = fetch_delta(last), load(0, last);
     copies_commit();
     __syncthreads(); /* the shift */
     for (int c = 0; c < w.chunks; c++) {
         int p0 = last - c * CHUNK;
         const floatX *v = m.tiles + c % Shape::STAGES * 2 * CHUNK * VROW, *d = v + CHUNK * VROW;
+        if (!sums && p0 > 0 && p0 % SCAN_BLOCK == 0) /* a state that this chunk's end will want */
+            for (size_t i = threadIdx.x * 32; i < Shape::STATE; i += 128 * 32) prefetch(blocks + (w.bh * block_count + p0 / SCAN_BLOCK) * Shape::STATE + i);
         state.shift(m.shift, true);
         copies_wait();
         __syncthreads();
-#pragma unroll
-        for (int u = 0; u < Shape::TASKS; u++) {
-            scan_features<HS, SP, false>(m.fq, m, next.q[u], next.rho[u], u);
-            if (!sums) scan_features<HS, SP, true>(m.fk, m, next.k[u], 1, u);
-        }
-        if (threadIdx.x < CHUNK) m.delta[threadIdx.x] = next_delta;
+        scan_features(m, next, true, !sums, w.late > 0);
+        if (threadIdx.x < CHUNK) m.delta[threadIdx.x] = -next_delta;
         if (!sums) state.share(m);
         if (c + 1 < w.chunks) {
-            next = scan_fetch<SP>(in, w, rho, p0 - CHUNK), next_delta = negative_delta(p0 - CHUNK);
+            next = scan_fetch<SP>(in, w, rho, p0 - CHUNK), next_delta = fetch_delta(p0 - CHUNK);
             if (Shape::STAGES == 2) load((c + 1) % 2, p0 - CHUNK);
         }
         copies_commit();
@@ -3154,17 +3347,11 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_keys_kerne
 #pragma unroll
                     for (int n = 0; n < HS / 8; n += 2) load_b<true>(b, d, VROW, 16 * k, 8 * n), mma_16x8x16(dv[n], a, b[0]), mma_16x8x16(dv[n + 1], a, b[1]);
                 }
-                floatX *row[2];
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    int token = w.key(p0 + 16 * warp + g + 8 * r);
-                    row[r] = token < 0 ? NULL : dqkv + in_qkv + token * 3 * C;
-#pragma unroll
-                    for (int i = 0; i < HS / 4; i++)
-                        if (add_values && row[r]) dv[i / 2][2 * r + i % 2] += (float)row[r][i / 2 * 8 + 2 * t + i % 2];
-                }
-                __syncwarp();
-                store_rows_of_tiles<HS / 8>(row, dv);
+                auto row = [&](int a) {
+                    int token = w.key(p0 + a);
+                    return w.has_key(token) ? dqkv + in_qkv + (uint32_t)token * 3 * C : NULL;
+                };
+                scan_store_rows<HS, SP>(m.r, dv, add_values, row, [](int) { return 1.0f; });
             }
             float df[Shape::TILES][4];
 #pragma unroll
@@ -3186,10 +3373,11 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_keys_kerne
             for (int k = 0; k < CHUNK / 16; k++) {
                 if (k < warp) continue;
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    bool seen = k > warp || 8 * (i / 4) + 2 * t + i % 2 >= g + i / 2 % 2 * 8 + in.reverse;
-                    p[2 * k + i / 4][i % 4] = seen ? p[2 * k + i / 4][i % 4] + m.delta[16 * k + 8 * (i / 4) + 2 * t + i % 2] : 0;
-                }
+                for (int i = 0; i < 8; i++) p[2 * k + i / 4][i % 4] += m.delta[16 * k + 8 * (i / 4) + 2 * t + i % 2];
+                if (k == warp)
+#pragma unroll
+                    for (int i = 0; i < 8; i++)
+                        if (8 * (i / 4) + 2 * t + i % 2 < g + i / 2 % 2 * 8 + in.reverse) p[2 * k + i / 4][i % 4] = 0;
                 FragmentA a = as_fragment(p[2 * k], p[2 * k + 1]);
 #pragma unroll
                 for (int n = 0; n < Shape::TILES; n += 2) load_b<true>(b, m.fq, FROW, 16 * k, 8 * n), mma_16x8x16(df[n], a, b[0]), mma_16x8x16(df[n + 1], a, b[1]);
@@ -3202,16 +3390,17 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_keys_kerne
                 float at = (float)((p0 + a) % SCAN_BLOCK - SCAN_BLOCK / 2);
 #pragma unroll
                 for (int j = 0; j < SP / 4; j++) {
-                    float fc = (float)f[SP + 8 * j + 2 * t], fs = (float)f[SP + 8 * j + 2 * t + 1], dc = df[SP / 8 + j][2 * r], ds = df[SP / 8 + j][2 * r + 1];
-                    K[r][j] = (float)f[j / 2 * 8 + 2 * t + j % 2] * df[j / 2][2 * r + j % 2] + fc * dc + fs * ds;
-                    frequency[j] += at * (fc * ds - fs * dc), decay[j] += at * K[r][j];
+                    float2 constants = load_two(f + j / 2 * 8 + 2 * t), wave = load_two(f + SP + 8 * j + 2 * t);
+                    float dc = df[SP / 8 + j][2 * r], ds = df[SP / 8 + j][2 * r + 1];
+                    K[r][j] = (j % 2 ? constants.y : constants.x) * df[j / 2][2 * r + j % 2] + wave.x * dc + wave.y * ds;
+                    frequency[j] += at * (wave.x * ds - wave.y * dc), decay[j] += at * K[r][j];
                 }
             }
             __syncwarp();
 #pragma unroll
             for (int i = 0; i < SP / 2; i++) m.fk[(16 * warp + g + i % 2 * 8) * FROW + i / 2 * 4 + t] = (floatX)K[i % 2][i / 2];
             __syncwarp();
-            scan_store_gradients<HS, SP>(gradients + w.bh * in.T * SP, m.fk, add, [&](int a) { return w.key(p0 + a); });
+            scan_store_gradients<HS, SP>(gradients + w.bh * in.T * SP, m.fk, add, [&](int a) { return w.has_key(w.key(p0 + a)) ? w.key(p0 + a) : -1; });
         }
         state.absorb(d, m.fq, m.delta);
         if (!sums && p0 > 0 && p0 % SCAN_BLOCK == 0) {
@@ -3229,9 +3418,9 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>) scan_keys_kerne
                         along += at(i, n, 2 * r + j % 2) * state.h[i][n][2 * r + j % 2] + x * dx + y * dy;
                         across += x * dy - y * dx;
                     }
-                if (n % 4 == warp && g == 0) along += z[8 * n + 2 * t + j % 2] * state.z[n / 4][j % 2];
-                if (tile % 4 == warp && g == 0) {
-                    float x = z[8 * tile + 2 * t], y = z[8 * tile + 2 * t + 1], dx = state.z[tile / 4][0], dy = state.z[tile / 4][1];
+                if (n / 2 % 4 == warp && g == 0) along += z[8 * n + 2 * t + j % 2] * state.z[n / 8][n % 2][j % 2];
+                if (tile / 2 % 4 == warp && g == 0) {
+                    float x = z[8 * tile + 2 * t], y = z[8 * tile + 2 * t + 1], dx = state.z[tile / 8][tile % 2][0], dy = state.z[tile / 8][tile % 2][1];
                     along += x * dx + y * dy, across += x * dy - y * dx;
                 }
                 decay[j] -= SCAN_BLOCK * along, frequency[j] -= SCAN_BLOCK * across;
@@ -3684,7 +3873,7 @@ static size_t carve_activations(CudaActivations *a, char *base, const Config *c,
         size_t splat_heads = head_list(c, l, HEAD_SPLAT).count;
         if (splat_heads || head_list(c, l, HEAD_STANDARD).count) F = N;
         splat_heads += scan_list(c, l).count;
-        size_t most = CEIL_DIV(N, 128) * splat_heads < 768 + splat_heads ? CEIL_DIV(N, 128) * splat_heads : 768 + splat_heads; /* of any smaller batch too */
+        size_t most = CEIL_DIV(N, 64) * splat_heads < SPLAT_BLOCKS + splat_heads ? CEIL_DIV(N, 64) * splat_heads : SPLAT_BLOCKS + splat_heads; /* of any smaller batch too */
         if (most > layer_records) layer_records = most;
     }
 #define X(type, name, kind, size)                   \
@@ -3771,7 +3960,7 @@ static void gsa_destroy(CudaModel *m) {
 
 static SplatTables gsa_splats(const CudaModel *m) {
     CudaActivations a = m->a;
-    SplatTables w = {a.slope, a.precision, a.centre, a.lnalpha, a.decay, a.typical, a.key_scale, m->p.mu, m->p.lnp, m->p.lntheta ? a.steps : NULL, cuda_sizes(&m->config).SP};
+    SplatTables w = {a.slope, a.precision, a.centre, a.lnalpha, a.decay, a.typical, a.key_scale, m->p.mu, m->p.lnp, m->p.lntheta ? a.steps : NULL, cuda_sizes(&m->config).SP, m->config.raw != 0};
     return w;
 }
 
@@ -4177,15 +4366,49 @@ static const char *cuda_config_check(const Config *c) {
     if (HS != 32 && HS != 64 && HS != 128) return "on the GPU heads have 32, 64 or 128 channels; change --channels or --heads";
     if (c->C > LAYERNORM_CHANNELS) return "on the GPU --channels is at most 4096";
     if (G && c->mixer == MIXER_LINEAR && c->S > SCAN_SPLATS_MOST) return "on the GPU a head of the linear mixer has at most 32 splats; lower --splats";
-    if (G && c->raw) return "--no-sphere does not run on the GPU; train_gsa, on the CPU, has it";
     if (G && c->S > SPLATS_MOST) return "on the GPU a head has at most 64 splats; lower --splats";
     return NULL;
+}
+
+/* Shared memory that a block takes of the largest kernel for S splats a head. */
+template <int HS> static size_t shared_memory(const Config *c, int S) {
+    bool diagonal = c->covariance == COVARIANCE_DIAG, full = c->covariance == COVARIANCE_FULL;
+    size_t map, scan = 0;
+    if (c->mixer == MIXER_LINEAR && S <= 16)
+        map = diagonal ? SplatBackwardShape<HS, 16, true, true>::bytes : SplatBackwardShape<HS, 16, false, true>::bytes, scan = ScanShape<HS, 16>::bytes(2);
+    else if (c->mixer == MIXER_LINEAR)
+        map = diagonal ? SplatBackwardShape<HS, 32, true, true>::bytes : SplatBackwardShape<HS, 32, false, true>::bytes, scan = ScanShape<HS, 32>::bytes(2);
+    else if (S <= 32) map = diagonal ? SplatBackwardShape<HS, 32, true, false>::bytes : SplatBackwardShape<HS, 32, false, false>::bytes;
+    else map = diagonal ? SplatBackwardShape<HS, 64, true, false>::bytes : SplatBackwardShape<HS, 64, false, false>::bytes;
+    if (full) map = full_bytes<HS>;
+    return map > scan ? map : scan;
+}
+static size_t shared_memory(const Config *c, int HS, int S) { return HS == 32 ? shared_memory<32>(c, S) : HS == 64 ? shared_memory<64>(c, S) : shared_memory<128>(c, S); }
+
+/* NULL where a GPU with so much shared memory a block can run the model's splats, else a sentence. */
+static const char *cuda_shared_check(const Config *c, size_t room) {
+    static char sentence[400];
+    char covariance[16];
+    int HS = config_head_size(c), splats = 0, heads = 0;
+    if (!config_gsa_heads(c) || shared_memory(c, HS, c->S) <= room) return NULL;
+    for (int S = 16; S < c->S; S *= 2)
+        if (shared_memory(c, HS, S) <= room) splats = S;
+    for (int size = HS / 2; size >= 32; size /= 2)
+        if (!heads && shared_memory(c, size, c->S) <= room) heads = size;
+    choice_name(COVARIANCE_CHOICES, c->covariance, covariance, sizeof covariance);
+    int n = snprintf(sentence, sizeof sentence, "%d splats in heads of %d channels (--covariance %s) need %zu KiB of shared memory a block, and this GPU has %zu; it has enough for", c->S, HS,
+                     covariance, CEIL_DIV(shared_memory(c, HS, c->S), (size_t)1024), room / 1024);
+    if (splats) n += snprintf(sentence + n, sizeof sentence - (size_t)n, " --splats %d", splats);
+    if (heads) n += snprintf(sentence + n, sizeof sentence - (size_t)n, "%s heads of %d channels (--heads %d)", splats ? " or" : "", heads, c->C / heads);
+    if (!splats && !heads) snprintf(sentence + n, sizeof sentence - (size_t)n, " standard attention only");
+    return sentence;
 }
 
 static void cuda_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     Tensor tensors[NUM_TENSORS];
     CudaActivations a;
     const char *wrong = cuda_config_check(c);
+    if (!wrong) wrong = cuda_shared_check(c, cuda_device()->sharedMemPerBlockOptin);
     if (wrong) die_usage("%s", wrong);
     if ((int64_t)B * c->T > INT32_MAX) die_usage("--batch %d times --seq %d is more than 2^31 tokens", B, c->T);
     size_t total = model_tensors(c, tensors);
