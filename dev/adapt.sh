@@ -4,12 +4,13 @@
 # its default, one seed. Prints Markdown; stopped and started again it goes on.
 #
 #   dev/adapt.sh STORIES.txt STORIES_VAL.txt WEB.txt WEB_VAL.txt [OUT]
-#       TRAIN=./train_gsa or ./train_gsacu   JOBS=2 (runs at a time)   THREADS=1   SEEDS="1 2 3"   STARTS="normal ball four"   MODES="none relocate grow"   STEPS=4000   SHIFT_STEPS=2000   SWEEP_STEPS=2000   PARTS="1 2 sweep"
+#       TRAIN=./train_gsa or ./train_gsacu   JOBS=2 (runs at a time)   THREADS=1   SEEDS="1 2 3"   STARTS="normal ball four"   MODES="none relocate grow"
+#       STEPS=4000   SHIFT_STEPS=2000   SWEEP_STEPS=2000   PARTS="1 2 sweep"
 set -e
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 cd "$(dirname "$0")/.."
 if [ $# -lt 4 ]; then
-    sed -n '2,7p' "$0"
+    sed -n '2,8p' "$0"
     exit 2
 fi
 stories=$1 stories_val=$2 web=$3 web_val=$4 out=${5:-runs/adapt}
