@@ -250,7 +250,7 @@ static inline real dot_planes(const int8_t *row, const Planes *p, size_t C) {
     return p->unit * ((real)sum[0] * 65536 + (real)sum[1] * 256 + (real)sum[2]);
 }
 
-enum { AHEAD = 4096 }; /* bytes: rows of planes come half as fast again when asked for beforehand, a page ahead; the others do not */
+enum { AHEAD = 4096 }; /* bytes: rounded rows come faster, those for planes by half, when asked for a page ahead */
 enum { THEN_NOTHING, THEN_ADD, THEN_GELU };
 
 static bool by_planes(const Matrix *w) { return BYTE_PRODUCTS && w->type == TYPE_I8 && w->columns <= 65536; }
@@ -262,7 +262,7 @@ static void matrix_step(real *out, size_t ldo, const real *in, const Matrix *w, 
     char padded[IN_BLOCK * sizeof(real)] = {0}; /* of a row shorter than a block */
     for (size_t o = o0; o < o0 + n; o++) {
         const char *row = (const char *)w->data + (first + o) * C * bytes;
-        for (size_t c = 0; c < C && planes; c += 64) __builtin_prefetch(row + c + AHEAD);
+        for (size_t c = 0; c < C * bytes && bytes < 4; c += 64) __builtin_prefetch(row + c + AHEAD);
         if (C < IN_BLOCK && !planes) row = (const char *)memcpy(padded, row, C * bytes);
         const real scale = w->scales ? w->scales[first + o] * (planes ? 1 : 0x1p-24f) : 1, offset = bias ? bias[o] : 0;
         for (size_t i = 0; i < N;) {
