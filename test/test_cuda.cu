@@ -17,16 +17,16 @@ namespace cpu {
 #pragma GCC diagnostic pop
 
 /* The largest errors that pass. bf16 rounds to 2^-9 at every store; sums over many such numbers average that out. In whole models those
-   of splats get twice as much: a splat's gradient is a sum of terms of both signs that mostly cancel, and all of them come
-   through logits of ten and more, which rounded features move by 0.02. Queries of scans get three times as much: where one splat takes nearly all of them, their
+   of splats, frequencies and decays get twice as much: a splat's gradient is a sum of terms of both signs that mostly cancel, and all of
+   them come through logits of ten and more, which rounded features move by 0.02 (1.4e-1 seen, of decays over 67 tokens). Queries of scans get three times as much: where one splat takes nearly all of them, their
    gradients are differences of such noise (4e-2 seen; those of keys and values stay below 6e-3). Over a million tokens the fp32 state's factor of each chunk, rounded
    once, has been applied 16,384 times. */
 #ifdef GSA_FP32
 static const char name[] = "cuda_fp32";
-static const double OUTPUT = 1e-5, FEATURES = 1e-6, GRADIENT = 5e-5, QUERIES = 1e-4, SPLATS = 1e-4, WAVES = 1e-3, LOSS = 1e-5, MODEL = 1e-4, COSINE = 0.999999, MODEL_SPLATS = 1e-4, SPLATS_COSINE = 0.999999, STEPS = 1e-3, MILLION = 1e-4;
+static const double OUTPUT = 1e-5, FEATURES = 1e-6, GRADIENT = 5e-5, QUERIES = 1e-4, SPLATS = 1e-4, WAVES = 1e-3, LOSS = 1e-5, MODEL = 1e-4, COSINE = 0.999999, MODEL_SPLATS = 1e-4, MODEL_WAVES = 1e-3, SPLATS_COSINE = 0.999999, STEPS = 1e-3, MILLION = 1e-4;
 #else
 static const char name[] = "cuda";
-static const double OUTPUT = 1e-2, FEATURES = 1e-2, GRADIENT = 2e-2, QUERIES = 6e-2, SPLATS = 3e-2, WAVES = 1e-1, LOSS = 5e-3, MODEL = 3e-2, COSINE = 0.999, MODEL_SPLATS = 6e-2, SPLATS_COSINE = 0.998, STEPS = 2e-2, MILLION = 2e-2;
+static const double OUTPUT = 1e-2, FEATURES = 1e-2, GRADIENT = 2e-2, QUERIES = 6e-2, SPLATS = 3e-2, WAVES = 1e-1, LOSS = 5e-3, MODEL = 3e-2, COSINE = 0.999, MODEL_SPLATS = 6e-2, MODEL_WAVES = 2e-1, SPLATS_COSINE = 0.998, STEPS = 2e-2, MILLION = 2e-2;
 #endif
 
 /* ---------------------------------------------------------------------------------------------- numbers here and there */
@@ -486,7 +486,7 @@ static void test_model(int kind, int updates) {
         const Tensor *t = &p.c->tensors[i];
         if (!t->size || t->group == GROUP_FIXED) continue;
         bool waves = i == TENSOR_lntheta || i == TENSOR_lndelta, splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
-        COMPARE(grads + t->offset, p.c->grads + t->offset, t->size, waves ? WAVES : splat ? MODEL_SPLATS : MODEL, "%s: gradient of %s", what, t->name);
+        COMPARE(grads + t->offset, p.c->grads + t->offset, t->size, waves ? MODEL_WAVES : splat ? MODEL_SPLATS : MODEL, "%s: gradient of %s", what, t->name);
         double along = cosine(grads + t->offset, p.c->grads + t->offset, t->size);
         CHECK(along >= (waves ? 1 - 10 * (1 - COSINE) : splat ? SPLATS_COSINE : COSINE), "%s: gradient of %s, cosine %.7f", what, t->name, along);
     }
@@ -504,8 +504,9 @@ static void test_model(int kind, int updates) {
     cuda_gradient_norms(p.g, device_norms);
     for (int i = 0; i < NUM_CLIPS; i++) CHECK(norms[i] == device_norms[i] || fabs(device_norms[i] / norms[i] - 1) <= (i == CLIP_SPLATS ? MODEL_SPLATS : MODEL), "%s: gradient norm %g, CPU %g", what, device_norms[i], norms[i]);
 
+    /* without the sphere steps of 1e-3 are chaotic: on the CPU alone noise of 1e-6 in the gradients of "no sphere, full" becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4 */
     for (int step = 1; step <= updates; step++) {
-        Update u = {1e-3, 0.9, 0.95, 0.1, {1, 1}, step};
+        Update u = {config.raw ? 3e-4 : 1e-3, 0.9, 0.95, 0.1, {1, 1}, step};
         int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
         cpu::gsa_zero_gradients(p.c);
         cuda_zero_gradients(p.g);
@@ -643,7 +644,7 @@ static void test_recompute(int kind) {
             if (!t->size || t->group == GROUP_FIXED) continue;
             bool waves = i == TENSOR_lntheta || i == TENSOR_lndelta, splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
             CHECK(memcmp(here + t->offset, there + t->offset, t->size * sizeof(float)) == 0, "%s, pieces %d: the same gradient of %s with --recompute", kinds[kind].name, pieces, t->name);
-            if (pieces) COMPARE(here + t->offset, whole + t->offset, t->size, waves ? WAVES : splat ? MODEL_SPLATS : MODEL, "%s: gradient of %s in pieces", kinds[kind].name, t->name);
+            if (pieces) COMPARE(here + t->offset, whole + t->offset, t->size, waves ? MODEL_WAVES : splat ? MODEL_SPLATS : MODEL, "%s: gradient of %s in pieces", kinds[kind].name, t->name);
         }
         float logits[2][128], *keys[2] = {cpu::numbers(3 * kept.T * (size_t)config_head_size(&config), 0, NULL), cpu::numbers(3 * kept.T * (size_t)config_head_size(&config), 0, NULL)};
         for (int i = 0; i < 2; i++) {
@@ -961,7 +962,7 @@ static void test_segments(void) {
         const Tensor *t = &p.c->tensors[i];
         if (!t->size || t->group == GROUP_FIXED) continue;
         bool waves = i == TENSOR_lntheta || i == TENSOR_lndelta, splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
-        COMPARE(grads[1] + t->offset, grads[0] + t->offset, t->size, waves ? WAVES : splat ? MODEL_SPLATS : MODEL, "a sequence in segments: gradient of %s", t->name);
+        COMPARE(grads[1] + t->offset, grads[0] + t->offset, t->size, waves ? MODEL_WAVES : splat ? MODEL_SPLATS : MODEL, "a sequence in segments: gradient of %s", t->name);
     }
     free_pair(&p);
 }
