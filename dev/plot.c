@@ -164,6 +164,7 @@ static int bars(int argc, char **argv) {
 static int lines(int argc, char **argv) {
     const char *out = "lines.png", *title = NULL, *by = NULL, *x = NULL, *y = NULL;
     double low = NAN, high = NAN;
+    bool doubling = false;
     Flag flags[] = {
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
         {FLAG_TEXT, "out", &out, 0, 0, "FILE", "the picture; -o for short", false},
@@ -173,6 +174,7 @@ static int lines(int argc, char **argv) {
         {FLAG_TEXT, "y", &y, 0, 0, "COLUMN", "if not given the third column", false},
         {FLAG_REAL, "low", &low, 0, 0, NULL, "lower end of the axis of y; with --high", false},
         {FLAG_REAL, "high", &high, 0, 0, NULL, "its upper end", false},
+        {FLAG_SWITCH, "doubling", &doubling, 0, 0, NULL, "the axis of x doubles from tick to tick", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
     };
     int n = parse_flags(flags, argc, argv, "usage: dev/plot lines TABLE.csv [flags]\nThe first line of the table names its columns; rows of one name are the points of its line, in their order.\n");
@@ -193,11 +195,12 @@ static int lines(int argc, char **argv) {
         for (int k = i; k < t.rows; k++) {
             if (strcmp(cell(&t, k, by_column), c->name) != 0) continue;
             double a = number(&t, k, x_column), b = number(&t, k, y_column);
+            if (doubling && a <= 0) die("%s: row %d has %g in the column '%s'; --doubling needs numbers above 0", argv[1], k + 1, a, t.names[x_column]);
             if (isfinite(a) && isfinite(b)) xs[points] = a, ys[points++] = b, c->count++;
         }
     }
     if (!points) die("%s: the columns '%s' and '%s' hold no numbers in one row", argv[1], t.names[x_column], t.names[y_column]);
-    Canvas *c = picture_curves(title ? title : t.names[y_column], t.names[x_column], t.names[y_column], curves, count, isnan(low) ? 0 : low, isnan(low) ? 0 : high);
+    Canvas *c = picture_curves(title ? title : t.names[y_column], t.names[x_column], t.names[y_column], curves, count, isnan(low) ? 0 : low, isnan(low) ? 0 : high, doubling);
     canvas_write(c, out);
     canvas_free(c), free(curves), free(xs);
     table_free(&t);

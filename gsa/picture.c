@@ -271,7 +271,7 @@ static void widen(double *low, double *high, double share) {
 }
 
 Plot plot_open(int width, int height, const char *title, const char *x_label, const char *y_label, double x0, double x1, double y0, double y1, double names, double legend,
-               bool equal) {
+               bool equal, bool doubling) {
     Plot p = {canvas_create(width, height), 0, MARGIN + 48, width - MARGIN - legend, height - MARGIN - 76, x0, x1, y0, y1};
     if (!(x0 < x1)) widen(&p.x0, &p.x1, 0);
     if (!(y0 < y1)) widen(&p.y0, &p.y1, 0);
@@ -298,7 +298,8 @@ Plot plot_open(int width, int height, const char *title, const char *x_label, co
     }
     count = nice_ticks(p.x0, p.x1, (int)fmin(10, (p.right - p.left) / 110), ticks, &step);
     for (int i = 0; i < count; i++) {
-        number_text(ticks[i], step, text, sizeof text);
+        if (doubling && ticks[i] != floor(ticks[i])) continue;
+        number_text(doubling ? exp2(ticks[i]) : ticks[i], doubling ? fmin(exp2(ticks[i]), 1) : step, text, sizeof text);
         double x = round(plot_x(&p, ticks[i]));
         draw_rectangle(c, x - 1, p.top, 2, p.bottom - p.top, pale, 1);
         draw_text(c, x, p.bottom + 12, text, TEXT, TEXT_MIDDLE, ink);
@@ -310,14 +311,20 @@ Plot plot_open(int width, int height, const char *title, const char *x_label, co
     return p;
 }
 
-/* The colour scale, standing: of the square root of shares from 0 to 1, since most are small. */
-static void draw_scale(Canvas *c, double x, double y, double height, const char *label) {
-    static const double ticks[] = {0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1};
+/* Places in the colour scale: of shares from 0 to 1 the square root, since most are small; of ratios from 0 to infinity, 1 in the middle. */
+static double place_share(double share) { return sqrt(share); }
+static double place_ratio(double ratio) { return ratio / (1 + ratio); }
+
+/* The colour scale, standing, with ticks at values whose places in it are given. */
+static void draw_scale(Canvas *c, double x, double y, double height, const char *label, double (*place)(double)) {
+    static const double shares[] = {0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1}, ratios[] = {0, 0.1, 0.2, 0.5, 1, 2, 5, 10};
+    const double *ticks = place == place_share ? shares : ratios;
+    const size_t count = place == place_share ? sizeof shares / sizeof *shares : sizeof ratios / sizeof *ratios;
     for (int i = 0; i < height; i++) draw_rectangle(c, x, y + i, 28, 1, colour_scale(1 - (i + 0.5) / height), 1);
     draw_frame(c, x - 2, y - 2, 32, height + 4, 2, grey);
-    for (size_t i = 0; i < sizeof ticks / sizeof *ticks; i++) {
+    for (size_t i = 0; i < count; i++) {
         char text[16];
-        double at = y + height * (1 - sqrt(ticks[i]));
+        double at = y + height * (1 - place(ticks[i]));
         snprintf(text, sizeof text, "%g", ticks[i]);
         draw_rectangle(c, x + 30, at - 1, 8, 2, grey, 1);
         draw_text(c, x + 44, at - 8, text, TEXT, TEXT_START, ink);
@@ -358,7 +365,7 @@ Canvas *picture_attention(const char *title, const float *weights, const char *c
     draw_frame(c, left - 2, top - 2, side + 4, side + 4, 2, grey);
     draw_text(c, left, MARGIN + 44, "key: is attended to", TEXT, TEXT_START, grey);
     draw_text_up(c, MARGIN, top + side, "query", TEXT, TEXT_START, grey);
-    draw_scale(c, c->width - MARGIN - SCALE_WIDTH, top, scale, "weight");
+    draw_scale(c, c->width - MARGIN - SCALE_WIDTH, top, scale, "weight", place_share);
     return c;
 }
 
@@ -458,7 +465,7 @@ Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const
     for (int k = 0; k < 2; k++) widen(&low[k], &high[k], 0.08);
     snprintf(x_label, sizeof x_label, "first principal component of the keys (%.0f %% of their variance)", 100 * share[0]);
     snprintf(y_label, sizeof y_label, "second (%.0f %%)", 100 * share[1]);
-    Plot p = plot_open(WIDTH, HEIGHT, title, x_label, y_label, low[0], high[0], low[1], high[1], 0, KEY, true);
+    Plot p = plot_open(WIDTH, HEIGHT, title, x_label, y_label, low[0], high[0], low[1], high[1], 0, KEY, true, false);
     double scale = (p.right - p.left) / (p.x1 - p.x0);
     Canvas *c = p.canvas;
     for (int s = 0; s < S; s++) {
@@ -535,18 +542,19 @@ Canvas *picture_responsibilities(const char *title, const float *r, const int *s
         for (int s = 0; s < S; s++) draw_rectangle(c, left + s * wide, top + t * high, wide, high, colour_scale(sqrt(r[t * S + s])), 1);
     }
     draw_frame(c, left - 2, top - 2, S * wide + 4, T * high + 4, 2, grey);
-    draw_scale(c, left + S * wide + 24, top, fmin(fmax(T * high, 160), 480), "responsibility");
+    draw_scale(c, left + S * wide + 24, top, fmin(fmax(T * high, 160), 480), "responsibility", place_share);
     return c;
 }
 
-static Canvas *draw_curves(int height, const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high) {
+static Canvas *draw_curves(int height, const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high, bool doubling) {
     double x0 = INFINITY, x1 = -INFINITY, y0 = INFINITY, y1 = -INFINITY, legend = 0;
     int named = 0;
     for (int i = 0; i < count; i++) {
         if (!curves[i].thin) legend = fmax(legend, text_width(curves[i].name, TEXT)), named++;
         for (size_t k = 0; k < curves[i].count; k++)
             if (isfinite(curves[i].y[k])) {
-                x0 = fmin(x0, curves[i].x[k]), x1 = fmax(x1, curves[i].x[k]);
+                double x = doubling ? log2(curves[i].x[k]) : curves[i].x[k];
+                x0 = fmin(x0, x), x1 = fmax(x1, x);
                 y0 = fmin(y0, curves[i].y[k]), y1 = fmax(y1, curves[i].y[k]);
             }
     }
@@ -555,15 +563,15 @@ static Canvas *draw_curves(int height, const char *title, const char *x_label, c
     else widen(&y0, &y1, 0.04);
     x1 += 0.01 * (x1 - x0); /* the last point is seen whole */
     legend = legend > 0 ? legend + 84 : 0;
-    Plot p = plot_open((int)(1240 + legend), (int)fmax(height, 200 + (LINE + 6) * named), title, x_label, y_label, x0, x1, y0, y1, 0, legend, false);
+    Plot p = plot_open((int)(1240 + legend), (int)fmax(height, 200 + (LINE + 6) * named), title, x_label, y_label, x0, x1, y0, y1, 0, legend, false, doubling);
     for (int pass = 0; pass < 2; pass++) /* pale ones below */
         for (int i = 0; i < count; i++) {
             const Curve *v = &curves[i];
             if (v->thin == (pass == 1)) continue;
             for (size_t k = 0; k < v->count; k++) {
-                double x = plot_x(&p, v->x[k]), y = plot_y(&p, v->y[k]);
+                double x = plot_x(&p, doubling ? log2(v->x[k]) : v->x[k]), y = plot_y(&p, v->y[k]), before = k ? v->x[k - 1] : NAN;
                 if (!isfinite(y)) continue;
-                if (k && isfinite(v->y[k - 1])) draw_line(p.canvas, plot_x(&p, v->x[k - 1]), plot_y(&p, v->y[k - 1]), x, y, v->thin ? 1.5 : 4, colour_of(v->colour), v->thin ? 0.25 : 1);
+                if (k && isfinite(v->y[k - 1])) draw_line(p.canvas, plot_x(&p, doubling ? log2(before) : before), plot_y(&p, v->y[k - 1]), x, y, v->thin ? 1.5 : 4, colour_of(v->colour), v->thin ? 0.25 : 1);
                 if (v->marks) draw_ellipse(p.canvas, x, y, 6, 6, 0, 0, colour_of(v->colour), 1);
             }
         }
@@ -578,8 +586,8 @@ static Canvas *draw_curves(int height, const char *title, const char *x_label, c
     return p.canvas;
 }
 
-Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high) {
-    return draw_curves(800, title, x_label, y_label, curves, count, low, high);
+Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high, bool doubling) {
+    return draw_curves(800, title, x_label, y_label, curves, count, low, high, doubling);
 }
 
 Canvas *picture_bars(const char *title, const char *x_label, const char *const *names, const double *values, const double *errors, int count) {
@@ -604,7 +612,7 @@ Canvas *picture_bars(const char *title, const char *x_label, const char *const *
         snprintf(label, sizeof label, "%s (the axis starts at %s)", x_label, text);
     }
     int height = MARGIN + 48 + count * PITCH + 16 + MARGIN + 76;
-    Plot p = plot_open(WIDTH, height, title, label, "", start, end, 0, 1, room, 0, false);
+    Plot p = plot_open(WIDTH, height, title, label, "", start, end, 0, 1, room, 0, false, false);
     Canvas *c = p.canvas;
     canvas_unclip(c);
     for (int i = 0; i < count; i++) {
@@ -717,7 +725,7 @@ Canvas *picture_losses(const char *title, const char *const *logs, const char *c
             if (curves[i].x[k] >= 0.1 * last) top = fmax(top, y);
         }
     if (!(low < high) && bottom < top) low = bottom - 0.04 * (top - bottom), high = top + 0.04 * (top - bottom);
-    Canvas *c = picture_curves(title, "step", "loss, nats a token", curves, 2 * count, low, high);
+    Canvas *c = picture_curves(title, "step", "loss, nats a token", curves, 2 * count, low, high, false);
     for (int i = 0; i < count; i++) free((char *)curves[2 * i + 1].name);
     for (int i = 0; i < 3 * count; i++) series_free(&series[i]);
     free(series), free(curves);
@@ -734,14 +742,40 @@ typedef struct {
     int kind, layer, head;
 } Event;
 
+enum { SLOTS = 1024 }; /* more are not read */
+typedef struct {
+    double step;
+    int layer, head, count;
+    float *activation; /* (count): of each slot, in even shares of those alive; NaN where dead */
+} Activations;
+
 typedef struct {
     Series alive, fewest, coverage;
     Event *events;
-    size_t count, room;
+    Activations *heads; /* of all heads at one evaluation after the other */
+    size_t count, room, head_count, head_room;
     double last; /* step */
 } Adaptation;
 
-/* "s:N adp:state alive:X fewest:X ... coverage:X ..." and an event's "s:N adp:birth l:1 h:2 slot:3 ...". */
+/* The numbers of "s:N adp:act l:1 h:0 0.031 - 0.02 ...", from behind the head on. */
+static float *read_activations(const char *text, int *count) {
+    float *values = (float *)xmalloc(SLOTS * sizeof *values);
+    int alive = 0;
+    for (*count = 0; *count < SLOTS;) {
+        char *end;
+        while (*text == ' ') text++;
+        if (!*text) break;
+        bool dead = text[0] == '-' && (text[1] == ' ' || !text[1]);
+        double value = strtod(text, &end);
+        if (dead) end = (char *)text + 1;
+        else if (end == text) break;
+        alive += !dead, values[(*count)++] = dead ? NAN : (float)value, text = end;
+    }
+    for (int s = 0; s < *count; s++) values[s] *= (float)alive;
+    return (float *)xrealloc(values, ((size_t)*count + 1) * sizeof *values);
+}
+
+/* "s:N adp:state alive:X fewest:X ... coverage:X ...", an event's "s:N adp:birth l:1 h:2 slot:3 ...", and a head's activations. */
 static Adaptation read_adaptation(const char *path) {
     Adaptation a;
     size_t bytes;
@@ -754,10 +788,20 @@ static Adaptation read_adaptation(const char *path) {
         if (*next) *next++ = 0;
         if (sscanf(line, "s:%lf", &e.step) != 1) continue;
         while (a.count && a.events[a.count - 1].step > e.step) a.count--; /* a resumed run does its last steps again */
+        while (a.head_count && a.heads[a.head_count - 1].step > e.step) free(a.heads[--a.head_count].activation);
         a.last = fmax(a.last, e.step);
-        if (sscanf(line, "s:%*f adp:%15[a-z] l:%d h:%d", name, &e.layer, &e.head) == 3) {
+        int behind = 0;
+        if (sscanf(line, "s:%*f adp:%15[a-z] l:%d h:%d%n", name, &e.layer, &e.head, &behind) == 3) {
+            if (e.layer < 0 || e.head < 0 || e.layer > 1 << 20 || e.head > 1 << 20) continue;
+            if (strcmp(name, "act") == 0) {
+                Activations h = {e.step, e.layer, e.head, 0, NULL};
+                if (a.head_count == a.head_room) a.heads = (Activations *)xrealloc(a.heads, (a.head_room = 2 * a.head_room + 256) * sizeof *a.heads);
+                h.activation = read_activations(line + behind, &h.count);
+                a.heads[a.head_count++] = h;
+                continue;
+            }
             for (e.kind = 0; e.kind < EVENTS && strcmp(name, event_names[e.kind]) != 0;) e.kind++;
-            if (e.kind == EVENTS || e.layer < 0 || e.head < 0 || e.layer > 1 << 20 || e.head > 1 << 20) continue;
+            if (e.kind == EVENTS) continue;
             if (a.count == a.room) a.events = (Event *)xrealloc(a.events, (a.room = 2 * a.room + 256) * sizeof *a.events);
             a.events[a.count++] = e;
         } else if (strstr(line, " adp:state ")) {
@@ -771,7 +815,10 @@ static Adaptation read_adaptation(const char *path) {
     return a;
 }
 
-static void adaptation_free(Adaptation *a) { series_free(&a->alive), series_free(&a->fewest), series_free(&a->coverage), free(a->events); }
+static void adaptation_free(Adaptation *a) {
+    for (size_t i = 0; i < a->head_count; i++) free(a->heads[i].activation);
+    series_free(&a->alive), series_free(&a->fewest), series_free(&a->coverage), free(a->events), free(a->heads);
+}
 
 bool log_has_adaptation(const char *log) {
     Adaptation a = read_adaptation(log);
@@ -797,7 +844,7 @@ static Canvas *draw_events_by_head(const Adaptation *a) {
         int *n = &counts[row * BINS + (bin < BINS ? bin : BINS - 1)];
         most = ++*n > most ? *n : most;
     }
-    Plot p = plot_open(1540, MARGIN + 48 + rows * high + MARGIN + 76, "Events in each head", "step", "", 0, fmax(a->last, 1), 0, rows, 150, 300, false);
+    Plot p = plot_open(1540, MARGIN + 48 + rows * high + MARGIN + 76, "Events in each head", "step", "", 0, fmax(a->last, 1), 0, rows, 150, 300, false, false);
     char text[96];
     for (int row = 0; row < rows; row++) {
         for (int bin = 0; bin < BINS; bin++) {
@@ -819,18 +866,77 @@ static Canvas *draw_events_by_head(const Adaptation *a) {
     return p.canvas;
 }
 
+/* Activation over time: a panel a head, layers below each other; in it a row a slot and a column an evaluation, as wide as the time since the one before. */
+static Canvas *draw_activations(const Adaptation *a) {
+    enum { WIDTH = 1540, GAP = 16, KEY = 300 };
+    int layers[SLOTS], most_heads = 0, slots = 0, L = 0; /* layers that have such heads, in order */
+    for (size_t i = 0; i < a->head_count; i++) {
+        int at = 0, l = a->heads[i].layer;
+        slots = a->heads[i].count > slots ? a->heads[i].count : slots;
+        while (at < L && layers[at] < l) at++;
+        if ((at < L && layers[at] == l) || L == SLOTS) continue;
+        memmove(layers + at + 1, layers + at, (size_t)(L - at) * sizeof *layers);
+        layers[at] = l, L++;
+    }
+    for (int l = 0; l < L; l++) { /* heads of a layer stand in the order in which its first evaluation names them */
+        int here = 0;
+        for (size_t i = 0; i < a->head_count && a->heads[i].step == a->heads[0].step; i++) here += a->heads[i].layer == layers[l];
+        most_heads = here > most_heads ? here : most_heads;
+    }
+    int row = (int)fmin(fmax(1600 / (L * (slots + 1)), 3), 14), high = slots * row, left = MARGIN + 110, top = MARGIN + 48 + LINE, pitch = high + LINE + GAP;
+    int wide = (int)fmax((WIDTH - left - KEY) / most_heads - GAP, 24);
+    int right = left + most_heads * (wide + GAP);
+    Canvas *c = canvas_create(right + KEY, top + (int)fmax(L * pitch, 300) + MARGIN + LINE);
+    draw_title(c, "Activation of each slot over the steps");
+    char text[64];
+    for (int l = 0; l < L; l++) {
+        int y = top + l * pitch, known = 0, *heads = (int *)xmalloc((size_t)most_heads * sizeof *heads);
+        snprintf(text, sizeof text, "layer %d", layers[l]);
+        draw_text(c, left - 36, y + high / 2 - 8, text, TEXT, TEXT_END, ink);
+        draw_text(c, left - 8, y, "0", 1, TEXT_END, grey);
+        snprintf(text, sizeof text, "%d", slots - 1);
+        draw_text(c, left - 8, y + high - 8, text, 1, TEXT_END, grey);
+        double before[SLOTS] = {0};
+        for (size_t i = 0; i < a->head_count; i++) {
+            const Activations *v = &a->heads[i];
+            if (v->layer != layers[l]) continue;
+            int h = 0;
+            while (h < known && heads[h] != v->head) h++;
+            if (h == known && known == most_heads) continue;
+            double x = left + h * (wide + GAP), from = round(x + before[h] / fmax(a->last, 1) * wide), to = round(x + v->step / fmax(a->last, 1) * wide);
+            if (h == known) {
+                heads[known++] = v->head;
+                snprintf(text, sizeof text, wide < 100 ? "%d" : "head %d", v->head);
+                draw_text(c, x + wide / 2, y - LINE + 4, text, TEXT, TEXT_MIDDLE, ink);
+                draw_frame(c, x - 2, y - 2, wide + 4, high + 4, 2, grey);
+            }
+            for (int s = 0; s < v->count; s++) draw_rectangle(c, from, y + s * row, to - from, row, colour_scale(place_ratio(v->activation[s])), 1);
+            before[h] = v->step;
+        }
+        free(heads);
+    }
+    double foot = top + (L - 1) * pitch + high + 10;
+    draw_text(c, left, foot, "0", TEXT, TEXT_START, ink);
+    snprintf(text, sizeof text, "step %.0f", a->last);
+    if (wide > text_width(text, TEXT) + 30) draw_text(c, left + wide, foot, text, TEXT, TEXT_END, ink);
+    draw_scale(c, right + 12, top, 220, "even shares", place_ratio);
+    draw_rectangle(c, right + 12, top + 246, 28, 16, colour_scale(NAN), 1);
+    draw_text(c, right + 56, top + 246, "no splat", TEXT, TEXT_START, ink);
+    return c;
+}
+
 Canvas *picture_adaptation(const char *log) {
     Adaptation a = read_adaptation(log);
     if (!a.count && !a.alive.count) die("%s tells nothing of adaptation: no lines such as 's:100 adp:birth l:0 h:1 ...'; train with --adapt", log);
-    Canvas *parts[5];
+    Canvas *parts[6];
     int n = 0, width = 0, height = 0;
     char *name = run_name(log), *title = xasprintf("Splats alive in all heads: %s", name), *legend[EVENTS];
     Curve curve = {"at an evaluation", a.alive.x, a.alive.y, a.alive.count, 0, false, true};
-    if (a.alive.count) parts[n++] = draw_curves(420, title, "step", "splats", &curve, 1, 0, 0);
+    if (a.alive.count) parts[n++] = draw_curves(420, title, "step", "splats", &curve, 1, 0, 0, false);
     curve.x = a.fewest.x, curve.y = a.fewest.y, curve.count = a.fewest.count;
-    if (a.fewest.count) parts[n++] = draw_curves(420, "Splats alive in the head that has fewest", "step", "splats", &curve, 1, 0, 0);
+    if (a.fewest.count) parts[n++] = draw_curves(420, "Splats alive in the head that has fewest", "step", "splats", &curve, 1, 0, 0, false);
     curve.x = a.coverage.x, curve.y = a.coverage.y, curve.count = a.coverage.count;
-    if (a.coverage.count) parts[n++] = draw_curves(420, "Coverage of keys: mean of ln of their summed responses", "step", "ln sum of phi", &curve, 1, 0, 0);
+    if (a.coverage.count) parts[n++] = draw_curves(420, "Coverage of keys: mean of ln of their summed responses", "step", "ln sum of phi", &curve, 1, 0, 0, false);
     Series sums[EVENTS];
     Curve curves[EVENTS];
     memset(sums, 0, sizeof sums);
@@ -847,9 +953,10 @@ Canvas *picture_adaptation(const char *log) {
         curves[k] = (Curve){legend[k], sums[k].x, sums[k].y, sums[k].count, k, false, false};
     }
     if (a.count) {
-        parts[n++] = draw_curves(420, "Events so far", "step", "events", curves, EVENTS, 0, 0);
+        parts[n++] = draw_curves(420, "Events so far", "step", "events", curves, EVENTS, 0, 0, false);
         parts[n++] = draw_events_by_head(&a);
     }
+    if (a.head_count) parts[n++] = draw_activations(&a);
     for (int i = 0; i < n; i++) width = parts[i]->width > width ? parts[i]->width : width, height += parts[i]->height;
     Canvas *c = canvas_create(width, height);
     for (int i = 0, y = 0; i < n; y += parts[i++]->height)

@@ -65,10 +65,10 @@ typedef struct {
 } Plot;
 
 /* A canvas with title, axes, ticks and their grid. names: room to the left of the frame, without ticks of y; 0: ticks. legend: room kept free to the
-   right. equal: one unit is as long on both axes, and the ranges grow to that. Drawing is clipped to the frame until canvas_unclip. The
+   right. equal: one unit is as long on both axes, and the ranges grow to that. doubling: x is a power of two, x0 and x1 too, and ticks say 2^x. Drawing is clipped to the frame until canvas_unclip. The
    y-axis grows upwards. */
 Plot plot_open(int width, int height, const char *title, const char *x_label, const char *y_label, double x0, double x1, double y0, double y1, double names, double legend,
-               bool equal);
+               bool equal, bool doubling);
 double plot_x(const Plot *p, double x);
 double plot_y(const Plot *p, double y);
 
@@ -110,7 +110,8 @@ typedef struct {
     int colour;
     bool thin, marks; /* marks: a dot at each point */
 } Curve;
-Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high); /* low < high: range of y; else it follows from the points */
+Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high, bool doubling); /* low < high: range of y; else
+                      it follows from the points. doubling: the scale of x, greater than 0, doubles from tick to tick */
 
 /* Losses of trainings from their main.log: validation as a line, or where there is none the averaged training loss; the training loss of each
    step is pale. names (count); where NULL, the folders that the logs are in. Dies with a sentence where a file has no losses. */

@@ -70,7 +70,7 @@ static int measure(int argc, char **argv) {
     printf("tokens %zu, windows %zu of %zu\nloss %.6f nats per token\n", windows * T, windows, T, loss);
 
     /* the same tokens, the last of each window, with more and more history: 1, 2, 3, 4, 6, 8, 12 ... */
-    size_t counted = T < 32 ? (T + 3) / 4 : 8, longest = T - counted + 1, steps = 0, history[128];
+    size_t counted = T < 32 ? (T + 3) / 4 : T < 128 ? 8 : T / 16, longest = T - counted + 1, steps = 0, history[128];
     double by_history[128];
     for (size_t h = 1; h < longest && steps < 127; h = (h & (h - 1)) == 0 && h > 1 ? h / 2 * 3 : h == 1 ? 2 : h / 3 * 4) history[steps++] = h;
     history[steps++] = longest;

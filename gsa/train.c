@@ -666,6 +666,18 @@ static void report_splats(Run *r, FILE *log) {
                (long long)n[ADAPT_BIRTH], (long long)n[ADAPT_SPLIT], (long long)n[ADAPT_MOVE], (long long)n[ADAPT_DEATH], (long long)n[ADAPT_MERGE], coverage, (long long)a->numbers[ADAPT_SHIFTS]);
     fprintf(log, "s:%lld adp:state alive:%d fewest:%d births:%lld splits:%lld moves:%lld deaths:%lld merges:%lld coverage:%.6g shifts:%lld\n", (long long)r->step, alive, fewest,
             (long long)n[ADAPT_BIRTH], (long long)n[ADAPT_SPLIT], (long long)n[ADAPT_MOVE], (long long)n[ADAPT_DEATH], (long long)n[ADAPT_MERGE], coverage, (long long)a->numbers[ADAPT_SHIFTS]);
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(&r->config, tensors);
+    const float *lives = splats + (tensors[TENSOR_alive].offset - a->first);
+    for (size_t g = 0; g < a->G; g++) { /* activation by slot, of dead ones a dash */
+        int l = 0, h = 0;
+        layer_and_head(&r->config, (int)g, &l, &h);
+        fprintf(log, "s:%lld adp:act l:%d h:%d", (long long)r->step, l, h);
+        for (size_t s = 0; s < a->S; s++)
+            if (lives[g * a->S + s] > 0) fprintf(log, " %.3g", adapt_activation(a, g, s));
+            else fprintf(log, " -");
+        fprintf(log, "\n");
+    }
     free(splats);
 }
 

@@ -35,6 +35,7 @@ check "two kinds, two seeds" compare --out "$dir/a"
 all_but_speed "$dir/a" >"$dir/expected"
 check "a line a run" [ "$(grep -c '^\(standard\|gsa-linear\).rope,' "$dir/a/results.csv")" = 4 ]
 check "its pictures" sh -c "head -c 8 '$dir/a/bars.png' '$dir/a/loss.png' | grep -ac PNG | grep -q 2"
+check "a page a row, and one that leads to them" sh -c "grep -q '</html>' '$dir/a/standard.rope.html' && grep -q 'href=\"gsa-linear.rope.html\"' '$dir/a/report.html' && grep -q '<td>gsa, linear</td>' '$dir/a/report.html' && [ \$(grep -c 'data:image/png;base64,iVBOR' '$dir/a/report.html') = 2 ]"
 check "every measure of a run" python3 - "$dir/a/results.csv" <<'PYTHON'
 import csv, math, sys
 rows = list(csv.DictReader(line for line in open(sys.argv[1]) if not line.startswith("# ")))
@@ -78,11 +79,12 @@ refuse "a training that is refused" 1 "--channels 30" one --flags "--heads 4 --c
 refuse "an unknown row" 2 "standard" dev/compare $two --rows sideways.rope --out "$dir/e"
 refuse "an unknown set" 2 "choose from" dev/compare fashions
 refuse "half a text" 2 "--val" compare --train "$0"
-for set in modes splats stability init covariance ratio context recall; do
+for set in modes splats adapt stability init covariance ratio context recall; do
     check "the set $set" dev/compare $set --dry-run --out "$dir/f"
     sed 's/ --out [^ ]*//' "$dir/out" >"$dir/set"
     check "its rows differ: $set" [ $(sort -u "$dir/set" | grep -c .) = $(grep -c . "$dir/set") ]
     check "some rows: $set" [ $(grep -c . "$dir/set") -ge 6 ]
+    check "no flag twice: $set" awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^--/ && seen[NR, $i]++) exit 1 }' "$dir/set"
 done
 
 # ---- recall

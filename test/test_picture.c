@@ -388,7 +388,7 @@ static void test_diagrams(void) {
     check_and_free(picture_losses("Loss", logs, NULL, 1, 0, 0), "one run");
     static const double x[] = {100, 0, 300}, y[] = {3.2, 9, 9};
     const Curve points[2] = {{"point", x, y, 1, 0, false, true}, {"", x + 1, y + 1, 2, 1, true, false}}; /* one dot, the other line outside the frame */
-    c = picture_curves("A dot", "", "", points, 2, 0, 8);
+    c = picture_curves("A dot", "", "", points, 2, 0, 8, false);
     double middle[2] = {0, 0}, mass = 0;
     left = right = 0;
     for (int i = 0; i < c->width && !left; i++) left = same(pixel(c, i, c->height / 2), grey) ? i + 2 : 0;
@@ -413,6 +413,14 @@ static void test_diagrams(void) {
     CHECK(log_has_adaptation(adapt) && !log_has_adaptation(log), "which log tells of adaptation");
     write_file(adapt, "s:5 adp:state alive:3 fewest:1 coverage:nan");
     check_and_free(picture_adaptation(adapt), "adaptation, states only");
+    /* one head of two slots: half of the time equal, then one dead; what a resumed run does again replaces what it did before; a line cut short */
+    write_file(adapt, "s:50 adp:state alive:2 fewest:2 coverage:-1\ns:50 adp:act l:1 h:1 0.5 0.5\ns:100 adp:act l:1 h:1 0.9 0.1\ns:60 trl:1\ns:100 adp:act l:1 h:1 1 -\ns:100 adp:act l:2 h:1");
+    c = picture_adaptation(adapt);
+    check_rim(c, "activations");
+    CHECK(count_colour(c, colour_scale(0.5), 0, 0, 1, 1) > 8000, "an even share has the middle of the scale: %d pixels", (int)count_colour(c, colour_scale(0.5), 0, 0, 1, 1));
+    CHECK(count_colour(c, colour_scale(NAN), 0, 0, 1, 1) > 4000, "a dead slot is grey: %d pixels", (int)count_colour(c, colour_scale(NAN), 0, 0, 1, 1));
+    CHECK(count_colour(c, colour_scale(1.8 / 2.8), 0, 0, 1, 1) < 300, "what was done again is gone");
+    canvas_free(c);
     write_file(adapt, "s:5 adp:move l:0 h:1\ns:3 trl:1\ns:5 adp:move l:0 h:2\n");
     check_and_free(picture_adaptation(adapt), "adaptation, one event");
     free(adapt);

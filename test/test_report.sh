@@ -67,6 +67,9 @@ check "bars" $plot bars "$dir/t.csv" -o "$dir/bars.png"
 printf 'kind,x,y\n"a, b",1,2\nc,1,3\n"a, b",2,4\nc,2,2.5\nc,3,none\n' >"$dir/l.csv"
 check "lines" $plot lines "$dir/l.csv" -o "$dir/lines.png"
 check "lines, named" $plot lines "$dir/l.csv" --by kind --x y --y x --low 0 --high 3 --title "A title" -o "$dir/lines.png"
+check "lines, doubling" $plot lines "$dir/l.csv" --by kind --x x --y y --doubling -o "$dir/lines.png"
+printf 'kind,x,y\na,0,2\n' >"$dir/z.csv"
+refuse "lines: doubling from 0" 1 "above 0" $plot lines "$dir/z.csv" --doubling
 refuse "lines: no numbers" 1 "no numbers" $plot lines "$dir/l.csv" --y kind
 refuse "lines: no such column" 1 "no column 'z'" $plot lines "$dir/l.csv" --y z
 refuse "lines: no table" 2 "table" $plot lines
