@@ -108,7 +108,7 @@ void adapt_free(Adapt *a) {
 
 void adapt_add_entries(const Adapt *a, Entry *entries, const void **data, int *count) {
     const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
-    data[*count] = a->numbers, entries[(*count)++] = checkpoint_entry("adapt.numbers", TYPE_I64, 1, &numbers);
+    data[*count] = a->numbers, entries[(*count)++] = checkpoint_entry("adapt.schedule", TYPE_I64, 1, &numbers);
     data[*count] = a->born, entries[(*count)++] = checkpoint_entry("adapt.born", TYPE_I64, 1, &slots);
     data[*count] = a->activation, entries[(*count)++] = checkpoint_entry("adapt.activation", TYPE_F32, 3, rings);
     data[*count] = a->pull, entries[(*count)++] = checkpoint_entry("adapt.pull", TYPE_F32, 3, rings);
@@ -119,8 +119,8 @@ void adapt_add_entries(const Adapt *a, Entry *entries, const void **data, int *c
 void adapt_read(Adapt *a, const Checkpoint *k, bool restart) {
     const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
     int64_t every = a->numbers[ADAPT_NEXT];
-    if (!checkpoint_has(k, "adapt.numbers")) return;
-    memcpy(a->numbers, checkpoint_find(k, "adapt.numbers", TYPE_I64, 1, &numbers, NULL), sizeof a->numbers);
+    if (!checkpoint_has(k, "adapt.schedule")) return; /* nor do models of earlier versions, whose record was another */
+    memcpy(a->numbers, checkpoint_find(k, "adapt.schedule", TYPE_I64, 1, &numbers, NULL), sizeof a->numbers);
     memcpy(a->born, checkpoint_find(k, "adapt.born", TYPE_I64, 1, &slots, NULL), a->G * a->S * sizeof *a->born);
     memcpy(a->activation, checkpoint_find(k, "adapt.activation", TYPE_F32, 3, rings, NULL), a->G * a->S * ADAPT_WINDOWS * sizeof *a->activation);
     memcpy(a->pull, checkpoint_find(k, "adapt.pull", TYPE_F32, 3, rings, NULL), a->G * a->S * ADAPT_WINDOWS * sizeof *a->pull);
