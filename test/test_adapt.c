@@ -196,18 +196,20 @@ static void test_rules(void) {
 static void test_vanishing(void) {
     for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) {
         Scene s = make_scene(mode, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
-        float sums[64] = {0};
+        size_t slots = s.a->G * s.a->S;
+        float *sums = (float *)xcalloc(slots, sizeof *sums);
         int count = 0, windows = 0;
         s.rules.low = 0.3, s.rules.every = 5, s.a->numbers[ADAPT_NEXT] = 5;
         for (int64_t step = 1; step <= 5000; step++) {
             if (!adapt_due(s.a, step)) continue;
-            for (int i = 0; i < 64; i++) sums[i] = windows < 20 ? 1 : 0;
+            for (size_t i = 0; i < slots; i++) sums[i] = windows < 20 ? 1 : 0;
             adapt_window(s.a, step, s.splats, sums), windows++;
             if (step < s.a->numbers[ADAPT_NEXT]) continue;
             count += pass(&s, step);
             adapt_schedule(s.a, &s.rules, step, false);
         }
         CHECK(count == 0 && adapt_alive(&s.c, 0, s.splats) == 32 && windows > 500, "no gradient for %d windows: %d events, %d alive", windows - 20, count, adapt_alive(&s.c, 0, s.splats));
+        free(sums);
         free_scene(&s);
     }
 }
