@@ -1650,10 +1650,10 @@ static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
-        if (group->rate == 0) continue;
+        if (!group->trained) continue;
         real *p = m->params + t->offset, *am = m->adam_m + t->offset, *av = m->adam_v + t->offset;
         const real *grads = m->grads + t->offset;
-        real rate = (real)(u->rate * group->rate), decay = group->decay ? (real)u->weight_decay : 0, scale = (real)u->scale[group->clip];
+        real rate = (real)u->rate[group->clip], decay = group->decay ? (real)u->weight_decay : 0, scale = (real)u->scale[group->clip];
 #pragma omp parallel for simd
         for (size_t k = 0; k < t->size; k++) {
             real g = scale * grads[k];

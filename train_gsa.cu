@@ -4252,9 +4252,9 @@ static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
-        if (!t->size || group->rate == 0) continue;
+        if (!t->size || !group->trained) continue;
         adamw_kernel<<<CEIL_DIV(t->size, 256), 256, 0, m->stream>>>(m->params + t->offset, m->weights + t->offset, m->adam_m + t->offset, m->adam_v + t->offset, m->grads + t->offset, t->size,
-                                                                    (float)(u->rate * group->rate), group->decay ? (float)u->weight_decay : 0, (float)u->scale[group->clip],
+                                                                    (float)u->rate[group->clip], group->decay ? (float)u->weight_decay : 0, (float)u->scale[group->clip],
                                                                     (float)u->beta1, (float)u->beta2, correct1, correct2);
         cudaCheck(cudaGetLastError());
     }

@@ -120,11 +120,11 @@ const char *config_head_map(Config *c, const char *text) {
 /* ---------------------------------------------------------------------------------------------- parameters */
 
 const Group groups[NUM_GROUPS] = {
-    {1, true, CLIP_WEIGHTS},   /* GROUP_MATRIX */
-    {1, false, CLIP_WEIGHTS},  /* GROUP_VECTOR */
-    {1, false, CLIP_WEIGHTS},  /* GROUP_CENTRE */
-    {10, false, CLIP_SPLATS},  /* GROUP_SCALAR */
-    {0, false, CLIP_SPLATS},   /* GROUP_FIXED */
+    {true, true, CLIP_WEIGHTS},   /* GROUP_MATRIX */
+    {true, false, CLIP_WEIGHTS},  /* GROUP_VECTOR */
+    {true, false, CLIP_WEIGHTS},  /* GROUP_CENTRE */
+    {true, false, CLIP_SPLATS},   /* GROUP_SCALAR */
+    {false, false, CLIP_SPLATS},  /* GROUP_FIXED */
 };
 
 size_t model_tensors(const Config *c, Tensor *tensors) {
@@ -146,7 +146,7 @@ size_t model_parameters(const Config *c) {
     size_t count = 0;
     model_tensors(c, tensors);
     for (int i = 0; i < NUM_TENSORS; i++)
-        if (groups[tensors[i].group].rate > 0) count += tensors[i].size;
+        if (groups[tensors[i].group].trained) count += tensors[i].size;
     return count - (size_t)(c->Vp - c->V) * c->C;
 }
 

@@ -90,14 +90,15 @@ static inline int config_gsa_heads(const Config *c) { return config_gsa_before(c
 
 /* ---------------------------------------------------------------------------------------------- parameters */
 
-/* Optimiser groups. Splat scalars train at ten times the rate: their natural step is ten times that of a weight. They have
-   a gradient norm of their own, because d loss / d ln theta grows with T and could throttle all others. GROUP_FIXED is never trained. */
+/* Optimiser groups. Splat scalars have a rate of their own, because their natural step is larger than that of a weight, and a
+   gradient norm of their own, because d loss / d ln theta grows with T and could throttle all others. GROUP_FIXED has no gradient
+   and is no parameter of the model, only part of its description. */
 enum { GROUP_MATRIX, GROUP_VECTOR, GROUP_CENTRE, GROUP_SCALAR, GROUP_FIXED, NUM_GROUPS };
-enum { CLIP_WEIGHTS, CLIP_SPLATS, NUM_CLIPS };
+enum { CLIP_WEIGHTS, CLIP_SPLATS, NUM_CLIPS }; /* whose rate and gradient norm */
 typedef struct {
-    double rate;  /* times the learning rate; 0: has no gradient and is no parameter of the model, only part of its description */
+    bool trained;
     bool decay;   /* weight decay applies */
-    int clip;     /* whose norm it is clipped by */
+    int clip;     /* whose rate it has and whose norm it is clipped by */
 } Group;
 extern const Group groups[NUM_GROUPS];
 

@@ -42,7 +42,7 @@ typedef struct {
     bool doc_start;
     /* optimisation */
     int64_t batch, accum, steps, warmup, seed;
-    double lr, min_lr, weight_decay, beta1, beta2, clip;
+    double lr, min_lr, splat_lr, weight_decay, beta1, beta2, clip;
     const char *schedule, *init_from;
     bool overfit_batch;
     /* run */
@@ -55,7 +55,7 @@ static const Settings defaults = {
     2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START, false, NULL,
     "none", 0, 5, 100, 0.3, 0.995, -1000, 0.02, 4,
     NULL, NULL, NULL, 1024, false,
-    4, 1, 8000, 100, 1, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
+    4, 1, 8000, 100, 1, 0, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
     "runs/default", false, false, 1000, 65536, 2000, 1000, 2, 0,
 };
 
@@ -110,8 +110,9 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_INT, "steps", &s->steps, 1, 1e9, NULL, "updates", false},
         {FLAG_INT, "batch", &s->batch, 1, 65536, NULL, "sequences per pass", false},
         {FLAG_INT, "accum", &s->accum, 1, 65536, NULL, "passes per update, gradients averaged", false},
-        {FLAG_REAL, "lr", &s->lr, 0, 10, NULL, "highest learning rate; 0.384 / channels if not given; splat scalars train at ten times this", false},
+        {FLAG_REAL, "lr", &s->lr, 0, 10, NULL, "highest learning rate; 0.384 / channels if not given", false},
         {FLAG_REAL, "min-lr", &s->min_lr, 0, 10, NULL, "learning rate at the end; a tenth of --lr if not given", false},
+        {FLAG_REAL, "splat-lr", &s->splat_lr, 0, 10, NULL, "highest rate of splats' scalars (precision, amplitude, envelope); ten times --lr, but at most 0.01, if not given", false},
         {FLAG_INT, "warmup", &s->warmup, 0, 1e9, NULL, "steps until the highest rate is reached", false},
         {FLAG_CHOICE, "schedule", &s->schedule, 0, 0, "cosine|wsd|constant", "after the warm-up: a cosine; constant, then linear over the last fifth; constant", false},
         {FLAG_REAL, "weight-decay", &s->weight_decay, 0, 10, NULL, "of matrices and embeddings", false},
@@ -182,7 +183,7 @@ static void print_settings(const Flag *flags, FILE *log, int64_t step) {
     for (const Flag *f = flags; f->help; f++) {
         char value[512];
         if (f->kind == FLAG_ROOM) {
-            column = printf("%s%-14s", f == flags ? "" : "\n", strcmp(f->help, FREE) == 0 ? "run" : f->help) - (f != flags);
+            column = printf("%s%-13s ", f == flags ? "" : "\n", strcmp(f->help, FREE) == 0 ? "run" : f->help) - (f != flags);
             continue;
         }
         flag_text(f, value, sizeof value);
@@ -219,10 +220,14 @@ static double six_digits(double x) { /* the number that is printed is the number
     return strtod(text, NULL);
 }
 
-/* The smaller the model, the larger its rate: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. */
-static void resolve_rate(Settings *s, Flag *flags, int channels) {
-    if (!find_flag(flags, "lr")->given) s->lr = six_digits(0.384 / channels);
+/* The smaller the model, the larger its rate: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Splats' scalars are logarithms and
+   do not know how large the model is: beyond 0.01 some seeds end far worse than others (dev/LOG.md). */
+static void resolve_rates(Settings *s, Flag *flags, const Config *c) {
+    bool splats = config_gsa_heads(c) > 0;
+    if (!splats && find_flag(flags, "splat-lr")->given) die_usage("--splat-lr is for splats, and this model has none");
+    if (!find_flag(flags, "lr")->given) s->lr = six_digits(0.384 / c->C);
     if (!find_flag(flags, "min-lr")->given) s->min_lr = six_digits(s->lr / 10);
+    if (!find_flag(flags, "splat-lr")->given) s->splat_lr = splats ? six_digits(fmin(10 * s->lr, 0.01)) : 0;
 }
 
 static Config make_config(Settings *s, const Tokenizer *t, Flag *flags) {
@@ -690,13 +695,14 @@ static void on_signal(int number) {
     interrupted = number;
 }
 
-static double learning_rate(const Settings *s, int64_t step) {
+/* The schedule between the rates `high` and `low`. */
+static double learning_rate(const Settings *s, double high, double low, int64_t step) {
     double share = s->steps > s->warmup ? (double)(step - s->warmup) / (double)(s->steps - s->warmup) : 1;
-    if (step < s->warmup) return s->lr * (double)(step + 1) / (double)s->warmup;
-    if (strcmp(s->schedule, "cosine") == 0) return s->min_lr + 0.5 * (s->lr - s->min_lr) * (1 + cos(3.141592653589793 * share));
+    if (step < s->warmup) return high * (double)(step + 1) / (double)s->warmup;
+    if (strcmp(s->schedule, "cosine") == 0) return low + 0.5 * (high - low) * (1 + cos(3.141592653589793 * share));
     double tail = (double)(s->steps - step) / (0.2 * (double)s->steps);
-    if (strcmp(s->schedule, "wsd") == 0 && tail < 1) return s->min_lr + (s->lr - s->min_lr) * tail;
-    return s->lr;
+    if (strcmp(s->schedule, "wsd") == 0 && tail < 1) return low + (high - low) * tail;
+    return high;
 }
 
 static void duration(double seconds, char *out, size_t room) {
@@ -776,7 +782,9 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
             die("step %lld: loss %g, gradient norm %g (weights) and %g (splats), out of bounds before: %s; training diverged: lower --lr or --clip%s", (long long)r->step + 1, loss,
                 norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], bounds_text(clamped), saved > 0 ? ", or go on from the last checkpoint" : "");
         Update u;
-        u.rate = learning_rate(&s, r->step), u.beta1 = s.beta1, u.beta2 = s.beta2, u.weight_decay = s.weight_decay, u.step = r->step + 1;
+        u.rate[CLIP_WEIGHTS] = learning_rate(&s, s.lr, s.min_lr, r->step);
+        u.rate[CLIP_SPLATS] = learning_rate(&s, s.splat_lr, s.lr > 0 ? s.splat_lr * s.min_lr / s.lr : 0, r->step);
+        u.beta1 = s.beta1, u.beta2 = s.beta2, u.weight_decay = s.weight_decay, u.step = r->step + 1;
         for (int c = 0; c < NUM_CLIPS; c++) u.scale[c] = s.clip > 0 && norms[c] > s.clip ? s.clip / norms[c] : 1;
         if (watched) shifted = watch_splats(r, tensors);
         backend->update(r->model, &u, clamped);
@@ -804,8 +812,8 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
             else snprintf(share, sizeof share, " | MFU n/a");
         }
         printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s%s | %s left%s%s\n", (long long)r->step, (long long)s.steps, loss, norms[CLIP_WEIGHTS],
-               norms[CLIP_SPLATS], u.rate, 1e3 * took, tokens_a_step / recent, share, left, outside ? " | put back into bounds: " : "", outside ? bounds_text(clamped) : "");
-        fprintf(log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)r->step, loss, u.rate, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
+               norms[CLIP_SPLATS], u.rate[CLIP_WEIGHTS], 1e3 * took, tokens_a_step / recent, share, left, outside ? " | put back into bounds: " : "", outside ? bounds_text(clamped) : "");
+        fprintf(log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)r->step, loss, u.rate[CLIP_WEIGHTS], norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
         write_log(log, log_path);
         if (r->step == s.steps || (s.save_every && r->step % s.save_every == 0)) save(r), saved = r->step;
     }
@@ -879,7 +887,8 @@ int train(int argc, char **argv, const Backend *backend) {
     }
     if (state) config = state->config;
     else if (!shape_from_file) config = make_config(&s, tokenizer, flags);
-    if (!state) resolve_rate(&s, flags, config.C);
+    if (!state) resolve_rates(&s, flags, &config);
+    else if (!find_flag(flags, "splat-lr")->given) s.splat_lr = 10 * s.lr; /* a run of before that flag */
     if (state) checkpoint_match(start, &config);
     config.recompute = s.recompute;
 

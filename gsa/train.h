@@ -23,7 +23,7 @@ enum {
 };
 
 typedef struct {
-    double rate;             /* learning rate of this step, before a group's factor */
+    double rate[NUM_CLIPS];  /* learning rate of this step */
     double beta1, beta2, weight_decay;
     double scale[NUM_CLIPS]; /* what gradients are multiplied by: clipping */
     int64_t step;            /* 1 for the first update */

@@ -40,6 +40,12 @@ grep -h 'tr[l]:\|te[l]:' "$dir/c/main.log" | sort -u >"$dir/c.log"
 check "the losses in the logs agree to the last digit" cmp "$dir/a.log" "$dir/c.log"
 check "train with recomputed blocks" $train $run --recompute --out "$dir/re"
 check "recomputed blocks, same model" cmp "$dir/a/model_00000020.bin" "$dir/re/model_00000020.bin"
+# ---- splats' scalars have a rate of their own, and AdamW's first step is the rate: amplitudes of 1 after it
+amplitudes() { rm -rf "$dir/rate"; $train --steps 1 --warmup 1 --batch 2 --sample-every 0 --eval-every 0 "$@" --out "$dir/rate" >/dev/null && $infer inspect "$dir/rate/model_00000001.bin" | awk '$1 ~ /^[0-9]+$/ && NF > 3 { print $3 }' | sort -u | tr '\n' ' '; }
+check "ten times the learning rate, but at most 0.01" sh -c "[ '$(amplitudes)' = '0.99 1.01 ' ]"
+check "ten times a low learning rate" sh -c "[ '$(amplitudes --lr 1e-4)' = '1.00 ' ]"
+check "a rate for the splats" sh -c "[ '$(amplitudes --splat-lr 0.1)' = '0.90 1.11 ' ]"
+check "no rate for the splats" sh -c "[ '$(amplitudes --splat-lr 0)' = '1.00 ' ]"
 # ---- birth and death of splats: events, the same whatever the threads, resumed bit for bit; flags that make no sense
 adapt="$tiny --splats 8 --adapt-every 5 --adapt-life 5 --adapt-activation 0.95 --steps 40 --eval-every 10 --save-every 20 --keep 0"
 for mode in "relocate" "grow --splats-alive 5" "grow --splats-alive 5 --mixer linear" "grow --attention extend --splats-alive 3 --covariance diag" "relocate --splat-init ball --objective mlm --recompute"; do
@@ -398,7 +404,7 @@ refuse "train: extra heads by a list" 2 "number of extra heads" $train --attenti
 refuse "train: no extra heads" 2 "--gsa-heads 0" $train --attention augment --gsa-heads 0 --out "$dir/x"
 refuse "train: splats start from a missing file" 1 "nothere.bin" $train --splat-init "$dir/nothere.bin" --out "$dir/x"
 refuse "train: an unknown bound" 2 "precision|centre" $train --unbounded precision,speed --out "$dir/x"
-for flag in no-sphere "unbounded decay" "mixer linear" "splats 4" "envelope none" "covariance full" "splat-init pca" "splat-precision 8" "gsa-heads 1"; do
+for flag in "splat-lr 0.01" no-sphere "unbounded decay" "mixer linear" "splats 4" "envelope none" "covariance full" "splat-init pca" "splat-precision 8" "gsa-heads 1"; do
     refuse "train: --$flag without splats" 2 "--${flag%% *}" $train --attention standard --$flag --out "$dir/x"
 done
 refuse "train: depth and preset" 2 "--preset" $train --depth 2 --preset gpt2-124m --out "$dir/x"

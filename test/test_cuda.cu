@@ -506,7 +506,7 @@ static void test_model(int kind, int updates) {
 
     /* without the sphere steps of 1e-3 are chaotic: on the CPU alone noise of 1e-6 in the gradients of "no sphere, full" becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4 */
     for (int step = 1; step <= updates; step++) {
-        Update u = {config.raw ? 3e-4 : 1e-3, 0.9, 0.95, 0.1, {1, 1}, step};
+        Update u = {{config.raw ? 3e-4 : 1e-3, config.raw ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
         int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
         cpu::gsa_zero_gradients(p.c);
         cuda_zero_gradients(p.g);
@@ -528,7 +528,7 @@ static void test_determinism(int kind) {
     Config config = kind_config(kind);
     Pair a = make_pair(&config, 3, 13), b = make_pair(&config, 3, 13);
     for (int step = 1; step <= 3; step++) {
-        Update u = {1e-3, 0.9, 0.95, 0.1, {1, 1}, step};
+        Update u = {{1e-3, 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
         int64_t clamped[NUM_BOUNDS];
         double loss[2];
         for (int i = 0; i < 2; i++) {
@@ -892,7 +892,7 @@ static void test_bounds(int kind) {
         if (p.c->p.lndelta) p.c->p.lndelta[i] += (float)(2 * rng_normal(&rng));
     }
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
-    Update u = {0, 0.9, 0.95, 0, {1, 1}, 1};
+    Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1};
     int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
     cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T), cpu::gsa_backward(p.c, 1), cpu::gsa_zero_gradients(p.c);
     cpu::gsa_update(p.c, &u, clamped);
@@ -995,7 +995,7 @@ static void test_training(int kind) {
     CHECK(fabs(device_one / one - 1) <= LOSS, "one token: loss %.7f, CPU %.7f", device_one, one);
     uint64_t rng = 9;
     for (int step = 1; step <= 500; step++) {
-        Update u = {1e-3, 0.9, 0.95, 0.1, {1, 1}, step};
+        Update u = {{1e-3, 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
         int64_t clamped[NUM_BOUNDS];
         for (size_t i = 0; i < p.B * p.T; i++) { /* x counts up by steps that a sequence keeps; a tenth is noise */
             size_t b = i / p.T;

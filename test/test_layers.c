@@ -525,7 +525,7 @@ static void test_threads(void) {
         for (int i = 0; i < NUM_TENSORS; i++)
             CHECK(memcmp(grads + m->tensors[i].offset, m->grads + m->tensors[i].offset, m->tensors[i].size * sizeof(real)) == 0, "gradient of %s with %d threads as with one", m->tensors[i].name, count);
         CHECK(memcmp(norms, sizes, sizeof norms) == 0, "gradient norms with %d threads as with one", count);
-        const Update u = {.rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {0.5, 0.5}, .step = 1};
+        const Update u = {.rate = {1e-3, 1e-2}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {0.5, 0.5}, .step = 1};
         gsa_update(m, &u, clamped);
         if (count == 1) memcpy(params, m->params, m->total * sizeof(real));
         CHECK(memcmp(params, m->params, m->total * sizeof(real)) == 0, "an update with %d threads as with one", count);
@@ -547,7 +547,7 @@ static bool named(const char *name, const char *names) { /* in a list "a b c" */
     return false;
 }
 
-/* AdamW by its formula: which tensors decay, whose rate is tenfold and who is clipped with whom stands here once more, by name. */
+/* AdamW by its formula: which tensors decay, who has which rate and who is clipped with whom stands here once more, by name. */
 static void test_adamw(void) {
     static const char *const decaying = "wte wpe qkvw attprojw fcw fcprojw", *const scalars = "lnp lnalpha lntheta";
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
@@ -559,13 +559,13 @@ static void test_adamw(void) {
     uint64_t rng = 13;
     for (int step = 1; step <= 5; step++) {
         /* Adam forgets a constant factor, so the scales change from step to step */
-        const Update u = {.rate = 1e-3 * step, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.5, .scale = {1.0 / step, step == 2 ? 0.1 : 0.9}, .step = step};
+        const Update u = {.rate = {1e-3 * step, 7e-3}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.5, .scale = {1.0 / step, step == 2 ? 0.1 : 0.9}, .step = step};
         double squares[NUM_CLIPS] = {0}, norms[NUM_CLIPS];
         for (int i = 0; i < NUM_TENSORS; i++) {
             const Tensor *t = &m->tensors[i];
             bool scalar = named(t->name, scalars), decay = named(t->name, decaying);
             int clip = scalar ? CLIP_SPLATS : CLIP_WEIGHTS;
-            double rate = u.rate * (scalar ? 10 : 1);
+            double rate = scalar ? 7e-3 : 1e-3 * step;
             if (named(t->name, "alive lnalpha0")) continue; /* never trained */
             for (size_t k = t->offset; k < t->offset + t->size; k++) {
                 m->grads[k] = (real)(0.01 * rng_normal(&rng));
@@ -675,7 +675,7 @@ static void test_bounds(int covariance, int envelope) {
     for (int step = 1; step <= 30; step++) { /* and an update never leaves them */
         if (!m->grads) m->grads = (real *)xcalloc(m->total, sizeof(real));
         for (size_t k = 0; k < m->total; k++) m->grads[k] = (real)(k % 2 ? 1 : -1);
-        const Update u = {.rate = 0.05, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {1, 1}, .step = step};
+        const Update u = {.rate = {0.05, 0.5}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {1, 1}, .step = step};
         gsa_update(m, &u, clamped);
     }
     check_bounds(m, "after large updates");
@@ -896,7 +896,7 @@ static void test_overfit(int attention, int position, int covariance, int envelo
         gsa_zero_gradients(m);
         gsa_backward(m, 1);
         gsa_gradient_norms(m, norms);
-        Update u = {.rate = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .step = step};
+        Update u = {.rate = {1e-2, 0.1}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .step = step};
         for (int i = 0; i < NUM_CLIPS; i++) u.scale[i] = norms[i] > 1 ? 1 / norms[i] : 1;
         gsa_update(m, &u, clamped);
     }

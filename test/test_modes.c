@@ -699,7 +699,7 @@ static void test_threads(size_t mode) {
         for (int i = 0; i < NUM_TENSORS; i++)
             CHECK(memcmp(grads + m->tensors[i].offset, m->grads + m->tensors[i].offset, m->tensors[i].size * sizeof(real)) == 0, "mode %zu: gradient of %s with %d threads", mode,
                   m->tensors[i].name, threads);
-        const Update u = {.rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {0.5, 0.5}, .step = 1};
+        const Update u = {.rate = {1e-3, 1e-2}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {0.5, 0.5}, .step = 1};
         int64_t clamped[NUM_BOUNDS];
         gsa_update(m, &u, clamped);
         if (threads == 1) memcpy(params, m->params, m->total * sizeof(real));

@@ -123,7 +123,7 @@ int main(int argc, char **argv) {
     y[N - 1] = x[0];
 
     auto step = [&](int i) {
-        Update u = {1e-4, 0.9, 0.95, 0.1, {1, 1}, i + 1};
+        Update u = {{1e-4, 1e-3}, 0.9, 0.95, 0.1, {1, 1}, i + 1};
         double norms[NUM_CLIPS];
         int64_t clamped[NUM_BOUNDS];
         gsa_zero_gradients(m);
@@ -188,7 +188,7 @@ int main(int argc, char **argv) {
         {"encoder, backward", 1, 2 * NC, 0, [&](int) { Buckets b = m->buckets; b.positions = a.positions, b.segments = a.segments, b.tokens = a.bucket_tokens; encoder_backward(dp.wte, dp.wpe, a.dresidual, &b, a.token_sums, B, T, C, s); }},
         {"zero gradients", 1, (double)m->total * 4 / sizeof(floatX), 0, [&](int) { gsa_zero_gradients(m); }},
         {"gradient norms", 1, (double)m->total * 4 / sizeof(floatX), 0, [&](int) { double norms[NUM_CLIPS]; gsa_gradient_norms(m, norms); }},
-        {"AdamW", 1, (double)m->total * (28 + sizeof(floatX)) / sizeof(floatX), 0, [&](int) { Update u = {0, 0.9, 0.95, 0, {1, 1}, 1000}; int64_t clamped[NUM_BOUNDS]; gsa_update(m, &u, clamped); }},
+        {"AdamW", 1, (double)m->total * (28 + sizeof(floatX)) / sizeof(floatX), 0, [&](int) { Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1000}; int64_t clamped[NUM_BOUNDS]; gsa_update(m, &u, clamped); }},
     };
     double sum = 0;
     printf("%-30s %5s %9s %9s %8s %8s %9s\n", "", "calls", "ms each", "ms a step", "GB/s", "TFLOP/s", "roofline");
