@@ -152,7 +152,7 @@ run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) $(
 # from a clone to stories: the run without flags, then five stories from its model; run again, it goes on or just writes them anew
 QUICKSTART := runs/quickstart
 quickstart: deps
-	@$(MAKE) --no-print-directory probe train_gsa infer build/$(config)/test/check_stories
+	@$(MAKE) --no-print-directory probe $(PROGRAMS) build/$(config)/test/check_stories
 	@if ls $(QUICKSTART)/model_*.bin >/dev/null 2>&1; then resume=--resume; fi; ./train_gsa $$resume --out $(QUICKSTART)
 	@model=$$(ls $(QUICKSTART)/model_*.bin | tail -n 1); echo; echo "five stories by $$model:"; echo; \
 	for seed in 1 2 3 4 5; do ./infer generate "$$model" --seed $$seed 2>/dev/null || exit 1; echo '<|endoftext|>'; done | tee $(QUICKSTART)/stories.txt
