@@ -1226,7 +1226,10 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
 
     float M0[GROUPS][E] = {}, square_sum[GROUPS][E] = {}, amplitude[GROUPS][E] = {}, frequency[GROUPS][E] = {}; /* of this lane's tokens */
     float M1[OWN][2][4] = {}, M2[OWN][2][4] = {};
-    if (Shape::STAGES == 2) load(0);
+    if (Shape::STAGES == 2) {
+        load(0);
+        __syncthreads(); /* the precisions are there */
+    }
 #pragma unroll 1
     for (int pass = 0; pass < passes; pass++) {
         size_t side = pass % 2;

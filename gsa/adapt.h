@@ -2,8 +2,7 @@
    arithmetic: a back end hands over queries, keys and sums of gradients, and both back ends' statistics meet the same rules here. The same
    statistics give the same events, whatever the number of threads.
 
-   Statistics come in windows: ADAPT_TOKENS evenly spaced tokens of one batch, five windows between two passes and never more than ADAPT_SPACING steps
-   apart. Of each splat s
+   Statistics come in windows: ADAPT_TOKENS evenly spaced tokens of one batch, every ADAPT_SPACING steps, and at least five between two passes. Of each splat s
      activation   mean over queries and keys x of its responsibility r_s(x) = softmax_s(ln alpha_s + ln phi_s(x^))
      pull         sum over the batch's queries and keys of |dL / d ln phi_s|
    are kept for the last ADAPT_WINDOWS windows, and of each head the mean coverage of keys, ln sum_s phi_s(k^).
@@ -85,7 +84,7 @@ bool adapt_window(Adapt *a, int64_t step, const float *splats, const float *sums
 int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, float *m, float *v, AdaptEvent *events);
 int adapt_room(const Adapt *a);
 /* True where a window is due after `step` updates. */
-bool adapt_due(const Adapt *a, int64_t step);
+bool adapt_due(const Adapt *a, const AdaptRules *rules, int64_t step);
 /* Sets the step of the next pass after one at `step`: rules->every later, or a tenth of the steps since the first or the last shift. */
 void adapt_schedule(Adapt *a, const AdaptRules *rules, int64_t step, bool shifted);
 

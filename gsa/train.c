@@ -767,7 +767,7 @@ static int train_loop(Run *r, Loader *val, const Tokenizer *tokenizer, FILE *log
         if (last) break;
 
         double began = now_seconds(), loss = 0, norms[NUM_CLIPS];
-        bool watched = r->adapt && adapt_due(r->adapt, r->step + 1), shifted = false;
+        bool watched = r->adapt && adapt_due(r->adapt, &r->rules, r->step + 1), shifted = false;
         backend->zero_gradients(r->model);
         if (r->adapt) backend->watch(r->model, watched);
         for (int64_t i = 0; i < s.accum; i++) {

@@ -201,7 +201,7 @@ static void test_vanishing(void) {
         int count = 0, windows = 0;
         s.rules.low = 0.3, s.rules.every = 5, s.a->numbers[ADAPT_NEXT] = 5;
         for (int64_t step = 1; step <= 5000; step++) {
-            if (!adapt_due(s.a, step)) continue;
+            if (!adapt_due(s.a, &s.rules, step)) continue;
             for (size_t i = 0; i < slots; i++) sums[i] = windows < 20 ? 1 : 0;
             adapt_window(s.a, step, s.splats, sums), windows++;
             if (step < s.a->numbers[ADAPT_NEXT]) continue;
@@ -397,7 +397,7 @@ static void test_schedule(void) {
     s.rules.every = 5;
     int passes = 0, windows = 0;
     for (int64_t step = 1, last = 0, since = 0; step <= 3000; step++) {
-        if (!adapt_due(s.a, step)) continue;
+        if (!adapt_due(s.a, &s.rules, step)) continue;
         windows++;
         CHECK(step - last <= ADAPT_SPACING && (step % ADAPT_SPACING == 0 || step - last <= (s.a->numbers[ADAPT_NEXT] - since) / 5 + 1), "step %d: %d since the window before", (int)step, (int)(step - last));
         last = step;
@@ -409,6 +409,9 @@ static void test_schedule(void) {
         passes++, since = step;
     }
     CHECK(passes > 80 && passes < 100 && windows > 500 && windows < 800, "%d passes, %d windows", passes, windows);
+    s.rules.mode = ADAPT_NONE, windows = 0;
+    for (int64_t step = 1; step <= 3000; step++) windows += adapt_due(s.a, &s.rules, step);
+    CHECK(windows == 3000 / ADAPT_SPACING, "without passes every %d steps: %d windows", ADAPT_SPACING, windows);
     free_scene(&s);
 }
 
