@@ -215,6 +215,15 @@ void model_set_precision(const Config *c, float *params, double precision) {
         for (size_t i = 0; i < (size_t)config_head_size(c); i++) p[s * P + i * (i + 1) / 2 + i] = (float)(0.5 * log(precision));
 }
 
+void model_scale_amplitudes(const Config *c, float *params, double factor) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    for (size_t s = 0; s < tensors[TENSOR_lnalpha].size; s++) {
+        params[tensors[TENSOR_lnalpha].offset + s] += (float)log(factor);
+        params[tensors[TENSOR_lnalpha0].offset + s] += (float)log(factor);
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------- splats */
 
 const char *model_check_alive(const Config *c, const float *alive) {

@@ -155,6 +155,8 @@ size_t model_parameters(const Config *c);
 void model_start(const Config *c, float *params, uint64_t seed);
 /* Gives all splats this isotropic precision, in whichever form the configuration keeps it. */
 void model_set_precision(const Config *c, float *params, double precision);
+/* Multiplies the amplitudes of all splats, and with them what their bounds are relative to. */
+void model_scale_amplitudes(const Config *c, float *params, double factor);
 
 /* ---------------------------------------------------------------------------------------------- splats
 

@@ -635,8 +635,10 @@ Canvas *picture_bars(const char *title, const char *x_label, const char *const *
             reach = fmax(reach, x1);
         }
         double size = fabs(values[i]) >= 1e9 ? 1e9 : fabs(values[i]) >= 1e6 ? 1e6 : fabs(values[i]) >= 1e4 ? 1e3 : 1;
-        snprintf(text, sizeof text / 2, "%.4g%s", values[i] / size, size == 1e9 ? "G" : size == 1e6 ? "M" : size == 1e3 ? "k" : "");
-        if (error) snprintf(text + strlen(text), sizeof text / 2, " +- %.2g", errors[i]);
+        const char *unit = size == 1e9 ? "G" : size == 1e6 ? "M" : size == 1e3 ? "k" : "";
+        int digits = error ? (int)fmin(fmax(ceil(-log10(errors[i] / size)), 0), 9) : 0; /* both numbers end with the error's first */
+        if (error) snprintf(text, sizeof text, "%.*f%s +- %.*f%s", digits, values[i] / size, unit, digits, errors[i] / size, unit);
+        else snprintf(text, sizeof text, "%.4g%s", values[i] / size, unit);
         draw_text(c, reach + 12, y + BAR / 2 - 8, text, TEXT, TEXT_START, ink);
     }
     return c;

@@ -29,7 +29,7 @@ typedef struct {
     int64_t depth, layers, heads, channels, seq, splats;
     const char *preset, *attention, *gsa_heads, *position, *mixer, *covariance, *envelope, *objective, *splat_init;
     int64_t window;
-    double splat_precision;
+    double splat_precision, splat_amplitude;
     bool no_sphere;
     const char *unbounded;
     /* adaptation */
@@ -52,7 +52,7 @@ typedef struct {
 } Settings;
 
 static const Settings defaults = {
-    2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START, false, NULL,
+    2, 0, 0, 0, 256, 0, NULL, "hybrid", NULL, "rope", NULL, "iso", NULL, "lm", "random", 0, SPLAT_PRECISION_START, 1, false, NULL,
     "none", 0, 5, 100, 0.3, 0.995, -1000, 0.02, 4,
     NULL, NULL, NULL, 1024, false,
     4, 1, 8000, 100, 1, 0, 0, 0, 0.1, 0.9, 0.95, 1.0, "cosine", NULL, false,
@@ -88,6 +88,7 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_CHOICE, "covariance", &s->covariance, 0, 0, COVARIANCE_CHOICES, "a splat's precision: one number, one for each dimension, or a matrix", false},
         {FLAG_TEXT, "splat-init", &s->splat_init, 0, 0, "random|ball|kmeans|pca|FILE", "centres on the unit sphere, all in one small ball, from keys of a first batch, or all splats of a model", false},
         {FLAG_REAL, "splat-precision", &s->splat_precision, 1e-6, 1e6, NULL, "precision of all splats at the start", false},
+        {FLAG_REAL, "splat-amplitude", &s->splat_amplitude, 1e-6, 1e6, NULL, "softmax: amplitude of all splats at the start, times what gives logits of random vectors a deviation of 1; less keeps attention soft", false},
         {FLAG_SWITCH, "no-sphere", &s->no_sphere, 0, 0, NULL, "for comparison: splats see queries and keys as they are, not on the unit sphere", false},
         {FLAG_TEXT, "unbounded", &s->unbounded, 0, 0, "LIST", "for comparison: switch bounds of splats off, any of " BOUND_CHOICES ", by commas", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "birth and death of splats (gsa/adapt.h)", false},
@@ -231,7 +232,7 @@ static void resolve_rates(Settings *s, Flag *flags, const Config *c) {
 }
 
 static Config make_config(Settings *s, const Tokenizer *t, Flag *flags) {
-    static const char *const of_splats[] = {"mixer", "splats", "envelope", "covariance", "splat-init", "splat-precision", "no-sphere", "unbounded", "adapt", "splats-alive", "adapt-every", "adapt-life", "adapt-activation",
+    static const char *const of_splats[] = {"mixer", "splats", "envelope", "covariance", "splat-init", "splat-precision", "splat-amplitude", "no-sphere", "unbounded", "adapt", "splats-alive", "adapt-every", "adapt-life", "adapt-activation",
                                             "adapt-overlap", "adapt-coverage", "adapt-density", "adapt-pull"};
     Config c;
     memset(&c, 0, sizeof c);
@@ -264,6 +265,7 @@ static Config make_config(Settings *s, const Tokenizer *t, Flag *flags) {
             if (bound < 0) die_usage("--unbounded takes any of %s, separated by commas, not '%.40s'", BOUND_CHOICES, s->unbounded);
             c.unbounded |= 1 << bound;
         }
+        if (c.mixer != MIXER_SOFTMAX && find_flag(flags, "splat-amplitude")->given) die_usage("--splat-amplitude is for softmax; the linear mixer divides by the sum of its weights");
         if (s->splats_alive > c.S) die_usage("--splats-alive %lld: a head has %d splats", (long long)s->splats_alive, c.S);
     }
     if (!wrong) wrong = config_check(&c);
@@ -298,7 +300,7 @@ static Config config_from_file(Settings *s, Flag *flags, const Checkpoint *k) {
         if (f->given && strcmp(text, value) != 0) die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
         if (!set_flag(f, shape[i].choices ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
     }
-    const char *fixed[] = {"depth", "preset", "gsa-heads", "splat-init", "splat-precision", "no-sphere", "unbounded", "splats-alive"};
+    const char *fixed[] = {"depth", "preset", "gsa-heads", "splat-init", "splat-precision", "splat-amplitude", "no-sphere", "unbounded", "splats-alive"};
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
         if (find_flag(flags, fixed[i])->given) die_usage("--%s does not go with --init-from: shape and splats are those of %s", fixed[i], k->path);
     if (!find_flag(flags, "seq")->given) s->seq = c.T;
@@ -935,9 +937,12 @@ int train(int argc, char **argv, const Backend *backend) {
         if (precision != s.splat_precision) printf("--splat-precision %g is out of bounds: all splats start with %g\n", s.splat_precision, precision);
         model_set_precision(&config, flat, precision);
         if (strcmp(s.splat_init, "ball") == 0) adapt_start_ball(&config, flat, (uint64_t)s.seed);
-        if (s.splats_alive && strncmp(s.splat_init, "random", 6) != 0 && strcmp(s.splat_init, "ball") != 0 && strcmp(s.splat_init, "kmeans") != 0 && strcmp(s.splat_init, "pca") != 0)
-            die_usage("--splats-alive does not go with --splat-init %s: that model says which splats live", s.splat_init);
+        static const char *const of_model[] = {"splats-alive", "splat-precision", "splat-amplitude"};
+        bool model = strcmp(s.splat_init, "random") != 0 && strcmp(s.splat_init, "ball") != 0 && strcmp(s.splat_init, "kmeans") != 0 && strcmp(s.splat_init, "pca") != 0;
+        for (size_t i = 0; i < sizeof of_model / sizeof *of_model && model; i++)
+            if (find_flag(flags, of_model[i])->given) die_usage("--%s does not go with --splat-init %s: splats are those of that model", of_model[i], s.splat_init);
         if (s.splats_alive) adapt_start_alive(&config, (int)s.splats_alive, flat);
+        if (s.splat_amplitude != 1) model_scale_amplitudes(&config, flat, s.splat_amplitude);
     }
     backend->write(run.model, BUFFER_PARAMS, flat);
     if (!start && strcmp(s.splat_init, "random") != 0 && strcmp(s.splat_init, "ball") != 0) start_splats(&run, tensors, flat);

@@ -45,6 +45,9 @@ amplitudes() { rm -rf "$dir/rate"; $train --steps 1 --warmup 1 --batch 2 --sampl
 check "ten times the learning rate, but at most 0.01" sh -c "[ '$(amplitudes)' = '0.99 1.01 ' ]"
 check "ten times a low learning rate" sh -c "[ '$(amplitudes --lr 1e-4)' = '1.00 ' ]"
 check "a rate for the splats" sh -c "[ '$(amplitudes --splat-lr 0.1)' = '0.90 1.11 ' ]"
+entropy_at_start() { rm -rf "$dir/rate"; $train $tiny --steps 1 --eval-every 1 "$@" --out "$dir/rate" | sed -n 's|^step 0/1 .*entropy \([0-9.]*\).*|\1|p'; }
+softer=$(echo "$(entropy_at_start) $(entropy_at_start --splat-amplitude 0.1) $(entropy_at_start --splats-alive 3) $(entropy_at_start --splats-alive 3 --splat-amplitude 0.1)" | awk '{ print ($2 > $1 + 0.1) && ($4 > $3 + 0.1) }')
+check "a lower amplitude makes attention softer" [ "$softer" = 1 ]
 check "no rate for the splats" sh -c "[ '$(amplitudes --splat-lr 0)' = '1.00 ' ]"
 # ---- birth and death of splats: events, the same whatever the threads, resumed bit for bit; flags that make no sense
 adapt="$tiny --splats 8 --adapt-every 5 --adapt-life 5 --adapt-activation 0.95 --steps 40 --eval-every 10 --save-every 20 --keep 0"
@@ -62,6 +65,9 @@ check "another start from what has adapted" $train --init-from "$dir/ad/model_00
 refuse "more alive than there are" 2 "--splats-alive" $train $tiny --splats-alive 60 --out "$dir/x"
 refuse "no such way to adapt" 2 "--adapt" $train $tiny --adapt always --out "$dir/x"
 refuse "adaptation without splats" 2 "--adapt" $train $tiny --attention standard --adapt grow --out "$dir/x"
+refuse "precision of another model's splats" 2 "--splat-precision" $train $tiny --splat-init "$dir/ad/model_00000040.bin" --splat-precision 2 --out "$dir/x"
+refuse "amplitude of another model's splats" 2 "--splat-amplitude" $train $tiny --splat-init "$dir/ad/model_00000040.bin" --splat-amplitude 2 --out "$dir/x"
+refuse "amplitudes that cancel" 2 "--splat-amplitude" $train $tiny --mixer linear --splat-amplitude 0.1 --out "$dir/x"
 refuse "an interval of 0" 2 "--adapt-every" $train $tiny --adapt grow --adapt-every 0 --out "$dir/x"
 refuse "alive splats of another model" 2 "--splats-alive" $train $tiny --splat-init "$dir/ad/model_00000040.bin" --splats-alive 2 --out "$dir/x"
 refuse "a share above 1" 2 "--adapt-overlap" $train $tiny --adapt grow --adapt-overlap 2 --out "$dir/x"
@@ -404,7 +410,7 @@ refuse "train: extra heads by a list" 2 "number of extra heads" $train --attenti
 refuse "train: no extra heads" 2 "--gsa-heads 0" $train --attention augment --gsa-heads 0 --out "$dir/x"
 refuse "train: splats start from a missing file" 1 "nothere.bin" $train --splat-init "$dir/nothere.bin" --out "$dir/x"
 refuse "train: an unknown bound" 2 "precision|centre" $train --unbounded precision,speed --out "$dir/x"
-for flag in "splat-lr 0.01" no-sphere "unbounded decay" "mixer linear" "splats 4" "envelope none" "covariance full" "splat-init pca" "splat-precision 8" "gsa-heads 1"; do
+for flag in "splat-lr 0.01" no-sphere "unbounded decay" "mixer linear" "splats 4" "envelope none" "covariance full" "splat-init pca" "splat-precision 8" "splat-amplitude 0.1" "gsa-heads 1"; do
     refuse "train: --$flag without splats" 2 "--${flag%% *}" $train --attention standard --$flag --out "$dir/x"
 done
 refuse "train: depth and preset" 2 "--preset" $train --depth 2 --preset gpt2-124m --out "$dir/x"
