@@ -113,7 +113,7 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_INT, "accum", &s->accum, 1, 65536, NULL, "passes per update, gradients averaged", false},
         {FLAG_REAL, "lr", &s->lr, 0, 10, NULL, "highest learning rate; 0.384 / channels if not given", false},
         {FLAG_REAL, "min-lr", &s->min_lr, 0, 10, NULL, "learning rate at the end; a tenth of --lr if not given", false},
-        {FLAG_REAL, "splat-lr", &s->splat_lr, 0, 10, NULL, "highest rate of splats' scalars (precision, amplitude, envelope); ten times --lr, but at most 0.01, if not given", false},
+        {FLAG_REAL, "splat-lr", &s->splat_lr, 0, 10, NULL, "highest rate of splats' scalars (precision, amplitude, envelope), in the schedule of --lr; ten times --lr, but at most 0.01, if not given", false},
         {FLAG_INT, "warmup", &s->warmup, 0, 1e9, NULL, "steps until the highest rate is reached", false},
         {FLAG_CHOICE, "schedule", &s->schedule, 0, 0, "cosine|wsd|constant", "after the warm-up: a cosine; constant, then linear over the last fifth; constant", false},
         {FLAG_REAL, "weight-decay", &s->weight_decay, 0, 10, NULL, "of matrices and embeddings", false},

@@ -722,6 +722,14 @@ static void test_start(void) {
         CHECK(fabs(exp(a[t[TENSOR_lnp].offset + s * HS + s % HS]) - 4) < 1e-5, "precision 4");
         CHECK(fabs(a[t[TENSOR_lnalpha].offset + s] - splat_amplitude_start((int)S, (int)HS)) < 1e-6, "amplitude");
     }
+    memcpy(b, a, total * sizeof(real));
+    model_scale_amplitudes(&c, b, 0.05);
+    double moved[2] = {0, 0};
+    for (size_t k = 0; k < total; k++) {
+        bool amplitude = (k >= t[TENSOR_lnalpha].offset && k < t[TENSOR_lnalpha].offset + splats) || (k >= t[TENSOR_lnalpha0].offset && k < t[TENSOR_lnalpha0].offset + splats);
+        moved[amplitude] = fmax(moved[amplitude], fabs(b[k] - a[k] - (amplitude ? log(0.05) : 0)));
+    }
+    CHECK(moved[0] == 0 && moved[1] < 1e-6, "amplitudes and what they are bounded by times 0.05: %g, all else as it was: %g", moved[1], moved[0]);
     Config learned = c; /* a tensor more or less does not change the others */
     learned.position = POSITION_ROPE;
     model_tensors(&learned, other);
