@@ -24,22 +24,23 @@ NVCC    := $(shell command -v nvcc 2>/dev/null)
 GPU_ARCH ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
 endif
 
-CPPFLAGS += -D_GNU_SOURCE
-CFLAGS   := -std=c11 -Wall -Wextra -fno-math-errno -march=$(MARCH) $(CFLAGS)
-LDLIBS   += -lm
+# override: what is given on the command line of make is added to these flags instead of taking their place
+override CPPFLAGS += -D_GNU_SOURCE
+override CFLAGS   := -std=c11 -Wall -Wextra -fno-math-errno -march=$(MARCH) $(CFLAGS)
+override LDLIBS   += -lm
 ifeq ($(config),release)
-CFLAGS   += -O3 -g
+override CFLAGS   += -O3 -g
 OUT      :=
 else ifeq ($(config),debug)
-CFLAGS   += -O0 -g3
+override CFLAGS   += -O0 -g3
 OUT      := build/debug/
 else ifeq ($(config),sanitize)
-CFLAGS   += -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+override CFLAGS   += -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 OUT      := build/sanitize/
 else
 $(error config=$(config) is not known: release, debug or sanitize)
 endif
-CFLAGS   += $(if $(OMP),-fopenmp,-fopenmp-simd -Wno-unknown-pragmas)
+override CFLAGS   += $(if $(OMP),-fopenmp,-fopenmp-simd -Wno-unknown-pragmas)
 # everything that changes the objects without changing a source is in the folder's name
 LINKED   := build/$(config)/linked$(subst /,-,$(OUT))
 BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL),-dnnl)
