@@ -592,10 +592,11 @@ Canvas *picture_curves(const char *title, const char *x_label, const char *y_lab
 
 Canvas *picture_bars(const char *title, const char *x_label, const char *const *names, const double *values, const double *errors, int count) {
     enum { BAR = 34, PITCH = 50, WIDTH = 1400 };
-    double low = INFINITY, high = -INFINITY, room = 0, step, ticks[16];
+    double low = INFINITY, high = -INFINITY, finest = INFINITY, room = 0, step, ticks[16];
     char label[256], text[96];
     for (int i = 0; i < count; i++) {
         double e = errors[i] > 0 ? errors[i] : 0;
+        if (e > 0) finest = fmin(finest, e);
         if (isfinite(values[i])) low = fmin(low, values[i] - e), high = fmax(high, values[i] + e);
         room = fmax(room, text_width(names[i], TEXT));
     }
@@ -636,7 +637,7 @@ Canvas *picture_bars(const char *title, const char *x_label, const char *const *
         }
         double size = fabs(values[i]) >= 1e9 ? 1e9 : fabs(values[i]) >= 1e6 ? 1e6 : fabs(values[i]) >= 1e4 ? 1e3 : 1;
         const char *unit = size == 1e9 ? "G" : size == 1e6 ? "M" : size == 1e3 ? "k" : "";
-        int digits = error ? (int)fmin(fmax(ceil(-log10(errors[i] / size)), 0), 9) : 0; /* both numbers end with the error's first */
+        int digits = error ? (int)fmin(fmax(ceil(-log10(finest / size)), 0), 9) : 0; /* all numbers end with the first of the smallest error */
         if (error) snprintf(text, sizeof text, "%.*f%s +- %.*f%s", digits, values[i] / size, unit, digits, errors[i] / size, unit);
         else snprintf(text, sizeof text, "%.4g%s", values[i] / size, unit);
         draw_text(c, reach + 12, y + BAR / 2 - 8, text, TEXT, TEXT_START, ink);
