@@ -590,9 +590,18 @@ Canvas *picture_curves(const char *title, const char *x_label, const char *y_lab
     return draw_curves(800, title, x_label, y_label, curves, count, low, high, doubling);
 }
 
+/* A bar's number in text (size bytes); with an error, as many digits as the smallest error of the picture, finest, has up to its first. */
+static void bar_text(double value, double error, double finest, char *text, size_t size) {
+    double scale = fabs(value) >= 1e9 ? 1e9 : fabs(value) >= 1e6 ? 1e6 : fabs(value) >= 1e4 ? 1e3 : 1;
+    const char *unit = scale == 1e9 ? "G" : scale == 1e6 ? "M" : scale == 1e3 ? "k" : "";
+    int digits = (int)fmin(fmax(ceil(-log10(finest / scale)), 0), 9);
+    if (error > 0) snprintf(text, size, "%.*f%s +- %.*f%s", digits, value / scale, unit, digits, error / scale, unit);
+    else snprintf(text, size, "%.4g%s", value / scale, unit);
+}
+
 Canvas *picture_bars(const char *title, const char *x_label, const char *const *names, const double *values, const double *errors, int count) {
     enum { BAR = 34, PITCH = 50, WIDTH = 1400 };
-    double low = INFINITY, high = -INFINITY, finest = INFINITY, room = 0, step, ticks[16];
+    double low = INFINITY, high = -INFINITY, finest = INFINITY, room = 0, numbers = 0, step, ticks[16];
     char label[256], text[96];
     for (int i = 0; i < count; i++) {
         double e = errors[i] > 0 ? errors[i] : 0;
@@ -600,13 +609,17 @@ Canvas *picture_bars(const char *title, const char *x_label, const char *const *
         if (isfinite(values[i])) low = fmin(low, values[i] - e), high = fmax(high, values[i] + e);
         room = fmax(room, text_width(names[i], TEXT));
     }
+    for (int i = 0; i < count; i++) {
+        bar_text(values[i], errors[i], finest, text, sizeof text);
+        numbers = fmax(numbers, text_width(text, TEXT));
+    }
     if (!(low <= high)) low = 0, high = 1;
     room = fmin(room, WIDTH / 2);
     bool from_zero = low < 0.5 * high || low <= 0;
     double start = from_zero ? fmin(low, 0) : low - fmax(high - low, 1e-3 * high) * 0.6, end = high;
     if (nice_ticks(start, end, 8, ticks, &step) && !from_zero) start = floor(start / step) * step;
     if (end <= start) end = start + 1;
-    end += (end - start) * 0.24; /* for the numbers behind the bars */
+    end += (end - start) * (numbers + 24) / (WIDTH - 3 * MARGIN - room - numbers - 24); /* for the numbers behind the bars */
     snprintf(label, sizeof label, "%s", x_label);
     if (!from_zero) {
         number_text(start, step, text, sizeof text);
@@ -635,11 +648,7 @@ Canvas *picture_bars(const char *title, const char *x_label, const char *const *
             draw_line(c, x1, middle - 9, x1, middle + 9, 3, ink, 1);
             reach = fmax(reach, x1);
         }
-        double size = fabs(values[i]) >= 1e9 ? 1e9 : fabs(values[i]) >= 1e6 ? 1e6 : fabs(values[i]) >= 1e4 ? 1e3 : 1;
-        const char *unit = size == 1e9 ? "G" : size == 1e6 ? "M" : size == 1e3 ? "k" : "";
-        int digits = error ? (int)fmin(fmax(ceil(-log10(finest / size)), 0), 9) : 0; /* all numbers end with the first of the smallest error */
-        if (error) snprintf(text, sizeof text, "%.*f%s +- %.*f%s", digits, values[i] / size, unit, digits, errors[i] / size, unit);
-        else snprintf(text, sizeof text, "%.4g%s", values[i] / size, unit);
+        bar_text(values[i], errors[i], finest, text, sizeof text);
         draw_text(c, reach + 12, y + BAR / 2 - 8, text, TEXT, TEXT_START, ink);
     }
     return c;
