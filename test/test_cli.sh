@@ -266,14 +266,16 @@ head -c 100000 "$llmc" >"$dir/wrong.bin"
 refuse "llm.c's cut off" 1 "truncated" $infer generate "$dir/wrong.bin" Once --tokenizer "$dir/t.bin"
 
 # ---- to safetensors and back, every byte; a safetensors file from elsewhere has no metadata of ours
-if python3 -c 'import numpy' 2>/dev/null; then
+python=python3
+$python -c 'import numpy' 2>/dev/null || python=/usr/bin/python3 # Debian's numpy is for Debian's python
+if $python -c 'import numpy' 2>/dev/null; then
     for file in "$gpt2" "$dir/p/model_00000006.bin" "$dir/m/model_00000004.bin" "$dir/u/model_00000003.bin" "$dir/kmeans/model_00000002.bin"; do
         rm -rf "$dir/folder"
-        check "convert $file" python3 dev/convert.py "$file" "$dir/folder"
-        check "convert $file back" python3 dev/convert.py "$dir/folder" "$dir/back.bin"
+        check "convert $file" $python dev/convert.py "$file" "$dir/folder"
+        check "convert $file back" $python dev/convert.py "$dir/folder" "$dir/back.bin"
         check "$file there and back" cmp "$file" "$dir/back.bin"
     done
-    check "convert a GPT-2" python3 dev/convert.py "$gpt2" "$dir/folder"
+    check "convert a GPT-2" $python dev/convert.py "$gpt2" "$dir/folder"
     cat >"$dir/foreign.py" <<'END' # as from elsewhere: other order of tensors, a prefix, no metadata
 import json, struct, sys
 data = open(sys.argv[1], "rb").read()
@@ -288,17 +290,17 @@ for name in sorted(header):
 text = json.dumps(new).encode()
 open(sys.argv[1], "wb").write(struct.pack("<Q", len(text)) + text + out)
 END
-    python3 "$dir/foreign.py" "$dir/folder/model.safetensors"
-    check "convert a foreign GPT-2" python3 dev/convert.py "$dir/folder" "$dir/back.bin"
+    $python "$dir/foreign.py" "$dir/folder/model.safetensors"
+    check "convert a foreign GPT-2" $python dev/convert.py "$dir/folder" "$dir/back.bin"
     check "its words are ours" sh -c "$infer perplexity '$gpt2' '$dir/val.txt' >'$dir/ours' && $infer perplexity '$dir/back.bin' '$dir/val.txt' | cmp - '$dir/ours'"
     rm "$dir/folder/tokenizer.bin"
-    check "convert it without a tokenizer" python3 dev/convert.py "$dir/folder" "$dir/back.bin"
+    check "convert it without a tokenizer" $python dev/convert.py "$dir/folder" "$dir/back.bin"
     check "it takes one from a file" sh -c "$infer perplexity '$dir/back.bin' '$dir/val.txt' --tokenizer '$dir/t.bin' | cmp - '$dir/ours'"
     refuse "it needs one" 1 "--tokenizer" $infer perplexity "$dir/back.bin" "$dir/val.txt"
     head -c 5000 "$dir/folder/model.safetensors" >"$dir/short" && mv "$dir/short" "$dir/folder/model.safetensors"
-    refuse "convert a truncated file" 1 "model.safetensors" python3 dev/convert.py "$dir/folder" "$dir/back.bin"
+    refuse "convert a truncated file" 1 "model.safetensors" $python dev/convert.py "$dir/folder" "$dir/back.bin"
     head -c 50000 "$gpt2" >"$dir/short"
-    refuse "convert a truncated model" 1 "short" python3 dev/convert.py "$dir/short" "$dir/folder"
+    refuse "convert a truncated model" 1 "short" $python dev/convert.py "$dir/short" "$dir/folder"
 else
     echo "skip safetensors: no python3 with numpy"
     skipped=$((skipped + 1))
