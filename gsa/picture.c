@@ -614,7 +614,7 @@ Canvas *picture_bars(const char *title, const char *x_label, const char *const *
         numbers = fmax(numbers, text_width(text, TEXT));
     }
     if (!(low <= high)) low = 0, high = 1;
-    room = fmin(room, WIDTH / 2);
+    room = fmin(room, WIDTH / 2), numbers = fmin(numbers, WIDTH / 4);
     bool from_zero = low < 0.5 * high || low <= 0;
     double start = from_zero ? fmin(low, 0) : low - fmax(high - low, 1e-3 * high) * 0.6, end = high;
     if (nice_ticks(start, end, 8, ticks, &step) && !from_zero) start = floor(start / step) * step;

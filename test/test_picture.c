@@ -364,6 +364,18 @@ static void test_diagrams(void) {
         for (int x = 0; x < c->width; x++) rows[i] += same(pixel(c, x, 24 + 48 + 16 + 50 * i + 4), colour_of(0));
     CHECK(rows[0] > 50 && abs(rows[1] - 5 * rows[0]) <= 8 && rows[2] <= 1, "bars of 1, 5 and 0 are %d, %d and %d long", rows[0], rows[1], rows[2]);
     canvas_free(c);
+    /* two numbers that are the same to the digits of the smaller error, and so in ink; errors of a broken table leave room for the bars */
+    c = picture_bars("Digits", "x", names + 1, (const double[]){4.25, 4.25}, (const double[]){0.00999, 0.01001}, 2);
+    for (int i = 0; i < 2; i++) {
+        rows[i] = 0;
+        for (int y = 24 + 48 + 16 + 50 * i; y < 24 + 48 + 16 + 50 * i + 34; y++)
+            for (int x = c->width / 4; x < c->width; x++) rows[i] += same(pixel(c, x, y), ink);
+    }
+    CHECK(rows[0] > 200 && abs(rows[0] - rows[1]) <= 12, "numbers and errors that read alike have %d and %d pixels of ink", rows[0], rows[1]);
+    canvas_free(c);
+    c = picture_bars("Huge", "x", names, (const double[]){1e300, 1}, (const double[]){1e299, 1e300}, 2);
+    CHECK(count_colour(c, colour_of(0), 0.5, 0, 1, 1) > 1000, "the bar of a huge number is drawn");
+    canvas_free(c);
 
     char *a = xasprintf("%s/a", dir), *log = xasprintf("%s/a/main.log", dir), *other = xasprintf("%s/plain.log", dir);
     make_folder(a);
