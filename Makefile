@@ -62,16 +62,17 @@ all: probe $(PROGRAMS:%=$(OUT)%) $(CUDA_PROGRAMS)
 
 COMMON    := gsa/util gsa/flags
 TOKENIZER := tokenizer/tokenizer
-MODEL     := gsa/model gsa/checkpoint gsa/sample gsa/starts gsa/measure gsa/adapt gsa/train gsa/loader data/stories $(TOKENIZER) $(COMMON)
+GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader $(COMMON)
+MODEL     := gsa/run/train gsa/run/adapt gsa/run/starts gsa/look/measure data/stories $(GROUND)
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)
-infer.parts                := gsa/model gsa/adapt gsa/measure gsa/picture gsa/report gsa/checkpoint gsa/sample gsa/loader gsa/tasks $(TOKENIZER) $(COMMON)
+infer.parts                := gsa/run/adapt gsa/look/measure gsa/look/picture gsa/look/report data/tasks $(GROUND)
 tokenizer/train_bpe.parts  := $(TOKENIZER) $(COMMON)
 tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
-data/prepare.parts         := gsa/loader $(TOKENIZER) $(COMMON)
+data/prepare.parts         := data/loader $(TOKENIZER) $(COMMON)
 data/make_stories.parts    := data/stories $(COMMON)
-dev/plot.parts             := gsa/picture $(COMMON)
+dev/plot.parts             := gsa/look/picture $(COMMON)
 data/make_recall.parts     := $(COMMON)
 test/check_stories.parts   := data/stories $(COMMON)
 dev/scan_bench.parts       := $(MODEL)
@@ -80,7 +81,7 @@ dev/scan_bench.libs         = $(NETWORK_LIBS)
 dev/infer_bench.parts      := $(MODEL)
 dev/infer_bench.libs        = $(NETWORK_LIBS)
 dev/logits.libs             = $(NETWORK_LIBS)
-$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) gsa/tasks gsa/picture gsa/report))
+$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks gsa/look/picture gsa/look/report))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc
 train_gsa.libs             := $(NETWORK_LIBS)
@@ -107,7 +108,7 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(if $(DNNL),-DUSE_DNNL) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/gsa/report.o: gsa/report.html # a part of the object
+$(BUILD)/gsa/look/report.o: gsa/look/report.html # a part of the object
 
 # GPU code: for the card that answers, else for Ampere and newer (PTX) and Hopper; each source in bf16 and, for checking, in fp32
 PRECISION ?= bf16

@@ -15,14 +15,14 @@
 #pragma GCC diagnostic pop
 #endif
 
-#include "gsa/adapt.h"
+#include "gsa/run/adapt.h"
 #include "gsa/checkpoint.h"
 #include "gsa/flags.h"
-#include "gsa/loader.h"
-#include "gsa/report.h"
+#include "data/loader.h"
+#include "gsa/look/report.h"
 #include "gsa/sample.h"
-#include "gsa/tasks.h"
-#include "tokenizer/tokenizer.h"
+#include "data/tasks.h"
+#include "tokenizer/stored.h"
 
 #include <sys/mman.h>
 
@@ -1457,7 +1457,7 @@ static int inspect(int argc, char **argv) {
     return 0;
 }
 
-#include "gsa/study.h"
+#include "gsa/look/study.h"
 
 #ifndef INFER_NO_MAIN
 

@@ -2,9 +2,9 @@
    reference that everything else is checked against.
 
    In this file: the network's arithmetic, every layer forward and backward, and nothing else. Reading order:
-     matrix products -> encoder -> layernorm -> matmul -> feature maps: rope and splats -> the two mixers: attention and scan ->
-     gelu, residual -> classifier -> the model: forward, backward, update -> main
-   Elsewhere: what a model is (gsa/model.h: configuration and parameter table), what a run does (gsa/train.c).
+     matrix products -> encoder -> layernorm -> gelu, residual -> matmul -> feature maps: rope and splats ->
+     the two mixers: attention and scan -> classifier -> the model: forward, backward, update -> main
+   Elsewhere: what a model is (gsa/model.h: configuration and parameter table), what a run does (gsa/run/train.c).
 
    Conventions: B sequences of T tokens, C channels, NH heads of size HS = C / NH, V tokens in the vocabulary padded to Vp, S
    splats a head. x_forward(out, in, weights, sizes), x_backward(d..., ...): gradients of parameters are added to, gradients
@@ -14,7 +14,7 @@
    Tests compile this file with GSA_DOUBLE, where all numbers are double, and check it against finite differences;
    GSA_NO_MAIN leaves main to the file that includes this one. */
 
-#include "gsa/train.h"
+#include "gsa/run/train.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -269,6 +269,38 @@ static void layernorm_backward(real *din, real *dweight, real *dbias, const real
             }
         for (size_t c = 0; c < n; c++) dweight[c0 + c] += dw[c], dbias[c0 + c] += db[c];
     }
+}
+
+/* ---------------------------------------------------------------------------------------------- gelu, residual */
+
+#define GELU_A 0.7978845608028654 /* sqrt(2 / pi) */
+#define GELU_B 0.044715
+
+/* tanh form: x/2 (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + exp(-2u)) */
+static inline real gelu(real x) {
+    real u = (real)GELU_A * (x + (real)GELU_B * x * x * x);
+    return x / (1 + exp_real(-2 * u));
+}
+
+static void gelu_forward(real *out, const real *in, size_t N) {
+#pragma omp parallel for simd
+    for (size_t i = 0; i < N; i++) out[i] = gelu(in[i]);
+}
+
+/* with s = 1 / (1 + exp(-2u)): d(x s) = s + x s (1 - s) 2u'; din may be dout */
+static void gelu_backward(real *din, const real *dout, const real *in, size_t N) {
+#pragma omp parallel for simd
+    for (size_t i = 0; i < N; i++) {
+        real x = in[i], u = (real)GELU_A * (x + (real)GELU_B * x * x * x);
+        real s = 1 / (1 + exp_real(-2 * u)), du = (real)GELU_A * (1 + 3 * (real)GELU_B * x * x);
+        din[i] = dout[i] * (s + x * s * (1 - s) * 2 * du);
+    }
+}
+
+/* x += y; its backward pass is that both have the same gradient */
+static void residual_forward(real *x, const real *y, size_t N) {
+#pragma omp parallel for simd
+    for (size_t i = 0; i < N; i++) x[i] += y[i];
 }
 
 /* ---------------------------------------------------------------------------------------------- matmul */
@@ -1105,38 +1137,6 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
     scan_head_close(&s);
 }
 
-/* ---------------------------------------------------------------------------------------------- gelu, residual */
-
-#define GELU_A 0.7978845608028654 /* sqrt(2 / pi) */
-#define GELU_B 0.044715
-
-/* tanh form: x/2 (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + exp(-2u)) */
-static inline real gelu(real x) {
-    real u = (real)GELU_A * (x + (real)GELU_B * x * x * x);
-    return x / (1 + exp_real(-2 * u));
-}
-
-static void gelu_forward(real *out, const real *in, size_t N) {
-#pragma omp parallel for simd
-    for (size_t i = 0; i < N; i++) out[i] = gelu(in[i]);
-}
-
-/* with s = 1 / (1 + exp(-2u)): d(x s) = s + x s (1 - s) 2u'; din may be dout */
-static void gelu_backward(real *din, const real *dout, const real *in, size_t N) {
-#pragma omp parallel for simd
-    for (size_t i = 0; i < N; i++) {
-        real x = in[i], u = (real)GELU_A * (x + (real)GELU_B * x * x * x);
-        real s = 1 / (1 + exp_real(-2 * u)), du = (real)GELU_A * (1 + 3 * (real)GELU_B * x * x);
-        din[i] = dout[i] * (s + x * s * (1 - s) * 2 * du);
-    }
-}
-
-/* x += y; its backward pass is that both have the same gradient */
-static void residual_forward(real *x, const real *y, size_t N) {
-#pragma omp parallel for simd
-    for (size_t i = 0; i < N; i++) x[i] += y[i];
-}
-
 /* ---------------------------------------------------------------------------------------------- classifier */
 
 /* losses (N) = lse - logit of the target, in nats; lse (N) = ln sum_{v < V} exp(logit); logits (N, Vp). A target of -1 is left out: loss 0. */
@@ -1176,7 +1176,7 @@ typedef struct {
 #undef X
 } ParameterTensors;
 
-/* name, kind (gsa/train.h), size. K: the blocks whose activations are kept for the backward pass, after each other: L, or 1 with
+/* name, kind (gsa/run/train.h), size. K: the blocks whose activations are kept for the backward pass, after each other: L, or 1 with
    --recompute, where they are computed again. */
 #define ACTIVATIONS(X)                                                                                                    \
     X(residual, RESIDUAL, (L + 1) * B * T * C) /* the stream at the input of each block and after the last */            \
@@ -1670,7 +1670,7 @@ static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
 
 #ifndef GSA_NO_MAIN
 
-/* The back end of gsa/train.h, in terms of the functions above. */
+/* The back end of gsa/run/train.h, in terms of the functions above. */
 
 static int cpu_threads(void) {
 #ifdef _OPENMP

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "../gsa/flags.h"
-#include "../gsa/loader.h"
+#include "loader.h"
 #include "../gsa/util.h"
 #include "../tokenizer/tokenizer.h"
 

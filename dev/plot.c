@@ -5,7 +5,7 @@
      dev/plot bars table.csv --value "validation loss" --error deviation -o bars.png
      dev/plot lines table.csv --by attention --x distance --y accuracy -o lines.png */
 #include "../gsa/flags.h"
-#include "../gsa/picture.h"
+#include "../gsa/look/picture.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -12,7 +12,6 @@
 #ifndef GSA_CHECKPOINT_H
 #define GSA_CHECKPOINT_H
 
-#include "../tokenizer/tokenizer.h"
 #include "model.h"
 
 #ifdef __cplusplus
@@ -96,10 +95,6 @@ void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *fla
 void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data, int *count);
 /* Dies with a sentence naming the first field in which the file's configuration differs from c. */
 void checkpoint_match(const Checkpoint *k, const Config *c);
-
-/* The model's own tokenizer, or that of the file `given` (NULL: none) where it holds none; dies where the two differ, where there is neither, and
-   where the number of entries is not the model's vocabulary. */
-Tokenizer *checkpoint_tokenizer(const Checkpoint *k, const char *given);
 
 #ifdef __cplusplus
 }

@@ -2,7 +2,7 @@
 #define GSA_DOUBLE
 #include "network.h"
 
-#include "../gsa/adapt.h"
+#include "../gsa/run/adapt.h"
 
 enum { ROOM = 64 };
 static AdaptEvent events[ROOM];

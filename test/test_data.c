@@ -4,8 +4,8 @@
 #include <unistd.h>
 
 #include "../data/stories.h"
-#include "../gsa/loader.h"
-#include "../gsa/train.h"
+#include "../data/loader.h"
+#include "../gsa/run/train.h"
 #include "../gsa/util.h"
 #include "../tokenizer/tokenizer.h"
 #include "stories_match.h"

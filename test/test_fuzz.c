@@ -7,8 +7,8 @@
 #include "network.h"
 
 #include "../data/stories.h"
-#include "../gsa/tasks.h"
-#include "../gsa/train.h"
+#include "../data/tasks.h"
+#include "../gsa/run/train.h"
 
 #include <fcntl.h>
 #include <setjmp.h>

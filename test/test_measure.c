@@ -3,7 +3,7 @@
 #define GSA_DOUBLE
 #include "network.h"
 
-#include "../gsa/measure.h"
+#include "../gsa/look/measure.h"
 
 /* ---------------------------------------------------------------------------------------------- weights, every mode */
 

@@ -2,7 +2,7 @@
    here from the equations of the design; then what holds exactly for every mode. */
 #include "network.h"
 
-#include "../gsa/starts.h"
+#include "../gsa/run/starts.h"
 
 #include <unistd.h>
 

@@ -1,7 +1,7 @@
 /* Pictures and reports. Witnesses: stb_image reads what stb_image_write wrote, cJSON what the report wrote; ticks, scales, planes and ellipses by
    their properties; covariances by elimination; responsibilities by equation (11) written again; of every picture, that its rim is empty:
    nothing is cut off. */
-#include "../gsa/report.h"
+#include "../gsa/look/report.h"
 #include "test.h"
 
 #include <cjson/cJSON.h>

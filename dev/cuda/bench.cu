@@ -13,7 +13,7 @@
 #include "../../test/test_cuda.cu"
 
 #include "../../gsa/flags.h"
-#include "../../gsa/measure.h"
+#include "../../gsa/look/measure.h"
 
 #include <algorithm>
 #include <functional>

@@ -11,7 +11,7 @@
 
 #include "../../gsa/checkpoint.h"
 #include "../../gsa/flags.h"
-#include "../../gsa/loader.h"
+#include "../data/loader.h"
 
 #include <vector>
 

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The page without its data, gsa/report.html; the data stand where its mark does. */
-__asm__(".section .rodata\n.global report_page\nreport_page: .incbin \"gsa/report.html\"\n.byte 0\n.text\n");
+/* The page without its data, gsa/look/report.html; the data stand where its mark does. */
+__asm__(".section .rodata\n.global report_page\nreport_page: .incbin \"gsa/look/report.html\"\n.byte 0\n.text\n");
 extern const char report_page[];
 static const char mark[] = "{\"data\":0}";
 
@@ -316,7 +316,7 @@ static void put_splats(Page *p, const Report *r, int g) {
 
 void report_write(const Report *r, const char *log, const char *path) {
     const char *at = strstr(report_page, mark), *names[4];
-    if (!at) die("this program was built from a gsa/report.html without the mark %s", mark);
+    if (!at) die("this program was built from a gsa/look/report.html without the mark %s", mark);
     const Config *c = &r->config;
     int NH = config_heads(c), T = r->T, L = c->L, *kind = (int *)xmalloc((size_t)(L * NH) * sizeof *kind), kinds = kinds_of(c, names, kind);
     bool causal = c->objective == OBJECTIVE_LM;

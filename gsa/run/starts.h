@@ -2,7 +2,7 @@
 #ifndef GSA_STARTS_H
 #define GSA_STARTS_H
 
-#include "checkpoint.h"
+#include "../checkpoint.h"
 
 #ifdef __cplusplus
 extern "C" {

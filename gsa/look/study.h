@@ -1,5 +1,5 @@
 /* infer measure and infer recall: what a model's heads do, how far it looks back, which heads it needs, and what it remembers. The end of infer.c, in
-   a file of its own: train_gsa.c's forward pass, and the measures of heads of gsa/measure.c. */
+   a file of its own: train_gsa.c's forward pass, and the measures of heads of gsa/look/measure.c. */
 #ifndef GSA_STUDY_H
 #define GSA_STUDY_H
 

@@ -3,7 +3,7 @@
 #ifndef GSA_PICTURE_H
 #define GSA_PICTURE_H
 
-#include "util.h"
+#include "../util.h"
 
 #ifdef __cplusplus
 extern "C" {

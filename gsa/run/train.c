@@ -2,14 +2,14 @@
    samples -> the loop. */
 #include "train.h"
 
-#include "../data/stories.h"
-#include "../tokenizer/tokenizer.h"
+#include "../../data/stories.h"
+#include "../../tokenizer/stored.h"
 #include "adapt.h"
-#include "checkpoint.h"
-#include "flags.h"
-#include "loader.h"
-#include "measure.h"
-#include "sample.h"
+#include "../checkpoint.h"
+#include "../flags.h"
+#include "../../data/loader.h"
+#include "../look/measure.h"
+#include "../sample.h"
 #include "starts.h"
 
 #include <errno.h>
@@ -91,7 +91,7 @@ static void make_flags(Flag *flags, Settings *s) {
         {FLAG_REAL, "splat-amplitude", &s->splat_amplitude, 1e-6, 1e6, NULL, "softmax: amplitude of all splats at the start, times what gives logits of random vectors a deviation of 1; less keeps attention soft", false},
         {FLAG_SWITCH, "no-sphere", &s->no_sphere, 0, 0, NULL, "for comparison: splats see queries and keys as they are, not on the unit sphere", false},
         {FLAG_TEXT, "unbounded", &s->unbounded, 0, 0, "LIST", "for comparison: switch bounds of splats off, any of " BOUND_CHOICES ", by commas", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "birth and death of splats (gsa/adapt.h)", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "birth and death of splats (gsa/run/adapt.h)", false},
         {FLAG_CHOICE, "adapt", &s->adapt, 0, 0, ADAPT_CHOICES, "splats stay as they are; idle and redundant ones move; or they die and are born, up to --splats. Of use after a bad start (README)", false},
         {FLAG_INT, "splats-alive", &s->splats_alive, 0, 65536, NULL, "splats of a head that live at the start, of --splats; 0: all", false},
         {FLAG_INT, "adapt-every", &s->adapt_every, 1, 1e9, NULL, "steps until the first pass; from then on at least as many, or a tenth of the steps so far; none in the last 30 %", false},

@@ -3,7 +3,7 @@
 #ifndef GSA_MEASURE_H
 #define GSA_MEASURE_H
 
-#include "model.h"
+#include "../model.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -6,7 +6,7 @@
 #ifndef GSA_TASKS_H
 #define GSA_TASKS_H
 
-#include "util.h"
+#include "../gsa/util.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -3,7 +3,7 @@
 #ifndef GSA_LOADER_H
 #define GSA_LOADER_H
 
-#include "util.h"
+#include "../gsa/util.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -20,7 +20,7 @@
 #ifndef GSA_ADAPT_H
 #define GSA_ADAPT_H
 
-#include "checkpoint.h"
+#include "../checkpoint.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -2,7 +2,7 @@
 #ifndef GSA_TRAIN_H
 #define GSA_TRAIN_H
 
-#include "model.h"
+#include "../model.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -38,7 +38,7 @@ typedef struct {
     void (*destroy)(void *model);
     void (*write)(void *model, int buffer, const float *from);       /* from the host into the model */
     const float *(*read)(void *model, int buffer);                   /* on the host, valid until the next call */
-    void (*put)(void *model, int buffer, size_t first, size_t count, const float *from); /* part of a buffer: splats fit in one, see gsa/adapt.h */
+    void (*put)(void *model, int buffer, size_t first, size_t count, const float *from); /* part of a buffer: splats fit in one, see gsa/run/adapt.h */
     void (*get)(void *model, int buffer, size_t first, size_t count, float *to);
     double (*forward)(void *model, const int *x, const int *y, int B, int T); /* x, y (B, T); mean loss in nats over the y that are not -1; y NULL: logits only, returns 0 */
     void (*backward)(void *model, double scale);                     /* of the last forward; adds scale times its gradients */
