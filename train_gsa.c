@@ -6,10 +6,10 @@
      the two mixers: attention and scan -> classifier -> the model: forward, backward, update -> main
    Elsewhere: what a model is (gsa/model.h: configuration and parameter table), what a run does (gsa/run/train.c).
 
-   Conventions: B sequences of T tokens, C channels, NH heads of size HS = C / NH, V tokens in the vocabulary padded to Vp, S
-   splats a head. x_forward(out, in, weights, sizes), x_backward(d..., ...): gradients of parameters are added to, gradients
-   of activations are overwritten, except the residual stream's, which is added to. Every number has one owner: a thread
-   computes it alone in a fixed order, so results do not depend on the number of threads.
+   Conventions: B sequences of T tokens, C channels, NH heads of size HS = C / NH, V tokens in the vocabulary padded to
+   Vp, S splats a head. x_forward(out, in, weights, sizes), x_backward(d..., ...): gradients of parameters are added to,
+   gradients of activations are overwritten, except the residual stream's, which is added to. Every number has one
+   owner: a thread computes it alone in a fixed order, so results do not depend on the number of threads.
 
    Tests compile this file with GSA_DOUBLE, where all numbers are double, and check it against finite differences;
    GSA_NO_MAIN leaves main to the file that includes this one. */
@@ -58,7 +58,7 @@ static inline real largest(const real *x, size_t n) {
     return most;
 }
 
-/* ---------------------------------------------------------------------------------------------- matrix products */
+/* ---------------------------------------------------------------------- matrix products */
 
 /* One vector register of numbers; loads and stores need no alignment. */
 #if defined(__AVX512F__)
@@ -71,32 +71,35 @@ enum { VECTOR_BYTES = 16, ROWS = 4 };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real), COLUMNS = 2 * LANES };
 
-/* C (rows, vectors * LANES) = A B, or += where add; A(i, k) = A[i * ai + k * ak], row k of B at B + k * ldb. With the sizes
-   known at compile time all accumulators stay in registers. */
-#define TILE(name, rows, vectors)                                                                                                            \
-    static inline void name(size_t K, const real *A, size_t ai, size_t ak, const real *B, size_t ldb, real *C, size_t ldc, bool add) {       \
-        vector sum[rows][vectors];                                                                                                           \
-        for (int i = 0; i < rows; i++)                                                                                                       \
-            for (int j = 0; j < vectors; j++) sum[i][j] = add ? *(const vector *)(C + i * ldc + j * LANES) : (vector){0};                    \
-        for (size_t k = 0; k < K; k++) {                                                                                                     \
-            vector b[vectors];                                                                                                               \
-            for (int j = 0; j < vectors; j++) b[j] = *(const vector *)(B + k * ldb + j * LANES);                                             \
-            for (int i = 0; i < rows; i++) {                                                                                                 \
-                real a = A[i * ai + k * ak];                                                                                                 \
-                for (int j = 0; j < vectors; j++) sum[i][j] += a * b[j];                                                                     \
-            }                                                                                                                                \
-        }                                                                                                                                    \
-        for (int i = 0; i < rows; i++)                                                                                                       \
-            for (int j = 0; j < vectors; j++) *(vector *)(C + i * ldc + j * LANES) = sum[i][j];                                              \
+/* C (rows, vectors * LANES) = A B, or += where add; A(i, k) = A[i * ai + k * ak], row k of B at B + k * ldb. With
+   the sizes known at compile time all accumulators stay in registers. */
+#define TILE(name, rows, vectors)                                                                              \
+    static inline void name(size_t K, const real *A, size_t ai, size_t ak, const real *B, size_t ldb, real *C, \
+                            size_t ldc, bool add) {                                                            \
+        vector sum[rows][vectors];                                                                             \
+        for (int i = 0; i < rows; i++)                                                                         \
+            for (int j = 0; j < vectors; j++)                                                                  \
+                sum[i][j] = add ? *(const vector *)(C + i * ldc + j * LANES) : (vector){0};                    \
+        for (size_t k = 0; k < K; k++) {                                                                       \
+            vector b[vectors];                                                                                 \
+            for (int j = 0; j < vectors; j++) b[j] = *(const vector *)(B + k * ldb + j * LANES);               \
+            for (int i = 0; i < rows; i++) {                                                                   \
+                real a = A[i * ai + k * ak];                                                                   \
+                for (int j = 0; j < vectors; j++) sum[i][j] += a * b[j];                                       \
+            }                                                                                                  \
+        }                                                                                                      \
+        for (int i = 0; i < rows; i++)                                                                         \
+            for (int j = 0; j < vectors; j++) *(vector *)(C + i * ldc + j * LANES) = sum[i][j];                \
     }
 TILE(tile_rows_2, ROWS, 2)
 TILE(tile_rows_1, ROWS, 1)
 TILE(tile_1_2, 1, 2)
 TILE(tile_1_1, 1, 1)
 
-/* C (M, N) = A B, or += where add, on the calling thread; A(i, k) = A[i * ai + k * ak]: any layout, transposed too; rows of
-   B and C are contiguous. For the small products inside attention and feature maps. */
-static void product(size_t M, size_t N, size_t K, const real *A, size_t ai, size_t ak, const real *B, size_t ldb, real *C, size_t ldc, bool add) {
+/* C (M, N) = A B, or += where add, on the calling thread; A(i, k) = A[i * ai + k * ak]: any layout, transposed too;
+   rows of B and C are contiguous. For the small products inside attention and feature maps. */
+static void product(size_t M, size_t N, size_t K, const real *A, size_t ai, size_t ak, const real *B, size_t ldb,
+                    real *C, size_t ldc, bool add) {
     for (size_t j = 0; j < N;) {
         size_t n = N - j >= COLUMNS ? COLUMNS : N - j >= LANES ? LANES : 1;
         for (size_t i = 0; i < M;) {
@@ -121,14 +124,17 @@ static void product(size_t M, size_t N, size_t K, const real *A, size_t ai, size
 }
 
 /* One block of the product below, on the calling thread. */
-static void gemm_block(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, size_t lda, const real *B, size_t ldb, real *C, size_t ldc, bool add) {
+static void gemm_block(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, size_t lda, const real *B,
+                       size_t ldb, real *C, size_t ldc, bool add) {
 #ifdef GEMM_DNNL
-    /* called inside a parallel region oneDNN uses one thread: the blocks are ours, so the result does not depend on their number */
-    if (dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', (dnnl_dim_t)M, (dnnl_dim_t)N, (dnnl_dim_t)K, 1.0f, A, (dnnl_dim_t)lda, B, (dnnl_dim_t)ldb, add ? 1.0f : 0.0f, C,
-                   (dnnl_dim_t)ldc) != dnnl_success)
+    /* called inside a parallel region oneDNN uses one thread: the blocks are ours, so the result does not depend on
+       their number */
+    if (dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', (dnnl_dim_t)M, (dnnl_dim_t)N, (dnnl_dim_t)K, 1.0f, A,
+                   (dnnl_dim_t)lda, B, (dnnl_dim_t)ldb, add ? 1.0f : 0.0f, C, (dnnl_dim_t)ldc) != dnnl_success)
         die("oneDNN could not multiply (%zu, %zu) by (%zu, %zu)", M, K, K, N);
 #else
-    /* Panels of B, COLUMNS wide, and of A are packed, so that the inner loop reads memory in order and from the cache. */
+    /* Panels of B, COLUMNS wide, and of A are packed, so that the inner loop reads memory in order and from the
+       cache. */
     enum { DEPTH = 256 };
     real *a = (real *)xmalloc((M + COLUMNS) * DEPTH * sizeof(real)), *b = a + M * DEPTH;
     real edge[COLUMNS * ROWS];
@@ -165,7 +171,8 @@ static void gemm_block(bool ta, bool tb, size_t M, size_t N, size_t K, const rea
 
 /* C (M, N) = op(A) op(B), or += where add, rows contiguous; op transposes where ta, tb. Cut into blocks by the shape
    alone, never by the number of threads. */
-static void gemm(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, size_t lda, const real *B, size_t ldb, real *C, size_t ldc, bool add) {
+static void gemm(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, size_t lda, const real *B, size_t ldb,
+                 real *C, size_t ldc, bool add) {
     size_t m = M < 256 ? M : 256, n = N < 512 ? N : 512;
     while (((M + m - 1) / m) * ((N + n - 1) / n) < 8 && (m > 64 || n > 64)) { /* at least 8 blocks for the threads */
         if (n >= m) n = (n + 1) / 2;
@@ -175,7 +182,8 @@ static void gemm(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, 
 #pragma omp parallel for schedule(dynamic)
     for (size_t block = 0; block < rows * columns; block++) {
         size_t i = block % rows * m, j = block / rows * n;
-        gemm_block(ta, tb, M - i < m ? M - i : m, N - j < n ? N - j : n, K, A + (ta ? i : i * lda), lda, B + (tb ? j * ldb : j), ldb, C + i * ldc + j, ldc, add);
+        gemm_block(ta, tb, M - i < m ? M - i : m, N - j < n ? N - j : n, K, A + (ta ? i : i * lda), lda,
+                   B + (tb ? j * ldb : j), ldb, C + i * ldc + j, ldc, add);
     }
 }
 
@@ -192,10 +200,11 @@ static void add_column_sums(real *sum, const real *x, size_t N, size_t C) {
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- encoder */
+/* ---------------------------------------------------------------------- encoder */
 
 /* out (B, T, C) = wte[token] + wpe[position]; wpe NULL: no learned positions. Positions start at first. */
-static void encoder_forward(real *out, const int *tokens, const real *wte, const real *wpe, size_t B, size_t T, size_t C, size_t first) {
+static void encoder_forward(real *out, const int *tokens, const real *wte, const real *wpe, size_t B, size_t T,
+                            size_t C, size_t first) {
 #pragma omp parallel for
     for (size_t i = 0; i < B * T; i++) {
         const real *token = wte + (size_t)tokens[i] * C, *position = wpe ? wpe + (first + i % T) * C : NULL;
@@ -204,7 +213,8 @@ static void encoder_forward(real *out, const int *tokens, const real *wte, const
     }
 }
 
-static void encoder_backward(real *dwte, real *dwpe, const real *dout, const int *tokens, size_t B, size_t T, size_t C) {
+static void encoder_backward(real *dwte, real *dwpe, const real *dout, const int *tokens, size_t B, size_t T,
+                             size_t C) {
     enum { GROUP = 32 }; /* a token may occur often: its row is owned by column, each thread adds in order of i */
 #pragma omp parallel for
     for (size_t c0 = 0; c0 < C; c0 += GROUP) {
@@ -220,12 +230,14 @@ static void encoder_backward(real *dwte, real *dwpe, const real *dout, const int
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- layernorm */
+/* ---------------------------------------------------------------------- layernorm */
 
 #define LAYERNORM_EPSILON 1e-5
 
-/* out (N, C) = (x - mean) / sqrt(var + 1e-5) * weight + bias, row by row; mean and rstd (N) are kept for the backward pass */
-static void layernorm_forward(real *out, real *mean, real *rstd, const real *in, const real *weight, const real *bias, size_t N, size_t C) {
+/* out (N, C) = (x - mean) / sqrt(var + 1e-5) * weight + bias, row by row; mean and rstd (N) are kept for the
+   backward pass */
+static void layernorm_forward(real *out, real *mean, real *rstd, const real *in, const real *weight, const real *bias,
+                              size_t N, size_t C) {
 #pragma omp parallel for if (N > 1)
     for (size_t i = 0; i < N; i++) {
         const real *x = in + i * C;
@@ -237,13 +249,15 @@ static void layernorm_forward(real *out, real *mean, real *rstd, const real *in,
         for (size_t c = 0; c < C; c++) square += (x[c] - m) * (x[c] - m);
         real r = 1 / (real)sqrt(square / C + LAYERNORM_EPSILON);
         for (size_t c = 0; c < C; c++) o[c] = (x[c] - m) * r * weight[c] + bias[c];
-        mean[i] = m, rstd[i] = r;
+        mean[i] = m;
+        rstd[i] = r;
     }
 }
 
-/* With n = (x - mean) rstd and dn = dout weight: dx = rstd (dn - mean(dn) - n mean(dn n)). Adds to din: the residual stream. */
-static void layernorm_backward(real *din, real *dweight, real *dbias, const real *dout, const real *in, const real *weight, const real *mean, const real *rstd, size_t N,
-                               size_t C) {
+/* With n = (x - mean) rstd and dn = dout weight: dx = rstd (dn - mean(dn) - n mean(dn n)). Adds to din: the residual
+   stream. */
+static void layernorm_backward(real *din, real *dweight, real *dbias, const real *dout, const real *in,
+                               const real *weight, const real *mean, const real *rstd, size_t N, size_t C) {
 #pragma omp parallel for
     for (size_t i = 0; i < N; i++) {
         const real *x = in + i * C, *d = dout + i * C;
@@ -251,9 +265,11 @@ static void layernorm_backward(real *din, real *dweight, real *dbias, const real
 #pragma omp simd reduction(+ : sum, sum_n)
         for (size_t c = 0; c < C; c++) {
             real dn = d[c] * weight[c];
-            sum += dn, sum_n += dn * ((x[c] - m) * r);
+            sum += dn;
+            sum_n += dn * ((x[c] - m) * r);
         }
-        sum /= C, sum_n /= C;
+        sum /= C;
+        sum_n /= C;
         for (size_t c = 0; c < C; c++) dx[c] += r * (d[c] * weight[c] - sum - (x[c] - m) * r * sum_n);
     }
     enum { GROUP = 64 };
@@ -267,11 +283,14 @@ static void layernorm_backward(real *din, real *dweight, real *dbias, const real
                 dw[c] += d * (in[i * C + c0 + c] - mean[i]) * rstd[i];
                 db[c] += d;
             }
-        for (size_t c = 0; c < n; c++) dweight[c0 + c] += dw[c], dbias[c0 + c] += db[c];
+        for (size_t c = 0; c < n; c++) {
+            dweight[c0 + c] += dw[c];
+            dbias[c0 + c] += db[c];
+        }
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- gelu, residual */
+/* ---------------------------------------------------------------------- gelu, residual */
 
 #define GELU_A 0.7978845608028654 /* sqrt(2 / pi) */
 #define GELU_B 0.044715
@@ -303,10 +322,11 @@ static void residual_forward(real *x, const real *y, size_t N) {
     for (size_t i = 0; i < N; i++) x[i] += y[i];
 }
 
-/* ---------------------------------------------------------------------------------------------- matmul */
+/* ---------------------------------------------------------------------- matmul */
 
 /* out (N, OC) = in (N, C) weight^T + bias; weight (OC, C); bias NULL: none */
-static void matmul_forward(real *out, const real *in, const real *weight, const real *bias, size_t N, size_t C, size_t OC) {
+static void matmul_forward(real *out, const real *in, const real *weight, const real *bias, size_t N, size_t C,
+                           size_t OC) {
     if (bias) {
 #pragma omp parallel for
         for (size_t i = 0; i < N; i++) memcpy(out + i * OC, bias, OC * sizeof(real));
@@ -314,21 +334,22 @@ static void matmul_forward(real *out, const real *in, const real *weight, const 
     gemm(false, true, N, OC, C, in, C, weight, C, out, OC, bias != NULL);
 }
 
-static void matmul_backward(real *din, real *dweight, real *dbias, const real *dout, const real *in, const real *weight, size_t N, size_t C, size_t OC) {
+static void matmul_backward(real *din, real *dweight, real *dbias, const real *dout, const real *in, const real *weight,
+                            size_t N, size_t C, size_t OC) {
     gemm(false, false, N, C, OC, dout, OC, weight, C, din, C, false);
     gemm(true, false, OC, C, N, dout, OC, in, C, dweight, C, true);
     if (dbias) add_column_sums(dbias, dout, N, OC);
 }
 
-/* ---------------------------------------------------------------------------------------------- feature maps
+/* ---------------------------------------------------------------------- feature maps
 
-   A head turns its queries and keys into features, and logits are f_q . f_k (times a scale per head). A standard head's
-   features are q and k themselves, or q and k normalised and rotated (rope); a GSA head's are its splats' responses times
-   their envelope (splat). Both work on one head of one sequence: x has T rows of size HS, `stride` apart (a slice of qkv);
-   features f (T, HS) are contiguous. */
+   A head turns its queries and keys into features, and logits are f_q . f_k (times a scale per head). A standard
+   head's features are q and k themselves, or q and k normalised and rotated (rope); a GSA head's are its splats'
+   responses times their envelope (splat). Both work on one head of one sequence: x has T rows of size HS, `stride`
+   apart (a slice of qkv); features f (T, HS) are contiguous. */
 
-/* waves[t] = cos(theta_i n) for all i of `count`, then sin(theta_i n), n = first + t. The phase is kept as an integer fraction of a
-   turn and wraps exactly, so that position 1,000,000 is as exact as position 1. */
+/* waves[t] = cos(theta_i n) for all i of `count`, then sin(theta_i n), n = first + t. The phase is kept as an
+   integer fraction of a turn and wraps exactly, so that position 1,000,000 is as exact as position 1. */
 static void wave_table(real *waves, const double *theta, size_t count, size_t T, size_t first) {
     const double turn = 6.283185307179586;
     for (size_t i = 0; i < count; i++) {
@@ -365,7 +386,8 @@ static inline void unit_vector_backward(real *dx, const real *g, const real *uni
     for (size_t k = 0; k < HS; k++) dx[k] = (add ? dx[k] : 0) + inverse * (g[k] - unit[k] * dot);
 }
 
-/* rope: f = rotation by position of x^ sqrt(HS), pairs (k, k + HS/2). waves (T, HS): cosines and sines of the positions. */
+/* rope: f = rotation by position of x^ sqrt(HS), pairs (k, k + HS/2). waves (T, HS): cosines and sines of the
+   positions. */
 static void rope_forward(real *f, const real *x, size_t stride, const real *waves, size_t T, size_t HS) {
     size_t half = HS / 2;
     real size = (real)sqrt((double)HS);
@@ -373,18 +395,21 @@ static void rope_forward(real *f, const real *x, size_t stride, const real *wave
         unit_vector(f, x, HS);
         for (size_t k = 0; k < half; k++) {
             real a = f[k] * size, b = f[half + k] * size, c = waves[k], s = waves[half + k];
-            f[k] = a * c - b * s, f[half + k] = a * s + b * c;
+            f[k] = a * c - b * s;
+            f[half + k] = a * s + b * c;
         }
     }
 }
 
-static void rope_backward(real *dx, const real *df, const real *x, size_t stride, const real *waves, size_t T, size_t HS) {
+static void rope_backward(real *dx, const real *df, const real *x, size_t stride, const real *waves, size_t T,
+                          size_t HS) {
     size_t half = HS / 2;
     real size = (real)sqrt((double)HS), *unit = (real *)xmalloc(2 * HS * sizeof(real)), *g = unit + HS;
     for (size_t t = 0; t < T; t++, df += HS, x += stride, dx += stride, waves += HS) {
         for (size_t k = 0; k < half; k++) { /* the rotation back */
             real a = df[k], b = df[half + k], c = waves[k], s = waves[half + k];
-            g[k] = size * (a * c + b * s), g[half + k] = size * (b * c - a * s);
+            g[k] = size * (a * c + b * s);
+            g[half + k] = size * (b * c - a * s);
         }
         real inverse = unit_vector(unit, x, HS);
         unit_vector_backward(dx, g, unit, inverse, false, HS);
@@ -402,30 +427,30 @@ typedef struct {
 
 /* The splats of one head. */
 typedef struct {
-    const real *mu, *lnp, *lnalpha;       /* (S, HS), (S, P), (S) */
-    const real *lntheta, *lndelta, *lng;  /* (S), (S), one number; NULL where the head has none */
-    const real *alive;                    /* (S), 1 or 0: a dead splat's features are 0, and so are all its gradients */
-    bool watch;                           /* the backward pass also sums |G| */
-    size_t S, P;                          /* P: numbers per precision, 1 isotropic, HS diagonal, HS (HS + 1) / 2 full */
-    bool raw;                             /* x^ = x in place of equation (1) */
-    const SplatConstants *constants;      /* NULL: made anew for each pass, as training changes the splats */
+    const real *mu, *log_precision, *log_alpha;  /* (S, HS), (S, P), (S) */
+    const real *log_theta, *log_delta, *log_far; /* (S), (S), one number; NULL where the head has none */
+    const real *alive;               /* (S), 1 or 0: a dead splat's features are 0, and so are all its gradients */
+    bool watch;                      /* the backward pass also sums |G| */
+    size_t S, P;                     /* P: numbers per precision, 1 isotropic, HS diagonal, HS (HS + 1) / 2 full */
+    bool raw;                        /* x^ = x in place of equation (1) */
+    const SplatConstants *constants; /* NULL: made anew for each pass, as training changes the splats */
 } Splats;
 
-/* One head's splats over T tokens: what the forward and the backward pass share. Full precision uses only the first four, its
-   own three, and works splat by splat. */
+/* One head's splats over T tokens: what the forward and the backward pass share. Full precision uses only the first
+   four, its own three, and works splat by splat. */
 typedef struct {
-    real *unit, *inverse, *response;   /* x^ (T, HS), the factor (T), ln phi and later its gradient (T, S) */
-    real *square;                      /* |x^|^2 (T) */
+    real *unit, *inverse, *response; /* x^ (T, HS), the factor (T), ln phi and later its gradient (T, S) */
+    real *square;                    /* |x^|^2 (T) */
     SplatConstants c;
-    bool own;                          /* c was made by splat_open */
-    real *square_unit, *spread;        /* diagonal: x^ .* x^ (T, HS) and products with Lambda (T, max(S, HS)) */
-    real *apart, *across, *cholesky;   /* full: x^ - mu (T, HS), (x^ - mu) L (T, HS), L and its transpose (2, HS, HS) */
+    bool own;                        /* c was made by splat_open */
+    real *square_unit, *spread;      /* diagonal: x^ .* x^ (T, HS) and products with Lambda (T, max(S, HS)) */
+    real *apart, *across, *cholesky; /* full: x^ - mu (T, HS), (x^ - mu) L (T, HS), L and its transpose (2, HS, HS) */
 } SplatRoom;
 
 /* theta_s from its logarithm; double, because its rounding is multiplied by the distance */
-static double *splat_frequencies(const real *lntheta, size_t S) {
+static double *splat_frequencies(const real *log_theta, size_t S) {
     double *theta = (double *)xmalloc(S * sizeof(double));
-    for (size_t s = 0; s < S; s++) theta[s] = exp((double)lntheta[s]);
+    for (size_t s = 0; s < S; s++) theta[s] = exp((double)log_theta[s]);
     return theta;
 }
 
@@ -436,10 +461,15 @@ static SplatConstants splat_constants(const Splats *w, size_t HS) {
     size_t S = w->S, P = w->P;
     SplatConstants c;
     c.slope = (real *)xmalloc(S * (2 * HS + 2 * P + 1) * sizeof(real));
-    c.slope_t = c.slope + S * HS, c.precision = c.slope_t + S * HS, c.precision_t = c.precision + S * P, c.centre = c.precision_t + S * P, c.key_scale = 0;
+    c.slope_t = c.slope + S * HS;
+    c.precision = c.slope_t + S * HS;
+    c.precision_t = c.precision + S * P;
+    c.centre = c.precision_t + S * P;
+    c.key_scale = 0;
     for (size_t s = 0; s < S; s++) {
         c.centre[s] = 0;
-        for (size_t k = 0; k < P; k++) c.precision[s * P + k] = c.precision_t[k * S + s] = exp_real(w->lnp[s * P + k]);
+        for (size_t k = 0; k < P; k++)
+            c.precision[s * P + k] = c.precision_t[k * S + s] = exp_real(w->log_precision[s * P + k]);
         for (size_t k = 0; k < HS; k++) {
             real mu = w->mu[s * HS + k], slope = mu * c.precision[s * P + (P > 1 ? k : 0)];
             c.slope[s * HS + k] = c.slope_t[k * S + s] = slope;
@@ -454,8 +484,13 @@ static SplatRoom splat_open(const Splats *w, const real *x, size_t stride, size_
     bool full = is_full(w, HS), diagonal = !full && w->P > 1;
     SplatRoom r;
     memset(&r, 0, sizeof r);
-    r.unit = (real *)xmalloc((T * (HS + 2 + S) + (full ? 2 * T * HS + 2 * HS * HS : diagonal ? T * (HS + widest) : 0)) * sizeof(real));
-    r.inverse = r.unit + T * HS, r.square = r.inverse + T, r.response = r.square + T;
+    r.unit = (real *)xmalloc((T * (HS + 2 + S) + (full       ? 2 * T * HS + 2 * HS * HS
+                                                  : diagonal ? T * (HS + widest)
+                                                             : 0)) *
+                             sizeof(real));
+    r.inverse = r.unit + T * HS;
+    r.square = r.inverse + T;
+    r.response = r.square + T;
     for (size_t t = 0; t < T; t++) {
         real *unit = r.unit + t * HS, square = 0;
         if (w->raw) memcpy(unit, x + t * stride, HS * sizeof(real));
@@ -464,13 +499,16 @@ static SplatRoom splat_open(const Splats *w, const real *x, size_t stride, size_
         r.square[t] = square;
     }
     if (full) {
-        r.apart = r.response + T * S, r.across = r.apart + T * HS, r.cholesky = r.across + T * HS;
+        r.apart = r.response + T * S;
+        r.across = r.apart + T * HS;
+        r.cholesky = r.across + T * HS;
         return r;
     }
     r.own = !w->constants;
     r.c = r.own ? splat_constants(w, HS) : *w->constants;
     if (diagonal) {
-        r.square_unit = r.response + T * S, r.spread = r.square_unit + T * HS;
+        r.square_unit = r.response + T * S;
+        r.spread = r.square_unit + T * HS;
         for (size_t i = 0; i < T * HS; i++) r.square_unit[i] = r.unit[i] * r.unit[i];
     }
     return r;
@@ -493,14 +531,14 @@ static void cholesky_factor(real *cholesky, const real *packed, size_t HS) {
 
 /* the room's `apart` and `across` of splat s, for full precision */
 static void splat_across(SplatRoom *r, const Splats *w, size_t s, size_t T, size_t HS) {
-    cholesky_factor(r->cholesky, w->lnp + s * w->P, HS);
+    cholesky_factor(r->cholesky, w->log_precision + s * w->P, HS);
     for (size_t t = 0; t < T; t++)
         for (size_t k = 0; k < HS; k++) r->apart[t * HS + k] = r->unit[t * HS + k] - w->mu[s * HS + k];
     product(T, HS, HS, r->apart, HS, 1, r->cholesky, HS, r->across, HS, false);
 }
 
-/* Equation (2), response (T, S) = ln phi_s(x^) = -1/2 (x^ - mu_s)^T Lambda_s (x^ - mu_s): for full precision, Lambda = L L^T,
-   as -1/2 |L^T (x^ - mu)|^2; otherwise multiplied out, so that it is one matrix product for all splats:
+/* Equation (2), response (T, S) = ln phi_s(x^) = -1/2 (x^ - mu_s)^T Lambda_s (x^ - mu_s): for full precision, Lambda
+   = L L^T, as -1/2 |L^T (x^ - mu)|^2; otherwise multiplied out, so that it is one matrix product for all splats:
    Lambda mu . x^ - 1/2 x^ . Lambda x^ - 1/2 mu . Lambda mu. */
 static void splat_responses(SplatRoom *r, const Splats *w, size_t T, size_t HS) {
     size_t S = w->S;
@@ -525,9 +563,10 @@ static void splat_responses(SplatRoom *r, const Splats *w, size_t T, size_t HS) 
         }
 }
 
-/* Sums over tokens from which the gradients of one head's splats follow without a second pass. With G = dL / d ln phi_s(x^):
-   M0 = sum G (S), M1 = sum G x^ (S, HS), M2 = sum G |x^|^2 (S) or sum G x^ .* x^ (S, HS); for full precision M1 and M2 hold dmu and
-   dL themselves. Then d ln alpha (S), d theta (S), d delta (S), and for adaptation, where watched, sum |G| (S); d ln g. One record per head and sequence. */
+/* Sums over tokens from which the gradients of one head's splats follow without a second pass. With G = dL / d ln
+   phi_s(x^): M0 = sum G (S), M1 = sum G x^ (S, HS), M2 = sum G |x^|^2 (S) or sum G x^ .* x^ (S, HS); for full
+   precision M1 and M2 hold dmu and dL themselves. Then d ln alpha (S), d theta (S), d delta (S), and for adaptation,
+   where watched, sum |G| (S); d ln g. One record per head and sequence. */
 typedef struct {
     real *M0, *M1, *M2, *amplitude, *frequency, *decay, *absolute, *gain;
 } Moments;
@@ -536,13 +575,20 @@ static size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P +
 
 static Moments moments_at(real *record, size_t S, size_t P, size_t HS) {
     Moments m;
-    m.M0 = record, m.M1 = m.M0 + S, m.M2 = m.M1 + S * HS;
-    m.amplitude = m.M2 + S * P, m.frequency = m.amplitude + S, m.decay = m.frequency + S, m.absolute = m.decay + S, m.gain = m.absolute + S;
+    m.M0 = record;
+    m.M1 = m.M0 + S;
+    m.M2 = m.M1 + S * HS;
+    m.amplitude = m.M2 + S * P;
+    m.frequency = m.amplitude + S;
+    m.decay = m.frequency + S;
+    m.absolute = m.decay + S;
+    m.gain = m.absolute + S;
     return m;
 }
 
 /* dx (+= where add) from r->response = G (T, S), the gradient of ln phi; adds to the moments. */
-static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const Splats *w, size_t stride, bool add, size_t T, size_t HS) {
+static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const Splats *w, size_t stride, bool add,
+                                     size_t T, size_t HS) {
     size_t S = w->S, P = w->P;
     const real *G = r->response;
     real *g = (real *)xcalloc(T * HS, sizeof(real)); /* dL / dx^ = -sum_s G_s Lambda_s (x^ - mu_s) */
@@ -555,11 +601,12 @@ static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const S
         for (size_t s = 0; s < S; s++) {
             splat_across(r, w, s, T, HS);
             memset(sum, 0, HS * sizeof(real));
-            for (size_t t = 0; t < T; t++)
-                for (size_t k = 0; k < HS; k++) sum[k] += r->across[t * HS + k] *= -G[t * S + s]; /* across is its own gradient now */
+            for (size_t t = 0; t < T; t++) /* across is its own gradient now */
+                for (size_t k = 0; k < HS; k++) sum[k] += r->across[t * HS + k] *= -G[t * S + s];
             product(HS, HS, T, r->apart, 1, HS, r->across, HS, dL, HS, false);
             for (size_t i = 0; i < HS; i++)
-                for (size_t k = 0; k <= i; k++) m->M2[s * P + i * (i + 1) / 2 + k] += dL[i * HS + k] * (k == i ? r->cholesky[i * HS + i] : 1);
+                for (size_t k = 0; k <= i; k++)
+                    m->M2[s * P + i * (i + 1) / 2 + k] += dL[i * HS + k] * (k == i ? r->cholesky[i * HS + i] : 1);
             product(T, HS, HS, r->across, HS, 1, r->cholesky + HS * HS, HS, g, HS, true);
             for (size_t i = 0; i < HS; i++)
                 for (size_t k = 0; k <= i; k++) m->M1[s * HS + i] -= r->cholesky[i * HS + k] * sum[k];
@@ -578,7 +625,8 @@ static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const S
             real total = 0;
             if (P == 1)
                 for (size_t s = 0; s < S; s++) total += G[t * S + s] * r->c.precision[s];
-            for (size_t k = 0; k < HS; k++) g[t * HS + k] -= r->unit[t * HS + k] * (P > 1 ? r->spread[t * HS + k] : total);
+            for (size_t k = 0; k < HS; k++)
+                g[t * HS + k] -= r->unit[t * HS + k] * (P > 1 ? r->spread[t * HS + k] : total);
         }
     }
     for (size_t t = 0; t < T; t++) {
@@ -589,9 +637,11 @@ static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const S
     free(g);
 }
 
-/* Equations (7), (9), features for the softmax mixer: f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for
-   queries and 1 for keys. waves (T, 2S) as from wave_table; NULL: equation (6), no envelope, f = [a phi_s(x^), 0 ...]. */
-static void splat_forward(real *f, const real *x, size_t stride, const Splats *w, bool query, const real *waves, size_t T, size_t HS) {
+/* Equations (7), (9), features for the softmax mixer: f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0
+   ...], a = alpha_s for queries and 1 for keys. waves (T, 2S) as from wave_table; NULL: equation (6), no envelope, f
+   = [a phi_s(x^), 0 ...]. */
+static void splat_forward(real *f, const real *x, size_t stride, const Splats *w, bool query, const real *waves,
+                          size_t T, size_t HS) {
     size_t S = w->S;
     SplatRoom r = splat_open(w, x, stride, T, HS);
     splat_responses(&r, w, T, HS);
@@ -599,21 +649,27 @@ static void splat_forward(real *f, const real *x, size_t stride, const Splats *w
         real *row = f + t * HS, *response = r.response + t * S;
         const real *wave = waves ? waves + t * 2 * S : NULL;
 #pragma omp simd
-        for (size_t s = 0; s < S; s++) row[s] = w->alive[s] > 0 ? exp_real(response[s] + (query ? w->lnalpha[s] : 0)) : 0;
+        for (size_t s = 0; s < S; s++)
+            row[s] = w->alive[s] > 0 ? exp_real(response[s] + (query ? w->log_alpha[s] : 0)) : 0;
         if (waves)
-            for (size_t s = 0; s < S; s++) row[S + s] = row[s] * wave[S + s], row[s] *= wave[s];
+            for (size_t s = 0; s < S; s++) {
+                row[S + s] = row[s] * wave[S + s];
+                row[s] *= wave[s];
+            }
         for (size_t k = waves ? 2 * S : S; k < HS; k++) row[k] = 0;
     }
     splat_close(&r);
 }
 
-/* dx from df and f (what splat_forward wrote); adds to the moments. All products are f df, never divided by phi, so that a response
-   that underflows does no harm. */
-static void splat_backward(real *dx, real *record, const real *df, const real *f, const real *x, size_t stride, const Splats *w, bool query, bool envelope, size_t T, size_t HS) {
+/* dx from df and f (what splat_forward wrote); adds to the moments. All products are f df, never divided by phi, so
+   that a response that underflows does no harm. */
+static void splat_backward(real *dx, real *record, const real *df, const real *f, const real *x, size_t stride,
+                           const Splats *w, bool query, bool envelope, size_t T, size_t HS) {
     size_t S = w->S;
     Moments m = moments_at(record, S, w->P, HS);
     SplatRoom r = splat_open(w, x, stride, T, HS);
-    double *X = (double *)xcalloc(S, sizeof(double)); /* terms grow with t and cancel: summed in double, from the middle of the window */
+    /* terms grow with t and cancel: summed in double, from the middle of the window */
+    double *X = (double *)xcalloc(S, sizeof(double));
     for (size_t t = 0; t < T; t++) {
         const real *fc = f + t * HS, *fs = fc + S, *dc = df + t * HS, *ds = dc + S;
         for (size_t s = 0; s < S; s++) {
@@ -634,41 +690,50 @@ static void splat_backward(real *dx, real *record, const real *df, const real *f
 
 /* The gradients of one head's parameters, in the order of Splats; NULL where the head has none. */
 typedef struct {
-    real *mu, *lnp, *lnalpha, *lntheta, *lndelta, *lng, *alive; /* alive has no gradient: its place takes sum |G| where watched */
+    /* alive has no gradient: its place takes sum |G| where watched */
+    real *mu, *log_precision, *log_alpha, *log_theta, *log_delta, *log_far, *alive;
 } SplatGradients;
 
 /* Adds what follows from the moments, summed over sequences: B records, `apart` numbers from each other. */
-static void splat_gradients(SplatGradients *d, const real *records, size_t apart, size_t B, const Splats *w, size_t HS) {
+static void splat_gradients(SplatGradients *d, const real *records, size_t apart, size_t B, const Splats *w,
+                            size_t HS) {
     size_t S = w->S, P = w->P, n = moments_size(S, P, HS);
     double *sum = (double *)xcalloc(n, sizeof(double)); /* M1 - M0 mu cancels: in double it costs nothing here */
     for (size_t b = 0; b < B; b++)
         for (size_t i = 0; i < n; i++) sum[i] += (double)records[b * apart + i];
-    const double *M0 = sum, *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = frequency + S, *absolute = decay + S, *gain = absolute + S;
+    const double *M0 = sum, *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S,
+                 *decay = frequency + S, *absolute = decay + S, *gain = absolute + S;
     for (size_t s = 0; s < S; s++) {
         double along = 0, square = 0;
         for (size_t k = 0; k < HS; k++) {
-            double mu = (double)w->mu[s * HS + k], m1 = M1[s * HS + k], p = is_full(w, HS) ? 0 : (double)exp_real(w->lnp[s * P + (P > 1 ? k : 0)]);
+            double mu = (double)w->mu[s * HS + k], m1 = M1[s * HS + k],
+                   p = is_full(w, HS) ? 0 : (double)exp_real(w->log_precision[s * P + (P > 1 ? k : 0)]);
             d->mu[s * HS + k] += (real)(is_full(w, HS) ? m1 : p * (m1 - M0[s] * mu));
-            along += mu * m1, square += mu * mu;
-            if (P == HS && P > 1) d->lnp[s * P + k] += (real)(-0.5 * p * (M2[s * P + k] - 2 * mu * m1 + mu * mu * M0[s]));
+            along += mu * m1;
+            square += mu * mu;
+            if (P == HS && P > 1)
+                d->log_precision[s * P + k] += (real)(-0.5 * p * (M2[s * P + k] - 2 * mu * m1 + mu * mu * M0[s]));
         }
-        if (P == 1) d->lnp[s] += (real)((double)exp_real(w->lnp[s]) * (along - 0.5 * (M2[s] + square * M0[s])));
+        if (P == 1)
+            d->log_precision[s] +=
+                (real)((double)exp_real(w->log_precision[s]) * (along - 0.5 * (M2[s] + square * M0[s])));
         if (is_full(w, HS))
-            for (size_t k = 0; k < P; k++) d->lnp[s * P + k] += (real)M2[s * P + k];
-        d->lnalpha[s] += (real)amplitude[s];
+            for (size_t k = 0; k < P; k++) d->log_precision[s * P + k] += (real)M2[s * P + k];
+        d->log_alpha[s] += (real)amplitude[s];
         if (w->watch) d->alive[s] += (real)absolute[s];
-        if (d->lntheta) d->lntheta[s] += (real)(exp((double)w->lntheta[s]) * frequency[s]);
-        if (d->lndelta) d->lndelta[s] += (real)(exp((double)w->lndelta[s]) * decay[s]);
+        if (d->log_theta) d->log_theta[s] += (real)(exp((double)w->log_theta[s]) * frequency[s]);
+        if (d->log_delta) d->log_delta[s] += (real)(exp((double)w->log_delta[s]) * decay[s]);
     }
-    if (d->lng) *d->lng += (real)*gain;
+    if (d->log_far) *d->log_far += (real)*gain;
     free(sum);
 }
 
-/* ---------------------------------------------------------------------------------------------- attention
+/* ---------------------------------------------------------------------- attention
 
-   The softmax mixer, equation (4), for standard and GSA heads alike: o_i = sum_j softmax_j(scale f_q(i) . f_k(j)) v_j over the keys that query i
-   may see: j in (i - window, i], or |i - j| < window where not causal. Works on BLOCK queries at a time, so no T x T matrix exists; the
-   backward pass recomputes the weights from lse, the logarithm of their sum. */
+   The softmax mixer, equation (4), for standard and GSA heads alike: o_i = sum_j softmax_j(scale f_q(i) . f_k(j))
+   v_j over the keys that query i may see: j in (i - window, i], or |i - j| < window where not causal. Works on BLOCK
+   queries at a time, so no T x T matrix exists; the backward pass recomputes the weights from lse, the logarithm of
+   their sum. */
 
 enum { BLOCK = 64 };
 
@@ -678,21 +743,27 @@ static void transpose(real *out, size_t ldo, const real *in, size_t ldi, size_t 
 }
 
 static inline size_t first_key(size_t i, size_t window) { return i + 1 > window ? i + 1 - window : 0; }
-static inline size_t end_of_keys(size_t i, size_t window, bool causal, size_t T) { return causal ? i + 1 : i + window < T ? i + window : T; }
+static inline size_t end_of_keys(size_t i, size_t window, bool causal, size_t T) {
+    return causal ? i + 1 : i + window < T ? i + window : T;
+}
 static inline size_t round_up(size_t n) { return (n + COLUMNS - 1) / COLUMNS * COLUMNS; }
 
-/* One head of one sequence: the queries at positions first .. T - 1, q, lse (T - first) and out (T - first, HS) with rows out_stride apart, over
-   keys k (T, HS) and values v (T, HS) with rows v_stride apart. */
-static void attention_head_forward(real *out, size_t out_stride, real *lse, const real *q, const real *k, const real *v, size_t v_stride, real scale, size_t window, bool causal,
-                                   size_t first, size_t T, size_t HS) {
+/* One head of one sequence: the queries at positions first .. T - 1, q, lse (T - first) and out (T - first, HS) with
+   rows out_stride apart, over keys k (T, HS) and values v (T, HS) with rows v_stride apart. */
+static void attention_head_forward(real *out, size_t out_stride, real *lse, const real *q, const real *k, const real *v,
+                                   size_t v_stride, real scale, size_t window, bool causal, size_t first, size_t T,
+                                   size_t HS) {
     size_t padded = round_up(T) + COLUMNS;
-    real *kt = (real *)xcalloc((HS + BLOCK) * padded, sizeof(real)), *weights = kt + HS * padded; /* (HS, padded), (BLOCK, padded) */
+    /* (HS, padded), (BLOCK, padded) */
+    real *kt = (real *)xcalloc((HS + BLOCK) * padded, sizeof(real)), *weights = kt + HS * padded;
     transpose(kt, padded, k, HS, T, HS);
     for (size_t i0 = first; i0 < T; i0 += BLOCK) {
-        size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, low_key = first_key(i0, window), keys = end_of_keys(i0 + rows - 1, window, causal, T) - low_key;
+        size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, low_key = first_key(i0, window),
+               keys = end_of_keys(i0 + rows - 1, window, causal, T) - low_key;
         product(rows, round_up(keys), HS, q + (i0 - first) * HS, HS, 1, kt + low_key, padded, weights, padded, false);
         for (size_t r = 0; r < rows; r++) {
-            size_t low = first_key(i0 + r, window) - low_key, n = end_of_keys(i0 + r, window, causal, T) - low_key - low;
+            size_t low = first_key(i0 + r, window) - low_key,
+                   n = end_of_keys(i0 + r, window, causal, T) - low_key - low;
             real *row = weights + r * padded, *w = row + low, most = largest(w, n), sum = 0;
 #pragma omp simd reduction(+ : sum)
             for (size_t j = 0; j < n; j++) {
@@ -704,30 +775,33 @@ static void attention_head_forward(real *out, size_t out_stride, real *lse, cons
             for (size_t j = low + n; j < keys; j++) row[j] = 0;
             lse[i0 - first + r] = scale * most + (real)log(sum);
         }
-        product(rows, HS, keys, weights, padded, 1, v + low_key * v_stride, v_stride, out + (i0 - first) * out_stride, out_stride, false);
+        product(rows, HS, keys, weights, padded, 1, v + low_key * v_stride, v_stride, out + (i0 - first) * out_stride,
+                out_stride, false);
     }
     free(kt);
 }
 
-/* out (B, T, A), A = NH HS; lse (B, NH, T); fq, fk (B, NH, T, HS); v: the third part of qkv (B, T, 3A); scale, window (NH): a window of 0
-   leaves the head out */
-static void attention_forward(real *out, real *lse, const real *fq, const real *fk, const real *qkv, const real *scale, const size_t *window, bool causal, size_t B, size_t T,
-                              size_t NH, size_t HS) {
+/* out (B, T, A), A = NH HS; lse (B, NH, T); fq, fk (B, NH, T, HS); v: the third part of qkv (B, T, 3A); scale,
+   window (NH): a window of 0 leaves the head out */
+static void attention_forward(real *out, real *lse, const real *fq, const real *fk, const real *qkv, const real *scale,
+                              const size_t *window, bool causal, size_t B, size_t T, size_t NH, size_t HS) {
     size_t A = NH * HS;
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) {
         size_t b = head / NH, h = head % NH;
         if (window[h] == 0) continue;
-        attention_head_forward(out + b * T * A + h * HS, A, lse + head * T, fq + head * T * HS, fk + head * T * HS, qkv + b * T * 3 * A + 2 * A + h * HS, 3 * A, scale[h], window[h], causal, 0,
-                               T, HS);
+        attention_head_forward(out + b * T * A + h * HS, A, lse + head * T, fq + head * T * HS, fk + head * T * HS,
+                               qkv + b * T * 3 * A + 2 * A + h * HS, 3 * A, scale[h], window[h], causal, 0, T, HS);
     }
 }
 
-/* dfq, dfk (B, NH, T, HS) and the third part of dqkv (B, T, 3A). With weights p_ij and delta_i = do_i . o_i:
-   dv_j = sum_i p_ij do_i, dz_ij = p_ij (do_i . v_j - delta_i), df_q(i) = scale sum_j dz_ij f_k(j), df_k(j) = scale sum_i dz_ij f_q(i).
-   out and lse need not be those of the weights alone: of a head that merges two mixers they are the merged ones. */
-static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dout, const real *out, const real *lse, const real *fq, const real *fk, const real *qkv,
-                               const real *scale, const size_t *window, bool causal, size_t B, size_t T, size_t NH, size_t HS) {
+/* dfq, dfk (B, NH, T, HS) and the third part of dqkv (B, T, 3A). With weights p_ij and delta_i = do_i . o_i: dv_j =
+   sum_i p_ij do_i, dz_ij = p_ij (do_i . v_j - delta_i), df_q(i) = scale sum_j dz_ij f_k(j), df_k(j) = scale sum_i
+   dz_ij f_q(i). out and lse need not be those of the weights alone: of a head that merges two mixers they are the
+   merged ones. */
+static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dout, const real *out, const real *lse,
+                               const real *fq, const real *fk, const real *qkv, const real *scale, const size_t *window,
+                               bool causal, size_t B, size_t T, size_t NH, size_t HS) {
     size_t A = NH * HS, padded = round_up(T) + COLUMNS;
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) {
@@ -735,13 +809,15 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
         const real *q = fq + head * T * HS, *k = fk + head * T * HS, *v = qkv + b * T * 3 * A + 2 * A + h * HS;
         real *dk = dfk + head * T * HS, *dv = dqkv + b * T * 3 * A + 2 * A + h * HS;
         if (W == 0) continue;
-        real *kt = (real *)xcalloc((2 * HS + 2 * BLOCK) * padded, sizeof(real)), *vt = kt + HS * padded, *weights = vt + HS * padded, *dweights = weights + BLOCK * padded;
+        real *kt = (real *)xcalloc((2 * HS + 2 * BLOCK) * padded, sizeof(real)), *vt = kt + HS * padded,
+             *weights = vt + HS * padded, *dweights = weights + BLOCK * padded;
         transpose(kt, padded, k, HS, T, HS);
         transpose(vt, padded, v, 3 * A, T, HS);
         memset(dk, 0, T * HS * sizeof(real)); /* every block adds to its keys */
         for (size_t t = 0; t < T; t++) memset(dv + t * 3 * A, 0, HS * sizeof(real));
         for (size_t i0 = 0; i0 < T; i0 += BLOCK) {
-            size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, first = first_key(i0, W), keys = end_of_keys(i0 + rows - 1, W, causal, T) - first;
+            size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, first = first_key(i0, W),
+                   keys = end_of_keys(i0 + rows - 1, W, causal, T) - first;
             const real *d = dout + (b * T + i0) * A + h * HS, *o = out + (b * T + i0) * A + h * HS;
             product(rows, round_up(keys), HS, q + i0 * HS, HS, 1, kt + first, padded, weights, padded, false);
             product(rows, round_up(keys), HS, d, A, 1, vt + first, padded, dweights, padded, false);
@@ -765,16 +841,18 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- scan
+/* ---------------------------------------------------------------------- scan
 
-   The linear mixer, equation (5), as a recurrence over chunks of tokens, O(T) in time: features f_q = r e^(-delta n) [1, cos theta n, sin theta n] / sqrt 2
-   and f_k = phi e^(+delta n) [1, cos, sin] / sqrt 2 (equation (10); without the cosine one component and no sqrt 2), of which only F = S or 3S sums
-   over the past are needed: H = sum f_k v^T (F, HS) and z = sum f_k (F). Inside a chunk the positions n count from its start, so that no
-   exponential grows; from chunk to chunk the state is decayed and turned.
+   The linear mixer, equation (5), as a recurrence over chunks of tokens, O(T) in time: features f_q = r e^(-delta n)
+   [1, cos theta n, sin theta n] / sqrt 2 and f_k = phi e^(+delta n) [1, cos, sin] / sqrt 2 (equation (10); without the
+   cosine one component and no sqrt 2), of which only F = S or 3S sums over the past are needed: H = sum f_k v^T (F, HS)
+   and z = sum f_k (F). Inside a chunk the positions n count from its start, so that no exponential grows; from chunk to
+   chunk the state is decayed and turned.
 
-   The sums run over keys before and at a query. A reversed scan takes the tokens from the end and leaves the query's own position out:
-   both together are the sums without a causal mask. `late` delays the keys: query i meets only keys j <= i - late. `skip` is how many of
-   the first positions have no key: `late`, or less where a sequence is continued. */
+   The sums run over keys before and at a query. A reversed scan takes the tokens from the end and leaves the query's
+   own position out: both together are the sums without a causal mask. `late` delays the keys: query i meets only
+   keys j <= i - late. `skip` is how many of the first positions have no key: `late`, or less where a sequence is
+   continued. */
 
 enum { CHUNK = 64 };
 
@@ -787,26 +865,35 @@ typedef struct {
 } Scan;
 
 static Scan scan_open(const Splats *w, size_t late, size_t chunk) {
-    size_t S = w->S, n = w->lntheta ? 3 : 1;
+    size_t S = w->S, n = w->log_theta ? 3 : 1;
     Scan c;
-    c.w = w, c.F = n * S, c.chunk = chunk, c.late = late, c.shift = 0;
+    c.w = w;
+    c.F = n * S;
+    c.chunk = chunk;
+    c.late = late;
+    c.shift = 0;
     c.q_table = (real *)xmalloc((2 * chunk * c.F + 3 * S) * sizeof(real));
-    c.k_table = c.q_table + chunk * c.F, c.fade = c.k_table + chunk * c.F, c.turn = c.fade + S;
+    c.k_table = c.q_table + chunk * c.F;
+    c.fade = c.k_table + chunk * c.F;
+    c.turn = c.fade + S;
     real *q_waves = (real *)xmalloc(4 * chunk * S * sizeof(real)), *k_waves = q_waves + 2 * chunk * S;
     if (n == 3) {
-        double *theta = splat_frequencies(w->lntheta, S);
+        double *theta = splat_frequencies(w->log_theta, S);
         wave_table(q_waves, theta, S, chunk, late);
         wave_table(k_waves, theta, S, chunk, 0);
         free(theta);
     }
     for (size_t a = 0; a < chunk; a++)
         for (size_t s = 0; s < S; s++) {
-            double delta = w->lndelta ? exp((double)w->lndelta[s]) : 0, half = n == 3 ? sqrt(0.5) : 1;
+            double delta = w->log_delta ? exp((double)w->log_delta[s]) : 0, half = n == 3 ? sqrt(0.5) : 1;
             real *q = c.q_table + a * c.F + s, *k = c.k_table + a * c.F + s;
-            q[0] = (real)(half * exp(-delta * (double)(a + late))), k[0] = (real)(half * exp(delta * (double)a));
+            q[0] = (real)(half * exp(-delta * (double)(a + late)));
+            k[0] = (real)(half * exp(delta * (double)a));
             if (n == 1) continue;
-            q[S] = q[0] * q_waves[a * 2 * S + s], q[2 * S] = q[0] * q_waves[a * 2 * S + S + s];
-            k[S] = k[0] * k_waves[a * 2 * S + s], k[2 * S] = k[0] * k_waves[a * 2 * S + S + s];
+            q[S] = q[0] * q_waves[a * 2 * S + s];
+            q[2 * S] = q[0] * q_waves[a * 2 * S + S + s];
+            k[S] = k[0] * k_waves[a * 2 * S + s];
+            k[2 * S] = k[0] * k_waves[a * 2 * S + S + s];
         }
     free(q_waves);
     return c;
@@ -819,9 +906,10 @@ static void scan_turn(Scan *c, size_t n) {
     size_t S = c->w->S;
     if (c->shift == n) return;
     c->shift = n;
-    for (size_t s = 0; s < S; s++) c->fade[s] = c->w->lndelta ? (real)exp(-exp((double)c->w->lndelta[s]) * (double)n) : 1;
-    if (!c->w->lntheta) return;
-    double *theta = splat_frequencies(c->w->lntheta, S);
+    for (size_t s = 0; s < S; s++)
+        c->fade[s] = c->w->log_delta ? (real)exp(-exp((double)c->w->log_delta[s]) * (double)n) : 1;
+    if (!c->w->log_theta) return;
+    double *theta = splat_frequencies(c->w->log_theta, S);
     wave_table(c->turn, theta, S, 1, n);
     free(theta);
 }
@@ -832,14 +920,18 @@ static void scan_shift(Scan *c, real *state, size_t n, bool transposed, size_t H
     scan_turn(c, n);
     for (size_t s = 0; s < S; s++) {
         real fade = c->fade[s], cosine = 0, sine = 0;
-        if (c->w->lntheta) cosine = fade * c->turn[s], sine = transposed ? -fade * c->turn[S + s] : fade * c->turn[S + s];
+        if (c->w->log_theta) {
+            cosine = fade * c->turn[s];
+            sine = transposed ? -fade * c->turn[S + s] : fade * c->turn[S + s];
+        }
         for (size_t e = 0; e <= HS; e++) { /* e == HS: z */
             real *one = e < HS ? state + s * HS + e : state + c->F * HS + s;
             *one *= fade;
-            if (!c->w->lntheta) continue;
+            if (!c->w->log_theta) continue;
             real *x = e < HS ? state + (S + s) * HS + e : state + c->F * HS + S + s, *y = e < HS ? x + S * HS : x + S;
             real turned = cosine * *x + sine * *y;
-            *y = cosine * *y - sine * *x, *x = turned;
+            *y = cosine * *y - sine * *x;
+            *x = turned;
         }
     }
 }
@@ -853,14 +945,18 @@ static ScanChunk scan_chunk_room(const Scan *c, size_t HS) {
     ScanChunk g;
     size_t n = c->chunk, wide = round_up(n);
     g.fq = (real *)xcalloc(2 * n * c->F + c->F * wide + n * HS + n * wide, sizeof(real));
-    g.fk = g.fq + n * c->F, g.fk_t = g.fk + n * c->F, g.v = g.fk_t + c->F * wide, g.P = g.v + n * HS;
+    g.fk = g.fq + n * c->F;
+    g.fk_t = g.fk + n * c->F;
+    g.v = g.fk_t + c->F * wide;
+    g.P = g.v + n * HS;
     return g;
 }
 
 static inline size_t scan_row(size_t t, bool reverse, size_t T) { return reverse ? T - 1 - t : t; }
 
 /* Fills g; P (n, wide) = f_q f_k^T where the key is before the query, or at it unless reversed; 0 elsewhere. */
-static void scan_gather(const Scan *c, ScanChunk *g, const real *r, const real *phi, const real *v, size_t v_stride, size_t t0, size_t n, size_t skip, bool reverse, size_t T, size_t HS) {
+static void scan_gather(const Scan *c, ScanChunk *g, const real *r, const real *phi, const real *v, size_t v_stride,
+                        size_t t0, size_t n, size_t skip, bool reverse, size_t T, size_t HS) {
     size_t S = c->w->S, F = c->F, wide = round_up(c->chunk);
     for (size_t a = 0; a < n; a++) {
         size_t row = scan_row(t0 + a, reverse, T), key = row - skip; /* skip > 0 only forwards */
@@ -884,9 +980,10 @@ static void scan_absorb(const Scan *c, const ScanChunk *g, real *state, size_t n
         for (size_t f = 0; f < c->F; f++) state[c->F * HS + f] += g->fk[a * c->F + f];
 }
 
-/* constant (S) += the constant parts of the key features that row a of a chunk sees and row a - 1 did not; row 0 starts them. Returns those of query a times
-   these and the state's. */
-static real scan_constant(const Scan *c, const ScanChunk *g, real *constant, size_t a, bool reverse, const real *state, size_t HS) {
+/* constant (S) += the constant parts of the key features that row a of a chunk sees and row a - 1 did not; row 0
+   starts them. Returns those of query a times these and the state's. */
+static real scan_constant(const Scan *c, const ScanChunk *g, real *constant, size_t a, bool reverse, const real *state,
+                          size_t HS) {
     size_t S = c->w->S, F = c->F;
     real sum = 0;
     for (size_t s = 0; s < S; s++) {
@@ -897,14 +994,16 @@ static real scan_constant(const Scan *c, const ScanChunk *g, real *constant, siz
     return sum;
 }
 
-/* The row sum is D = sum_j w_ij + 1e-6 D0, D0 what the constant parts of the features add to it: a raised cosine is never negative, but where cosines cancel
-   the constant part rounding may leave less than nothing, in proportion to D0. */
+/* The row sum is D = sum_j w_ij + 1e-6 D0, D0 what the constant parts of the features add to it: a raised cosine is
+   never negative, but where cosines cancel the constant part rounding may leave less than nothing, in proportion to
+   D0. */
 #define ROW_SUM_ROUNDING 1e-6
 
-/* N (T, HS) and D (T): sum_j w_ij v_j and the row sums are added to them. r, phi (T, S), v (T, HS) rows v_stride apart. state: of the tokens
-   before, and afterwards of all; NULL: none before. states: NULL, or (chunks, F, HS + 1), the state at the entry of each chunk. */
-static void scan_forward(Scan *c, real *N, real *D, const real *r, const real *phi, const real *v, size_t v_stride, size_t skip, bool reverse, real *state, real *states, size_t T,
-                         size_t HS) {
+/* N (T, HS) and D (T): sum_j w_ij v_j and the row sums are added to them. r, phi (T, S), v (T, HS) rows v_stride
+   apart. state: of the tokens before, and afterwards of all; NULL: none before. states: NULL, or (chunks, F, HS +
+   1), the state at the entry of each chunk. */
+static void scan_forward(Scan *c, real *N, real *D, const real *r, const real *phi, const real *v, size_t v_stride,
+                         size_t skip, bool reverse, real *state, real *states, size_t T, size_t HS) {
     size_t F = c->F, size = F * (HS + 1), wide = round_up(c->chunk);
     ScanChunk g = scan_chunk_room(c, HS);
     real *own = NULL, *o = (real *)xmalloc((c->chunk * HS + c->w->S) * sizeof(real)), *constant = o + c->chunk * HS;
@@ -926,18 +1025,23 @@ static void scan_forward(Scan *c, real *N, real *D, const real *r, const real *p
         scan_absorb(c, &g, state, n, HS);
         scan_shift(c, state, n, false, HS);
     }
-    free(g.fq), free(o), free(own);
+    free(g.fq);
+    free(o);
+    free(own);
 }
 
-/* The gradients of ln r and ln phi, Q and K (T, S), of v (dv, rows v_stride apart), and of theta and delta (S, in double: their terms grow
-   with position and cancel) from dN (T, HS) and dD (T). All are added to. */
-static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, double *ddelta, const real *dN, const real *dD, const real *r, const real *phi, const real *v,
-                          size_t v_stride, size_t skip, bool reverse, const real *states, size_t T, size_t HS) {
+/* The gradients of ln r and ln phi, Q and K (T, S), of v (dv, rows v_stride apart), and of theta and delta (S, in
+   double: their terms grow with position and cancel) from dN (T, HS) and dD (T). All are added to. */
+static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, double *ddelta, const real *dN,
+                          const real *dD, const real *r, const real *phi, const real *v, size_t v_stride, size_t skip,
+                          bool reverse, const real *states, size_t T, size_t HS) {
     size_t S = c->w->S, F = c->F, size = F * (HS + 1), wide = round_up(c->chunk), chunk = c->chunk;
     ScanChunk g = scan_chunk_room(c, HS);
-    real *dstate = (real *)xcalloc(2 * size + 2 * chunk * F + 2 * chunk * HS + HS * wide + chunk * wide + chunk + S, sizeof(real));
+    real *dstate =
+        (real *)xcalloc(2 * size + 2 * chunk * F + 2 * chunk * HS + HS * wide + chunk * wide + chunk + S, sizeof(real));
     real *state_t = dstate + size, *dfq = state_t + size, *dfk = dfq + chunk * F; /* state_t: H^T or dH^T (HS, F) */
-    real *dn = dfk + chunk * F, *dvs = dn + chunk * HS, *v_t = dvs + chunk * HS, *dP = v_t + HS * wide, *dd = dP + chunk * wide, *constant = dd + chunk;
+    real *dn = dfk + chunk * F, *dvs = dn + chunk * HS, *v_t = dvs + chunk * HS, *dP = v_t + HS * wide,
+         *dd = dP + chunk * wide, *constant = dd + chunk;
     for (size_t i = (T + chunk - 1) / chunk; i-- > 0;) {
         size_t t0 = i * chunk, n = T - t0 < chunk ? T - t0 : chunk;
         const real *state = states + i * size;
@@ -948,7 +1052,8 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
             dd[a] = dD[row];
         }
         transpose(v_t, wide, g.v, HS, n, HS);
-        product(n, round_up(n), HS, dn, HS, 1, v_t, wide, dP, wide, false); /* dP_aj = dN_a . v_j + dD_a under the mask */
+        /* dP_aj = dN_a . v_j + dD_a under the mask */
+        product(n, round_up(n), HS, dn, HS, 1, v_t, wide, dP, wide, false);
         for (size_t a = 0; a < n; a++) {
             size_t keys = reverse ? a : a + 1;
             for (size_t j = 0; j < keys; j++) dP[a * wide + j] += dd[a];
@@ -979,15 +1084,17 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
             real *xq = dfq + a * F, *xk = dfk + a * F;
             scan_constant(c, &g, constant, a, reverse, state, HS);
             for (size_t f = 0; f < F; f++) {
-                xq[f] += dd[a] * state[F * HS + f], xk[f] += dstate[F * HS + f];
+                xq[f] += dd[a] * state[F * HS + f];
+                xk[f] += dstate[F * HS + f];
                 if (f < S) xq[f] += (real)ROW_SUM_ROUNDING * dd[a] * (state[F * HS + f] + constant[f]);
             }
             for (size_t s = 0; s < S; s++) {
                 real q = fq[s] * xq[s], k = fk[s] * xk[s];
-                if (c->w->lntheta) {
+                if (c->w->log_theta) {
                     q += fq[S + s] * xq[S + s] + fq[2 * S + s] * xq[2 * S + s];
                     k += fk[S + s] * xk[S + s] + fk[2 * S + s] * xk[2 * S + s];
-                    dtheta[s] += (at + late) * (double)(fq[S + s] * xq[2 * S + s] - fq[2 * S + s] * xq[S + s]) + at * (double)(fk[S + s] * xk[2 * S + s] - fk[2 * S + s] * xk[S + s]);
+                    dtheta[s] += (at + late) * (double)(fq[S + s] * xq[2 * S + s] - fq[2 * S + s] * xq[S + s]) +
+                                 at * (double)(fk[S + s] * xk[2 * S + s] - fk[2 * S + s] * xk[S + s]);
                 }
                 ddelta[s] += at * (double)k - (at + late) * (double)q;
                 Q[row * S + s] += q;
@@ -997,39 +1104,45 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
         }
         product(F, HS, n, g.fq, 1, F, dn, HS, dstate, HS, true);
         for (size_t a = 0; a < n; a++)
-            for (size_t f = 0; f < F; f++) dstate[F * HS + f] += g.fq[a * F + f] * dd[a] * (f < S ? 1 + (real)ROW_SUM_ROUNDING : 1);
+            for (size_t f = 0; f < F; f++)
+                dstate[F * HS + f] += g.fq[a * F + f] * dd[a] * (f < S ? 1 + (real)ROW_SUM_ROUNDING : 1);
     }
-    free(g.fq), free(dstate);
+    free(g.fq);
+    free(dstate);
 }
 
-/* Added to a row sum, for keys that no splat responds to. c below depends on the splats too, but cancels up to the epsilon, so its gradient, of relative size epsilon / D, is left
-   out; in double, where gradients are compared with differences, the epsilon is small enough for that not to show. */
+/* Added to a row sum, for keys that no splat responds to. c below depends on the splats too, but cancels up to the
+   epsilon, so its gradient, of relative size epsilon / D, is left out; in double, where gradients are compared with
+   differences, the epsilon is small enough for that not to show. */
 #ifdef GSA_DOUBLE
 #define ROW_SUM_EPSILON 1e-16
 #else
 #define ROW_SUM_EPSILON 1e-6
 #endif
 
-/* c of the key features' factor exp(-c), which cancels in equation (5): the largest typical ln phi over the living splats, so that the sums keep
-   clear of the epsilon and of underflow, whatever the precision. Typical: of a random unit vector. */
+/* c of the key features' factor exp(-c), which cancels in equation (5): the largest typical ln phi over the living
+   splats, so that the sums keep clear of the epsilon and of underflow, whatever the precision. Typical: of a random
+   unit vector. */
 static real scan_key_scale(const Splats *w, size_t HS) {
     real most = -INFINITY;
     for (size_t s = 0; s < w->S; s++) {
         if (!(w->alive[s] > 0)) continue;
         double trace = 0, centre = 0;
-        const real *p = w->lnp + s * w->P, *mu = w->mu + s * HS;
+        const real *p = w->log_precision + s * w->P, *mu = w->mu + s * HS;
         for (size_t k = 0; k < HS; k++) {
             if (is_full(w, HS)) { /* column k of L: |L|^2 and (L^T mu)_k */
                 double along = 0;
                 for (size_t i = k; i < HS; i++) {
                     double entry = (double)p[i * (i + 1) / 2 + k];
                     if (i == k) entry = exp(entry);
-                    trace += entry * entry, along += entry * (double)mu[i];
+                    trace += entry * entry;
+                    along += entry * (double)mu[i];
                 }
                 centre += along * along;
             } else {
                 double precision = exp((double)p[w->P > 1 ? k : 0]);
-                trace += precision, centre += precision * (double)(mu[k] * mu[k]);
+                trace += precision;
+                centre += precision * (double)(mu[k] * mu[k]);
             }
         }
         real typical = (real)(-0.5 * (trace / (double)HS + centre));
@@ -1038,7 +1151,8 @@ static real scan_key_scale(const Splats *w, size_t HS) {
     return most;
 }
 
-/* Room for one head's q and k: responsibilities r = softmax_s(ln alpha + ln phi(q^)), equation (11), in q.response and phi(k^) exp(-c) in k.response. */
+/* Room for one head's q and k: responsibilities r = softmax_s(ln alpha + ln phi(q^)), equation (11), in q.response
+   and phi(k^) exp(-c) in k.response. */
 typedef struct {
     SplatRoom q, k;
     real key_scale;
@@ -1047,27 +1161,36 @@ typedef struct {
 static ScanHead scan_head_open(const real *q, const real *k, size_t stride, const Splats *w, size_t T, size_t HS) {
     size_t S = w->S;
     ScanHead s;
-    s.q = splat_open(w, q, stride, T, HS), s.k = splat_open(w, k, stride, T, HS);
+    s.q = splat_open(w, q, stride, T, HS);
+    s.k = splat_open(w, k, stride, T, HS);
     s.key_scale = w->constants ? w->constants->key_scale : scan_key_scale(w, HS);
     splat_responses(&s.q, w, T, HS);
     splat_responses(&s.k, w, T, HS);
     for (size_t t = 0; t < T; t++) {
         real *r = s.q.response + t * S, most = -INFINITY, sum = 0;
-        for (size_t i = 0; i < S; i++) r[i] = w->alive[i] > 0 ? r[i] + w->lnalpha[i] : -INFINITY, most = r[i] > most ? r[i] : most;
+        for (size_t i = 0; i < S; i++) {
+            r[i] = w->alive[i] > 0 ? r[i] + w->log_alpha[i] : -INFINITY;
+            most = r[i] > most ? r[i] : most;
+        }
         for (size_t i = 0; i < S; i++) sum += r[i] = exp_real(r[i] - most);
         for (size_t i = 0; i < S; i++) r[i] /= sum;
     }
     for (size_t t = 0; t < T; t++)
-        for (size_t i = 0; i < S; i++) s.k.response[t * S + i] = w->alive[i] > 0 ? exp_real(s.k.response[t * S + i] - s.key_scale) : 0;
+        for (size_t i = 0; i < S; i++)
+            s.k.response[t * S + i] = w->alive[i] > 0 ? exp_real(s.k.response[t * S + i] - s.key_scale) : 0;
     return s;
 }
 
-static void scan_head_close(ScanHead *s) { splat_close(&s->q), splat_close(&s->k); }
+static void scan_head_close(ScanHead *s) {
+    splat_close(&s->q);
+    splat_close(&s->k);
+}
 
-/* From the sums of one token to its output. Alone: o = N / (D + 1e-6), rho = 1 / (D + 1e-6). Merged with softmax nearby (lse given, o and lse
-   are those of the near part before and of both after), equation (12): with LSE_f = ln g + c + ln D and lambda = exp(LSE_f - LSE),
-   o = (1 - lambda) o_near + lambda N / D, rho = lambda / D. */
-static void scan_output(real *o, real *lse, real *rho, const real *N, real D, const Splats *w, real key_scale, size_t HS) {
+/* From the sums of one token to its output. Alone: o = N / (D + 1e-6), rho = 1 / (D + 1e-6). Merged with softmax
+   nearby (lse given, o and lse are those of the near part before and of both after), equation (12): with LSE_f = ln
+   g + c + ln D and lambda = exp(LSE_f - LSE), o = (1 - lambda) o_near + lambda N / D, rho = lambda / D. */
+static void scan_output(real *o, real *lse, real *rho, const real *N, real D, const Splats *w, real key_scale,
+                        size_t HS) {
     if (!lse) {
         *rho = 1 / (D + (real)ROW_SUM_EPSILON);
         for (size_t e = 0; e < HS; e++) o[e] = N[e] * *rho;
@@ -1075,36 +1198,43 @@ static void scan_output(real *o, real *lse, real *rho, const real *N, real D, co
     }
     *rho = 0;
     if (!(D > 0)) return; /* nothing is far yet */
-    real far = *w->lng + key_scale + (real)log(D), near = *lse, most = far > near ? far : near;
+    real far = *w->log_far + key_scale + (real)log(D), near = *lse, most = far > near ? far : near;
     *lse = most + (real)log(exp_real(far - most) + exp_real(near - most));
     real share = exp_real(far - *lse);
     *rho = share / D;
     for (size_t e = 0; e < HS; e++) o[e] = (1 - share) * o[e] + *rho * N[e];
 }
 
-/* One head of one sequence. q, k, v: slices of qkv, rows `stride` apart; out rows A apart; lse (T): NULL for a scan head; rho (T). */
-static void scan_head_forward(real *out, size_t A, real *lse, real *rho, const real *q, const real *k, const real *v, size_t stride, const Splats *w, size_t late, bool causal,
-                              size_t chunk, size_t T, size_t HS) {
+/* One head of one sequence. q, k, v: slices of qkv, rows `stride` apart; out rows A apart; lse (T): NULL for a scan
+   head; rho (T). */
+static void scan_head_forward(real *out, size_t A, real *lse, real *rho, const real *q, const real *k, const real *v,
+                              size_t stride, const Splats *w, size_t late, bool causal, size_t chunk, size_t T,
+                              size_t HS) {
     ScanHead s = scan_head_open(q, k, stride, w, T, HS);
     Scan c = scan_open(w, late, chunk);
     size_t skip = late < T ? late : T;
     real *N = (real *)xcalloc(T * (HS + 1), sizeof(real)), *D = N + T * HS;
     scan_forward(&c, N, D, s.q.response, s.k.response, v, stride, skip, false, NULL, NULL, T, HS);
     if (!causal) scan_forward(&c, N, D, s.q.response, s.k.response, v, stride, 0, true, NULL, NULL, T, HS);
-    for (size_t t = 0; t < T; t++) scan_output(out + t * A, lse ? lse + t : NULL, rho + t, N + t * HS, D[t], w, s.key_scale, HS);
+    for (size_t t = 0; t < T; t++)
+        scan_output(out + t * A, lse ? lse + t : NULL, rho + t, N + t * HS, D[t], w, s.key_scale, HS);
     free(N);
     scan_close(&c);
     scan_head_close(&s);
 }
 
-/* dq, dk (+= where merged: the near part has written them), dv (+=), the moments. dout, out rows A apart; rho as the forward pass left it. */
-static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const real *dout, const real *out, size_t A, const real *rho, const real *q, const real *k, const real *v,
-                               size_t stride, const Splats *w, size_t late, bool causal, bool merged, size_t chunk, size_t T, size_t HS) {
+/* dq, dk (+= where merged: the near part has written them), dv (+=), the moments. dout, out rows A apart; rho as the
+   forward pass left it. */
+static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const real *dout, const real *out, size_t A,
+                               const real *rho, const real *q, const real *k, const real *v, size_t stride,
+                               const Splats *w, size_t late, bool causal, bool merged, size_t chunk, size_t T,
+                               size_t HS) {
     size_t S = w->S, chunks = (T + chunk - 1) / chunk, skip = late < T ? late : T;
     ScanHead s = scan_head_open(q, k, stride, w, T, HS);
     Scan c = scan_open(w, late, chunk);
     Moments m = moments_at(record, S, w->P, HS);
-    real *N = (real *)xcalloc(2 * T * (HS + 1) + 2 * T * S + chunks * c.F * (HS + 1), sizeof(real)), *D = N + T * HS; /* N, D: not used, only the states are */
+    /* N, D: not used, only the states are */
+    real *N = (real *)xcalloc(2 * T * (HS + 1) + 2 * T * S + chunks * c.F * (HS + 1), sizeof(real)), *D = N + T * HS;
     real *dN = D + T, *dD = dN + T * HS, *Q = dD + T, *K = Q + T * S, *states = K + T * S;
     double *dtheta = (double *)xcalloc(2 * S, sizeof(double)), *ddelta = dtheta + S;
     for (size_t t = 0; t < T; t++) { /* the gradient of N / D: rho do, and -rho do . o */
@@ -1117,9 +1247,11 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
     }
     for (int reverse = 0; reverse < (causal ? 1 : 2); reverse++) {
         scan_forward(&c, N, D, s.q.response, s.k.response, v, stride, reverse ? 0 : skip, reverse, NULL, states, T, HS);
-        scan_backward(&c, Q, K, dv, dtheta, ddelta, dN, dD, s.q.response, s.k.response, v, stride, reverse ? 0 : skip, reverse, states, T, HS);
+        scan_backward(&c, Q, K, dv, dtheta, ddelta, dN, dD, s.q.response, s.k.response, v, stride, reverse ? 0 : skip,
+                      reverse, states, T, HS);
     }
-    for (size_t t = 0; t < T; t++) { /* through the softmax of r: dl_s = Q_s - r_s sum_u Q_u; the sum is the gradient of the far part's mass */
+    /* through the softmax of r: dl_s = Q_s - r_s sum_u Q_u; the sum is the gradient of the far part's mass */
+    for (size_t t = 0; t < T; t++) {
         real *r = s.q.response + t * S, sum = 0;
         for (size_t i = 0; i < S; i++) sum += Q[t * S + i];
         for (size_t i = 0; i < S; i++) {
@@ -1129,18 +1261,24 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
         *m.gain += sum;
     }
     memcpy(s.k.response, K, T * S * sizeof(real));
-    for (size_t i = 0; i < S; i++) m.frequency[i] += (real)dtheta[i], m.decay[i] += (real)ddelta[i];
+    for (size_t i = 0; i < S; i++) {
+        m.frequency[i] += (real)dtheta[i];
+        m.decay[i] += (real)ddelta[i];
+    }
     splat_responses_backward(dq, &m, &s.q, w, stride, merged, T, HS);
     splat_responses_backward(dk, &m, &s.k, w, stride, merged, T, HS);
-    free(dtheta), free(N);
+    free(dtheta);
+    free(N);
     scan_close(&c);
     scan_head_close(&s);
 }
 
-/* ---------------------------------------------------------------------------------------------- classifier */
+/* ---------------------------------------------------------------------- classifier */
 
-/* losses (N) = lse - logit of the target, in nats; lse (N) = ln sum_{v < V} exp(logit); logits (N, Vp). A target of -1 is left out: loss 0. */
-static void classifier_forward(real *losses, real *lse, const real *logits, const int *targets, size_t N, size_t V, size_t Vp) {
+/* losses (N) = lse - logit of the target, in nats; lse (N) = ln sum_{v < V} exp(logit); logits (N, Vp). A target of
+   -1 is left out: loss 0. */
+static void classifier_forward(real *losses, real *lse, const real *logits, const int *targets, size_t N, size_t V,
+                               size_t Vp) {
 #pragma omp parallel for
     for (size_t i = 0; i < N; i++) {
         const real *l = logits + i * Vp;
@@ -1153,7 +1291,8 @@ static void classifier_forward(real *losses, real *lse, const real *logits, cons
 }
 
 /* logits become their gradients: (softmax - one at the target) scale; 0 in the padding */
-static void classifier_backward(real *logits, const real *lse, const int *targets, real scale, size_t N, size_t V, size_t Vp) {
+static void classifier_backward(real *logits, const real *lse, const int *targets, real scale, size_t N, size_t V,
+                                size_t Vp) {
 #pragma omp parallel for
     for (size_t i = 0; i < N; i++) {
         real *l = logits + i * Vp;
@@ -1168,7 +1307,7 @@ static void classifier_backward(real *logits, const real *lse, const int *target
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- the model */
+/* ---------------------------------------------------------------------- the model */
 
 typedef struct {
 #define X(name, ...) real *name;
@@ -1176,40 +1315,40 @@ typedef struct {
 #undef X
 } ParameterTensors;
 
-/* name, kind (gsa/run/train.h), size. K: the blocks whose activations are kept for the backward pass, after each other: L, or 1 with
-   --recompute, where they are computed again. */
-#define ACTIVATIONS(X)                                                                                                    \
-    X(residual, RESIDUAL, (L + 1) * B * T * C) /* the stream at the input of each block and after the last */            \
-    X(middle, RESIDUAL, K * B * T * C)         /* the stream after attention */                                           \
-    X(ln1, ATTENTION, K * B * T * C)                                                                                      \
-    X(ln1_mean, ATTENTION, K * B * T)                                                                                     \
-    X(ln1_rstd, ATTENTION, K * B * T)                                                                                     \
-    X(qkv, ATTENTION, K * B * T * 3 * A)                                                                                  \
-    X(fq, ATTENTION, K * B * T * A) /* (B, NH, T, HS) */                                                                  \
-    X(fk, ATTENTION, K * B * T * A)                                                                                       \
-    X(att_lse, ATTENTION, K * B * NH * T)                                                                                 \
-    X(scan_rho, ATTENTION, G ? K * B * NH * T : 0)                                                                        \
-    X(att, ATTENTION, K * B * T * A)                                                                                      \
-    X(ln2, MLP, K * B * T * C)                                                                                            \
-    X(ln2_mean, MLP, K * B * T)                                                                                           \
-    X(ln2_rstd, MLP, K * B * T)                                                                                           \
-    X(fc, MLP, K * B * T * 4 * C)                                                                                         \
-    X(gelu, MLP, K * B * T * 4 * C)                                                                                       \
-    X(lnf, LOGITS, B * T * C)                                                                                             \
-    X(lnf_mean, LOGITS, B * T)                                                                                            \
-    X(lnf_rstd, LOGITS, B * T)                                                                                            \
-    X(logits, LOGITS, B * T * Vp)                                                                                         \
-    X(losses, LOGITS, B * T)                                                                                              \
-    X(lse, LOGITS, B * T)                                                                                                 \
-    X(splat_waves, WORKSPACE, G * T * 2 * S) /* softmax mixer: cosines and sines of the envelope, per GSA head */        \
-    X(dresidual, BACKWARD, B * T * C)                                                                                     \
-    X(dln, BACKWARD, B * T * C)                                                                                           \
-    X(dfc, BACKWARD, B * T * 4 * C)                                                                                       \
-    X(datt, BACKWARD, B * T * A)                                                                                          \
-    X(dqkv, BACKWARD, B * T * 3 * A)                                                                                      \
-    X(dfq, BACKWARD, B * T * A)                                                                                           \
-    X(dfk, BACKWARD, B * T * A)                                                                                           \
-    X(moments, WORKSPACE, B * NH * moments_size(S, P, HS))
+/* name, kind (gsa/run/train.h), size. K: the blocks whose activations are kept for the backward pass, after each
+   other: L, or 1 with --recompute, where they are computed again. */
+#define ACTIVATIONS(X)                                                                                           \
+    X(residual, RESIDUAL, (L + 1) * B * T * C) /* the stream at the input of each block and after the last */    \
+    X(middle, RESIDUAL, K *B *T *C)            /* the stream after attention */                                  \
+    X(ln1, ATTENTION, K *B *T *C)                                                                                \
+    X(ln1_mean, ATTENTION, K *B *T)                                                                              \
+    X(ln1_rstd, ATTENTION, K *B *T)                                                                              \
+    X(qkv, ATTENTION, K *B *T * 3 * A)                                                                           \
+    X(fq, ATTENTION, K *B *T *A) /* (B, NH, T, HS) */                                                            \
+    X(fk, ATTENTION, K *B *T *A)                                                                                 \
+    X(att_lse, ATTENTION, K *B *NH *T)                                                                           \
+    X(scan_rho, ATTENTION, G ? K *B *NH *T : 0)                                                                  \
+    X(att, ATTENTION, K *B *T *A)                                                                                \
+    X(ln2, MLP, K *B *T *C)                                                                                      \
+    X(ln2_mean, MLP, K *B *T)                                                                                    \
+    X(ln2_rstd, MLP, K *B *T)                                                                                    \
+    X(fc, MLP, K *B *T * 4 * C)                                                                                  \
+    X(gelu, MLP, K *B *T * 4 * C)                                                                                \
+    X(lnf, LOGITS, B *T *C)                                                                                      \
+    X(lnf_mean, LOGITS, B *T)                                                                                    \
+    X(lnf_rstd, LOGITS, B *T)                                                                                    \
+    X(logits, LOGITS, B *T *Vp)                                                                                  \
+    X(losses, LOGITS, B *T)                                                                                      \
+    X(lse, LOGITS, B *T)                                                                                         \
+    X(splat_waves, WORKSPACE, G *T * 2 * S) /* softmax mixer: cosines and sines of the envelope, per GSA head */ \
+    X(dresidual, BACKWARD, B *T *C)                                                                              \
+    X(dln, BACKWARD, B *T *C)                                                                                    \
+    X(dfc, BACKWARD, B *T * 4 * C)                                                                               \
+    X(datt, BACKWARD, B *T *A)                                                                                   \
+    X(dqkv, BACKWARD, B *T * 3 * A)                                                                              \
+    X(dfq, BACKWARD, B *T *A)                                                                                    \
+    X(dfk, BACKWARD, B *T *A)                                                                                    \
+    X(moments, WORKSPACE, B *NH *moments_size(S, P, HS))
 
 typedef struct {
 #define X(name, kind, size) real *name;
@@ -1224,16 +1363,25 @@ typedef struct {
 
 static Sizes config_sizes(const Config *c) {
     Sizes z;
-    z.T = c->T, z.V = c->V, z.Vp = c->Vp, z.L = c->L, z.NH = config_heads(c), z.C = c->C;
-    z.HS = config_head_size(c), z.A = config_width(c), z.G = config_gsa_heads(c), z.S = z.G ? c->S : 0, z.P = config_precisions(c);
+    z.T = c->T;
+    z.V = c->V;
+    z.Vp = c->Vp;
+    z.L = c->L;
+    z.NH = config_heads(c);
+    z.C = c->C;
+    z.HS = config_head_size(c);
+    z.A = config_width(c);
+    z.G = config_gsa_heads(c);
+    z.S = z.G ? c->S : 0;
+    z.P = config_precisions(c);
     return z;
 }
 
 typedef struct {
     Config config;
-    size_t B;                         /* largest batch */
+    size_t B; /* largest batch */
     Tensor tensors[NUM_TENSORS];
-    size_t total;                     /* length of the flat buffers */
+    size_t total;                           /* length of the flat buffers */
     real *params, *grads, *adam_m, *adam_v; /* the last three are allocated when they are first needed */
     ParameterTensors p, dp;
     real *activations;
@@ -1247,22 +1395,24 @@ typedef struct {
     int *x, *y;                       /* its tokens */
 } GSA;
 
-/* One function measures the activations (base NULL) and carves them from one piece of memory; returns their number, and adds their
-   bytes up by kind (bytes NULL: it does not). */
+/* One function measures the activations (base NULL) and carves them from one piece of memory; returns their number,
+   and adds their bytes up by kind (bytes NULL: it does not). */
 static size_t carve_activations(ActivationTensors *a, real *base, const Config *c, size_t B, size_t *bytes) {
     Sizes z = config_sizes(c);
-    size_t T = z.T, L = z.L, K = c->recompute ? 1 : L, C = z.C, A = z.A, NH = z.NH, Vp = z.Vp, HS = z.HS, S = z.S, P = z.P, G = z.G, at = 0;
-#define X(name, kind, size)               \
+    size_t T = z.T, L = z.L, K = c->recompute ? 1 : L, C = z.C, A = z.A, NH = z.NH, Vp = z.Vp, HS = z.HS, S = z.S,
+           P = z.P, G = z.G, at = 0;
+#define X(name, kind, size)            \
     a->name = base ? base + at : NULL; \
-    at += ((size) + 31) / 32 * 32;        \
+    at += ((size) + 31) / 32 * 32;     \
     if (bytes) bytes[MEMORY_##kind] += ((size) + 31) / 32 * 32 * sizeof(real);
     ACTIVATIONS(X)
 #undef X
     return at;
 }
 
-/* Numbers that a thread allocates for a while, at most, when it works on one head: attention's backward pass (its head's keys and values
-   transposed, a block of rows of the weights and of their gradients) or the scan's (both sides' splats, sums, gradients, states). */
+/* Numbers that a thread allocates for a while, at most, when it works on one head: attention's backward pass (its
+   head's keys and values transposed, a block of rows of the weights and of their gradients) or the scan's (both
+   sides' splats, sums, gradients, states). */
 static size_t head_workspace(const Config *c) {
     Sizes z = config_sizes(c);
     size_t attention = 2 * (z.HS + BLOCK) * (round_up(z.T) + COLUMNS), side = z.HS + 2 + z.S + (z.P > 1 ? 2 * z.HS : 0);
@@ -1285,12 +1435,15 @@ static void rope_table(real *waves, size_t T, size_t HS, size_t first) {
 }
 
 /* what f_q . f_k is multiplied by */
-static real head_scale(int kind, size_t HS) { return kind == HEAD_STANDARD || kind == HEAD_EXTEND ? 1 / (real)sqrt((double)HS) : 1; }
+static real head_scale(int kind, size_t HS) {
+    return kind == HEAD_STANDARD || kind == HEAD_EXTEND ? 1 / (real)sqrt((double)HS) : 1;
+}
 
 static GSA *gsa_create(const Config *c, size_t B) {
     GSA *m = (GSA *)xcalloc(1, sizeof *m);
     size_t NH = config_heads(c), L = c->L, HS = config_head_size(c);
-    m->config = *c, m->B = B;
+    m->config = *c;
+    m->B = B;
     m->total = model_tensors(c, m->tensors);
     m->params = (real *)xcalloc(m->total, sizeof(real));
     point_parameters(&m->p, m->params, m->tensors);
@@ -1306,13 +1459,21 @@ static GSA *gsa_create(const Config *c, size_t B) {
         m->scale[i] = head_scale(kind, HS);
         m->window[i] = kind == HEAD_SCAN ? 0 : kind == HEAD_SPLAT || !c->window ? (size_t)c->T : (size_t)c->window;
     }
-    m->x = (int *)xmalloc(2 * B * c->T * sizeof(int)), m->y = m->x + B * c->T;
+    m->x = (int *)xmalloc(2 * B * c->T * sizeof(int));
+    m->y = m->x + B * c->T;
     return m;
 }
 
 static void gsa_destroy(GSA *m) {
-    free(m->params), free(m->grads), free(m->adam_m), free(m->adam_v);
-    free(m->activations), free(m->rope_waves), free(m->scale), free(m->window), free(m->x);
+    free(m->params);
+    free(m->grads);
+    free(m->adam_m);
+    free(m->adam_v);
+    free(m->activations);
+    free(m->rope_waves);
+    free(m->scale);
+    free(m->window);
+    free(m->x);
     free(m);
 }
 
@@ -1321,12 +1482,18 @@ static Splats head_splats(const GSA *m, size_t l, size_t h) {
     Sizes z = config_sizes(&m->config);
     size_t g = (size_t)config_gsa_before(&m->config, (int)l, (int)h);
     Splats w;
-    w.mu = m->p.mu + g * z.S * z.HS, w.lnp = m->p.lnp + g * z.S * z.P, w.lnalpha = m->p.lnalpha + g * z.S;
-    w.lntheta = m->p.lntheta ? m->p.lntheta + g * z.S : NULL;
-    w.lndelta = m->p.lndelta ? m->p.lndelta + g * z.S : NULL;
-    w.lng = m->p.lng ? m->p.lng + g : NULL;
-    w.alive = m->p.alive + g * z.S, w.watch = m->watch;
-    w.S = z.S, w.P = z.P, w.raw = m->config.raw, w.constants = NULL;
+    w.mu = m->p.mu + g * z.S * z.HS;
+    w.log_precision = m->p.log_precision + g * z.S * z.P;
+    w.log_alpha = m->p.log_alpha + g * z.S;
+    w.log_theta = m->p.log_theta ? m->p.log_theta + g * z.S : NULL;
+    w.log_delta = m->p.log_delta ? m->p.log_delta + g * z.S : NULL;
+    w.log_far = m->p.log_far ? m->p.log_far + g : NULL;
+    w.alive = m->p.alive + g * z.S;
+    w.watch = m->watch;
+    w.S = z.S;
+    w.P = z.P;
+    w.raw = m->config.raw;
+    w.constants = NULL;
     return w;
 }
 
@@ -1334,10 +1501,12 @@ static SplatGradients head_splat_gradients(const GSA *m, size_t l, size_t h) {
     Sizes z = config_sizes(&m->config);
     size_t g = (size_t)config_gsa_before(&m->config, (int)l, (int)h);
     SplatGradients d;
-    d.mu = m->dp.mu + g * z.S * z.HS, d.lnp = m->dp.lnp + g * z.S * z.P, d.lnalpha = m->dp.lnalpha + g * z.S;
-    d.lntheta = m->dp.lntheta ? m->dp.lntheta + g * z.S : NULL;
-    d.lndelta = m->dp.lndelta ? m->dp.lndelta + g * z.S : NULL;
-    d.lng = m->dp.lng ? m->dp.lng + g : NULL;
+    d.mu = m->dp.mu + g * z.S * z.HS;
+    d.log_precision = m->dp.log_precision + g * z.S * z.P;
+    d.log_alpha = m->dp.log_alpha + g * z.S;
+    d.log_theta = m->dp.log_theta ? m->dp.log_theta + g * z.S : NULL;
+    d.log_delta = m->dp.log_delta ? m->dp.log_delta + g * z.S : NULL;
+    d.log_far = m->dp.log_far ? m->dp.log_far + g : NULL;
     d.alive = m->dp.alive + g * z.S;
     return d;
 }
@@ -1348,17 +1517,19 @@ static void gsa_splat_waves(const GSA *m, real *waves, size_t T, size_t first) {
     if (m->config.envelope != ENVELOPE_COSINE) return;
 #pragma omp parallel for schedule(dynamic)
     for (size_t g = 0; g < z.G; g++) {
-        double *theta = splat_frequencies(m->p.lntheta + g * z.S, z.S);
+        double *theta = splat_frequencies(m->p.log_theta + g * z.S, z.S);
         wave_table(waves + g * T * 2 * z.S, theta, z.S, T, first);
         free(theta);
     }
 }
 
-/* Features f (T, HS) of one head from its queries or keys x, rows 3A apart. waves: of its splats w (T, 2S), or of rope (T, HS). A scan makes its own. */
-static void head_features(const GSA *m, real *f, const real *x, int kind, const Splats *w, bool query, size_t T, const real *waves) {
+/* Features f (T, HS) of one head from its queries or keys x, rows 3A apart. waves: of its splats w (T, 2S), or of
+   rope (T, HS). A scan makes its own. */
+static void head_features(const GSA *m, real *f, const real *x, int kind, const Splats *w, bool query, size_t T,
+                          const real *waves) {
     size_t HS = (size_t)config_head_size(&m->config), stride = 3 * (size_t)config_width(&m->config);
     if (kind == HEAD_SPLAT) {
-        splat_forward(f, x, stride, w, query, w->lntheta ? waves : NULL, T, HS);
+        splat_forward(f, x, stride, w, query, w->log_theta ? waves : NULL, T, HS);
     } else if (m->config.position == POSITION_LEARNED) {
         for (size_t t = 0; t < T; t++) memcpy(f + t * HS, x + t * stride, HS * sizeof(real));
     } else {
@@ -1366,24 +1537,31 @@ static void head_features(const GSA *m, real *f, const real *x, int kind, const 
     }
 }
 
-/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (T, HS), splat_waves (G, T, 2S). */
-static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, size_t l, size_t B, size_t T, const real *rope_waves, const real *splat_waves) {
+/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (T, HS), splat_waves (G,
+   T, 2S). */
+static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, size_t l, size_t B, size_t T,
+                             const real *rope_waves, const real *splat_waves) {
     Sizes z = config_sizes(&m->config);
     size_t NH = z.NH, HS = z.HS, A = z.A;
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < B * NH * 2; i++) {
         size_t head = i / 2, b = head / NH, h = head % NH, key = i % 2;
         int kind = config_head_kind(&m->config, (int)l, (int)h);
-        const real *waves = kind == HEAD_SPLAT ? splat_waves + (size_t)config_gsa_before(&m->config, (int)l, (int)h) * T * 2 * z.S : rope_waves;
+        const real *waves = kind == HEAD_SPLAT
+                                ? splat_waves + (size_t)config_gsa_before(&m->config, (int)l, (int)h) * T * 2 * z.S
+                                : rope_waves;
         Splats w;
         memset(&w, 0, sizeof w);
         if (kind == HEAD_SPLAT) w = head_splats(m, l, h);
-        if (kind != HEAD_SCAN) head_features(m, (key ? fk : fq) + head * T * HS, qkv + b * T * 3 * A + key * A + h * HS, kind, &w, !key, T, waves);
+        if (kind != HEAD_SCAN)
+            head_features(m, (key ? fk : fq) + head * T * HS, qkv + b * T * 3 * A + key * A + h * HS, kind, &w, !key, T,
+                          waves);
     }
 }
 
 /* The first two parts of dqkv from dfq, dfk; the moments of layer l's splats. */
-static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *dfk, const real *fq, const real *fk, const real *qkv, size_t l, size_t B, size_t T) {
+static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *dfk, const real *fq, const real *fk,
+                              const real *qkv, size_t l, size_t B, size_t T) {
     Sizes z = config_sizes(&m->config);
     size_t NH = z.NH, HS = z.HS, A = z.A, record = moments_size(z.S, z.P, HS);
 #pragma omp parallel for schedule(dynamic)
@@ -1391,11 +1569,12 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
         size_t b = head / NH, h = head % NH;
         int kind = config_head_kind(&m->config, (int)l, (int)h);
         for (size_t key = 0; key < 2 && kind != HEAD_SCAN; key++) {
-            const real *x = qkv + b * T * 3 * A + key * A + h * HS, *df = (key ? dfk : dfq) + head * T * HS, *f = (key ? fk : fq) + head * T * HS;
+            const real *x = qkv + b * T * 3 * A + key * A + h * HS, *df = (key ? dfk : dfq) + head * T * HS,
+                       *f = (key ? fk : fq) + head * T * HS;
             real *dx = dqkv + b * T * 3 * A + key * A + h * HS;
             if (kind == HEAD_SPLAT) {
                 Splats w = head_splats(m, l, h);
-                splat_backward(dx, m->a.moments + head * record, df, f, x, 3 * A, &w, !key, w.lntheta != NULL, T, HS);
+                splat_backward(dx, m->a.moments + head * record, df, f, x, 3 * A, &w, !key, w.log_theta != NULL, T, HS);
             } else if (m->config.position == POSITION_LEARNED) {
                 for (size_t t = 0; t < T; t++) memcpy(dx + t * 3 * A, df + t * HS, HS * sizeof(real));
             } else {
@@ -1405,8 +1584,10 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
     }
 }
 
-/* The scan heads of layer l, and the far part of its extend heads, whose near part att (B, T, A) and lse (B, NH, T) hold already. */
-static void scans_forward(const GSA *m, real *att, real *lse, real *rho, const real *qkv, size_t l, size_t B, size_t T) {
+/* The scan heads of layer l, and the far part of its extend heads, whose near part att (B, T, A) and lse (B, NH, T)
+   hold already. */
+static void scans_forward(const GSA *m, real *att, real *lse, real *rho, const real *qkv, size_t l, size_t B,
+                          size_t T) {
     Sizes z = config_sizes(&m->config);
     size_t NH = z.NH, HS = z.HS, A = z.A;
 #pragma omp parallel for schedule(dynamic)
@@ -1416,12 +1597,14 @@ static void scans_forward(const GSA *m, real *att, real *lse, real *rho, const r
         if (kind != HEAD_SCAN && kind != HEAD_EXTEND) continue;
         const real *q = qkv + b * T * 3 * A + h * HS;
         Splats w = head_splats(m, l, h);
-        scan_head_forward(att + b * T * A + h * HS, A, kind == HEAD_EXTEND ? lse + head * T : NULL, rho + head * T, q, q + A, q + 2 * A, 3 * A, &w,
-                          kind == HEAD_EXTEND ? (size_t)m->config.window : 0, m->config.objective == OBJECTIVE_LM, CHUNK, T, HS);
+        scan_head_forward(att + b * T * A + h * HS, A, kind == HEAD_EXTEND ? lse + head * T : NULL, rho + head * T, q,
+                          q + A, q + 2 * A, 3 * A, &w, kind == HEAD_EXTEND ? (size_t)m->config.window : 0,
+                          m->config.objective == OBJECTIVE_LM, CHUNK, T, HS);
     }
 }
 
-static void scans_backward(GSA *m, real *dqkv, const real *datt, const real *att, const real *rho, const real *qkv, size_t l, size_t B, size_t T) {
+static void scans_backward(GSA *m, real *dqkv, const real *datt, const real *att, const real *rho, const real *qkv,
+                           size_t l, size_t B, size_t T) {
     Sizes z = config_sizes(&m->config);
     size_t NH = z.NH, HS = z.HS, A = z.A, record = moments_size(z.S, z.P, HS);
 #pragma omp parallel for schedule(dynamic)
@@ -1431,9 +1614,12 @@ static void scans_backward(GSA *m, real *dqkv, const real *datt, const real *att
         if (kind != HEAD_SCAN && kind != HEAD_EXTEND) continue;
         bool merged = kind == HEAD_EXTEND;
         Splats w = head_splats(m, l, h);
-        for (size_t t = 0; t < T && !merged; t++) memset(dqkv + at + 2 * A + t * 3 * A, 0, HS * sizeof(real)); /* the near part has written it */
-        scan_head_backward(dqkv + at, dqkv + at + A, dqkv + at + 2 * A, m->a.moments + head * record, datt + b * T * A + h * HS, att + b * T * A + h * HS, A, rho + head * T, qkv + at,
-                           qkv + at + A, qkv + at + 2 * A, 3 * A, &w, merged ? (size_t)m->config.window : 0, m->config.objective == OBJECTIVE_LM, merged, CHUNK, T, HS);
+        /* the near part has written it */
+        for (size_t t = 0; t < T && !merged; t++) memset(dqkv + at + 2 * A + t * 3 * A, 0, HS * sizeof(real));
+        scan_head_backward(dqkv + at, dqkv + at + A, dqkv + at + 2 * A, m->a.moments + head * record,
+                           datt + b * T * A + h * HS, att + b * T * A + h * HS, A, rho + head * T, qkv + at,
+                           qkv + at + A, qkv + at + 2 * A, 3 * A, &w, merged ? (size_t)m->config.window : 0,
+                           m->config.objective == OBJECTIVE_LM, merged, CHUNK, T, HS);
     }
 }
 
@@ -1456,9 +1642,21 @@ static ActivationTensors block_activations(const GSA *m, size_t l, size_t N) {
     ActivationTensors a = m->a;
     size_t k = m->config.recompute ? 0 : l * N;
     a.residual += l * N * z.C;
-    a.middle += k * z.C, a.ln1 += k * z.C, a.ln1_mean += k, a.ln1_rstd += k;
-    a.qkv += k * 3 * z.A, a.fq += k * z.A, a.fk += k * z.A, a.att_lse += k * z.NH, a.scan_rho += k * z.NH, a.att += k * z.A;
-    a.ln2 += k * z.C, a.ln2_mean += k, a.ln2_rstd += k, a.fc += k * 4 * z.C, a.gelu += k * 4 * z.C;
+    a.middle += k * z.C;
+    a.ln1 += k * z.C;
+    a.ln1_mean += k;
+    a.ln1_rstd += k;
+    a.qkv += k * 3 * z.A;
+    a.fq += k * z.A;
+    a.fk += k * z.A;
+    a.att_lse += k * z.NH;
+    a.scan_rho += k * z.NH;
+    a.att += k * z.A;
+    a.ln2 += k * z.C;
+    a.ln2_mean += k;
+    a.ln2_rstd += k;
+    a.fc += k * 4 * z.C;
+    a.gelu += k * 4 * z.C;
     return a;
 }
 
@@ -1473,7 +1671,8 @@ static void block_forward(GSA *m, size_t l, size_t B, size_t T) {
     layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.residual, p.ln1w + l * C, p.ln1b + l * C, N, C);
     matmul_forward(a.qkv, a.ln1, p.qkvw + l * 3 * A * C, p.qkvb + l * 3 * A, N, C, 3 * A);
     features_forward(m, a.fq, a.fk, a.qkv, l, B, T, m->rope_waves, a.splat_waves);
-    attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
+    attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T,
+                      z.NH, z.HS);
     scans_forward(m, a.att, a.att_lse, a.scan_rho, a.qkv, l, B, T);
     matmul_forward(a.middle, a.att, p.attprojw + l * C * A, p.attprojb + l * C, N, A, C);
     residual_forward(a.middle, a.residual, N * C);
@@ -1488,7 +1687,8 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     size_t C = z.C, N = B * T, L = z.L;
     ParameterTensors p = m->p;
     ActivationTensors a = m->a;
-    m->used_B = B, m->used_T = T;
+    m->used_B = B;
+    m->used_T = T;
     memcpy(m->x, x, N * sizeof(int));
     if (y) memcpy(m->y, y, N * sizeof(int));
     gsa_splat_waves(m, a.splat_waves, T, 0);
@@ -1506,7 +1706,10 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     classifier_forward(a.losses, a.lse, a.logits, m->y, N, z.V, z.Vp);
     double loss = 0;
     m->predicted = 0;
-    for (size_t i = 0; i < N; i++) loss += (double)a.losses[i], m->predicted += m->y[i] >= 0;
+    for (size_t i = 0; i < N; i++) {
+        loss += (double)a.losses[i];
+        m->predicted += m->y[i] >= 0;
+    }
     return m->predicted ? loss / (double)m->predicted : 0;
 }
 
@@ -1524,22 +1727,30 @@ static void gsa_backward(GSA *m, double scale) {
     classifier_backward(a.logits, a.lse, m->y, (real)(scale / (double)(m->predicted ? m->predicted : 1)), N, z.V, z.Vp);
     matmul_backward(a.dln, dp.wte, NULL, a.logits, a.lnf, p.wte, N, C, z.Vp);
     memset(a.dresidual, 0, N * C * sizeof(real));
-    layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, a.dln, a.residual + L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C);
+    layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, a.dln, a.residual + L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N,
+                       C);
     for (size_t l = L; l-- > 0;) {
         if (m->config.recompute && m->block != l) block_forward(m, l, B, T);
         ActivationTensors block = block_activations(m, l, N);
-        matmul_backward(a.dfc, dp.fcprojw + l * 4 * C * C, dp.fcprojb + l * C, a.dresidual, block.gelu, p.fcprojw + l * 4 * C * C, N, 4 * C, C);
+        matmul_backward(a.dfc, dp.fcprojw + l * 4 * C * C, dp.fcprojb + l * C, a.dresidual, block.gelu,
+                        p.fcprojw + l * 4 * C * C, N, 4 * C, C);
         gelu_backward(a.dfc, a.dfc, block.fc, N * 4 * C);
-        matmul_backward(a.dln, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.dfc, block.ln2, p.fcw + l * 4 * C * C, N, C, 4 * C);
-        layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, a.dln, block.middle, p.ln2w + l * C, block.ln2_mean, block.ln2_rstd, N, C);
-        matmul_backward(a.datt, dp.attprojw + l * C * A, dp.attprojb + l * C, a.dresidual, block.att, p.attprojw + l * C * A, N, A, C);
+        matmul_backward(a.dln, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.dfc, block.ln2, p.fcw + l * 4 * C * C, N,
+                        C, 4 * C);
+        layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, a.dln, block.middle, p.ln2w + l * C,
+                           block.ln2_mean, block.ln2_rstd, N, C);
+        matmul_backward(a.datt, dp.attprojw + l * C * A, dp.attprojb + l * C, a.dresidual, block.att,
+                        p.attprojw + l * C * A, N, A, C);
         memset(a.moments, 0, B * z.NH * record * sizeof(real));
-        attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, block.att, block.att_lse, block.fq, block.fk, block.qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
+        attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, block.att, block.att_lse, block.fq, block.fk, block.qkv,
+                           m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
         features_backward(m, a.dqkv, a.dfq, a.dfk, block.fq, block.fk, block.qkv, l, B, T);
         scans_backward(m, a.dqkv, a.datt, block.att, block.scan_rho, block.qkv, l, B, T);
         splats_backward(m, l, B);
-        matmul_backward(a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.dqkv, block.ln1, p.qkvw + l * 3 * A * C, N, C, 3 * A);
-        layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N, C);
+        matmul_backward(a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.dqkv, block.ln1, p.qkvw + l * 3 * A * C,
+                        N, C, 3 * A);
+        layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, a.dln, block.residual, p.ln1w + l * C,
+                           block.ln1_mean, block.ln1_rstd, N, C);
     }
     encoder_backward(dp.wte, dp.wpe, a.dresidual, m->x, B, T, C);
 }
@@ -1577,7 +1788,8 @@ static void gsa_gradient_norms(GSA *m, double norms[NUM_CLIPS]) {
 static real largest_precision(real *cholesky, const real *packed, size_t HS) {
     real *x = (real *)xmalloc(2 * HS * sizeof(real)), *y = x + HS, norm = 0;
     cholesky_factor(cholesky, packed, HS);
-    for (size_t k = 0; k < HS; k++) x[k] = 1 / (real)sqrt((double)HS) * (k % 3 == 2 ? -1 : 1); /* along no axis and no diagonal */
+    /* along no axis and no diagonal */
+    for (size_t k = 0; k < HS; k++) x[k] = 1 / (real)sqrt((double)HS) * (k % 3 == 2 ? -1 : 1);
     for (int step = 0; step < 8; step++) {
         product(1, HS, HS, x, HS, 1, cholesky, HS, y, HS, false);           /* L^T x */
         product(1, HS, HS, y, HS, 1, cholesky + HS * HS, HS, x, HS, false); /* L L^T x */
@@ -1602,63 +1814,78 @@ static void splat_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     Sizes z = config_sizes(&m->config);
     ParameterTensors p = m->p;
     const real range = (real)SPLAT_AMPLITUDE_RANGE;
-    real *cholesky = (real *)xmalloc(2 * z.HS * z.HS * sizeof(real)), *slope = (real *)xmalloc(2 * z.HS * sizeof(real)), *along = slope + z.HS;
+    real *cholesky = (real *)xmalloc(2 * z.HS * z.HS * sizeof(real)), *slope = (real *)xmalloc(2 * z.HS * sizeof(real)),
+         *along = slope + z.HS;
     for (size_t s = 0; s < z.G * z.S; s++) {
-        real *mu = p.mu + s * z.HS, *lnp = p.lnp + s * z.P;
+        real *mu = p.mu + s * z.HS, *log_precision = p.log_precision + s * z.P;
         if (!(p.alive[s] > 0)) continue;
         if (c->covariance == COVARIANCE_FULL) {
-            real most = largest_precision(cholesky, lnp, z.HS);
+            real most = largest_precision(cholesky, log_precision, z.HS);
             if (most > (real)SPLAT_PRECISION_MAX && config_bounded(c, BOUND_PRECISION)) {
                 real factor = (real)sqrt(SPLAT_PRECISION_MAX / (double)most);
                 for (size_t i = 0; i < z.HS; i++)
                     for (size_t k = 0; k <= i; k++) {
-                        real *entry = lnp + i * (i + 1) / 2 + k;
+                        real *entry = log_precision + i * (i + 1) / 2 + k;
                         *entry = i == k ? *entry + (real)log((double)factor) : *entry * factor;
                     }
-                cholesky_factor(cholesky, lnp, z.HS);
+                cholesky_factor(cholesky, log_precision, z.HS);
                 clamped[BOUND_PRECISION]++;
             }
             product(1, z.HS, z.HS, mu, z.HS, 1, cholesky, z.HS, along, z.HS, false);
             product(1, z.HS, z.HS, along, z.HS, 1, cholesky + z.HS * z.HS, z.HS, slope, z.HS, false);
         } else {
-            for (size_t k = 0; k < z.P && config_bounded(c, BOUND_PRECISION); k++) clamped[BOUND_PRECISION] += clamp(&lnp[k], (real)log(SPLAT_PRECISION_MIN), (real)log(SPLAT_PRECISION_MAX));
-            for (size_t k = 0; k < z.HS; k++) slope[k] = mu[k] * exp_real(lnp[z.P > 1 ? k : 0]);
+            for (size_t k = 0; k < z.P && config_bounded(c, BOUND_PRECISION); k++)
+                clamped[BOUND_PRECISION] +=
+                    clamp(&log_precision[k], (real)log(SPLAT_PRECISION_MIN), (real)log(SPLAT_PRECISION_MAX));
+            for (size_t k = 0; k < z.HS; k++) slope[k] = mu[k] * exp_real(log_precision[z.P > 1 ? k : 0]);
         }
         real square = 0, steep = 0;
-        for (size_t k = 0; k < z.HS; k++) square += mu[k] * mu[k], steep += slope[k] * slope[k];
+        for (size_t k = 0; k < z.HS; k++) {
+            square += mu[k] * mu[k];
+            steep += slope[k] * slope[k];
+        }
         real far = (real)sqrt(square) / (real)SPLAT_CENTRE_MAX, excess = (real)sqrt(steep) / (real)SPLAT_SLOPE_MAX;
         if (far > excess) excess = far;
         if (excess > 1 && config_bounded(c, BOUND_CENTRE)) {
             for (size_t k = 0; k < z.HS; k++) mu[k] /= excess;
             clamped[BOUND_CENTRE]++;
         }
-        if (config_bounded(c, BOUND_AMPLITUDE)) clamped[BOUND_AMPLITUDE] += clamp(&p.lnalpha[s], p.lnalpha0[s] - range, p.lnalpha0[s] + range);
-        if (p.lntheta && config_bounded(c, BOUND_FREQUENCY)) clamped[BOUND_FREQUENCY] += clamp(&p.lntheta[s], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
-        if (p.lndelta && config_bounded(c, BOUND_DECAY)) clamped[BOUND_DECAY] += clamp(&p.lndelta[s], -INFINITY, (real)log(SPLAT_DECAY_MAX));
+        if (config_bounded(c, BOUND_AMPLITUDE))
+            clamped[BOUND_AMPLITUDE] +=
+                clamp(&p.log_alpha[s], p.log_alpha_reference[s] - range, p.log_alpha_reference[s] + range);
+        if (p.log_theta && config_bounded(c, BOUND_FREQUENCY))
+            clamped[BOUND_FREQUENCY] += clamp(&p.log_theta[s], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
+        if (p.log_delta && config_bounded(c, BOUND_DECAY))
+            clamped[BOUND_DECAY] += clamp(&p.log_delta[s], -INFINITY, (real)log(SPLAT_DECAY_MAX));
     }
-    free(cholesky), free(slope);
+    free(cholesky);
+    free(slope);
 }
 
-/* AdamW, then the bounds. m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: divided by 1 - beta^step */
+/* AdamW, then the bounds. m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: divided
+   by 1 - beta^step */
 static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
     if (!m->adam_m) {
         m->adam_m = (real *)xcalloc(m->total, sizeof(real));
         m->adam_v = (real *)xcalloc(m->total, sizeof(real));
     }
     real beta1 = (real)u->beta1, beta2 = (real)u->beta2;
-    real correct1 = (real)(1 / (1 - pow(u->beta1, (double)u->step))), correct2 = (real)(1 / (1 - pow(u->beta2, (double)u->step)));
+    real correct1 = (real)(1 / (1 - pow(u->beta1, (double)u->step))),
+         correct2 = (real)(1 / (1 - pow(u->beta2, (double)u->step)));
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
         if (!group->trained) continue;
         real *p = m->params + t->offset, *am = m->adam_m + t->offset, *av = m->adam_v + t->offset;
         const real *grads = m->grads + t->offset;
-        real rate = (real)u->rate[group->clip], decay = group->decay ? (real)u->weight_decay : 0, scale = (real)u->scale[group->clip];
+        real rate = (real)u->rate[group->clip], decay = group->decay ? (real)u->weight_decay : 0,
+             scale = (real)u->scale[group->clip];
 #pragma omp parallel for simd
         for (size_t k = 0; k < t->size; k++) {
             real g = scale * grads[k];
             real first = beta1 * am[k] + (1 - beta1) * g, second = beta2 * av[k] + (1 - beta2) * g * g;
-            am[k] = first, av[k] = second;
+            am[k] = first;
+            av[k] = second;
             p[k] -= rate * (first * correct1 / ((real)sqrt(second * correct2) + (real)1e-8) + decay * p[k]);
         }
     }
@@ -1666,7 +1893,7 @@ static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
     splat_bounds(m, clamped);
 }
 
-/* ---------------------------------------------------------------------------------------------- main */
+/* ---------------------------------------------------------------------- main */
 
 #ifndef GSA_NO_MAIN
 
@@ -1684,7 +1911,8 @@ static const char *cpu_name(void) {
     static char name[128];
     int threads = cpu_threads();
 #ifdef GEMM_DNNL
-    snprintf(name, sizeof name, "CPU, %d thread%s, matrix products by oneDNN %d.%d", threads, threads == 1 ? "" : "s", dnnl_version()->major, dnnl_version()->minor);
+    snprintf(name, sizeof name, "CPU, %d thread%s, matrix products by oneDNN %d.%d", threads, threads == 1 ? "" : "s",
+             dnnl_version()->major, dnnl_version()->minor);
 #else
     snprintf(name, sizeof name, "CPU, %d thread%s, built-in matrix products", threads, threads == 1 ? "" : "s");
 #endif
@@ -1697,7 +1925,9 @@ static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = bytes[MEMORY_GRADS] = model_tensors(c, tensors) * sizeof(real);
     bytes[MEMORY_OPTIMISER] = 2 * bytes[MEMORY_PARAMS];
-    bytes[MEMORY_WORKSPACE] = ((size_t)cpu_threads() * head_workspace(c) + (size_t)c->T * (size_t)config_head_size(c)) * sizeof(real); /* and the table of rope */
+    /* and the table of rope */
+    bytes[MEMORY_WORKSPACE] =
+        ((size_t)cpu_threads() * head_workspace(c) + (size_t)c->T * (size_t)config_head_size(c)) * sizeof(real);
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
@@ -1722,16 +1952,26 @@ static real **cpu_buffer(GSA *m, int buffer) {
     return all[buffer];
 }
 
-static void cpu_write(void *model, int buffer, const float *from) { memcpy(*cpu_buffer((GSA *)model, buffer), from, ((GSA *)model)->total * sizeof(real)); }
+static void cpu_write(void *model, int buffer, const float *from) {
+    memcpy(*cpu_buffer((GSA *)model, buffer), from, ((GSA *)model)->total * sizeof(real));
+}
 static const float *cpu_read(void *model, int buffer) { return *cpu_buffer((GSA *)model, buffer); }
-static void cpu_put(void *model, int buffer, size_t first, size_t count, const float *from) { memcpy(*cpu_buffer((GSA *)model, buffer) + first, from, count * sizeof(float)); }
-static void cpu_get(void *model, int buffer, size_t first, size_t count, float *to) { memcpy(to, *cpu_buffer((GSA *)model, buffer) + first, count * sizeof(float)); }
+static void cpu_put(void *model, int buffer, size_t first, size_t count, const float *from) {
+    memcpy(*cpu_buffer((GSA *)model, buffer) + first, from, count * sizeof(float));
+}
+static void cpu_get(void *model, int buffer, size_t first, size_t count, float *to) {
+    memcpy(to, *cpu_buffer((GSA *)model, buffer) + first, count * sizeof(float));
+}
 static void cpu_watch(void *model, bool on) { ((GSA *)model)->watch = on; }
-static double cpu_forward(void *model, const int *x, const int *y, int B, int T) { return gsa_forward((GSA *)model, x, y, (size_t)B, (size_t)T); }
+static double cpu_forward(void *model, const int *x, const int *y, int B, int T) {
+    return gsa_forward((GSA *)model, x, y, (size_t)B, (size_t)T);
+}
 static void cpu_backward(void *model, double scale) { gsa_backward((GSA *)model, scale); }
 static void cpu_zero_gradients(void *model) { gsa_zero_gradients((GSA *)model); }
 static void cpu_gradient_norms(void *model, double norms[NUM_CLIPS]) { gsa_gradient_norms((GSA *)model, norms); }
-static void cpu_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]) { gsa_update((GSA *)model, u, clamped); }
+static void cpu_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]) {
+    gsa_update((GSA *)model, u, clamped);
+}
 static void cpu_logits(void *model, int b, int t, float *out) {
     const GSA *m = (const GSA *)model;
     memcpy(out, m->a.logits + ((size_t)b * m->used_T + (size_t)t) * m->config.Vp, m->config.V * sizeof(float));
@@ -1743,12 +1983,30 @@ static void cpu_head(void *model, int l, int h, int part, int count, float *out)
     size_t N = m->used_B * m->used_T;
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
     const real *qkv = block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS;
-    for (size_t i = 0, apart = N / (size_t)count; i < (size_t)count; i++) memcpy(out + i * z.HS, qkv + i * apart * 3 * z.A, z.HS * sizeof(float));
+    for (size_t i = 0, apart = N / (size_t)count; i < (size_t)count; i++)
+        memcpy(out + i * z.HS, qkv + i * apart * 3 * z.A, z.HS * sizeof(float));
 }
 
 int main(int argc, char **argv) {
-    const Backend cpu = {cpu_name,     cpu_memory,         cpu_free_memory,    cpu_create,  cpu_destroy, cpu_write, cpu_read, cpu_put, cpu_get, cpu_forward,
-                         cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update,  cpu_logits, cpu_head, cpu_watch, NULL, NULL};
+    const Backend cpu = {cpu_name,
+                         cpu_memory,
+                         cpu_free_memory,
+                         cpu_create,
+                         cpu_destroy,
+                         cpu_write,
+                         cpu_read,
+                         cpu_put,
+                         cpu_get,
+                         cpu_forward,
+                         cpu_backward,
+                         cpu_zero_gradients,
+                         cpu_gradient_norms,
+                         cpu_update,
+                         cpu_logits,
+                         cpu_head,
+                         cpu_watch,
+                         NULL,
+                         NULL};
     return train(argc, argv, &cpu);
 }
 

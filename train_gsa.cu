@@ -1,15 +1,15 @@
 /* train_gsa.cu: the network of train_gsa.c on the GPU. Same layers, same names, same order, plus a stream:
-     matrix products -> encoder -> layernorm -> gelu -> matmul -> feature maps: rope and splats ->
-     the two mixers: attention and scan -> classifier -> norm, bounds, AdamW -> the model: forward, backward, update -> main
-   Read train_gsa.c first: it says what is computed; here the comments say how. What makes splats and the two mixers fast fills
-   gsa/cuda/, behind six functions: splat_forward, attention_forward, scan_forward and their backwards.
+     matrix products -> encoder -> layernorm -> gelu -> matmul -> feature maps: rope and splats -> the two mixers:
+     attention and scan -> classifier -> norm, bounds, AdamW -> the model: forward, backward, update -> main
+   Read train_gsa.c first: it says what is computed; here the comments say how. What makes splats and the two mixers
+   fast fills gsa/cuda/, behind six functions: splat_forward, attention_forward, scan_forward and their backwards.
 
-   Numbers: activations and the weights that multiply them are floatX, bf16 or (with GSA_FP32, for checking) fp32; the master
-   weights, gradients, Adam's moments, statistics and all splat parameters are fp32. A floatX weight is a rounded copy of
-   its master, renewed by every update.
+   Numbers: activations and the weights that multiply them are floatX, bf16 or (with GSA_FP32, for checking) fp32; the
+   master weights, gradients, Adam's moments, statistics and all splat parameters are fp32. A floatX weight is a rounded
+   copy of its master, renewed by every update.
 
-   Every result is the same bit for bit in every run: no atomics, every sum in an order that depends on shapes alone, and one
-   algorithm of cuBLASLt per shape of product (see matmul_choose).
+   Every result is the same bit for bit in every run: no atomics, every sum in an order that depends on shapes alone,
+   and one algorithm of cuBLASLt per shape of product (see matmul_choose).
 
    Unless noted, a row of C numbers is worked on by one warp in packs of 8, and C is a multiple of 32. */
 
@@ -42,10 +42,11 @@ static void cuda_check(cudaError_t error, const char *file, int line) {
 
 #define cublasCheck(call) cublas_check((call), __FILE__, __LINE__)
 static void cublas_check(cublasStatus_t status, const char *file, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS) die("cuBLASLt reports '%s' (%s:%d)", cublasLtGetStatusString(status), file, line);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        die("cuBLASLt reports '%s' (%s:%d)", cublasLtGetStatusString(status), file, line);
 }
 
-#define CEIL_DIV(a, b) (((a) + (b) - 1) / (b))
+#define CEIL_DIV(a, b) (((a) + (b)-1) / (b))
 
 /* 8 numbers, read and written at once: 16 bytes of bf16. */
 #ifdef GSA_FP32
@@ -53,7 +54,9 @@ struct Pack {
     float4 half[2];
 };
 __device__ static inline float number(const Pack &p, int i) { return ((const float *)p.half)[i]; }
-__device__ static inline Pack make_pack(const float v[8]) { return {{make_float4(v[0], v[1], v[2], v[3]), make_float4(v[4], v[5], v[6], v[7])}}; }
+__device__ static inline Pack make_pack(const float v[8]) {
+    return {{make_float4(v[0], v[1], v[2], v[3]), make_float4(v[4], v[5], v[6], v[7])}};
+}
 #else
 struct Pack {
     uint4 pairs;
@@ -67,13 +70,16 @@ __device__ static inline uint32_t make_pair(float first, float second) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
     return pair;
 }
-__device__ static inline Pack make_pack(const float v[8]) { return {make_uint4(make_pair(v[0], v[1]), make_pair(v[2], v[3]), make_pair(v[4], v[5]), make_pair(v[6], v[7]))}; }
+__device__ static inline Pack make_pack(const float v[8]) {
+    return {make_uint4(make_pair(v[0], v[1]), make_pair(v[2], v[3]), make_pair(v[4], v[5]), make_pair(v[6], v[7]))};
+}
 #endif
 __device__ static inline Pack load_pack(const floatX *from) { return *(const Pack *)from; }
 /* to: in global memory; by the intrinsic, because a plain assignment may be taken apart into four stores */
 __device__ static inline void store_whole(floatX *to, const Pack &p) {
 #ifdef GSA_FP32
-    __stwb((float4 *)to, p.half[0]), __stwb((float4 *)to + 1, p.half[1]);
+    __stwb((float4 *)to, p.half[0]);
+    __stwb((float4 *)to + 1, p.half[1]);
 #else
     __stwb((uint4 *)to, p.pairs);
 #endif
@@ -81,10 +87,18 @@ __device__ static inline void store_whole(floatX *to, const Pack &p) {
 __device__ static inline void store_pack(floatX *to, const float v[8]) { store_whole(to, make_pack(v)); }
 __device__ static inline void load_floats(float v[8], const float *from) {
     float4 low = *(const float4 *)from, high = *(const float4 *)(from + 4);
-    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+    v[0] = low.x;
+    v[1] = low.y;
+    v[2] = low.z;
+    v[3] = low.w;
+    v[4] = high.x;
+    v[5] = high.y;
+    v[6] = high.z;
+    v[7] = high.w;
 }
 
-__device__ static inline void prefetch(const void *line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); } /* 128 bytes */
+/* 128 bytes */
+__device__ static inline void prefetch(const void *line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
 
 /* All 32 lanes get the sum, added pairwise: always in the same order. */
 __device__ static inline float warp_sum(float x) {
@@ -121,11 +135,12 @@ __global__ static void convert_kernel(floatX *to, const float *from, size_t n) {
     if (i < n) to[i] = (floatX)from[i];
 }
 
-/* ---------------------------------------------------------------------------------------------- matrix products
+/* ---------------------------------------------------------------------- matrix products
 
-   All large products are cuBLASLt's. It counts in columns, so a row-major (N, C) is its (C, N): D (m, n) = alpha op(A) op(B) + C,
-   where D's m is the contiguous dimension. An epilogue does what would else be a pass over memory of its own: the bias, GELU or
-   its derivative. Where cuBLASLt has no algorithm with the epilogue, callers do that pass. */
+   All large products are cuBLASLt's. It counts in columns, so a row-major (N, C) is its (C, N): D (m, n) = alpha
+   op(A) op(B) + C, where D's m is the contiguous dimension. An epilogue does what would else be a pass over memory
+   of its own: the bias, GELU or its derivative. Where cuBLASLt has no algorithm with the epilogue, callers do that
+   pass. */
 
 typedef struct {
     int m, n, k;
@@ -147,14 +162,15 @@ typedef struct {
     MatmulPlan *plans;
     int count, room;
     size_t tuned[2]; /* products over this many tokens get their algorithm by timing; 0: none do */
-    char *notes;  /* the file that remembers the choices; NULL: nowhere, so nothing is timed */
+    char *notes;     /* the file that remembers the choices; NULL: nowhere, so nothing is timed */
 } Matmul;
 
 enum { WORKSPACE = 32 << 20, CANDIDATES = 8 };
 
 /* A line of the file of choices: the shape as text, then the algorithm's bytes. */
 static void matmul_line(char line[400], const MatmulShape *s, const cublasLtMatmulAlgo_t *algorithm) {
-    int at = snprintf(line, 400, FLOATX_NAME " %d %d %d %d%d%d%d %d ", s->m, s->n, s->k, s->ta, s->tb, s->wide, s->add, s->epilogue);
+    int at = snprintf(line, 400, FLOATX_NAME " %d %d %d %d%d%d%d %d ", s->m, s->n, s->k, s->ta, s->tb, s->wide, s->add,
+                      s->epilogue);
     if (!algorithm) return;
     const unsigned char *bytes = (const unsigned char *)algorithm;
     for (size_t i = 0; i < sizeof *algorithm; i++) at += snprintf(line + at, 400 - (size_t)at, "%02x", bytes[i]);
@@ -175,9 +191,13 @@ static bool matmul_remembered(Matmul *mm, MatmulPlan *p) {
         unsigned char *bytes = (unsigned char *)&p->algorithm;
         if (strncmp(line, wanted, prefix) != 0 || strlen(line) != prefix + 2 * sizeof p->algorithm + 1) continue;
         found = true;
-        for (size_t i = 0; i < sizeof p->algorithm; i++) found &= sscanf(line + prefix + 2 * i, "%2hhx", &bytes[i]) == 1;
+        for (size_t i = 0; i < sizeof p->algorithm; i++)
+            found &= sscanf(line + prefix + 2 * i, "%2hhx", &bytes[i]) == 1;
         cublasLtMatmulHeuristicResult_t result;
-        found = found && cublasLtMatmulAlgoCheck(mm->handle, p->description, p->a, p->b, p->d, p->d, &p->algorithm, &result) == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE;
+        found = found &&
+                cublasLtMatmulAlgoCheck(mm->handle, p->description, p->a, p->b, p->d, p->d, &p->algorithm, &result) ==
+                    CUBLAS_STATUS_SUCCESS &&
+                result.workspaceSize <= WORKSPACE;
     }
     fclose(f);
     return found;
@@ -188,13 +208,15 @@ static void matmul_remember(Matmul *mm, const MatmulPlan *p) {
     FILE *f = fopen(mm->notes, "a");
     matmul_line(line, &p->shape, &p->algorithm);
     if (!f || fputs(line, f) < 0 || fclose(f) != 0)
-        die("cannot write %s (%s), which remembers the fastest algorithm of each matrix product so that runs repeat bit for bit; make its folder writable", mm->notes, strerror(errno));
+        die("cannot write %s (%s), which remembers the fastest algorithm of each matrix product so that runs repeat "
+            "bit for bit; make its folder writable",
+            mm->notes, strerror(errno));
 }
 
-/* The fastest of cuBLASLt's first proposals, timed once on this product's own data and remembered in a file, because another
-   choice would round differently: two runs on one machine agree bit for bit, the first of all included. */
-static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *proposals, int count, void *D, const void *A, const void *B, const void *C, float alpha,
-                          cudaStream_t stream) {
+/* The fastest of cuBLASLt's first proposals, timed once on this product's own data and remembered in a file, because
+   another choice would round differently: two runs on one machine agree bit for bit, the first of all included. */
+static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *proposals, int count,
+                          void *D, const void *A, const void *B, const void *C, float alpha, cudaStream_t stream) {
     float beta = p->shape.add, best = INFINITY;
     void *into = D, *room = NULL;
     bool remembered = matmul_remembered(mm, p);
@@ -203,7 +225,8 @@ static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeurist
             size_t bytes = (size_t)p->shape.m * p->shape.n * (p->shape.wide ? sizeof(float) : sizeof(floatX));
             cudaCheck(cudaMalloc(&room, bytes));
             cudaCheck(cudaMemsetAsync(room, 0, bytes, stream));
-            into = room, C = room;
+            into = room;
+            C = room;
         }
         cudaEvent_t start, end;
         cudaCheck(cudaEventCreate(&start));
@@ -213,15 +236,18 @@ static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeurist
             for (int run = 0; run < 4; run++) {
                 float ms;
                 cudaCheck(cudaEventRecord(start, stream));
-                if (cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, into, p->d, &proposals[i].algo, mm->workspace, WORKSPACE, stream) !=
-                    CUBLAS_STATUS_SUCCESS)
+                if (cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, into, p->d,
+                                   &proposals[i].algo, mm->workspace, WORKSPACE, stream) != CUBLAS_STATUS_SUCCESS)
                     break;
                 cudaCheck(cudaEventRecord(end, stream));
                 cudaCheck(cudaEventSynchronize(end));
                 cudaCheck(cudaEventElapsedTime(&ms, start, end));
                 if (run > 0 && ms < fastest) fastest = ms;
             }
-            if (fastest < best) best = fastest, p->algorithm = proposals[i].algo;
+            if (fastest < best) {
+                best = fastest;
+                p->algorithm = proposals[i].algo;
+            }
         }
         cudaCheck(cudaEventDestroy(start));
         cudaCheck(cudaEventDestroy(end));
@@ -233,25 +259,29 @@ static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeurist
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &stages, sizeof stages, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, NULL);
-    printf("matmul        (%d, %d) x %d%s, epilogue %d: algorithm %d, tile %d, stages %d, split %d", p->shape.n, p->shape.m, p->shape.k, p->shape.add ? " added" : "", p->shape.epilogue, id, tile,
-           stages, split);
+    printf("matmul        (%d, %d) x %d%s, epilogue %d: algorithm %d, tile %d, stages %d, split %d", p->shape.n,
+           p->shape.m, p->shape.k, p->shape.add ? " added" : "", p->shape.epilogue, id, tile, stages, split);
     if (remembered) printf(", remembered\n");
     else printf(", %.3f ms, %.0f TFLOP/s\n", best, 2e-9 * p->shape.m * p->shape.n * p->shape.k / best);
 }
 
 /* D = alpha op(A) op(B) + C with the epilogue of s; vector: bias; aux: what GELU was applied to. false: there is no
    algorithm for it and nothing was done. */
-static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const void *B, const void *C, const void *vector, const void *aux, float alpha, cudaStream_t stream) {
+static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const void *B, const void *C,
+                       const void *vector, const void *aux, float alpha, cudaStream_t stream) {
     MatmulPlan *p = NULL;
     bool fresh;
     for (int i = 0; i < mm->count && !p; i++) {
         const MatmulShape *o = &mm->plans[i].shape;
-        if (o->m == s.m && o->n == s.n && o->k == s.k && o->ta == s.ta && o->tb == s.tb && o->wide == s.wide && o->add == s.add && o->epilogue == s.epilogue) p = &mm->plans[i];
+        if (o->m == s.m && o->n == s.n && o->k == s.k && o->ta == s.ta && o->tb == s.tb && o->wide == s.wide &&
+            o->add == s.add && o->epilogue == s.epilogue)
+            p = &mm->plans[i];
     }
     fresh = !p;
     if (!s.add) C = D;
     if (fresh) {
-        if (mm->count == mm->room) mm->plans = (MatmulPlan *)xrealloc(mm->plans, (size_t)(mm->room = 2 * mm->room + 32) * sizeof *mm->plans);
+        if (mm->count == mm->room)
+            mm->plans = (MatmulPlan *)xrealloc(mm->plans, (size_t)(mm->room = 2 * mm->room + 32) * sizeof *mm->plans);
         p = &mm->plans[mm->count++];
         p->shape = s;
         cublasOperation_t ta = s.ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb = s.tb ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -260,15 +290,26 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
         cublasCheck(cublasLtMatmulDescCreate(&p->description, CUBLAS_COMPUTE_32F, CUDA_R_32F));
         cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta));
         cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb));
-        cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_EPILOGUE, &s.epilogue, sizeof s.epilogue));
-        if (vector) cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out, sizeof out));
-        if (aux) cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &aux_stride, sizeof aux_stride));
-        cublasCheck(cublasLtMatrixLayoutCreate(&p->a, FLOATX_TYPE, (uint64_t)(s.ta ? s.k : s.m), (uint64_t)(s.ta ? s.m : s.k), s.ta ? s.k : s.m));
-        cublasCheck(cublasLtMatrixLayoutCreate(&p->b, FLOATX_TYPE, (uint64_t)(s.tb ? s.n : s.k), (uint64_t)(s.tb ? s.k : s.n), s.tb ? s.n : s.k));
+        cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_EPILOGUE, &s.epilogue,
+                                                   sizeof s.epilogue));
+        if (vector)
+            cublasCheck(
+                cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out, sizeof out));
+        if (aux)
+            cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
+                                                       &aux_stride, sizeof aux_stride));
+        cublasCheck(cublasLtMatrixLayoutCreate(&p->a, FLOATX_TYPE, (uint64_t)(s.ta ? s.k : s.m),
+                                               (uint64_t)(s.ta ? s.m : s.k), s.ta ? s.k : s.m));
+        cublasCheck(cublasLtMatrixLayoutCreate(&p->b, FLOATX_TYPE, (uint64_t)(s.tb ? s.n : s.k),
+                                               (uint64_t)(s.tb ? s.k : s.n), s.tb ? s.n : s.k));
         cublasCheck(cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)s.m, (uint64_t)s.n, s.m));
     }
-    if (vector) cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &vector, sizeof vector));
-    if (aux) cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux));
+    if (vector)
+        cublasCheck(
+            cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &vector, sizeof vector));
+    if (aux)
+        cublasCheck(cublasLtMatmulDescSetAttribute(p->description, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux,
+                                                   sizeof aux));
     if (fresh) {
         cublasLtMatmulHeuristicResult_t proposals[CANDIDATES];
         cublasLtMatmulPreference_t preference;
@@ -276,22 +317,29 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
         uint32_t alignment = 16;
         int count = 0;
         cublasCheck(cublasLtMatmulPreferenceCreate(&preference));
-        cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace));
-        const cublasLtMatmulPreferenceAttributes_t aligned[] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                                                                CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-        for (int i = 0; i < 4; i++) cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &alignment, sizeof alignment));
-        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(mm->handle, p->description, p->a, p->b, p->d, p->d, preference, CANDIDATES, proposals, &count);
+        cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                         &workspace, sizeof workspace));
+        const cublasLtMatmulPreferenceAttributes_t aligned[] = {
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+        for (int i = 0; i < 4; i++)
+            cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &alignment, sizeof alignment));
+        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(mm->handle, p->description, p->a, p->b, p->d, p->d,
+                                                               preference, CANDIDATES, proposals, &count);
         cublasCheck(cublasLtMatmulPreferenceDestroy(preference));
         p->possible = status == CUBLAS_STATUS_SUCCESS && count > 0;
-        if (!p->possible && s.epilogue == CUBLASLT_EPILOGUE_DEFAULT) die("cuBLASLt has no algorithm for (%d, %d) x (%d, %d)", s.n, s.k, s.k, s.m);
+        if (!p->possible && s.epilogue == CUBLASLT_EPILOGUE_DEFAULT)
+            die("cuBLASLt has no algorithm for (%d, %d) x (%d, %d)", s.n, s.k, s.k, s.m);
         if (p->possible) p->algorithm = proposals[0].algo;
         bool tuned = false;
-        for (int i = 0; i < 2; i++) tuned |= mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
+        for (int i = 0; i < 2; i++)
+            tuned |= mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
         if (p->possible && mm->notes && tuned) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
     }
     if (!p->possible) return false;
     float beta = s.add;
-    cublasCheck(cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, D, p->d, &p->algorithm, mm->workspace, WORKSPACE, stream));
+    cublasCheck(cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, D, p->d,
+                               &p->algorithm, mm->workspace, WORKSPACE, stream));
     return true;
 }
 
@@ -304,9 +352,12 @@ static void matmul_create(Matmul *mm) {
 static void matmul_destroy(Matmul *mm) {
     for (int i = 0; i < mm->count; i++) {
         cublasLtMatmulDescDestroy(mm->plans[i].description);
-        cublasLtMatrixLayoutDestroy(mm->plans[i].a), cublasLtMatrixLayoutDestroy(mm->plans[i].b), cublasLtMatrixLayoutDestroy(mm->plans[i].d);
+        cublasLtMatrixLayoutDestroy(mm->plans[i].a);
+        cublasLtMatrixLayoutDestroy(mm->plans[i].b);
+        cublasLtMatrixLayoutDestroy(mm->plans[i].d);
     }
-    free(mm->plans), free(mm->notes);
+    free(mm->plans);
+    free(mm->notes);
     cudaFree(mm->workspace);
     cublasLtDestroy(mm->handle);
 }
@@ -314,8 +365,8 @@ static void matmul_destroy(Matmul *mm) {
 /* Column sums in two steps, each in a fixed order: SUM_BLOCKS partial sums of every column, then those added up. */
 enum { SUM_BLOCKS = 396 };
 
-/* partials[block] = column sums of every SUM_BLOCKS-th row of x (N, C); a block has 256 columns at a time, 8 a lane, its 8 warps take
-   turns with the rows. */
+/* partials[block] = column sums of every SUM_BLOCKS-th row of x (N, C); a block has 256 columns at a time, 8 a lane,
+   its 8 warps take turns with the rows. */
 __global__ static void column_sums_kernel(float *partials, const floatX *x, size_t N, size_t C) {
     __shared__ float sums[256];
     size_t c = ((size_t)blockIdx.y * 32 + threadIdx.x) * 8;
@@ -327,7 +378,8 @@ __global__ static void column_sums_kernel(float *partials, const floatX *x, size
             for (int e = 0; e < 8; e++) mine[e] += number(p, e);
         }
     for (int y = 0; y < 8; y++) {
-        for (int e = 0; e < 8 && (int)threadIdx.y == y; e++) sums[threadIdx.x * 8 + e] = (y ? sums[threadIdx.x * 8 + e] : 0) + mine[e];
+        for (int e = 0; e < 8 && (int)threadIdx.y == y; e++)
+            sums[threadIdx.x * 8 + e] = (y ? sums[threadIdx.x * 8 + e] : 0) + mine[e];
         __syncthreads();
     }
     if (threadIdx.y == 0 && c < C)
@@ -339,7 +391,8 @@ typedef struct {
     float *to[3]; /* (C) each; NULL: none */
 } SumVectors;
 
-/* sums.to[i][c] += column i C + c of partials (SUM_BLOCKS, columns): a block owns 32 columns, its warps' sums are added in order */
+/* sums.to[i][c] += column i C + c of partials (SUM_BLOCKS, columns): a block owns 32 columns, its warps' sums are
+   added in order */
 __global__ static void add_partials_kernel(SumVectors sums, const float *partials, size_t C, size_t columns) {
     __shared__ float partial[16][32];
     size_t c = (size_t)blockIdx.x * 32 + threadIdx.x;
@@ -365,9 +418,10 @@ static void add_column_sums(float *sum, float *partials, const floatX *x, size_t
     add_partials({{sum, NULL, NULL}}, 1, partials, C, stream);
 }
 
-/* ---------------------------------------------------------------------------------------------- encoder */
+/* ---------------------------------------------------------------------- encoder */
 
-__global__ static void encoder_forward_kernel(floatX *out, const int *tokens, const floatX *wte, const floatX *wpe, size_t N, size_t T, size_t C, size_t first) {
+__global__ static void encoder_forward_kernel(floatX *out, const int *tokens, const floatX *wte, const floatX *wpe,
+                                              size_t N, size_t T, size_t C, size_t first) {
     size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, i = at / C, c = at % C;
     if (i >= N) return;
     Pack token = load_pack(wte + (size_t)tokens[i] * C + c);
@@ -381,13 +435,14 @@ __global__ static void encoder_forward_kernel(floatX *out, const int *tokens, co
 }
 
 /* out (B, T, C) = wte[token] + wpe[position]; wpe NULL: no learned positions. Positions start at first. */
-static void encoder_forward(floatX *out, const int *tokens, const floatX *wte, const floatX *wpe, size_t B, size_t T, size_t C, size_t first, cudaStream_t stream) {
+static void encoder_forward(floatX *out, const int *tokens, const floatX *wte, const floatX *wpe, size_t B, size_t T,
+                            size_t C, size_t first, cudaStream_t stream) {
     encoder_forward_kernel<<<CEIL_DIV(B * T * C / 8, 256), 256, 0, stream>>>(out, tokens, wte, wpe, B * T, T, C, first);
     cudaCheck(cudaGetLastError());
 }
 
-/* A frequent token has thousands of rows to add, most have one. The host sorts the positions by token and cuts each token's
-   list into segments of at most SEGMENT rows; a token with several segments is finished from their sums. */
+/* A frequent token has thousands of rows to add, most have one. The host sorts the positions by token and cuts each
+   token's list into segments of at most SEGMENT rows; a token with several segments is finished from their sums. */
 enum { SEGMENT = 16 };
 typedef struct {
     int first, count; /* of positions (a segment) or of segment sums (a token) */
@@ -402,7 +457,8 @@ typedef struct {
     int segment_count, token_count, sum_count;
 } Buckets;
 
-static void bucket_tokens(Buckets *b, const int *tokens, size_t N, size_t V /* all are below */, int *starts /* scratch (V + 1) */) {
+static void bucket_tokens(Buckets *b, const int *tokens, size_t N, size_t V /* all are below */,
+                          int *starts /* scratch (V + 1) */) {
     memset(starts, 0, (V + 1) * sizeof *starts);
     for (size_t i = 0; i < N; i++) starts[tokens[i] + 1]++;
     b->segment_count = b->token_count = b->sum_count = 0;
@@ -412,14 +468,16 @@ static void bucket_tokens(Buckets *b, const int *tokens, size_t N, size_t V /* a
         bool several = count > SEGMENT;
         if (several) b->tokens[b->token_count++] = {b->sum_count, (int)CEIL_DIV(count, SEGMENT), 0, (int)v};
         for (int done = 0; done < count; done += SEGMENT)
-            b->segments[b->segment_count++] = {first + done, count - done < SEGMENT ? count - done : SEGMENT, several ? b->sum_count++ : -1, (int)v};
+            b->segments[b->segment_count++] = {first + done, count - done < SEGMENT ? count - done : SEGMENT,
+                                               several ? b->sum_count++ : -1, (int)v};
     }
     for (size_t i = 0; i < N; i++) b->positions[starts[tokens[i]]++] = (int)i;
 }
 static size_t bucket_sums(size_t N) { return N / SEGMENT + N / (SEGMENT + 1) + 1; } /* rows of sums, at most */
 
 /* One warp: a segment and 256 columns. */
-__global__ static void encoder_backward_segments_kernel(float *dwte, float *sums, const floatX *dout, const int *positions, const Bucket *segments, size_t C) {
+__global__ static void encoder_backward_segments_kernel(float *dwte, float *sums, const floatX *dout,
+                                                        const int *positions, const Bucket *segments, size_t C) {
     Bucket s = segments[blockIdx.x];
     size_t c = ((size_t)blockIdx.y * 32 + threadIdx.x) * 8;
     if (c >= C) return;
@@ -447,7 +505,8 @@ __global__ static void encoder_backward_tokens_kernel(float *dwte, const float *
     dwte[(size_t)t.token * C + c] += mine;
 }
 
-__global__ static void encoder_backward_positions_kernel(float *dwpe, const floatX *dout, size_t B, size_t T, size_t C) {
+__global__ static void encoder_backward_positions_kernel(float *dwpe, const floatX *dout, size_t B, size_t T,
+                                                         size_t C) {
     size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (at >= T * C) return;
     float sum[8] = {0};
@@ -459,35 +518,53 @@ __global__ static void encoder_backward_positions_kernel(float *dwpe, const floa
 }
 
 /* b: buckets of the tokens, whose arrays are on the device; sums (bucket_sums(B * T), C): scratch */
-static void encoder_backward(float *dwte, float *dwpe, const floatX *dout, const Buckets *b, float *sums, size_t B, size_t T, size_t C, cudaStream_t stream) {
-    encoder_backward_segments_kernel<<<dim3((unsigned)b->segment_count, (unsigned)CEIL_DIV(C, 256)), 32, 0, stream>>>(dwte, sums, dout, b->positions, b->segments, C);
+static void encoder_backward(float *dwte, float *dwpe, const floatX *dout, const Buckets *b, float *sums, size_t B,
+                             size_t T, size_t C, cudaStream_t stream) {
+    encoder_backward_segments_kernel<<<dim3((unsigned)b->segment_count, (unsigned)CEIL_DIV(C, 256)), 32, 0, stream>>>(
+        dwte, sums, dout, b->positions, b->segments, C);
     cudaCheck(cudaGetLastError());
-    if (b->token_count > 0) encoder_backward_tokens_kernel<<<dim3((unsigned)b->token_count, (unsigned)(C / 32)), dim3(32, 16), 0, stream>>>(dwte, sums, b->tokens, C);
+    if (b->token_count > 0)
+        encoder_backward_tokens_kernel<<<dim3((unsigned)b->token_count, (unsigned)(C / 32)), dim3(32, 16), 0, stream>>>(
+            dwte, sums, b->tokens, C);
     cudaCheck(cudaGetLastError());
     if (dwpe) encoder_backward_positions_kernel<<<CEIL_DIV(T * C / 8, 256), 256, 0, stream>>>(dwpe, dout, B, T, C);
     cudaCheck(cudaGetLastError());
 }
 
-/* ---------------------------------------------------------------------------------------------- layernorm */
+/* ---------------------------------------------------------------------- layernorm */
 
 #define LAYERNORM_EPSILON 1e-5
-enum { LAYERNORM_CHANNELS = 4096 };  /* at most: a row is held in the registers of a warp */
+enum { LAYERNORM_CHANNELS = 4096 }; /* at most: a row is held in the registers of a warp */
 
 /* Calls kernel<K> with the smallest K packs a lane that hold C numbers in a warp. */
-#define BY_WIDTH(C, launch)                      \
-    do {                                         \
-        size_t packs = CEIL_DIV(C, 256);         \
-        if (packs <= 1) { enum { K = 1 }; launch; }       \
-        else if (packs <= 2) { enum { K = 2 }; launch; }  \
-        else if (packs <= 3) { enum { K = 3 }; launch; }  \
-        else if (packs <= 4) { enum { K = 4 }; launch; }  \
-        else if (packs <= 8) { enum { K = 8 }; launch; }  \
-        else { enum { K = 16 }; launch; }        \
-        cudaCheck(cudaGetLastError());           \
+#define BY_WIDTH(C, launch)              \
+    do {                                 \
+        size_t packs = CEIL_DIV(C, 256); \
+        if (packs <= 1) {                \
+            enum { K = 1 };              \
+            launch;                      \
+        } else if (packs <= 2) {         \
+            enum { K = 2 };              \
+            launch;                      \
+        } else if (packs <= 3) {         \
+            enum { K = 3 };              \
+            launch;                      \
+        } else if (packs <= 4) {         \
+            enum { K = 4 };              \
+            launch;                      \
+        } else if (packs <= 8) {         \
+            enum { K = 8 };              \
+            launch;                      \
+        } else {                         \
+            enum { K = 16 };             \
+            launch;                      \
+        }                                \
+        cudaCheck(cudaGetLastError());   \
     } while (0)
 
 template <int K>
-__global__ static void layernorm_forward_kernel(floatX *out, float *mean, float *rstd, const floatX *in, const float *weight, const float *bias, size_t N, size_t C) {
+__global__ static void layernorm_forward_kernel(floatX *out, float *mean, float *rstd, const floatX *in,
+                                                const float *weight, const float *bias, size_t N, size_t C) {
     size_t i = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (i >= N) return;
     float x[K][8], sum = 0, square = 0;
@@ -495,33 +572,45 @@ __global__ static void layernorm_forward_kernel(floatX *out, float *mean, float 
         size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
         Pack p = {};
         if (c < C) p = load_pack(in + i * C + c);
-        for (int e = 0; e < 8; e++) x[k][e] = number(p, e), sum += x[k][e];
+        for (int e = 0; e < 8; e++) {
+            x[k][e] = number(p, e);
+            sum += x[k][e];
+        }
     }
     float m = warp_sum(sum) / (float)C;
     for (int k = 0; k < K; k++)
-        for (int e = 0; e < 8; e++) square += (size_t)(k * 32 + threadIdx.x) * 8 < C ? (x[k][e] - m) * (x[k][e] - m) : 0;
+        for (int e = 0; e < 8; e++)
+            square += (size_t)(k * 32 + threadIdx.x) * 8 < C ? (x[k][e] - m) * (x[k][e] - m) : 0;
     float r = rsqrtf(warp_sum(square) / (float)C + (float)LAYERNORM_EPSILON);
     for (int k = 0; k < K; k++) {
         size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
         if (c >= C) break;
         float w[8], b[8];
-        load_floats(w, weight + c), load_floats(b, bias + c);
+        load_floats(w, weight + c);
+        load_floats(b, bias + c);
         for (int e = 0; e < 8; e++) x[k][e] = (x[k][e] - m) * r * w[e] + b[e];
         store_pack(out + i * C + c, x[k]);
     }
-    if (threadIdx.x == 0) mean[i] = m, rstd[i] = r;
+    if (threadIdx.x == 0) {
+        mean[i] = m;
+        rstd[i] = r;
+    }
 }
 
-/* out (N, C) = (x - mean) / sqrt(var + 1e-5) * weight + bias, row by row; mean and rstd (N) are kept for the backward pass */
-static void layernorm_forward(floatX *out, float *mean, float *rstd, const floatX *in, const float *weight, const float *bias, size_t N, size_t C, cudaStream_t stream) {
-    BY_WIDTH(C, (layernorm_forward_kernel<K><<<CEIL_DIV(N, 8), dim3(32, 8), 0, stream>>>(out, mean, rstd, in, weight, bias, N, C)));
+/* out (N, C) = (x - mean) / sqrt(var + 1e-5) * weight + bias, row by row; mean and rstd (N) are kept for the
+   backward pass */
+static void layernorm_forward(floatX *out, float *mean, float *rstd, const floatX *in, const float *weight,
+                              const float *bias, size_t N, size_t C, cudaStream_t stream) {
+    BY_WIDTH(C, (layernorm_forward_kernel<K>
+                 <<<CEIL_DIV(N, 8), dim3(32, 8), 0, stream>>>(out, mean, rstd, in, weight, bias, N, C)));
 }
 
-/* A warp keeps its rows' sums for dweight, dbias and dsum in registers, a block adds its warps' in order and writes them to its row of
-   partials (SUM_BLOCKS, 3C). */
+/* A warp keeps its rows' sums for dweight, dbias and dsum in registers, a block adds its warps' in order and writes
+   them to its row of partials (SUM_BLOCKS, 3C). */
 template <int K>
 __global__ static void __launch_bounds__(128, K > 3 ? 1 : 3)
-    layernorm_backward_kernel(floatX *din, float *partials, const floatX *dout, const floatX *in, const float *weight, const float *mean, const float *rstd, size_t N, size_t C) {
+    layernorm_backward_kernel(floatX *din, float *partials, const floatX *dout, const floatX *in, const float *weight,
+                              const float *mean, const float *rstd, size_t N, size_t C) {
     extern __shared__ float sums[]; /* (3C) */
     float dw[K][8] = {}, db[K][8] = {}, ds[K][8] = {};
     for (size_t i = (size_t)blockIdx.x * 4 + threadIdx.y; i < N; i += (size_t)gridDim.x * 4) {
@@ -530,7 +619,11 @@ __global__ static void __launch_bounds__(128, K > 3 ? 1 : 3)
         for (int k = 0; k < K; k++) {
             size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
             px[k] = pd[k] = old[k] = {};
-            if (c < C) px[k] = load_pack(in + i * C + c), pd[k] = load_pack(dout + i * C + c), old[k] = load_pack(din + i * C + c);
+            if (c < C) {
+                px[k] = load_pack(in + i * C + c);
+                pd[k] = load_pack(dout + i * C + c);
+                old[k] = load_pack(din + i * C + c);
+            }
         }
         for (int k = 0; k < K; k++) {
             size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
@@ -539,17 +632,23 @@ __global__ static void __launch_bounds__(128, K > 3 ? 1 : 3)
             load_floats(w, weight + c);
             for (int e = 0; e < 8; e++) {
                 float d = number(pd[k], e), n = (number(px[k], e) - m) * r, dn = d * w[e];
-                sum += dn, sum_n += dn * n;
-                dw[k][e] += d * n, db[k][e] += d;
+                sum += dn;
+                sum_n += dn * n;
+                dw[k][e] += d * n;
+                db[k][e] += d;
             }
         }
-        sum = warp_sum(sum) / (float)C, sum_n = warp_sum(sum_n) / (float)C;
+        sum = warp_sum(sum) / (float)C;
+        sum_n = warp_sum(sum_n) / (float)C;
         for (int k = 0; k < K; k++) {
             size_t c = (size_t)(k * 32 + threadIdx.x) * 8;
             if (c >= C) break;
             float w[8], dx[8];
             load_floats(w, weight + c);
-            for (int e = 0; e < 8; e++) dx[e] = number(old[k], e) + r * (number(pd[k], e) * w[e] - sum - (number(px[k], e) - m) * r * sum_n), ds[k][e] += dx[e];
+            for (int e = 0; e < 8; e++) {
+                dx[e] = number(old[k], e) + r * (number(pd[k], e) * w[e] - sum - (number(px[k], e) - m) * r * sum_n);
+                ds[k][e] += dx[e];
+            }
             store_pack(din + i * C + c, dx);
         }
     }
@@ -569,15 +668,18 @@ __global__ static void __launch_bounds__(128, K > 3 ? 1 : 3)
     for (size_t c = threadIdx.y * 32 + threadIdx.x; c < 3 * C; c += 128) partials[blockIdx.x * 3 * C + c] = sums[c];
 }
 
-/* With n = (x - mean) rstd and dn = dout weight: dx = rstd (dn - mean(dn) - n mean(dn n)). Adds to din: the residual stream. dsum (C)
-   += column sums of din then, which are the gradient of the bias of whatever was added to the stream before; NULL: not wanted. */
-static void layernorm_backward(floatX *din, float *dweight, float *dbias, float *dsum, float *partials, const floatX *dout, const floatX *in, const float *weight, const float *mean,
+/* With n = (x - mean) rstd and dn = dout weight: dx = rstd (dn - mean(dn) - n mean(dn n)). Adds to din: the residual
+   stream. dsum (C) += column sums of din then, which are the gradient of the bias of whatever was added to the
+   stream before; NULL: not wanted. */
+static void layernorm_backward(floatX *din, float *dweight, float *dbias, float *dsum, float *partials,
+                               const floatX *dout, const floatX *in, const float *weight, const float *mean,
                                const float *rstd, size_t N, size_t C, cudaStream_t stream) {
-    BY_WIDTH(C, (layernorm_backward_kernel<K><<<SUM_BLOCKS, dim3(32, 4), 3 * C * sizeof(float), stream>>>(din, partials, dout, in, weight, mean, rstd, N, C)));
+    BY_WIDTH(C, (layernorm_backward_kernel<K><<<SUM_BLOCKS, dim3(32, 4), 3 * C * sizeof(float), stream>>>(
+                    din, partials, dout, in, weight, mean, rstd, N, C)));
     add_partials({{dweight, dbias, dsum}}, 3, partials, C, stream);
 }
 
-/* ---------------------------------------------------------------------------------------------- gelu */
+/* ---------------------------------------------------------------------- gelu */
 
 #define GELU_A 0.7978845608028654 /* sqrt(2 / pi) */
 #define GELU_B 0.044715
@@ -608,33 +710,41 @@ static void gelu_backward(floatX *din, const floatX *dout, const floatX *in, siz
     cudaCheck(cudaGetLastError());
 }
 
-/* ---------------------------------------------------------------------------------------------- matmul */
+/* ---------------------------------------------------------------------- matmul */
 
 __global__ static void add_bias_kernel(floatX *out, const floatX *bias, size_t N, size_t OC) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < N * OC) out[i] = (floatX)((float)out[i] + (float)bias[i % OC]);
 }
 
-/* Long sequences go through a matrix product in equal pieces of at most PIECE tokens: one choice of algorithms serves all lengths, no
-   index within a product comes near 2^31, and sums over tokens do not depend on what is kept in memory. The MLP's hidden layer
-   takes the same pieces, so that it need not exist as a whole; logits, the widest of all, take smaller ones when there are several. */
+/* Long sequences go through a matrix product in equal pieces of at most PIECE tokens: one choice of algorithms
+   serves all lengths, no index within a product comes near 2^31, and sums over tokens do not depend on what is kept
+   in memory. The MLP's hidden layer takes the same pieces, so that it need not exist as a whole; logits, the widest
+   of all, take smaller ones when there are several. */
 enum { PIECE = 65536, LOGITS_PIECE = 16384 };
 static size_t piece_most = PIECE, logits_piece_most = LOGITS_PIECE; /* variables for the tests, which have few tokens */
-static size_t piece_size(size_t N, size_t most) { return N <= most ? N : CEIL_DIV(CEIL_DIV(N, CEIL_DIV(N, most)), 16) * 16; }
+static size_t piece_size(size_t N, size_t most) {
+    return N <= most ? N : CEIL_DIV(CEIL_DIV(N, CEIL_DIV(N, most)), 16) * 16;
+}
 /* for a model with room for N tokens; all of them where that is one piece, so that no logits are made twice */
 static size_t logits_piece(size_t N) { return N <= piece_most ? N : logits_piece_most; }
 
-/* out (N, OC) = in (N, C) weight^T + bias + add; weight (OC, C); bias, add NULL: none. With pre (N, OC) the sum goes there, and
-   out = gelu(sum). */
-static void matmul_forward(Matmul *mm, floatX *out, const floatX *in, const floatX *weight, const floatX *bias, const floatX *add, floatX *pre, size_t N, size_t C, size_t OC,
-                           cudaStream_t stream) {
+/* out (N, OC) = in (N, C) weight^T + bias + add; weight (OC, C); bias, add NULL: none. With pre (N, OC) the sum goes
+   there, and out = gelu(sum). */
+static void matmul_forward(Matmul *mm, floatX *out, const floatX *in, const floatX *weight, const floatX *bias,
+                           const floatX *add, floatX *pre, size_t N, size_t C, size_t OC, cudaStream_t stream) {
     size_t piece = piece_size(N, piece_most);
     if (piece < N) {
         for (size_t i = 0; i < N; i += piece)
-            matmul_forward(mm, out + i * OC, in + i * C, weight, bias, add ? add + i * OC : NULL, pre ? pre + i * OC : NULL, i + piece < N ? piece : N - i, C, OC, stream);
+            matmul_forward(mm, out + i * OC, in + i * C, weight, bias, add ? add + i * OC : NULL,
+                           pre ? pre + i * OC : NULL, i + piece < N ? piece : N - i, C, OC, stream);
         return;
     }
-    MatmulShape s = {(int)OC, (int)N, (int)C, true, false, false, add != NULL, pre ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
+    MatmulShape s = {
+        (int)OC,     (int)N,
+        (int)C,      true,
+        false,       false,
+        add != NULL, pre ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
     if (matmul_run(mm, s, out, weight, in, add, bias, pre, 1, stream)) return;
     s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     floatX *sum = pre ? pre : out;
@@ -644,32 +754,36 @@ static void matmul_forward(Matmul *mm, floatX *out, const floatX *in, const floa
     if (pre) gelu_forward(out, pre, N * OC, stream);
 }
 
-/* din (N, C), or where in = gelu(pre) the gradient of pre; adds to dweight and dbias (NULL: somebody else does). All times scale.
-   partials: scratch of add_column_sums. cuBLASLt's own epilogue for dbias makes the products of a layer 0.4 ms slower on an H100,
-   which is more than to read dout again takes. */
-static void matmul_backward(Matmul *mm, floatX *din, float *dweight, float *dbias, float *partials, const floatX *dout, const floatX *in, const floatX *weight, const floatX *pre, float scale,
-                            size_t N, size_t C, size_t OC, cudaStream_t stream) {
+/* din (N, C), or where in = gelu(pre) the gradient of pre; adds to dweight and dbias (NULL: somebody else does). All
+   times scale. partials: scratch of add_column_sums. cuBLASLt's own epilogue for dbias makes the products of a layer
+   0.4 ms slower on an H100, which is more than to read dout again takes. */
+static void matmul_backward(Matmul *mm, floatX *din, float *dweight, float *dbias, float *partials, const floatX *dout,
+                            const floatX *in, const floatX *weight, const floatX *pre, float scale, size_t N, size_t C,
+                            size_t OC, cudaStream_t stream) {
     size_t piece = piece_size(N, piece_most);
     if (piece < N) {
         for (size_t i = 0; i < N; i += piece)
-            matmul_backward(mm, din + i * C, dweight, dbias, partials, dout + i * OC, in + i * C, weight, pre ? pre + i * C : NULL, scale, i + piece < N ? piece : N - i, C, OC, stream);
+            matmul_backward(mm, din + i * C, dweight, dbias, partials, dout + i * OC, in + i * C, weight,
+                            pre ? pre + i * C : NULL, scale, i + piece < N ? piece : N - i, C, OC, stream);
         return;
     }
     MatmulShape s = {(int)C, (int)OC, (int)N, false, true, true, true, CUBLASLT_EPILOGUE_DEFAULT};
     matmul_run(mm, s, dweight, in, dout, dweight, NULL, NULL, scale, stream);
     if (dbias) add_column_sums(dbias, partials, dout, N, OC, stream);
-    s = {(int)C, (int)N, (int)OC, false, false, false, false, pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT};
+    s = {(int)C, (int)N, (int)OC, false,
+         false,  false,  false,   pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT};
     if (matmul_run(mm, s, din, weight, dout, NULL, NULL, pre, scale, stream)) return;
     s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     matmul_run(mm, s, din, weight, dout, NULL, NULL, NULL, scale, stream);
     gelu_backward(din, din, pre, N * C, stream);
 }
 
-/* ---------------------------------------------------------------------------------------------- feature maps
+/* ---------------------------------------------------------------------- feature maps
 
-   A head turns its queries and keys into features, and logits are f_q . f_k (times a scale per head). A standard head's
-   features are q and k themselves, read where they lie in qkv, or q and k normalised and rotated (rope); a GSA head's are its
-   splats' responses times their envelope (splat). features (B, T, 2C): f_q of all heads, then f_k. */
+   A head turns its queries and keys into features, and logits are f_q . f_k (times a scale per head). A standard
+   head's features are q and k themselves, read where they lie in qkv, or q and k normalised and rotated (rope); a
+   GSA head's are its splats' responses times their envelope (splat). features (B, T, 2C): f_q of all heads, then
+   f_k. */
 
 /* The heads of a layer that a launch is for. */
 typedef struct {
@@ -679,21 +793,31 @@ typedef struct {
 
 #define SPHERE_EPSILON 1e-6
 
-/* The angle of position t in a wave whose phase grows by step / 2^32 of a turn a position; wraps exactly, as in train_gsa.c. */
-__device__ static inline float wave_angle(uint32_t step, size_t t) { return (float)(int32_t)(step * (uint32_t)t) * (float)(3.141592653589793 / 2147483648.0); }
+/* The angle of position t in a wave whose phase grows by step / 2^32 of a turn a position; wraps exactly, as in
+   train_gsa.c. */
+__device__ static inline float wave_angle(uint32_t step, size_t t) {
+    return (float)(int32_t)(step * (uint32_t)t) * (float)(3.141592653589793 / 2147483648.0);
+}
 
-__host__ __device__ static inline uint32_t wave_step(double theta) { return (uint32_t)llrint(theta / 6.283185307179586 * 4294967296.0); }
+__host__ __device__ static inline uint32_t wave_step(double theta) {
+    return (uint32_t)llrint(theta / 6.283185307179586 * 4294967296.0);
+}
 
 /* HS / 16 lanes share a row; each has 8 numbers of its first half and their partners in the second. */
 template <int HS>
-__global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, const uint32_t *steps, const __grid_constant__ HeadList heads, size_t N, size_t T, size_t C) {
+__global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, const uint32_t *steps,
+                                           const __grid_constant__ HeadList heads, size_t N, size_t T, size_t C) {
     constexpr int LANES = HS / 16;
     size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = thread / LANES;
     int k = (int)(thread % LANES) * 8;
-    size_t n = row / (2 * heads.count), side = row / heads.count % 2, at = side * C + heads.head[row % heads.count] * HS + k;
+    size_t n = row / (2 * heads.count), side = row / heads.count % 2,
+           at = side * C + heads.head[row % heads.count] * HS + k;
     bool here = n < N;
     Pack a = {}, b = {};
-    if (here) a = load_pack(qkv + n * 3 * C + at), b = load_pack(qkv + n * 3 * C + at + HS / 2);
+    if (here) {
+        a = load_pack(qkv + n * 3 * C + at);
+        b = load_pack(qkv + n * 3 * C + at + HS / 2);
+    }
     float square = 0, first[8], second[8];
     for (int i = 0; i < 8; i++) square += number(a, i) * number(a, i) + number(b, i) * number(b, i);
     for (int lane = LANES / 2; lane > 0; lane /= 2) square += __shfl_xor_sync(~0u, square, lane);
@@ -701,7 +825,8 @@ __global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, 
     for (int i = 0; i < 8; i++) {
         float c, s, x = number(a, i) * factor, y = number(b, i) * factor;
         fast_sincos(wave_angle(steps[k + i], n % T), &s, &c);
-        first[i] = x * c - y * s, second[i] = x * s + y * c;
+        first[i] = x * c - y * s;
+        second[i] = x * s + y * c;
     }
     if (!here) return;
     store_pack(features + n * 2 * C + at, first);
@@ -709,51 +834,75 @@ __global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, 
 }
 
 template <int HS>
-__global__ static void rope_backward_kernel(floatX *dqkv, const floatX *dfeatures, const floatX *qkv, const uint32_t *steps, const __grid_constant__ HeadList heads, size_t N, size_t T, size_t C) {
+__global__ static void rope_backward_kernel(floatX *dqkv, const floatX *dfeatures, const floatX *qkv,
+                                            const uint32_t *steps, const __grid_constant__ HeadList heads, size_t N,
+                                            size_t T, size_t C) {
     constexpr int LANES = HS / 16;
     size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = thread / LANES;
     int k = (int)(thread % LANES) * 8;
-    size_t n = row / (2 * heads.count), side = row / heads.count % 2, at = side * C + heads.head[row % heads.count] * HS + k;
+    size_t n = row / (2 * heads.count), side = row / heads.count % 2,
+           at = side * C + heads.head[row % heads.count] * HS + k;
     bool here = n < N;
     Pack a = {}, b = {}, da = {}, db = {};
     if (here) {
-        a = load_pack(qkv + n * 3 * C + at), b = load_pack(qkv + n * 3 * C + at + HS / 2);
-        da = load_pack(dfeatures + n * 2 * C + at), db = load_pack(dfeatures + n * 2 * C + at + HS / 2);
+        a = load_pack(qkv + n * 3 * C + at);
+        b = load_pack(qkv + n * 3 * C + at + HS / 2);
+        da = load_pack(dfeatures + n * 2 * C + at);
+        db = load_pack(dfeatures + n * 2 * C + at + HS / 2);
     }
     float square = 0, dot = 0, first[8], second[8];
     for (int i = 0; i < 8; i++) {
         float c, s, x = number(da, i), y = number(db, i);
         fast_sincos(wave_angle(steps[k + i], n % T), &s, &c);
-        first[i] = sqrtf(HS) * (x * c + y * s), second[i] = sqrtf(HS) * (y * c - x * s); /* the rotation back */
+        first[i] = sqrtf(HS) * (x * c + y * s);
+        second[i] = sqrtf(HS) * (y * c - x * s); /* the rotation back */
         square += number(a, i) * number(a, i) + number(b, i) * number(b, i);
         dot += number(a, i) * first[i] + number(b, i) * second[i];
     }
-    for (int lane = LANES / 2; lane > 0; lane /= 2) square += __shfl_xor_sync(~0u, square, lane), dot += __shfl_xor_sync(~0u, dot, lane);
+    for (int lane = LANES / 2; lane > 0; lane /= 2) {
+        square += __shfl_xor_sync(~0u, square, lane);
+        dot += __shfl_xor_sync(~0u, dot, lane);
+    }
     float inverse = rsqrtf(square + (float)SPHERE_EPSILON), along = dot * inverse * inverse;
-    for (int i = 0; i < 8; i++) first[i] = inverse * (first[i] - number(a, i) * along), second[i] = inverse * (second[i] - number(b, i) * along);
+    for (int i = 0; i < 8; i++) {
+        first[i] = inverse * (first[i] - number(a, i) * along);
+        second[i] = inverse * (second[i] - number(b, i) * along);
+    }
     if (!here) return;
     store_pack(dqkv + n * 3 * C + at, first);
     store_pack(dqkv + n * 3 * C + at + HS / 2, second);
 }
 
 /* Calls a kernel with HS as a constant. */
-#define BY_HEAD_SIZE(HS, launch)                                    \
-    do {                                                            \
-        if ((HS) == 32) { constexpr int H = 32; launch; }           \
-        else if ((HS) == 64) { constexpr int H = 64; launch; }      \
-        else { constexpr int H = 128; launch; }                     \
-        cudaCheck(cudaGetLastError());                              \
+#define BY_HEAD_SIZE(HS, launch)       \
+    do {                               \
+        if ((HS) == 32) {              \
+            constexpr int H = 32;      \
+            launch;                    \
+        } else if ((HS) == 64) {       \
+            constexpr int H = 64;      \
+            launch;                    \
+        } else {                       \
+            constexpr int H = 128;     \
+            launch;                    \
+        }                              \
+        cudaCheck(cudaGetLastError()); \
     } while (0)
 
-/* f = rotation by position of x^ sqrt(HS), pairs (k, k + HS/2), of q and k of the listed heads; steps (HS/2): wave_step of each pair */
-static void rope_forward(floatX *features, const floatX *qkv, const uint32_t *steps, HeadList heads, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
+/* f = rotation by position of x^ sqrt(HS), pairs (k, k + HS/2), of q and k of the listed heads; steps (HS/2):
+   wave_step of each pair */
+static void rope_forward(floatX *features, const floatX *qkv, const uint32_t *steps, HeadList heads, size_t B, size_t T,
+                         size_t NH, size_t HS, cudaStream_t stream) {
     size_t threads = B * T * 2 * heads.count * HS / 16;
-    BY_HEAD_SIZE(HS, (rope_forward_kernel<H><<<CEIL_DIV(threads, 256), 256, 0, stream>>>(features, qkv, steps, heads, B * T, T, NH * HS)));
+    BY_HEAD_SIZE(HS, (rope_forward_kernel<H>
+                      <<<CEIL_DIV(threads, 256), 256, 0, stream>>>(features, qkv, steps, heads, B * T, T, NH * HS)));
 }
 
-static void rope_backward(floatX *dqkv, const floatX *dfeatures, const floatX *qkv, const uint32_t *steps, HeadList heads, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
+static void rope_backward(floatX *dqkv, const floatX *dfeatures, const floatX *qkv, const uint32_t *steps,
+                          HeadList heads, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
     size_t threads = B * T * 2 * heads.count * HS / 16;
-    BY_HEAD_SIZE(HS, (rope_backward_kernel<H><<<CEIL_DIV(threads, 256), 256, 0, stream>>>(dqkv, dfeatures, qkv, steps, heads, B * T, T, NH * HS)));
+    BY_HEAD_SIZE(HS, (rope_backward_kernel<H><<<CEIL_DIV(threads, 256), 256, 0, stream>>>(dqkv, dfeatures, qkv, steps,
+                                                                                          heads, B * T, T, NH * HS)));
 }
 
 #include "gsa/cuda/tensor_core.cuh"
@@ -762,11 +911,13 @@ static void rope_backward(floatX *dqkv, const floatX *dfeatures, const floatX *q
 #include "gsa/cuda/attention.cuh"
 #include "gsa/cuda/scan.cuh"
 
-/* ---------------------------------------------------------------------------------------------- classifier */
+/* ---------------------------------------------------------------------- classifier */
 
-/* One block a row. First pass: each thread's largest logit and its sum of exponentials relative to that, then the block's;
-   second pass: the gradients, in place. Between the two the row is kept in shared memory, if there is room for it. */
-__global__ static void __launch_bounds__(1024) classifier_kernel(floatX *logits, float *losses, const int *targets, float scale, size_t V, size_t Vp, bool keep) {
+/* One block a row. First pass: each thread's largest logit and its sum of exponentials relative to that, then the
+   block's; second pass: the gradients, in place. Between the two the row is kept in shared memory, if there is room
+   for it. */
+__global__ static void __launch_bounds__(1024)
+    classifier_kernel(floatX *logits, float *losses, const int *targets, float scale, size_t V, size_t Vp, bool keep) {
     extern __shared__ Pack kept[];
     __shared__ float warp_most[32], warp_total[32];
     floatX *row = logits + (size_t)blockIdx.x * Vp;
@@ -784,14 +935,20 @@ __global__ static void __launch_bounds__(1024) classifier_kernel(floatX *logits,
         float here = -INFINITY;
         for (int e = 0; e < 8; e++)
             if (v + e < V) here = fmaxf(here, number(p, e));
-        if (here > most) sum *= fast_exp(most - here), most = here;
+        if (here > most) {
+            sum *= fast_exp(most - here);
+            most = here;
+        }
         for (int e = 0; e < 8; e++)
             if (v + e < V) sum += fast_exp(number(p, e) - most);
     }
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float all = warp_max(most);
     sum = warp_sum(most == -INFINITY ? 0 : sum * fast_exp(most - all));
-    if (lane == 0) warp_most[warp] = all, warp_total[warp] = sum;
+    if (lane == 0) {
+        warp_most[warp] = all;
+        warp_total[warp] = sum;
+    }
     __syncthreads();
     bool real = lane < (int)blockDim.x / 32 && warp_most[lane] > -INFINITY;
     most = warp_max(real ? warp_most[lane] : -INFINITY);
@@ -802,18 +959,22 @@ __global__ static void __launch_bounds__(1024) classifier_kernel(floatX *logits,
     for (size_t v = threadIdx.x * 8; v < Vp; v += blockDim.x * 8) {
         Pack p = keep && v < V ? kept[v / 8] : load_pack(row + v);
         float d[8];
-        for (int e = 0; e < 8; e++) d[e] = v + e < V ? factor * fast_exp(number(p, e) - most) - (v + e == (size_t)target ? scale : 0) : 0;
+        for (int e = 0; e < 8; e++)
+            d[e] = v + e < V ? factor * fast_exp(number(p, e) - most) - (v + e == (size_t)target ? scale : 0) : 0;
         store_pack(row + v, d);
     }
 }
 
-/* losses (N) in nats; logits (N, Vp) become their gradients, (softmax - one at the target) scale, 0 in the padding. A target of -1 is
-   left out: loss and gradients 0. */
-static void fused_classifier(floatX *logits, float *losses, const int *targets, float scale, size_t N, size_t V, size_t Vp, cudaStream_t stream) {
+/* losses (N) in nats; logits (N, Vp) become their gradients, (softmax - one at the target) scale, 0 in the padding.
+   A target of -1 is left out: loss and gradients 0. */
+static void fused_classifier(floatX *logits, float *losses, const int *targets, float scale, size_t N, size_t V,
+                             size_t Vp, cudaStream_t stream) {
     size_t threads = CEIL_DIV(Vp / 8, 32) * 32, bytes = Vp * sizeof(floatX);
     bool keep = bytes <= 112 << 10; /* two blocks a multiprocessor */
-    cudaCheck(cudaFuncSetAttribute(classifier_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, keep ? (int)bytes : 0));
-    classifier_kernel<<<(unsigned)N, (unsigned)(threads < 1024 ? threads : 1024), keep ? bytes : 0, stream>>>(logits, losses, targets, scale, V, Vp, keep);
+    cudaCheck(
+        cudaFuncSetAttribute(classifier_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, keep ? (int)bytes : 0));
+    classifier_kernel<<<(unsigned)N, (unsigned)(threads < 1024 ? threads : 1024), keep ? bytes : 0, stream>>>(
+        logits, losses, targets, scale, V, Vp, keep);
     cudaCheck(cudaGetLastError());
 }
 
@@ -831,11 +992,12 @@ __global__ static void __launch_bounds__(1024) total_kernel(double *sum, const N
     if (threadIdx.x == 0) *sum = mine;
 }
 
-/* ---------------------------------------------------------------------------------------------- norm, bounds, AdamW */
+/* ---------------------------------------------------------------------- norm, bounds, AdamW */
 
 enum { NORM_PIECE = 1 << 15 };
 
-/* sums[block] = sum of squares of the block's piece of g (n); eight loads of a thread under way at once, or it waits for memory */
+/* sums[block] = sum of squares of the block's piece of g (n); eight loads of a thread under way at once, or it waits
+   for memory */
 __global__ static void square_sums_kernel(double *sums, const float *g, size_t n) {
     __shared__ double partial[8];
     size_t first = (size_t)blockIdx.x * NORM_PIECE, count = n - first < NORM_PIECE ? n - first : NORM_PIECE;
@@ -863,8 +1025,8 @@ __device__ static inline int clamp(float *x, float low, float high) { /* a NaN s
 
 /* Splats as the bounds see them; NULL where there are none of a kind. */
 typedef struct {
-    float *mu, *lnp, *lnalpha, *lntheta, *lndelta;
-    const float *lnalpha0, *alive;
+    float *mu, *log_precision, *log_alpha, *log_theta, *log_delta;
+    const float *log_alpha_reference, *alive;
 } SplatParameters;
 
 /* x = L y, or L^T y, with L packed by rows and its diagonal as logarithms; one warp, x and y in shared memory */
@@ -880,8 +1042,10 @@ __device__ static inline void cholesky_product(float *x, const float *packed, co
     __syncwarp();
 }
 
-/* Full precision: L such that the largest eigenvalue of L L^T, by power iteration as in train_gsa.c, is within bounds; slope = L L^T mu. */
-__device__ static inline bool cholesky_bounds(float *slope, float *packed, const float *mu, float *x, float *y, bool bounded, int HS) {
+/* Full precision: L such that the largest eigenvalue of L L^T, by power iteration as in train_gsa.c, is within
+   bounds; slope = L L^T mu. */
+__device__ static inline bool cholesky_bounds(float *slope, float *packed, const float *mu, float *x, float *y,
+                                              bool bounded, int HS) {
     float norm = 0;
     for (int k = threadIdx.x; k < HS; k += 32) x[k] = 1 / sqrtf((float)HS) * (k % 3 == 2 ? -1 : 1);
     __syncwarp();
@@ -912,45 +1076,62 @@ __device__ static inline bool cholesky_bounds(float *slope, float *packed, const
 }
 
 /* One warp a splat: back into its bounds, see gsa/model.h; clamped counts what was outside, by kind. */
-__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatParameters w, int unbounded, int P, int HS) {
+__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatParameters w, int unbounded, int P,
+                                           int HS) {
     __shared__ float slope[128], x[128], y[128]; /* HS is at most 128 */
-    const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX), range = (float)SPLAT_AMPLITUDE_RANGE;
+    const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX),
+                range = (float)SPLAT_AMPLITUDE_RANGE;
     size_t s = blockIdx.x;
-    float *mu = w.mu + s * HS, *lnp = w.lnp + s * P, square = 0, steep = 0, outside = 0;
+    float *mu = w.mu + s * HS, *log_precision = w.log_precision + s * P, square = 0, steep = 0, outside = 0;
     auto bounded = [&](int bound) { return !(unbounded >> bound & 1); };
     if (!(w.alive[s] > 0)) return;
-    if (P > HS) outside = cholesky_bounds(slope, lnp, mu, x, y, bounded(BOUND_PRECISION), HS);
+    if (P > HS) outside = cholesky_bounds(slope, log_precision, mu, x, y, bounded(BOUND_PRECISION), HS);
     else {
-        for (int k = threadIdx.x; k < P && bounded(BOUND_PRECISION); k += 32) outside += (float)clamp(&lnp[k], low, high);
+        for (int k = threadIdx.x; k < P && bounded(BOUND_PRECISION); k += 32)
+            outside += (float)clamp(&log_precision[k], low, high);
         outside = warp_sum(outside);
         __syncwarp();
-        for (int k = threadIdx.x; k < HS; k += 32) slope[k] = mu[k] * expf(lnp[P > 1 ? k : 0]);
+        for (int k = threadIdx.x; k < HS; k += 32) slope[k] = mu[k] * expf(log_precision[P > 1 ? k : 0]);
     }
-    for (int k = threadIdx.x; k < HS; k += 32) square += mu[k] * mu[k], steep += slope[k] * slope[k];
-    float excess = fmaxf(sqrtf(warp_sum(square)) / (float)SPLAT_CENTRE_MAX, sqrtf(warp_sum(steep)) / (float)SPLAT_SLOPE_MAX);
+    for (int k = threadIdx.x; k < HS; k += 32) {
+        square += mu[k] * mu[k];
+        steep += slope[k] * slope[k];
+    }
+    float excess =
+        fmaxf(sqrtf(warp_sum(square)) / (float)SPLAT_CENTRE_MAX, sqrtf(warp_sum(steep)) / (float)SPLAT_SLOPE_MAX);
     bool off_centre = excess > 1 && bounded(BOUND_CENTRE);
     if (off_centre)
         for (int k = threadIdx.x; k < HS; k += 32) mu[k] /= excess;
     if (threadIdx.x > 0) return;
-    int counts[NUM_BOUNDS] = {(int)outside, off_centre, bounded(BOUND_AMPLITUDE) ? clamp(&w.lnalpha[s], w.lnalpha0[s] - range, w.lnalpha0[s] + range) : 0,
-                              w.lntheta && bounded(BOUND_FREQUENCY) ? clamp(&w.lntheta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX)) : 0,
-                              w.lndelta && bounded(BOUND_DECAY) ? clamp(&w.lndelta[s], -INFINITY, (float)log(SPLAT_DECAY_MAX)) : 0};
-    for (int i = 0; i < NUM_BOUNDS; i++)
-        if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]); /* whole numbers: the order does not matter */
+    int counts[NUM_BOUNDS] = {
+        (int)outside, off_centre,
+        bounded(BOUND_AMPLITUDE)
+            ? clamp(&w.log_alpha[s], w.log_alpha_reference[s] - range, w.log_alpha_reference[s] + range)
+            : 0,
+        w.log_theta && bounded(BOUND_FREQUENCY) ? clamp(&w.log_theta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX))
+                                                : 0,
+        w.log_delta && bounded(BOUND_DECAY) ? clamp(&w.log_delta[s], -INFINITY, (float)log(SPLAT_DECAY_MAX)) : 0};
+    for (int i = 0; i < NUM_BOUNDS; i++) /* whole numbers: the order does not matter */
+        if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]);
 }
 
-/* AdamW: m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: times correct1, correct2. copy: p as floatX */
-__global__ static void adamw_kernel(float *p, floatX *copy, float *m, float *v, const float *grads, size_t n, float rate, float decay, float scale, float beta1, float beta2, float correct1,
+/* AdamW: m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: times correct1, correct2.
+   copy: p as floatX */
+__global__ static void adamw_kernel(float *p, floatX *copy, float *m, float *v, const float *grads, size_t n,
+                                    float rate, float decay, float scale, float beta1, float beta2, float correct1,
                                     float correct2) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    float g = scale * grads[i], first = beta1 * m[i] + (1 - beta1) * g, second = beta2 * v[i] + (1 - beta2) * g * g, weight = p[i];
-    m[i] = first, v[i] = second;
+    float g = scale * grads[i], first = beta1 * m[i] + (1 - beta1) * g, second = beta2 * v[i] + (1 - beta2) * g * g,
+          weight = p[i];
+    m[i] = first;
+    v[i] = second;
     weight -= rate * (first * correct1 / (sqrtf(second * correct2) + 1e-8f) + decay * weight);
-    p[i] = weight, copy[i] = (floatX)weight;
+    p[i] = weight;
+    copy[i] = (floatX)weight;
 }
 
-/* ---------------------------------------------------------------------------------------------- the model */
+/* ---------------------------------------------------------------------- the model */
 
 /* The parameters as fp32 masters (or their gradients) and as the copies that matrix products read. */
 typedef struct {
@@ -964,20 +1145,22 @@ typedef struct {
 #undef X
 } WeightTensors;
 
-/* sizes that appear in every function, as size_t; A: channels of q, of k, of v and of attention's output; of the linear mixer: scans, the most
-   heads that a layer scans, W, their splats as padded, and the numbers of a state */
+/* sizes that appear in every function, as size_t; A: channels of q, of k, of v and of attention's output; of the
+   linear mixer: scans, the most heads that a layer scans, W, their splats as padded, and the numbers of a state */
 typedef struct {
     size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G, scans, W, state;
 } CudaSizes;
 
-/* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. Nearby an extended head is a standard one. */
+/* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. Nearby an
+   extended head is a standard one. */
 static HeadList head_list(const Config *c, size_t l, int kind) {
     HeadList list;
     list.count = 0;
     for (int h = 0; h < config_heads(c); h++) {
         int is = config_head_kind(c, (int)l, h);
         if (is == HEAD_EXTEND) is = HEAD_STANDARD;
-        if (is == kind && !(kind == HEAD_STANDARD && c->position == POSITION_LEARNED)) list.head[list.count++] = (unsigned char)h;
+        if (is == kind && !(kind == HEAD_STANDARD && c->position == POSITION_LEARNED))
+            list.head[list.count++] = (unsigned char)h;
     }
     return list;
 }
@@ -987,81 +1170,95 @@ static HeadList scan_list(const Config *c, size_t l) {
     HeadList list;
     list.count = 0;
     for (int h = 0; h < config_heads(c); h++)
-        if (config_is_gsa(c, (int)l, h) && config_head_kind(c, (int)l, h) != HEAD_SPLAT) list.head[list.count++] = (unsigned char)h;
+        if (config_is_gsa(c, (int)l, h) && config_head_kind(c, (int)l, h) != HEAD_SPLAT)
+            list.head[list.count++] = (unsigned char)h;
     return list;
 }
 
 static CudaSizes cuda_sizes(const Config *c) {
     CudaSizes z;
-    z.T = c->T, z.V = c->V, z.Vp = c->Vp, z.L = c->L, z.NH = config_heads(c), z.C = c->C, z.A = config_width(c);
-    z.HS = config_head_size(c), z.G = config_gsa_heads(c), z.S = z.G ? c->S : 0;
-    z.SP = z.G ? splats_padded(z.S) : 0, z.P = config_precisions(c);
+    z.T = c->T;
+    z.V = c->V;
+    z.Vp = c->Vp;
+    z.L = c->L;
+    z.NH = config_heads(c);
+    z.C = c->C;
+    z.A = config_width(c);
+    z.HS = config_head_size(c);
+    z.G = config_gsa_heads(c);
+    z.S = z.G ? c->S : 0;
+    z.SP = z.G ? splats_padded(z.S) : 0;
+    z.P = config_precisions(c);
     z.scans = 0;
     for (size_t l = 0; l < z.L; l++)
         if ((size_t)scan_list(c, l).count > z.scans) z.scans = (size_t)scan_list(c, l).count;
-    z.W = z.scans ? scan_splats(z.S) : 0, z.state = z.scans ? scan_state_size(z.HS, z.W) : 0;
+    z.W = z.scans ? scan_splats(z.S) : 0;
+    z.state = z.scans ? scan_state_size(z.HS, z.W) : 0;
     return z;
 }
 
-/* type, name, kind (gsa/run/train.h), size. K: the blocks whose activations are kept for the backward pass, after each other: L, or 1 with
-   --recompute. N = B T; M: tokens of a piece of the MLP; F: N if any head has a feature map, else 0. */
-#define CUDA_ACTIVATIONS(X)                                                                                                                  \
-    X(int, x, WORKSPACE, N)                                                                                                                  \
-    X(int, y, WORKSPACE, N)                                                                                                                  \
-    X(floatX, residual, RESIDUAL, (L + 1) * N * C) /* the stream at the input of each block and after the last */                           \
-    X(floatX, middle, RESIDUAL, K *N *C)           /* the stream after attention */                                                          \
-    X(floatX, ln1, ATTENTION, K *N *C)                                                                                                       \
-    X(float, ln1_mean, ATTENTION, K *N)                                                                                                      \
-    X(float, ln1_rstd, ATTENTION, K *N)                                                                                                      \
-    X(floatX, qkv, ATTENTION, K *N * 3 * A)                                                                                                  \
-    X(floatX, features, ATTENTION, K *F * 2 * A) /* f_q, f_k: (B, T, 2A); columns of heads without a feature map are never touched */       \
-    X(floatX, responses, ATTENTION, K *N *scans * 2 * W) /* of the scan: (2, B, heads, T, W) */                                              \
-    X(float, scan_rho, ATTENTION, scans ? K * N * NH : 0) /* (B, NH, T) */                                                                   \
-    X(float, scan_states, STATES, K *directions *segments_most *state)    /* at the start of each segment */                                 \
-    X(float, att_lse, ATTENTION, K *N *NH)       /* (B, NH, T) */                                                                            \
-    X(floatX, att, ATTENTION, K *N *A)                                                                                                       \
-    X(floatX, ln2, MLP, K *N *C)                                                                                                             \
-    X(float, ln2_mean, MLP, K *N)                                                                                                            \
-    X(float, ln2_rstd, MLP, K *N)                                                                                                            \
-    X(floatX, fc, MLP, (recompute ? M : L * N) * 4 * C)                                                                                      \
-    X(floatX, gelu, MLP, (recompute ? M : L * N) * 4 * C)                                                                                    \
-    X(floatX, lnf, LOGITS, N *C)                                                                                                             \
-    X(float, lnf_mean, LOGITS, N)                                                                                                            \
-    X(float, lnf_rstd, LOGITS, N)                                                                                                            \
-    X(floatX, logits, LOGITS, logits_piece(N) * Vp)                                                                                              \
-    X(float, losses, LOGITS, N)                                                                                                              \
-    X(floatX, dresidual, BACKWARD, N *C)                                                                                                     \
-    X(floatX, dln, BACKWARD, N *C)                                                                                                           \
-    X(floatX, dfc, BACKWARD, M * 4 * C)                                                                                                      \
-    X(floatX, datt, BACKWARD, N *A)                                                                                                          \
-    X(floatX, dqkv, BACKWARD, N * 3 * A)                                                                                                     \
-    X(floatX, dfeatures, BACKWARD, F * 2 * A)                                                                                                \
-    X(floatX, dresponses, BACKWARD, N *scans * 2 * W)                                                                                        \
-    X(float, scan_blocks, STATES, B *scans *CEIL_DIV(T, SCAN_BLOCK) * state)                                                               \
-    X(float, delta, BACKWARD, N *NH)                                                                                                         \
-    X(float, partials, WORKSPACE, SUM_BLOCKS * (3 * A > 4 * C ? 3 * A : 4 * C))                                                              \
-    X(float, scan_sums, WORKSPACE, 2 * segments_most * state)                                                                                \
-    X(float, scan_records, WORKSPACE, 2 * directions * (B * scans > segments_most ? B * scans : segments_most) * (3 * W + 1))                \
-    X(double, scan_moments, WORKSPACE, scans *(3 * W + 1))                                                                                   \
-    X(float, moments, WORKSPACE, P > HS ? 0 : layer_records * moments_size(S, P, HS))                                                                      \
-    X(double, moments_sums, WORKSPACE, (G ? NH : 0) * moments_size(S, P, HS))                                                                \
-    X(float, token_sums, WORKSPACE, bucket_sums(N) * C)                                                                                      \
-    X(int, positions, WORKSPACE, N)                                                                                                          \
-    X(Bucket, segments, WORKSPACE, N)                                                                                                        \
-    X(Bucket, bucket_tokens, WORKSPACE, N / SEGMENT + 1)                                                                                     \
-    X(double, sums, WORKSPACE, norm_pieces + 1)                                                                                              \
-    X(float, slope, WORKSPACE, P > HS ? 0 : G * SP * HS)                                                                                                    \
-    X(float, precision, WORKSPACE, P > HS ? 0 : G * SP * P)                                                                                                 \
-    X(float, centre, WORKSPACE, G *SP)                                                                                                       \
-    X(float, decay, WORKSPACE, G *SP)                                                                                                        \
-    X(float, typical, WORKSPACE, G *SP)                                                                                                      \
-    X(float, key_scale, WORKSPACE, G)                                                                                                        \
-    X(float, lnalpha, WORKSPACE, G *SP)                                                                                                      \
-    X(uint32_t, steps, WORKSPACE, G *SP)                                                                                                     \
-    X(int64_t, clamped, WORKSPACE, NUM_BOUNDS)                                                                                               \
-    X(uint32_t, rope_steps, WORKSPACE, HS / 2)                                                                                               \
-    X(float, scale, WORKSPACE, L *NH)                                                                                                        \
-    X(int, window, WORKSPACE, L *NH)                                                                                                         \
+/* type, name, kind (gsa/run/train.h), size. K: the blocks whose activations are kept for the backward pass, after
+   each other: L, or 1 with --recompute. N = B T; M: tokens of a piece of the MLP; F: N if any head has a feature
+   map, else 0. */
+#define CUDA_ACTIVATIONS(X)                                                                                       \
+    X(int, x, WORKSPACE, N)                                                                                       \
+    X(int, y, WORKSPACE, N)                                                                                       \
+    X(floatX, residual, RESIDUAL, (L + 1) * N * C) /* the stream at the input of each block and after the last */ \
+    X(floatX, middle, RESIDUAL, K *N *C)           /* the stream after attention */                               \
+    X(floatX, ln1, ATTENTION, K *N *C)                                                                            \
+    X(float, ln1_mean, ATTENTION, K *N)                                                                           \
+    X(float, ln1_rstd, ATTENTION, K *N)                                                                           \
+    X(floatX, qkv, ATTENTION, K *N * 3 * A)                                                                       \
+    X(floatX, features, ATTENTION,                                                                                \
+      K *F * 2 * A) /* f_q, f_k: (B, T, 2A); columns of heads without a feature map are never touched */          \
+    X(floatX, responses, ATTENTION, K *N *scans * 2 * W)               /* of the scan: (2, B, heads, T, W) */     \
+    X(float, scan_rho, ATTENTION, scans ? K *N *NH : 0)                /* (B, NH, T) */                           \
+    X(float, scan_states, STATES, K *directions *segments_most *state) /* at the start of each segment */         \
+    X(float, att_lse, ATTENTION, K *N *NH)                             /* (B, NH, T) */                           \
+    X(floatX, att, ATTENTION, K *N *A)                                                                            \
+    X(floatX, ln2, MLP, K *N *C)                                                                                  \
+    X(float, ln2_mean, MLP, K *N)                                                                                 \
+    X(float, ln2_rstd, MLP, K *N)                                                                                 \
+    X(floatX, fc, MLP, (recompute ? M : L * N) * 4 * C)                                                           \
+    X(floatX, gelu, MLP, (recompute ? M : L * N) * 4 * C)                                                         \
+    X(floatX, lnf, LOGITS, N *C)                                                                                  \
+    X(float, lnf_mean, LOGITS, N)                                                                                 \
+    X(float, lnf_rstd, LOGITS, N)                                                                                 \
+    X(floatX, logits, LOGITS, logits_piece(N) * Vp)                                                               \
+    X(float, losses, LOGITS, N)                                                                                   \
+    X(floatX, dresidual, BACKWARD, N *C)                                                                          \
+    X(floatX, dln, BACKWARD, N *C)                                                                                \
+    X(floatX, dfc, BACKWARD, M * 4 * C)                                                                           \
+    X(floatX, datt, BACKWARD, N *A)                                                                               \
+    X(floatX, dqkv, BACKWARD, N * 3 * A)                                                                          \
+    X(floatX, dfeatures, BACKWARD, F * 2 * A)                                                                     \
+    X(floatX, dresponses, BACKWARD, N *scans * 2 * W)                                                             \
+    X(float, scan_blocks, STATES, B *scans *CEIL_DIV(T, SCAN_BLOCK) * state)                                      \
+    X(float, delta, BACKWARD, N *NH)                                                                              \
+    X(float, partials, WORKSPACE, SUM_BLOCKS *(3 * A > 4 * C ? 3 * A : 4 * C))                                    \
+    X(float, scan_sums, WORKSPACE, 2 * segments_most * state)                                                     \
+    X(float, scan_records, WORKSPACE,                                                                             \
+      2 * directions * (B * scans > segments_most ? B * scans : segments_most) * (3 * W + 1))                     \
+    X(double, scan_moments, WORKSPACE, scans *(3 * W + 1))                                                        \
+    X(float, moments, WORKSPACE, P > HS ? 0 : layer_records * moments_size(S, P, HS))                             \
+    X(double, moments_sums, WORKSPACE, (G ? NH : 0) * moments_size(S, P, HS))                                     \
+    X(float, token_sums, WORKSPACE, bucket_sums(N) * C)                                                           \
+    X(int, positions, WORKSPACE, N)                                                                               \
+    X(Bucket, segments, WORKSPACE, N)                                                                             \
+    X(Bucket, bucket_tokens, WORKSPACE, N / SEGMENT + 1)                                                          \
+    X(double, sums, WORKSPACE, norm_pieces + 1)                                                                   \
+    X(float, slope, WORKSPACE, P > HS ? 0 : G * SP * HS)                                                          \
+    X(float, precision, WORKSPACE, P > HS ? 0 : G * SP * P)                                                       \
+    X(float, centre, WORKSPACE, G *SP)                                                                            \
+    X(float, decay, WORKSPACE, G *SP)                                                                             \
+    X(float, typical, WORKSPACE, G *SP)                                                                           \
+    X(float, key_scale, WORKSPACE, G)                                                                             \
+    X(float, log_alpha, WORKSPACE, G *SP)                                                                         \
+    X(uint32_t, steps, WORKSPACE, G *SP)                                                                          \
+    X(int64_t, clamped, WORKSPACE, NUM_BOUNDS)                                                                    \
+    X(uint32_t, rope_steps, WORKSPACE, HS / 2)                                                                    \
+    X(float, scale, WORKSPACE, L *NH)                                                                             \
+    X(int, window, WORKSPACE, L *NH)                                                                              \
     X(int, from_features, WORKSPACE, L *NH)
 
 typedef struct {
@@ -1072,31 +1269,33 @@ typedef struct {
 
 typedef struct {
     Config config;
-    size_t B;                               /* largest batch */
+    size_t B; /* largest batch */
     Tensor tensors[NUM_TENSORS];
-    size_t total;                           /* length of the flat buffers */
+    size_t total;                            /* length of the flat buffers */
     float *params, *grads, *adam_m, *adam_v; /* fp32; params are the masters */
-    floatX *weights;                        /* their copies */
+    floatX *weights;                         /* their copies */
     MasterTensors p, dp;
     WeightTensors w;
     void *activations;
     CudaActivations a;
     Matmul matmul;
     cudaStream_t stream;
-    cudaEvent_t bucketed;                   /* the buckets have left the host */
-    size_t used_B, used_T;                  /* of the last forward pass */
+    cudaEvent_t bucketed;  /* the buckets have left the host */
+    size_t used_B, used_T; /* of the last forward pass */
     bool used_y;
-    size_t predicted;                       /* its number of targets */
-    double expected, done;                  /* scale of the backward pass that will follow the next forward pass; for which the logits' part is done; 0: none */
-    size_t block;                           /* whose activations are there with --recompute: the last one computed */
-    size_t logits_rows;                     /* room for the logits of so many tokens */
-    bool watch;                             /* backward passes also sum |dL / d ln phi_s| into the gradients of `alive` */
+    size_t predicted; /* its number of targets */
+    /* scale of the backward pass that will follow the next forward pass; for which the logits' part is done; 0: none */
+    double expected, done;
+    size_t block;       /* whose activations are there with --recompute: the last one computed */
+    size_t logits_rows; /* room for the logits of so many tokens */
+    /* backward passes also sum |dL / d ln phi_s| into the gradients of `alive` */
+    bool watch;
     /* on the host: */
-    int *x;                                 /* tokens and targets on their way to the device */
-    Buckets buckets;                        /* of the last forward's tokens */
-    int *starts;                            /* scratch of bucket_tokens */
-    double *results;                        /* numbers on their way back */
-    float *flat;                            /* a whole buffer on its way back; allocated when first needed */
+    int *x;          /* tokens and targets on their way to the device */
+    Buckets buckets; /* of the last forward's tokens */
+    int *starts;     /* scratch of bucket_tokens */
+    double *results; /* numbers on their way back */
+    float *flat;     /* a whole buffer on its way back; allocated when first needed */
 } CudaModel;
 
 /* Segments of all sequences and scanned heads together where they are cut, for this or any smaller batch. */
@@ -1106,26 +1305,31 @@ static size_t scan_segments_most(const Config *c, size_t B) {
 }
 static size_t scan_directions(const Config *c) { return c->objective == OBJECTIVE_LM ? 1 : 2; }
 
-/* One function measures the activations (base NULL) and carves them from one piece of memory; returns its bytes, and adds them up by
-   kind (bytes NULL: it does not). */
+/* One function measures the activations (base NULL) and carves them from one piece of memory; returns its bytes, and
+   adds them up by kind (bytes NULL: it does not). */
 static size_t carve_activations(CudaActivations *a, char *base, const Config *c, size_t B, size_t *bytes) {
     CudaSizes z = cuda_sizes(c);
     Tensor tensors[NUM_TENSORS];
     bool recompute = c->recompute;
-    size_t T = z.T, N = B * T, L = z.L, C = z.C, A = z.A, NH = z.NH, HS = z.HS, Vp = z.Vp, S = z.S, SP = z.SP, P = z.P, G = z.G, at = 0, layer_records = 0, F = 0, norm_pieces = 0;
-    size_t scans = z.scans, W = z.W, state = z.state, segments_most = scan_segments_most(c, B), directions = scan_directions(c);
-    size_t K = recompute ? 1 : L, M = N < piece_most ? N : piece_most; /* room for the pieces of any smaller batch too */
+    size_t T = z.T, N = B * T, L = z.L, C = z.C, A = z.A, NH = z.NH, HS = z.HS, Vp = z.Vp, S = z.S, SP = z.SP, P = z.P,
+           G = z.G, at = 0, layer_records = 0, F = 0, norm_pieces = 0;
+    size_t scans = z.scans, W = z.W, state = z.state, segments_most = scan_segments_most(c, B),
+           directions = scan_directions(c);
+    /* room for the pieces of any smaller batch too */
+    size_t K = recompute ? 1 : L, M = N < piece_most ? N : piece_most;
     model_tensors(c, tensors);
     for (int i = 0; i < NUM_TENSORS; i++) norm_pieces += CEIL_DIV(tensors[i].size, (size_t)NORM_PIECE);
     for (size_t l = 0; l < L; l++) {
         size_t splat_heads = head_list(c, l, HEAD_SPLAT).count;
         if (splat_heads || head_list(c, l, HEAD_STANDARD).count) F = N;
         splat_heads += scan_list(c, l).count;
-        size_t most = CEIL_DIV(N, 64) * splat_heads < SPLAT_BLOCKS + splat_heads ? CEIL_DIV(N, 64) * splat_heads : SPLAT_BLOCKS + splat_heads; /* of any smaller batch too */
+        /* of any smaller batch too */
+        size_t most = CEIL_DIV(N, 64) * splat_heads < SPLAT_BLOCKS + splat_heads ? CEIL_DIV(N, 64) * splat_heads
+                                                                                 : SPLAT_BLOCKS + splat_heads;
         if (most > layer_records) layer_records = most;
     }
-#define X(type, name, kind, size)                   \
-    a->name = base ? (type *)(base + at) : NULL; \
+#define X(type, name, kind, size)                     \
+    a->name = base ? (type *)(base + at) : NULL;      \
     at += CEIL_DIV((size) * sizeof(type), 256) * 256; \
     if (bytes) bytes[MEMORY_##kind] += CEIL_DIV((size) * sizeof(type), 256) * 256;
     CUDA_ACTIVATIONS(X)
@@ -1144,7 +1348,9 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     CudaModel *m = (CudaModel *)xcalloc(1, sizeof *m);
     CudaSizes z = cuda_sizes(c);
     size_t L = z.L, NH = z.NH, HS = z.HS, N = B * z.T;
-    m->config = *c, m->B = B, m->logits_rows = logits_piece(N);
+    m->config = *c;
+    m->B = B;
+    m->logits_rows = logits_piece(N);
     m->total = model_tensors(c, m->tensors);
     cudaCheck(cudaStreamCreate(&m->stream));
     cudaCheck(cudaEventCreate(&m->bucketed));
@@ -1177,7 +1383,9 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     cudaCheck(cudaMemcpy(m->a.scale, scale, L * NH * sizeof *scale, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.window, window, L * NH * sizeof *window, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.from_features, from_features, L * NH * sizeof *from_features, cudaMemcpyHostToDevice));
-    free(steps), free(scale), free(window);
+    free(steps);
+    free(scale);
+    free(window);
 
     cudaCheck(cudaMallocHost(&m->x, 2 * N * sizeof(int)));
     cudaCheck(cudaMallocHost(&m->buckets.positions, N * sizeof(int)));
@@ -1202,20 +1410,33 @@ static void gsa_destroy(CudaModel *m) {
     cudaCheck(cudaFreeHost(m->results));
     cudaCheck(cudaEventDestroy(m->bucketed));
     cudaCheck(cudaStreamDestroy(m->stream));
-    free(m->starts), free(m->flat);
+    free(m->starts);
+    free(m->flat);
     free(m);
 }
 
 static SplatTables gsa_splats(const CudaModel *m) {
     CudaActivations a = m->a;
-    SplatTables w = {a.slope, a.precision, a.centre, a.lnalpha, a.decay, a.typical, a.key_scale, m->p.mu, m->p.lnp, m->p.lntheta ? a.steps : NULL, cuda_sizes(&m->config).SP, m->config.raw != 0};
+    SplatTables w = {a.slope,
+                     a.precision,
+                     a.centre,
+                     a.log_alpha,
+                     a.decay,
+                     a.typical,
+                     a.key_scale,
+                     m->p.mu,
+                     m->p.log_precision,
+                     m->p.log_theta ? a.steps : NULL,
+                     cuda_sizes(&m->config).SP,
+                     m->config.raw != 0};
     return w;
 }
 
 static void splat_tables(const CudaModel *m) {
     CudaSizes z = cuda_sizes(&m->config);
     if (!z.G) return;
-    splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, m->stream>>>(gsa_splats(m), m->p.lnalpha, m->p.lntheta, m->p.lndelta, m->p.alive, (int)z.S, (int)z.P, (int)z.HS);
+    splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, m->stream>>>(
+        gsa_splats(m), m->p.log_alpha, m->p.log_theta, m->p.log_delta, m->p.alive, (int)z.S, (int)z.P, (int)z.HS);
     splat_key_scales_kernel<<<(unsigned)z.G, 32, 0, m->stream>>>(gsa_splats(m));
     cudaCheck(cudaGetLastError());
 }
@@ -1226,7 +1447,8 @@ static void features_forward(CudaModel *m, floatX *features, const floatX *qkv, 
     HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
     size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
     if (rope.count) rope_forward(features, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
-    if (splat.count) splat_forward(features, {}, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P, m->stream);
+    if (splat.count)
+        splat_forward(features, {}, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P, m->stream);
 }
 
 /* The gradients of layer l's splats, from the moments of all its GSA heads; scan: from those of its scans too. */
@@ -1234,29 +1456,42 @@ static void splats_backward(CudaModel *m, size_t l, int heads, bool scan) {
     CudaSizes z = cuda_sizes(&m->config);
     size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0), splats = first * z.S;
     MasterTensors p = m->p, d = m->dp;
-    SplatGradients to = {d.mu + splats * z.HS, d.lnp + splats * z.P, d.lnalpha + splats, d.lntheta ? d.lntheta + splats : NULL, d.lndelta ? d.lndelta + splats : NULL, d.lng ? d.lng + first : NULL,
-                         p.mu + splats * z.HS, p.lnp + splats * z.P, p.lntheta ? p.lntheta + splats : NULL, p.lndelta ? p.lndelta + splats : NULL};
-    splat_gradients_kernel<<<dim3((unsigned)z.S, (unsigned)heads), 32, 0, m->stream>>>(to, m->a.moments_sums, scan ? m->a.scan_moments : NULL, z.W, (int)z.S, (int)z.P, (int)z.HS);
+    SplatGradients to = {d.mu + splats * z.HS,
+                         d.log_precision + splats * z.P,
+                         d.log_alpha + splats,
+                         d.log_theta ? d.log_theta + splats : NULL,
+                         d.log_delta ? d.log_delta + splats : NULL,
+                         d.log_far ? d.log_far + first : NULL,
+                         p.mu + splats * z.HS,
+                         p.log_precision + splats * z.P,
+                         p.log_theta ? p.log_theta + splats : NULL,
+                         p.log_delta ? p.log_delta + splats : NULL};
+    splat_gradients_kernel<<<dim3((unsigned)z.S, (unsigned)heads), 32, 0, m->stream>>>(
+        to, m->a.moments_sums, scan ? m->a.scan_moments : NULL, z.W, (int)z.S, (int)z.P, (int)z.HS);
     cudaCheck(cudaGetLastError());
 }
 
 /* Where watched: sums of |G| of the listed heads into the gradients of `alive`. */
-static void splats_watch(CudaModel *m, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features, HeadList heads, size_t first, size_t B, size_t T) {
+static void splats_watch(CudaModel *m, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features,
+                         HeadList heads, size_t first, size_t B, size_t T) {
     CudaSizes z = cuda_sizes(&m->config);
     if (!m->watch) return;
-    splat_watch_kernel<<<(unsigned)heads.count, 256, 0, m->stream>>>(m->dp.alive + first * z.S, scan, dfeatures, features, gsa_splats(m), heads, B * T, T, B * T < 2048 ? B * T : 2048, z.A, z.HS,
-                                                                     (int)z.S);
+    splat_watch_kernel<<<(unsigned)heads.count, 256, 0, m->stream>>>(m->dp.alive + first * z.S, scan, dfeatures,
+                                                                     features, gsa_splats(m), heads, B * T, T,
+                                                                     B * T < 2048 ? B * T : 2048, z.A, z.HS, (int)z.S);
     cudaCheck(cudaGetLastError());
 }
 
 /* Their part of dqkv; the gradients of layer l's splats. */
-static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeatures, const floatX *features, const floatX *qkv, size_t l, size_t B, size_t T) {
+static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeatures, const floatX *features,
+                              const floatX *qkv, size_t l, size_t B, size_t T) {
     CudaSizes z = cuda_sizes(&m->config);
     HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
     size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
     if (rope.count) rope_backward(dqkv, dfeatures, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
     if (!splat.count) return;
-    splat_backward(dqkv, m->a.moments, m->a.moments_sums, {}, dfeatures, features, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P, m->stream);
+    splat_backward(dqkv, m->a.moments, m->a.moments_sums, {}, dfeatures, features, qkv, gsa_splats(m), splat, first, B,
+                   T, z.NH, z.HS, z.S, z.P, m->stream);
     splats_backward(m, l, splat.count, false);
     splats_watch(m, {}, dfeatures, features, splat, first, B, T);
 }
@@ -1269,21 +1504,31 @@ static ScanScratch scan_scratch(CudaActivations block) {
 static ScanInput scan_input(const CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
     ScanInput in;
     memset(&in, 0, sizeof in);
-    in.qkv = block.qkv, in.responses = block.responses, in.tables = gsa_splats(m), in.heads = scan_list(&m->config, l), in.first_head = (size_t)config_gsa_before(&m->config, (int)l, 0);
-    in.B = B, in.T = T, in.NH = (size_t)config_heads(&m->config);
-    in.segments = scan_segments(B * in.heads.count, T), in.segment = CEIL_DIV(CEIL_DIV(T, (size_t)SCAN_BLOCK), (size_t)in.segments) * SCAN_BLOCK;
+    in.qkv = block.qkv;
+    in.responses = block.responses;
+    in.tables = gsa_splats(m);
+    in.heads = scan_list(&m->config, l);
+    in.first_head = (size_t)config_gsa_before(&m->config, (int)l, 0);
+    in.B = B;
+    in.T = T;
+    in.NH = (size_t)config_heads(&m->config);
+    in.segments = scan_segments(B * in.heads.count, T);
+    in.segment = CEIL_DIV(CEIL_DIV(T, (size_t)SCAN_BLOCK), (size_t)in.segments) * SCAN_BLOCK;
     in.late = m->config.attention == ATTENTION_EXTEND ? m->config.window : 0;
     return in;
 }
 
-/* The scan heads of layer l, and the far part of its extended heads, whose near part att (B, T, A) and lse (B, NH, T) hold already; block: the layer's activations */
+/* The scan heads of layer l, and the far part of its extended heads, whose near part att (B, T, A) and lse (B, NH,
+   T) hold already; block: the layer's activations */
 static void scans_forward(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
     CudaSizes z = cuda_sizes(&m->config);
     ScanInput in = scan_input(m, block, l, B, T);
     bool merged = m->config.attention == ATTENTION_EXTEND;
     if (!in.heads.count) return;
-    splat_forward(NULL, {block.responses, z.W, (size_t)in.late, merged}, block.qkv, in.tables, in.heads, in.first_head, B, T, z.NH, z.HS, z.S, z.P, m->stream);
-    scan_forward(block.att, block.att_lse, block.scan_rho, m->p.lng, scan_scratch(block), in, m->config.objective == OBJECTIVE_LM, merged, z.HS, z.W, m->stream);
+    splat_forward(NULL, {block.responses, z.W, (size_t)in.late, merged}, block.qkv, in.tables, in.heads, in.first_head,
+                  B, T, z.NH, z.HS, z.S, z.P, m->stream);
+    scan_forward(block.att, block.att_lse, block.scan_rho, m->p.log_far, scan_scratch(block), in,
+                 m->config.objective == OBJECTIVE_LM, merged, z.HS, z.W, m->stream);
 }
 
 /* Their part of dqkv; the gradients of layer l's splats. */
@@ -1293,8 +1538,10 @@ static void scans_backward(CudaModel *m, CudaActivations block, size_t l, size_t
     ScanInput in = scan_input(m, block, l, B, T);
     bool merged = m->config.attention == ATTENTION_EXTEND;
     if (!in.heads.count) return;
-    scan_backward(a.dresponses, a.dqkv, a.delta, a.datt, block.att, block.scan_rho, scan_scratch(block), in, m->config.objective == OBJECTIVE_LM, merged, z.HS, z.W, m->stream);
-    splat_backward(a.dqkv, a.moments, a.moments_sums, {a.dresponses, z.W, (size_t)in.late, merged}, NULL, NULL, block.qkv, in.tables, in.heads, in.first_head, B, T, z.NH, z.HS, z.S, z.P, m->stream);
+    scan_backward(a.dresponses, a.dqkv, a.delta, a.datt, block.att, block.scan_rho, scan_scratch(block), in,
+                  m->config.objective == OBJECTIVE_LM, merged, z.HS, z.W, m->stream);
+    splat_backward(a.dqkv, a.moments, a.moments_sums, {a.dresponses, z.W, (size_t)in.late, merged}, NULL, NULL,
+                   block.qkv, in.tables, in.heads, in.first_head, B, T, z.NH, z.HS, z.S, z.P, m->stream);
     splats_backward(m, l, in.heads.count, true);
     splats_watch(m, {a.dresponses, z.W, (size_t)in.late, merged}, NULL, NULL, in.heads, in.first_head, B, T);
 }
@@ -1305,15 +1552,29 @@ static CudaActivations block_activations(const CudaModel *m, size_t l, size_t N)
     CudaActivations a = m->a;
     size_t k = m->config.recompute ? 0 : l * N;
     a.residual += l * N * z.C;
-    a.middle += k * z.C, a.ln1 += k * z.C, a.ln1_mean += k, a.ln1_rstd += k;
-    a.qkv += k * 3 * z.A, a.features += k * 2 * z.A, a.att_lse += k * z.NH, a.att += k * z.A;
-    a.responses += k * z.scans * 2 * z.W, a.scan_rho += k * z.NH, a.scan_states += k ? l * scan_directions(&m->config) * scan_segments_most(&m->config, m->B) * z.state : 0;
-    a.ln2 += k * z.C, a.ln2_mean += k, a.ln2_rstd += k, a.fc += k * 4 * z.C, a.gelu += k * 4 * z.C;
+    a.middle += k * z.C;
+    a.ln1 += k * z.C;
+    a.ln1_mean += k;
+    a.ln1_rstd += k;
+    a.qkv += k * 3 * z.A;
+    a.features += k * 2 * z.A;
+    a.att_lse += k * z.NH;
+    a.att += k * z.A;
+    a.responses += k * z.scans * 2 * z.W;
+    a.scan_rho += k * z.NH;
+    a.scan_states += k ? l * scan_directions(&m->config) * scan_segments_most(&m->config, m->B) * z.state : 0;
+    a.ln2 += k * z.C;
+    a.ln2_mean += k;
+    a.ln2_rstd += k;
+    a.fc += k * 4 * z.C;
+    a.gelu += k * 4 * z.C;
     return a;
 }
 
 /* Is there a head in layer l with softmax? */
-static bool attends(const CudaModel *m, size_t l) { return m->config.attention == ATTENTION_EXTEND || scan_list(&m->config, l).count < config_heads(&m->config); }
+static bool attends(const CudaModel *m, size_t l) {
+    return m->config.attention == ATTENTION_EXTEND || scan_list(&m->config, l).count < config_heads(&m->config);
+}
 
 static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
     CudaSizes z = cuda_sizes(&m->config);
@@ -1321,13 +1582,16 @@ static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
     CudaActivations a = block_activations(m, l, N);
     in.qkv = a.qkv;
     bool mapped = head_list(&m->config, l, HEAD_STANDARD).count || head_list(&m->config, l, HEAD_SPLAT).count;
-    in.features = mapped ? a.features : NULL, in.from_features = m->a.from_features + l * z.NH;
-    in.scale = m->a.scale + l * z.NH, in.window = m->a.window + l * z.NH;
+    in.features = mapped ? a.features : NULL;
+    in.from_features = m->a.from_features + l * z.NH;
+    in.scale = m->a.scale + l * z.NH;
+    in.window = m->a.window + l * z.NH;
     in.causal = m->config.objective == OBJECTIVE_LM;
     return in;
 }
 
-/* Block l from its input to the normalised stream before the MLP: all that the backward pass needs but for the MLP's hidden layer. */
+/* Block l from its input to the normalised stream before the MLP: all that the backward pass needs but for the MLP's
+   hidden layer. */
 static void block_forward(CudaModel *m, size_t l, size_t B, size_t T) {
     CudaSizes z = cuda_sizes(&m->config);
     size_t C = z.C, A = z.A, N = B * T;
@@ -1337,18 +1601,22 @@ static void block_forward(CudaModel *m, size_t l, size_t B, size_t T) {
     cudaStream_t stream = m->stream;
     m->block = l;
     layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.residual, p.ln1w + l * C, p.ln1b + l * C, N, C, stream);
-    matmul_forward(&m->matmul, a.qkv, a.ln1, w.qkvw + l * 3 * A * C, w.qkvb + l * 3 * A, NULL, NULL, N, C, 3 * A, stream);
+    matmul_forward(&m->matmul, a.qkv, a.ln1, w.qkvw + l * 3 * A * C, w.qkvb + l * 3 * A, NULL, NULL, N, C, 3 * A,
+                   stream);
     features_forward(m, a.features, a.qkv, l, B, T);
     if (attends(m, l)) attention_forward(a.att, a.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
     scans_forward(m, a, l, B, T);
-    matmul_forward(&m->matmul, a.middle, a.att, w.attprojw + l * C * A, w.attprojb + l * C, a.residual, NULL, N, A, C, stream);
+    matmul_forward(&m->matmul, a.middle, a.att, w.attprojw + l * C * A, w.attprojb + l * C, a.residual, NULL, N, A, C,
+                   stream);
     layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, p.ln2w + l * C, p.ln2b + l * C, N, C, stream);
 }
 
 /* The hidden layer of block l's MLP for n tokens from `first` on: gelu = gelu(fc), fc = ln2 W^T + b, all (n, 4C). */
-static void hidden_forward(CudaModel *m, floatX *gelu, floatX *fc, const floatX *ln2, size_t l, size_t first, size_t n) {
+static void hidden_forward(CudaModel *m, floatX *gelu, floatX *fc, const floatX *ln2, size_t l, size_t first,
+                           size_t n) {
     size_t C = (size_t)m->config.C;
-    matmul_forward(&m->matmul, gelu, ln2 + first * C, m->w.fcw + l * 4 * C * C, m->w.fcb + l * 4 * C, NULL, fc, n, C, 4 * C, m->stream);
+    matmul_forward(&m->matmul, gelu, ln2 + first * C, m->w.fcw + l * 4 * C * C, m->w.fcb + l * 4 * C, NULL, fc, n, C,
+                   4 * C, m->stream);
 }
 
 /* Logits of n tokens from `first` on; they become their gradients in the same pass, and losses are stored. */
@@ -1356,17 +1624,20 @@ static void logits_forward(CudaModel *m, size_t first, size_t n) {
     CudaSizes z = cuda_sizes(&m->config);
     CudaActivations a = m->a;
     matmul_forward(&m->matmul, a.logits, a.lnf + first * z.C, m->w.wte, NULL, NULL, NULL, n, z.C, z.Vp, m->stream);
-    fused_classifier(a.logits, a.losses + first, a.y + first, 1 / (float)(m->predicted ? m->predicted : 1), n, z.V, z.Vp, m->stream);
+    fused_classifier(a.logits, a.losses + first, a.y + first, 1 / (float)(m->predicted ? m->predicted : 1), n, z.V,
+                     z.Vp, m->stream);
 }
 
 /* From the gradients of these logits: dln of their tokens, and adds to dwte. */
 static void logits_backward(CudaModel *m, size_t first, size_t n, double scale) {
     CudaSizes z = cuda_sizes(&m->config);
     CudaActivations a = m->a;
-    matmul_backward(&m->matmul, a.dln + first * z.C, m->dp.wte, NULL, NULL, a.logits, a.lnf + first * z.C, m->w.wte, NULL, (float)scale, n, z.C, z.Vp, m->stream);
+    matmul_backward(&m->matmul, a.dln + first * z.C, m->dp.wte, NULL, NULL, a.logits, a.lnf + first * z.C, m->w.wte,
+                    NULL, (float)scale, n, z.C, z.Vp, m->stream);
 }
 
-/* x, y (B, T); a y of -1 is not predicted; y NULL: all but the loss. Returns the mean loss of what is predicted, in nats. */
+/* x, y (B, T); a y of -1 is not predicted; y NULL: all but the loss. Returns the mean loss of what is predicted, in
+   nats. */
 static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, size_t T) {
     CudaSizes z = cuda_sizes(&m->config);
     size_t C = z.C, N = B * T, L = z.L, piece = piece_size(N, piece_most);
@@ -1374,7 +1645,11 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     WeightTensors w = m->w;
     CudaActivations a = m->a;
     cudaStream_t stream = m->stream;
-    m->used_B = B, m->used_T = T, m->used_y = y != NULL, m->predicted = 0, m->done = 0;
+    m->used_B = B;
+    m->used_T = T;
+    m->used_y = y != NULL;
+    m->predicted = 0;
+    m->done = 0;
     memcpy(m->x, x, N * sizeof(int));
     cudaCheck(cudaMemcpyAsync(a.x, m->x, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     if (y) {
@@ -1389,9 +1664,11 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
         floatX *out = block.residual + N * C;
         block_forward(m, l, B, T);
         for (size_t i = 0; i < N; i += piece) {
-            size_t n = i + piece < N ? piece : N - i, at = m->config.recompute ? 0 : i * 4 * C; /* where the hidden layer is kept, or the next piece will overwrite it */
+            /* where the hidden layer is kept, or the next piece will overwrite it */
+            size_t n = i + piece < N ? piece : N - i, at = m->config.recompute ? 0 : i * 4 * C;
             hidden_forward(m, block.gelu + at, block.fc + at, block.ln2, l, i, n);
-            matmul_forward(&m->matmul, out + i * C, block.gelu + at, w.fcprojw + l * 4 * C * C, w.fcprojb + l * C, block.middle + i * C, NULL, n, 4 * C, C, stream);
+            matmul_forward(&m->matmul, out + i * C, block.gelu + at, w.fcprojw + l * 4 * C * C, w.fcprojb + l * C,
+                           block.middle + i * C, NULL, n, 4 * C, C, stream);
         }
     }
     layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, a.residual + L * N * C, p.lnfw, p.lnfb, N, C, stream);
@@ -1403,9 +1680,11 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     for (size_t i = 0; i < N; i += rows) {
         size_t n = i + rows < N ? rows : N - i;
         logits_forward(m, i, n);
-        if (m->expected) logits_backward(m, i, n, m->expected); /* while they are there: the next piece overwrites them */
+        /* while they are there: the next piece overwrites them */
+        if (m->expected) logits_backward(m, i, n, m->expected);
     }
-    m->done = m->expected, m->expected = 0;
+    m->done = m->expected;
+    m->expected = 0;
     total_kernel<<<1, 1024, 0, stream>>>(a.sums, a.losses, N);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(m->results, a.sums, sizeof(double), cudaMemcpyDeviceToHost, stream));
@@ -1418,48 +1697,66 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
 /* Adds scale times the gradient of the last forward's mean loss to the gradients. */
 static void gsa_backward(CudaModel *m, double scale) {
     CudaSizes z = cuda_sizes(&m->config);
-    size_t B = m->used_B, T = m->used_T, C = z.C, A = z.A, N = B * T, L = z.L, piece = piece_size(N, piece_most), rows = piece_size(N, m->logits_rows);
+    size_t B = m->used_B, T = m->used_T, C = z.C, A = z.A, N = B * T, L = z.L, piece = piece_size(N, piece_most),
+           rows = piece_size(N, m->logits_rows);
     MasterTensors p = m->p, dp = m->dp;
     WeightTensors w = m->w;
     CudaActivations a = m->a;
     cudaStream_t stream = m->stream;
     Matmul *mm = &m->matmul;
-    if (m->done && m->done != scale) die("internal error: a backward pass by %g was announced, not by %g", m->done, scale);
+    if (m->done && m->done != scale)
+        die("internal error: a backward pass by %g was announced, not by %g", m->done, scale);
     for (size_t i = 0; i < N && !m->done; i += rows) {
         size_t n = i + rows < N ? rows : N - i;
         if (rows < N) logits_forward(m, i, n); /* again */
         logits_backward(m, i, n, scale);
     }
     cudaCheck(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
-    layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, L ? dp.fcprojb + (L - 1) * C : NULL, a.partials, a.dln, a.residual + L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C, stream);
-    for (size_t l = L; l-- > 0;) { /* the biases of attproj and fcproj get their gradients from the layernorm that follows them */
+    layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, L ? dp.fcprojb + (L - 1) * C : NULL, a.partials, a.dln,
+                       a.residual + L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C, stream);
+    /* the biases of attproj and fcproj get their gradients from the layernorm that follows them */
+    for (size_t l = L; l-- > 0;) {
         if (m->config.recompute && m->block != l) block_forward(m, l, B, T);
         CudaActivations block = block_activations(m, l, N);
         for (size_t i = 0; i < N; i += piece) {
             size_t n = i + piece < N ? piece : N - i, at = m->config.recompute ? 0 : i * 4 * C;
             if (m->config.recompute) hidden_forward(m, block.gelu, block.fc, block.ln2, l, i, n);
-            matmul_backward(mm, a.dfc, dp.fcprojw + l * 4 * C * C, NULL, NULL, a.dresidual + i * C, block.gelu + at, w.fcprojw + l * 4 * C * C, block.fc + at, 1, n, 4 * C, C, stream);
-            matmul_backward(mm, a.dln + i * C, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.partials, a.dfc, block.ln2 + i * C, w.fcw + l * 4 * C * C, NULL, 1, n, C, 4 * C, stream);
+            matmul_backward(mm, a.dfc, dp.fcprojw + l * 4 * C * C, NULL, NULL, a.dresidual + i * C, block.gelu + at,
+                            w.fcprojw + l * 4 * C * C, block.fc + at, 1, n, 4 * C, C, stream);
+            matmul_backward(mm, a.dln + i * C, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.partials, a.dfc,
+                            block.ln2 + i * C, w.fcw + l * 4 * C * C, NULL, 1, n, C, 4 * C, stream);
         }
-        layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, dp.attprojb + l * C, a.partials, a.dln, block.middle, p.ln2w + l * C, block.ln2_mean, block.ln2_rstd, N, C, stream);
-        matmul_backward(mm, a.datt, dp.attprojw + l * C * A, NULL, NULL, a.dresidual, block.att, w.attprojw + l * C * A, NULL, 1, N, A, C, stream);
-        if (attends(m, l)) attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, block.att, block.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
+        layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, dp.attprojb + l * C, a.partials, a.dln,
+                           block.middle, p.ln2w + l * C, block.ln2_mean, block.ln2_rstd, N, C, stream);
+        matmul_backward(mm, a.datt, dp.attprojw + l * C * A, NULL, NULL, a.dresidual, block.att, w.attprojw + l * C * A,
+                        NULL, 1, N, A, C, stream);
+        if (attends(m, l))
+            attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, block.att, block.att_lse, attention_input(m, l, N),
+                               B, T, z.NH, z.HS, stream);
         features_backward(m, a.dqkv, a.dfeatures, block.features, block.qkv, l, B, T);
         scans_backward(m, block, l, B, T);
-        matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.partials, a.dqkv, block.ln1, w.qkvw + l * 3 * A * C, NULL, 1, N, C, 3 * A, stream);
-        layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL, a.partials, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N,
-                           C, stream);
+        matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.partials, a.dqkv, block.ln1,
+                        w.qkvw + l * 3 * A * C, NULL, 1, N, C, 3 * A, stream);
+        layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL,
+                           a.partials, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N, C,
+                           stream);
     }
     Buckets b = m->buckets;
     cudaCheck(cudaMemcpyAsync(a.positions, b.positions, N * sizeof(int), cudaMemcpyHostToDevice, stream));
-    cudaCheck(cudaMemcpyAsync(a.segments, b.segments, (size_t)b.segment_count * sizeof(Bucket), cudaMemcpyHostToDevice, stream));
-    cudaCheck(cudaMemcpyAsync(a.bucket_tokens, b.tokens, (size_t)b.token_count * sizeof(Bucket), cudaMemcpyHostToDevice, stream));
+    cudaCheck(cudaMemcpyAsync(a.segments, b.segments, (size_t)b.segment_count * sizeof(Bucket), cudaMemcpyHostToDevice,
+                              stream));
+    cudaCheck(cudaMemcpyAsync(a.bucket_tokens, b.tokens, (size_t)b.token_count * sizeof(Bucket), cudaMemcpyHostToDevice,
+                              stream));
     cudaCheck(cudaEventRecord(m->bucketed, stream));
-    b.positions = a.positions, b.segments = a.segments, b.tokens = a.bucket_tokens;
+    b.positions = a.positions;
+    b.segments = a.segments;
+    b.tokens = a.bucket_tokens;
     encoder_backward(dp.wte, dp.wpe, a.dresidual, &b, a.token_sums, B, T, C, stream);
 }
 
-static void gsa_zero_gradients(CudaModel *m) { cudaCheck(cudaMemsetAsync(m->grads, 0, m->total * sizeof(float), m->stream)); }
+static void gsa_zero_gradients(CudaModel *m) {
+    cudaCheck(cudaMemsetAsync(m->grads, 0, m->total * sizeof(float), m->stream));
+}
 
 /* The L2 norm of each clip group's gradients: sums of fixed pieces, in double, added in order. */
 static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
@@ -1469,7 +1766,8 @@ static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
         for (int i = 0; i < NUM_TENSORS; i++) {
             size_t n = m->tensors[i].size;
             if (!n || m->tensors[i].group == GROUP_FIXED || groups[m->tensors[i].group].clip != c) continue;
-            square_sums_kernel<<<(unsigned)CEIL_DIV(n, (size_t)NORM_PIECE), 256, 0, m->stream>>>(sums + 1 + pieces, m->grads + m->tensors[i].offset, n);
+            square_sums_kernel<<<(unsigned)CEIL_DIV(n, (size_t)NORM_PIECE), 256, 0, m->stream>>>(
+                sums + 1 + pieces, m->grads + m->tensors[i].offset, n);
             cudaCheck(cudaGetLastError());
             pieces += CEIL_DIV(n, (size_t)NORM_PIECE);
         }
@@ -1487,8 +1785,10 @@ static void splat_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
     if (!z.G) return;
     cudaCheck(cudaMemsetAsync(m->a.clamped, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
-    SplatParameters w = {m->p.mu, m->p.lnp, m->p.lnalpha, m->p.lntheta, m->p.lndelta, m->p.lnalpha0, m->p.alive};
-    splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>((unsigned long long *)m->a.clamped, w, m->config.unbounded, (int)z.P, (int)z.HS);
+    SplatParameters w = {m->p.mu,        m->p.log_precision,       m->p.log_alpha, m->p.log_theta,
+                         m->p.log_delta, m->p.log_alpha_reference, m->p.alive};
+    splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>((unsigned long long *)m->a.clamped, w,
+                                                                     m->config.unbounded, (int)z.P, (int)z.HS);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(clamped, m->a.clamped, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
@@ -1496,20 +1796,22 @@ static void splat_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
 
 /* AdamW, then the bounds */
 static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
-    float correct1 = (float)(1 / (1 - pow(u->beta1, (double)u->step))), correct2 = (float)(1 / (1 - pow(u->beta2, (double)u->step)));
+    float correct1 = (float)(1 / (1 - pow(u->beta1, (double)u->step))),
+          correct2 = (float)(1 / (1 - pow(u->beta2, (double)u->step)));
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
         if (!t->size || !group->trained) continue;
-        adamw_kernel<<<CEIL_DIV(t->size, 256), 256, 0, m->stream>>>(m->params + t->offset, m->weights + t->offset, m->adam_m + t->offset, m->adam_v + t->offset, m->grads + t->offset, t->size,
-                                                                    (float)u->rate[group->clip], group->decay ? (float)u->weight_decay : 0, (float)u->scale[group->clip],
-                                                                    (float)u->beta1, (float)u->beta2, correct1, correct2);
+        adamw_kernel<<<CEIL_DIV(t->size, 256), 256, 0, m->stream>>>(
+            m->params + t->offset, m->weights + t->offset, m->adam_m + t->offset, m->adam_v + t->offset,
+            m->grads + t->offset, t->size, (float)u->rate[group->clip], group->decay ? (float)u->weight_decay : 0,
+            (float)u->scale[group->clip], (float)u->beta1, (float)u->beta2, correct1, correct2);
         cudaCheck(cudaGetLastError());
     }
     splat_bounds(m, clamped);
 }
 
-/* ---------------------------------------------------------------------------------------------- the back end of gsa/run/train.h */
+/* ---------------------------------------------------------------------- the back end of gsa/run/train.h */
 
 static float **cuda_buffer(CudaModel *m, int buffer) {
     float **all[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
@@ -1520,17 +1822,21 @@ static void cuda_put(void *model, int buffer, size_t first, size_t count, const 
     CudaModel *m = (CudaModel *)model;
     float *to = *cuda_buffer(m, buffer) + first;
     cudaCheck(cudaMemcpyAsync(to, from, count * sizeof(float), cudaMemcpyHostToDevice, m->stream));
-    if (buffer == BUFFER_PARAMS && count) convert_kernel<<<CEIL_DIV(count, 256), 256, 0, m->stream>>>(m->weights + first, to, count);
+    if (buffer == BUFFER_PARAMS && count)
+        convert_kernel<<<CEIL_DIV(count, 256), 256, 0, m->stream>>>(m->weights + first, to, count);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaStreamSynchronize(m->stream));
 }
 
-static void cuda_write(void *model, int buffer, const float *from) { cuda_put(model, buffer, 0, ((CudaModel *)model)->total, from); }
+static void cuda_write(void *model, int buffer, const float *from) {
+    cuda_put(model, buffer, 0, ((CudaModel *)model)->total, from);
+}
 
 static const float *cuda_read(void *model, int buffer) {
     CudaModel *m = (CudaModel *)model;
     if (!m->flat) m->flat = (float *)xmalloc(m->total * sizeof(float));
-    cudaCheck(cudaMemcpyAsync(m->flat, *cuda_buffer(m, buffer), m->total * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+    cudaCheck(
+        cudaMemcpyAsync(m->flat, *cuda_buffer(m, buffer), m->total * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
     return m->flat;
 }
@@ -1540,7 +1846,8 @@ static void cuda_logits(void *model, int b, int t, float *out) {
     CudaSizes z = cuda_sizes(&m->config);
     if (m->used_y) die("internal error: the logits of a forward pass with targets are their gradients");
     floatX *row = (floatX *)xmalloc(z.V * sizeof *row);
-    matmul_forward(&m->matmul, m->a.logits, m->a.lnf + ((size_t)b * m->used_T + (size_t)t) * z.C, m->w.wte, NULL, NULL, NULL, 1, z.C, z.Vp, m->stream);
+    matmul_forward(&m->matmul, m->a.logits, m->a.lnf + ((size_t)b * m->used_T + (size_t)t) * z.C, m->w.wte, NULL, NULL,
+                   NULL, 1, z.C, z.Vp, m->stream);
     cudaCheck(cudaMemcpyAsync(row, m->a.logits, z.V * sizeof *row, cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
     for (size_t v = 0; v < z.V; v++) out[v] = (float)row[v];
@@ -1554,32 +1861,40 @@ static void cuda_head(void *model, int l, int h, int part, int count, float *out
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
     cudaCheck(cudaStreamSynchronize(m->stream));
     floatX *part_of_head = (floatX *)xmalloc(n * size);
-    cudaCheck(cudaMemcpy2D(part_of_head, size, block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS, N / n * 3 * z.A * sizeof(floatX), size, n, cudaMemcpyDeviceToHost));
+    cudaCheck(cudaMemcpy2D(part_of_head, size,
+                           block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS,
+                           N / n * 3 * z.A * sizeof(floatX), size, n, cudaMemcpyDeviceToHost));
     for (size_t i = 0; i < n * z.HS; i++) out[i] = (float)part_of_head[i];
     free(part_of_head);
 }
 
 static void cuda_get(void *model, int buffer, size_t first, size_t count, float *to) {
     CudaModel *m = (CudaModel *)model;
-    cudaCheck(cudaMemcpyAsync(to, *cuda_buffer(m, buffer) + first, count * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+    cudaCheck(
+        cudaMemcpyAsync(to, *cuda_buffer(m, buffer) + first, count * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
 }
 
 static void cuda_watch(void *model, bool on) { ((CudaModel *)model)->watch = on; }
 
-static double cuda_forward(void *model, const int *x, const int *y, int B, int T) { return gsa_forward((CudaModel *)model, x, y, (size_t)B, (size_t)T); }
+static double cuda_forward(void *model, const int *x, const int *y, int B, int T) {
+    return gsa_forward((CudaModel *)model, x, y, (size_t)B, (size_t)T);
+}
 static void cuda_backward(void *model, double scale) { gsa_backward((CudaModel *)model, scale); }
 static void cuda_expect(void *model, double scale) { ((CudaModel *)model)->expected = scale; }
 static void cuda_zero_gradients(void *model) { gsa_zero_gradients((CudaModel *)model); }
 static void cuda_gradient_norms(void *model, double norms[NUM_CLIPS]) { gsa_gradient_norms((CudaModel *)model, norms); }
-static void cuda_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]) { gsa_update((CudaModel *)model, u, clamped); }
+static void cuda_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]) {
+    gsa_update((CudaModel *)model, u, clamped);
+}
 static void cuda_destroy(void *model) { gsa_destroy((CudaModel *)model); }
 
 static const cudaDeviceProp *cuda_device(void) {
     static cudaDeviceProp device;
     int count;
     cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess || count == 0) die("no NVIDIA GPU answers (%s); train_gsa is the program for the CPU", cudaGetErrorString(error));
+    if (error != cudaSuccess || count == 0)
+        die("no NVIDIA GPU answers (%s); train_gsa is the program for the CPU", cudaGetErrorString(error));
     cudaCheck(cudaGetDeviceProperties(&device, 0));
     return &device;
 }
@@ -1587,9 +1902,10 @@ static const cudaDeviceProp *cuda_device(void) {
 static const char *cuda_name(void) {
     static char name[400];
     const cudaDeviceProp *d = cuda_device();
-    if (d->major < 8) die("%s is of compute capability %d.%d; bf16 needs 8.0 (A100, RTX 30) or newer", d->name, d->major, d->minor);
-    snprintf(name, sizeof name, "%.80s, %d multiprocessors, %.0f GiB, " FLOATX_NAME ", matrix products by cuBLASLt %zu", d->name, d->multiProcessorCount, (double)d->totalGlobalMem / (1 << 30),
-             cublasLtGetVersion());
+    if (d->major < 8)
+        die("%s is of compute capability %d.%d; bf16 needs 8.0 (A100, RTX 30) or newer", d->name, d->major, d->minor);
+    snprintf(name, sizeof name, "%.80s, %d multiprocessors, %.0f GiB, " FLOATX_NAME ", matrix products by cuBLASLt %zu",
+             d->name, d->multiProcessorCount, (double)d->totalGlobalMem / (1 << 30), cublasLtGetVersion());
     return name;
 }
 
@@ -1599,7 +1915,8 @@ static double cuda_peak_flops(void) {
     static const struct {
         const char *name;
         double flops;
-    } peaks[] = {{"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989.4e12}, {"H200", 989.4e12}, {"GH200", 989.4e12}, {"A100", 312e12}, {"A10", 125e12}, {"L40S", 362e12},
+    } peaks[] = {{"H100 PCIe", 756e12},  {"H100 NVL", 835e12},  {"H100", 989.4e12}, {"H200", 989.4e12},
+                 {"GH200", 989.4e12},    {"A100", 312e12},      {"A10", 125e12},    {"L40S", 362e12},
                  {"RTX 4090", 165.2e12}, {"RTX 4080", 97.5e12}, {"RTX 3090", 71e12}};
     const cudaDeviceProp *d = cuda_device();
     for (size_t i = 0; i < sizeof peaks / sizeof *peaks; i++)
@@ -1611,9 +1928,11 @@ static double cuda_peak_flops(void) {
 /* NULL where this program can train the model, else a sentence. */
 static const char *cuda_config_check(const Config *c) {
     size_t HS = config_head_size(c), G = config_gsa_heads(c);
-    if (HS != 32 && HS != 64 && HS != 128) return "on the GPU heads have 32, 64 or 128 channels; change --channels or --heads";
+    if (HS != 32 && HS != 64 && HS != 128)
+        return "on the GPU heads have 32, 64 or 128 channels; change --channels or --heads";
     if (c->C > LAYERNORM_CHANNELS) return "on the GPU --channels is at most 4096";
-    if (G && c->mixer == MIXER_LINEAR && c->S > SCAN_SPLATS_MOST) return "on the GPU a head of the linear mixer has at most 32 splats; lower --splats";
+    if (G && c->mixer == MIXER_LINEAR && c->S > SCAN_SPLATS_MOST)
+        return "on the GPU a head of the linear mixer has at most 32 splats; lower --splats";
     if (G && c->S > SPLATS_MOST) return "on the GPU a head has at most 64 splats; lower --splats";
     return NULL;
 }
@@ -1622,16 +1941,49 @@ static const char *cuda_config_check(const Config *c) {
 template <int HS> static size_t shared_memory(const Config *c, int S) {
     bool diagonal = c->covariance == COVARIANCE_DIAG, full = c->covariance == COVARIANCE_FULL;
     size_t map, scan = 0;
-    if (c->mixer == MIXER_LINEAR && S <= 16)
-        map = diagonal ? SplatBackwardShape<HS, 16, true, true>::bytes : SplatBackwardShape<HS, 16, false, true>::bytes, scan = ScanShape<HS, 16>::bytes(2);
-    else if (c->mixer == MIXER_LINEAR)
-        map = diagonal ? SplatBackwardShape<HS, 32, true, true>::bytes : SplatBackwardShape<HS, 32, false, true>::bytes, scan = ScanShape<HS, 32>::bytes(2);
-    else if (S <= 32) map = diagonal ? SplatBackwardShape<HS, 32, true, false>::bytes : SplatBackwardShape<HS, 32, false, false>::bytes;
-    else map = diagonal ? SplatBackwardShape<HS, 64, true, false>::bytes : SplatBackwardShape<HS, 64, false, false>::bytes;
+    if (c->mixer == MIXER_LINEAR && S <= 16) {
+        map = diagonal ? SplatBackwardShape < HS;
+        16;
+        true;
+        true > ::bytes : SplatBackwardShape < HS;
+        16;
+        false;
+        true > ::bytes;
+        scan = ScanShape < HS;
+        16 > ::bytes(2);
+    } else if (c->mixer == MIXER_LINEAR) {
+        map = diagonal ? SplatBackwardShape < HS;
+        32;
+        true;
+        true > ::bytes : SplatBackwardShape < HS;
+        32;
+        false;
+        true > ::bytes;
+        scan = ScanShape < HS;
+        32 > ::bytes(2);
+    } else if (S <= 32) {
+        map = diagonal ? SplatBackwardShape < HS;
+        32;
+        true;
+        false > ::bytes : SplatBackwardShape < HS;
+        32;
+        false;
+        false > ::bytes;
+    } else {
+        map = diagonal ? SplatBackwardShape < HS;
+        64;
+        true;
+        false > ::bytes : SplatBackwardShape < HS;
+        64;
+        false;
+        false > ::bytes;
+    }
     if (full) map = full_bytes<HS>;
     return map > scan ? map : scan;
 }
-static size_t shared_memory(const Config *c, int HS, int S) { return HS == 32 ? shared_memory<32>(c, S) : HS == 64 ? shared_memory<64>(c, S) : shared_memory<128>(c, S); }
+static size_t shared_memory(const Config *c, int HS, int S) {
+    return HS == 32 ? shared_memory<32>(c, S) : HS == 64 ? shared_memory<64>(c, S) : shared_memory<128>(c, S);
+}
 
 /* NULL where a GPU with so much shared memory a block can run the model's splats, else a sentence. */
 static const char *cuda_shared_check(const Config *c, size_t room) {
@@ -1644,10 +1996,14 @@ static const char *cuda_shared_check(const Config *c, size_t room) {
     for (int size = HS / 2; size >= 32; size /= 2)
         if (!heads && shared_memory(c, size, c->S) <= room) heads = size;
     choice_name(COVARIANCE_CHOICES, c->covariance, covariance, sizeof covariance);
-    int n = snprintf(sentence, sizeof sentence, "%d splats in heads of %d channels (--covariance %s) need %zu KiB of shared memory a block, and this GPU has %zu; it has enough for", c->S, HS,
-                     covariance, CEIL_DIV(shared_memory(c, HS, c->S), (size_t)1024), room / 1024);
+    int n = snprintf(sentence, sizeof sentence,
+                     "%d splats in heads of %d channels (--covariance %s) need %zu KiB of shared memory a block, and "
+                     "this GPU has %zu; it has enough for",
+                     c->S, HS, covariance, CEIL_DIV(shared_memory(c, HS, c->S), (size_t)1024), room / 1024);
     if (splats) n += snprintf(sentence + n, sizeof sentence - (size_t)n, " --splats %d", splats);
-    if (heads) n += snprintf(sentence + n, sizeof sentence - (size_t)n, "%s heads of %d channels (--heads %d)", splats ? " or" : "", heads, c->C / heads);
+    if (heads)
+        n += snprintf(sentence + n, sizeof sentence - (size_t)n, "%s heads of %d channels (--heads %d)",
+                      splats ? " or" : "", heads, c->C / heads);
     if (!splats && !heads) snprintf(sentence + n, sizeof sentence - (size_t)n, " standard attention only");
     return sentence;
 }
@@ -1678,9 +2034,12 @@ static size_t cuda_free_memory(void) {
 /* Where the choices of algorithms are kept: one file per card and library for all runs of this user. NULL: nowhere. */
 static char *cuda_notes(void) {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    char *folder = cache && *cache ? xasprintf("%s/gsa.c", cache) : home && *home ? xasprintf("%s/.cache/gsa.c", home) : NULL;
+    char *folder = cache && *cache ? xasprintf("%s/gsa.c", cache)
+                   : home && *home ? xasprintf("%s/.cache/gsa.c", home)
+                                   : NULL;
     if (!folder) {
-        warn("neither XDG_CACHE_HOME nor HOME is set, so matrix products use cuBLASLt's first choice, which may be slower");
+        warn("neither XDG_CACHE_HOME nor HOME is set, so matrix products use cuBLASLt's first choice, which may be "
+             "slower");
         return NULL;
     }
     make_folder(folder);
@@ -1694,15 +2053,18 @@ static char *cuda_notes(void) {
 static void *cuda_create(const Config *c, int B) {
     CudaModel *m = gsa_create_cuda(c, (size_t)B);
     size_t N = (size_t)B * (size_t)c->T;
-    m->matmul.tuned[0] = piece_size(N, piece_most), m->matmul.tuned[1] = piece_size(N, m->logits_rows);
+    m->matmul.tuned[0] = piece_size(N, piece_most);
+    m->matmul.tuned[1] = piece_size(N, m->logits_rows);
     m->matmul.notes = cuda_notes();
     return m;
 }
 
-static const Backend cuda_backend = {cuda_name,     cuda_memory,         cuda_free_memory, cuda_create, cuda_destroy, cuda_write, cuda_read, cuda_put, cuda_get, cuda_forward,
-                                     cuda_backward, cuda_zero_gradients, cuda_gradient_norms, cuda_update,  cuda_logits, cuda_head, cuda_watch, cuda_peak_flops, cuda_expect};
+static const Backend cuda_backend = {
+    cuda_name,   cuda_memory, cuda_free_memory, cuda_create,     cuda_destroy,        cuda_write,          cuda_read,
+    cuda_put,    cuda_get,    cuda_forward,     cuda_backward,   cuda_zero_gradients, cuda_gradient_norms, cuda_update,
+    cuda_logits, cuda_head,   cuda_watch,       cuda_peak_flops, cuda_expect};
 
-/* ---------------------------------------------------------------------------------------------- main */
+/* ---------------------------------------------------------------------- main */
 
 #ifndef GSA_NO_MAIN
 int main(int argc, char **argv) { return train(argc, argv, &cuda_backend); }

@@ -8,7 +8,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { HEADER_INTS = 256, HEADER_BYTES = HEADER_INTS * 4, SHARD_MAGIC = 20240520, SHARD_VERSION = 1, LLAMA3_MAGIC = 20240801 };
+enum {
+    HEADER_INTS = 256,
+    HEADER_BYTES = HEADER_INTS * 4,
+    SHARD_MAGIC = 20240520,
+    SHARD_VERSION = 1,
+    LLAMA3_MAGIC = 20240801
+};
 
 typedef struct {
     char *name;
@@ -29,7 +35,7 @@ struct Loader {
     LoaderState state;
 };
 
-/* ---------------------------------------------------------------------------------------------- opening */
+/* ---------------------------------------------------------------------- opening */
 
 static void map_shard(Shard *s, const char *path, bool shuffle) {
     int32_t header[HEADER_INTS];
@@ -41,20 +47,26 @@ static void map_shard(Shard *s, const char *path, bool shuffle) {
     if (bytes == 0) die("%s is empty; make it again with data/prepare", path);
     size_t got = fread(header, 1, sizeof header, f);
     if (got >= 4 && header[0] == LLAMA3_MAGIC)
-        die("%s is a Llama-3 shard with 32-bit tokens; here a shard has 16-bit tokens, as llm.c writes them for GPT-2", path);
+        die("%s is a Llama-3 shard with 32-bit tokens; here a shard has 16-bit tokens, as llm.c writes them for GPT-2",
+            path);
     if (got < 4 || header[0] != SHARD_MAGIC) die("%s is not a token shard; data/prepare makes shards from text", path);
     if (got < sizeof header) die("%s is truncated: it ends within its header; make it again with data/prepare", path);
-    if (header[1] != SHARD_VERSION) die("%s is a shard of version %d; only version %d is known", path, header[1], SHARD_VERSION);
+    if (header[1] != SHARD_VERSION)
+        die("%s is a shard of version %d; only version %d is known", path, header[1], SHARD_VERSION);
     int64_t count = header[2], should = HEADER_BYTES + 2 * count;
-    if (count < 0) die("%s is damaged: its header says %lld tokens; make it again with data/prepare", path, (long long)count);
+    if (count < 0)
+        die("%s is damaged: its header says %lld tokens; make it again with data/prepare", path, (long long)count);
     if (bytes < should)
-        die("%s is truncated: its header says %lld tokens, but there are only %lld; make it again with data/prepare", path, (long long)count, (long long)(bytes - HEADER_BYTES) / 2);
+        die("%s is truncated: its header says %lld tokens, but there are only %lld; make it again with data/prepare",
+            path, (long long)count, (long long)(bytes - HEADER_BYTES) / 2);
     if (bytes > should)
-        die("%s is damaged: its header says %lld tokens, but %lld more bytes follow; make it again with data/prepare", path, (long long)count, (long long)(bytes - should));
+        die("%s is damaged: its header says %lld tokens, but %lld more bytes follow; make it again with data/prepare",
+            path, (long long)count, (long long)(bytes - should));
     s->map_bytes = (size_t)bytes;
     s->map = mmap(NULL, s->map_bytes, PROT_READ, MAP_SHARED, fileno(f), 0);
     if (s->map == MAP_FAILED) die("cannot map %s into memory: %s", path, strerror(errno));
-    posix_madvise(s->map, s->map_bytes, shuffle ? POSIX_MADV_RANDOM : POSIX_MADV_SEQUENTIAL); /* only advice: no matter if it fails */
+    /* only advice: no matter if it fails */
+    posix_madvise(s->map, s->map_bytes, shuffle ? POSIX_MADV_RANDOM : POSIX_MADV_SEQUENTIAL);
     fclose(f);
     s->name = xstrdup(path);
     s->tokens = (const uint16_t *)((const char *)s->map + HEADER_BYTES);
@@ -68,18 +80,24 @@ static void count_windows(Loader *l, const char *name) {
         Shard *s = &l->shards[i];
         if (s->count > longest->count) longest = s;
         s->windows_before = l->windows;
-        s->windows = s->count > 0 ? (s->count - 1) / (uint64_t)l->T : 0; /* a window's last target is the next one's first input */
+        /* a window's last target is the next one's first input */
+        s->windows = s->count > 0 ? (s->count - 1) / (uint64_t)l->T : 0;
         l->windows += s->windows;
         l->tokens += s->count;
         without += s->windows == 0;
     }
     if (l->windows == 0) {
-        if (longest->count < 2) die("%s: %llu tokens are too few to train on; use more text", name, (unsigned long long)l->tokens);
-        die("%s: %s%s has %llu tokens, too few for a window of T = %d, which needs %d; at most --seq %llu would do, or %s", name, l->shard_count > 1 ? "the longest shard, " : "it",
-            l->shard_count > 1 ? longest->name : "", (unsigned long long)longest->count, l->T, l->T + 1, (unsigned long long)longest->count - 1,
+        if (longest->count < 2)
+            die("%s: %llu tokens are too few to train on; use more text", name, (unsigned long long)l->tokens);
+        die("%s: %s%s has %llu tokens, too few for a window of T = %d, which needs %d; at most --seq %llu would do, or "
+            "%s",
+            name, l->shard_count > 1 ? "the longest shard, " : "it", l->shard_count > 1 ? longest->name : "",
+            (unsigned long long)longest->count, l->T, l->T + 1, (unsigned long long)longest->count - 1,
             l->shard_count > 1 ? "longer shards (data/prepare --shard-tokens)" : "more text");
     }
-    if (without > 0) warn("%s: %d of %d shards are shorter than a window of T = %d and not used", name, without, l->shard_count, l->T);
+    if (without > 0)
+        warn("%s: %d of %d shards are shorter than a window of T = %d and not used", name, without, l->shard_count,
+             l->T);
 }
 
 static Loader *new_loader(int shard_count, int T, int V, int eot, bool shuffle, uint64_t seed) {
@@ -106,7 +124,8 @@ Loader *loader_open(const char *pattern, int T, int V, int eot, bool shuffle, ui
     return l;
 }
 
-Loader *loader_from_tokens(const uint16_t *tokens, size_t count, const char *name, int T, int V, int eot, bool shuffle, uint64_t seed) {
+Loader *loader_from_tokens(const uint16_t *tokens, size_t count, const char *name, int T, int V, int eot, bool shuffle,
+                           uint64_t seed) {
     Loader *l = new_loader(1, T, V, eot, shuffle, seed);
     l->shards[0].name = xstrdup(name);
     l->shards[0].tokens = tokens;
@@ -125,7 +144,7 @@ void loader_free(Loader *l) {
     free(l);
 }
 
-/* ---------------------------------------------------------------------------------------------- order */
+/* ---------------------------------------------------------------------- order */
 
 /* A bijection of [0, n) chosen by key, without a table: a Feistel network on the smallest even number of bits that
    holds n, applied again while its result is n or more (at most four times on average). */
@@ -161,9 +180,11 @@ static const uint16_t *place_window(const Loader *l, const Shard **shard) {
     uint64_t T = (uint64_t)l->T, w = l->state.window, key = rng_mix(l->seed, l->state.epoch);
     if (l->shuffle) w = permute(w, l->windows, rng_mix(key, 0));
     const Shard *s = *shard = shard_of(l, w);
-    uint64_t last = s->count - 1 - T, start = (w - s->windows_before) * T; /* last: the last place where a window still fits */
+    /* last: the last place where a window still fits */
+    uint64_t last = s->count - 1 - T, start = (w - s->windows_before) * T;
     if (l->shuffle) {
-        /* otherwise a model would see every token at the same position in every epoch; what no longer fits at the end is moved back */
+        /* otherwise a model would see every token at the same position in every epoch; what no longer fits at the
+           end is moved back */
         start += rng_mix(key, 1 + (uint64_t)(s - l->shards)) % (s->windows > 1 ? T : last + 1);
         if (start > last) start = last;
     }
@@ -186,7 +207,8 @@ void loader_next(Loader *l, int *x, int *y, int B) {
         if (largest >= l->V) {
             int t = 0;
             while (tokens[t] < l->V) t++;
-            die("%s has token %d at position %lld, but the vocabulary has only %d; it was made with another tokenizer", s->name, tokens[t], (long long)(tokens - s->tokens) + t, l->V);
+            die("%s has token %d at position %lld, but the vocabulary has only %d; it was made with another tokenizer",
+                s->name, tokens[t], (long long)(tokens - s->tokens) + t, l->V);
         }
         for (int t = 0; t < T; t++) {
             x[t] = tokens[t];
@@ -203,15 +225,16 @@ LoaderState loader_state(const Loader *l) { return l->state; }
 
 void loader_set_state(Loader *l, LoaderState state) {
     if (state.window >= l->windows)
-        die("the run to go on with stood at window %llu, but %s has only %llu windows; give the data and T that it began with", (unsigned long long)state.window, l->shards[0].name,
-            (unsigned long long)l->windows);
+        die("the run to go on with stood at window %llu, but %s has only %llu windows; give the data and T that it "
+            "began with",
+            (unsigned long long)state.window, l->shards[0].name, (unsigned long long)l->windows);
     l->state = state;
 }
 
 uint64_t loader_windows(const Loader *l) { return l->windows; }
 uint64_t loader_tokens(const Loader *l) { return l->tokens; }
 
-/* ---------------------------------------------------------------------------------------------- writing */
+/* ---------------------------------------------------------------------- writing */
 
 struct ShardWriter {
     FILE *f;
@@ -234,7 +257,8 @@ ShardWriter *shard_create(const char *path) {
 
 void shard_append(ShardWriter *w, const uint16_t *tokens, size_t count) {
     w->count += (int64_t)count;
-    if (w->count > INT32_MAX) die("%s would get more than %d tokens, which its header cannot say; use smaller shards", w->path, INT32_MAX);
+    if (w->count > INT32_MAX)
+        die("%s would get more than %d tokens, which its header cannot say; use smaller shards", w->path, INT32_MAX);
     xfwrite(tokens, sizeof *tokens, count, w->f, w->path);
 }
 

@@ -17,18 +17,20 @@ typedef struct {
 
 typedef struct Loader Loader;
 
-/* pattern: a file name or a glob, shards in sorted order. T: window length. V: tokens >= V are refused with a sentence
-   that names shard and position. shuffle: windows of all shards in an order that depends on (seed, epoch) alone, and
-   shifted by a fraction of a window that differs between epochs; otherwise in file order. eot >= 0: each window starts at
-   the first token eot at or after its place (--doc-start), where its shard has one with T tokens after it; -1: off.
-   Windows do not cross from shard to shard: the longest one limits T. Dies with a sentence on a missing, empty, foreign or truncated
-   shard and where none is long enough, and warns where some are too short. */
+/* pattern: a file name or a glob, shards in sorted order. T: window length. V: tokens >= V are refused with a
+   sentence that names shard and position. shuffle: windows of all shards in an order that depends on (seed, epoch)
+   alone, and shifted by a fraction of a window that differs between epochs; otherwise in file order. eot >= 0: each
+   window starts at the first token eot at or after its place (--doc-start), where its shard has one with T tokens
+   after it; -1: off. Windows do not cross from shard to shard: the longest one limits T. Dies with a sentence on a
+   missing, empty, foreign or truncated shard and where none is long enough, and warns where some are too short. */
 Loader *loader_open(const char *pattern, int T, int V, int eot, bool shuffle, uint64_t seed);
 /* The same over tokens in memory, which must outlive the loader; name is what sentences call them. */
-Loader *loader_from_tokens(const uint16_t *tokens, size_t count, const char *name, int T, int V, int eot, bool shuffle, uint64_t seed);
+Loader *loader_from_tokens(const uint16_t *tokens, size_t count, const char *name, int T, int V, int eot, bool shuffle,
+                           uint64_t seed);
 void loader_free(Loader *l);
 
-/* The next B windows: inputs x (B, T) and targets y (B, T), y[t] = x[t + 1] in the stream. Goes on with the next epoch at the end. */
+/* The next B windows: inputs x (B, T) and targets y (B, T), y[t] = x[t + 1] in the stream. Goes on with the next
+   epoch at the end. */
 void loader_next(Loader *l, int *x, int *y, int B);
 
 LoaderState loader_state(const Loader *l);

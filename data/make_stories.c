@@ -1,4 +1,5 @@
-/* Writes made-up stories, separated by lines <|endoftext|>, or questions about them, to a file or to standard output. */
+/* Writes made-up stories, separated by lines <|endoftext|>, or questions about them, to a file or to standard
+   output. */
 #include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,10 +13,12 @@ static const char *out = NULL, *tasks = NULL;
 
 static Flag flags[] = {
     {FLAG_INT, "bytes", &bytes, 1, 1e15, "N", "stop after the story that reaches this many bytes", false},
-    {FLAG_CHOICE, "tasks", &tasks, 0, 0, "choice|last-word", "instead of stories, tasks about them for infer score: which ending, or which last word", false},
+    {FLAG_CHOICE, "tasks", &tasks, 0, 0, "choice|last-word",
+     "instead of stories, tasks about them for infer score: which ending, or which last word", false},
     {FLAG_INT, "count", &count, 1, 1e9, "N", "number of tasks", false},
     {FLAG_INT, "seed", &seed, 0, 9e15, "N", "another seed, other stories", false},
-    {FLAG_INT, "first", &first, 0, 9e15, "INDEX", "number of the first story; story INDEX of a seed is always the same", false},
+    {FLAG_INT, "first", &first, 0, 9e15, "INDEX", "number of the first story; story INDEX of a seed is always the same",
+     false},
     {FLAG_TEXT, "out", &out, 0, 0, "FILE", "where to write; - is standard output", false},
     {FLAG_TEXT, NULL, NULL, 0, 0, NULL, NULL, false}};
 
@@ -43,10 +46,12 @@ int main(int argc, char **argv) {
     program_name(argv[0]);
     if (parse_flags(flags, argc, argv,
                     "data/make_stories --out FILE [flags]: made-up stories, separated by lines <|endoftext|>,\n"
-                    "or, with --tasks, a file of tasks about them; ask about stories of a seed that the model was not trained on\n\n") > 0)
+                    "or, with --tasks, a file of tasks about them; ask about stories of a seed that the model was not "
+                    "trained on\n\n") > 0)
         die_usage("'%s' is not a flag; --out FILE says where to write", argv[1]);
     if (!out) die_usage("--out FILE is missing; --out - writes to standard output");
-    if (tasks && find_flag(flags, "bytes")->given) die_usage("--bytes is for stories; --count says how many tasks to write");
+    if (tasks && find_flag(flags, "bytes")->given)
+        die_usage("--bytes is for stories; --count says how many tasks to write");
     if (!tasks && find_flag(flags, "count")->given) die_usage("--count is for --tasks; --bytes says how much to write");
     bool to_stdout = strcmp(out, "-") == 0;
     const char *path = to_stdout ? "standard output" : out;
@@ -60,13 +65,18 @@ int main(int argc, char **argv) {
         n = strlen(text);
         xfwrite(text, 1, n, f, path);
         xfwrite(end, 1, strlen(end), f, path);
-        written += (int64_t)(n + strlen(end)), made++;
+        written += (int64_t)(n + strlen(end));
+        made++;
         free(text);
         if (tasks) progress("tasks", (double)made, (double)count);
         else progress("stories", (double)(written < bytes ? written : bytes), (double)bytes);
     }
     if (!to_stdout) commit_file(f, out);
     else if (fflush(f) != 0) die("cannot write standard output");
-    if (tasks) fprintf(stderr, "%lld tasks about stories %lld to %lld of seed %lld\n", (long long)made, (long long)first, (long long)index - 1, (long long)seed);
-    else fprintf(stderr, "stories %lld to %lld of seed %lld: %lld bytes\n", (long long)first, (long long)index - 1, (long long)seed, (long long)written);
+    if (tasks)
+        fprintf(stderr, "%lld tasks about stories %lld to %lld of seed %lld\n", (long long)made, (long long)first,
+                (long long)index - 1, (long long)seed);
+    else
+        fprintf(stderr, "stories %lld to %lld of seed %lld: %lld bytes\n", (long long)first, (long long)index - 1,
+                (long long)seed, (long long)written);
 }

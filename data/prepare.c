@@ -23,7 +23,7 @@ enum { CHUNK = 1 << 18, BATCH = 8 << 20, LONGEST_RUN = 64 << 20 };
 static const char separator[] = "<|endoftext|>";
 enum { SEPARATOR = sizeof separator - 1 };
 
-/* ---------------------------------------------------------------------------------------------- shards
+/* ---------------------------------------------------------------------- shards
 
    They are made under names that end in .new and get their own names only when all of them are complete; then those of
    an earlier run go first. So an interrupted run changes nothing, and there is never a mix of two runs. */
@@ -33,8 +33,8 @@ static const char *const split_names[SPLITS] = {"train", "val"};
 
 typedef struct {
     ShardWriter *writer;
-    int shards;        /* begun */
-    int64_t in_shard;  /* tokens in the open one */
+    int shards;       /* begun */
+    int64_t in_shard; /* tokens in the open one */
     int64_t documents, bytes, tokens;
 } Split;
 
@@ -42,7 +42,9 @@ static Split splits[SPLITS];
 static const char *prefix;
 static bool complete;
 
-static char *shard_name(int split, int index, const char *suffix) { return xasprintf("%s_%s_%06d.bin%s", prefix, split_names[split], index, suffix); }
+static char *shard_name(int split, int index, const char *suffix) {
+    return xasprintf("%s_%s_%06d.bin%s", prefix, split_names[split], index, suffix);
+}
 
 static bool exists(int split, int index, const char *suffix) {
     char *name = shard_name(split, index, suffix);
@@ -97,7 +99,8 @@ static void publish_shards(void) {
         close_shard(&splits[s]);
         while (exists(s, old, "")) old++;
         if (old > splits[s].shards) stale += old - splits[s].shards;
-        while (old > 0) remove_shard(s, --old, ""); /* from the last, so that an interruption leaves them numbered without gaps */
+        /* from the last, so that an interruption leaves them numbered without gaps */
+        while (old > 0) remove_shard(s, --old, "");
     }
     for (int s = 0; s < SPLITS; s++)
         for (int i = 0; i < splits[s].shards; i++) {
@@ -110,7 +113,7 @@ static void publish_shards(void) {
     if (stale > 0) printf("removed %d more shard%s of an earlier run of this name\n", stale, stale == 1 ? "" : "s");
 }
 
-/* ---------------------------------------------------------------------------------------------- encoding a batch */
+/* ---------------------------------------------------------------------- encoding a batch */
 
 typedef struct {
     size_t at, bytes; /* in the batch's text */
@@ -143,7 +146,8 @@ static void flush(Batch *b) {
     for (size_t i = 0; i < b->job_count; i++) {
         Job *j = &b->jobs[i];
         size_t n = 0;
-        if (j->count + 1 > b->token_room) b->tokens = (uint16_t *)xrealloc(b->tokens, (b->token_room = 2 * (j->count + 1)) * sizeof *b->tokens);
+        if (j->count + 1 > b->token_room)
+            b->tokens = (uint16_t *)xrealloc(b->tokens, (b->token_room = 2 * (j->count + 1)) * sizeof *b->tokens);
         if (j->begins) b->tokens[n++] = (uint16_t)tokenizer_eot(b->tokenizer);
         for (size_t t = 0; t < j->count; t++) b->tokens[n++] = (uint16_t)j->ids[t];
         write_tokens(j->split, b->tokens, n, b->shard_tokens);
@@ -153,7 +157,8 @@ static void flush(Batch *b) {
 }
 
 static void add_job(Batch *b, const char *text, size_t bytes, bool begins, int split) {
-    if (b->bytes + bytes > b->room) b->text = (char *)xrealloc(b->text, b->room = b->bytes + bytes > BATCH ? b->bytes + bytes : BATCH);
+    if (b->bytes + bytes > b->room)
+        b->text = (char *)xrealloc(b->text, b->room = b->bytes + bytes > BATCH ? b->bytes + bytes : BATCH);
     if (b->job_count == b->job_room) {
         b->job_room = 2 * b->job_room + 64;
         b->jobs = (Job *)xrealloc(b->jobs, b->job_room * sizeof *b->jobs);
@@ -166,13 +171,14 @@ static void add_job(Batch *b, const char *text, size_t bytes, bool begins, int s
     if (b->bytes >= BATCH - CHUNK) flush(b);
 }
 
-/* ---------------------------------------------------------------------------------------------- reading documents */
+/* ---------------------------------------------------------------------- reading documents */
 
 static bool is_newline(char c) { return c == '\n' || c == '\r'; }
 
 /* May the character that ends before p be white space, in any script? Says yes too often, never too seldom. */
 static bool may_end_in_space(const char *begin, const char *p) {
-    unsigned char a = (unsigned char)p[-1], b = p - begin >= 2 ? (unsigned char)p[-2] : 0, c = p - begin >= 3 ? (unsigned char)p[-3] : 0;
+    unsigned char a = (unsigned char)p[-1], b = p - begin >= 2 ? (unsigned char)p[-2] : 0,
+                  c = p - begin >= 3 ? (unsigned char)p[-3] : 0;
     if (a < 128) return a <= ' ' || a == 127;
     return b == 0xC2 || (c == 0xE1 && b == 0x9A) || (c == 0xE2 && (b == 0x80 || b == 0x81)) || (c == 0xE3 && b == 0x80);
 }
@@ -188,7 +194,9 @@ static size_t safe_cut(const char *text, size_t bytes) {
 
 /* A share of the documents, the same ones every time: multiples of the golden ratio spread evenly, so that of n
    documents close to share * n are chosen however small n is. */
-static bool is_chosen(uint64_t document, double share) { return (double)((document + 1) * 0x9E3779B97F4A7C15ull) < share * 0x1p64; }
+static bool is_chosen(uint64_t document, double share) {
+    return (double)((document + 1) * 0x9E3779B97F4A7C15ull) < share * 0x1p64;
+}
 
 typedef struct {
     Batch *batch;
@@ -224,7 +232,8 @@ static void read_documents(Reader *r, const char *path) {
     bool standard_input = strcmp(path, "-") == 0;
     const char *name = standard_input ? "standard input" : path;
     FILE *f = standard_input ? stdin : xfopen(path, "rb");
-    size_t held = 0, searched = 0, room = 2 * CHUNK; /* held: bytes of the document not yet queued; searched: of these, known to be without separator */
+    /* held: bytes of the document not yet queued; searched: of these, known to be without separator */
+    size_t held = 0, searched = 0, room = 2 * CHUNK;
     char *text = (char *)xmalloc(room);
     uint64_t before = r->documents;
     for (bool end = false; !end;) {
@@ -235,7 +244,8 @@ static void read_documents(Reader *r, const char *path) {
         held += got;
         end = got < CHUNK;
         bytes_done += (double)got;
-        progress("preparing, MB", 1e-6 * (bytes_done < bytes_total ? bytes_done : 0.999 * bytes_total), 1e-6 * bytes_total);
+        progress("preparing, MB", 1e-6 * (bytes_done < bytes_total ? bytes_done : 0.999 * bytes_total),
+                 1e-6 * bytes_total);
 
         char *p = text, *stop = text + held;
         for (char *found, *from = text + searched;; from = p) {
@@ -250,7 +260,8 @@ static void read_documents(Reader *r, const char *path) {
             end_document(r, p, held);
         } else if (held >= CHUNK) {
             size_t cut = safe_cut(p, held);
-            if (cut == 0 && held > LONGEST_RUN) die("%s has more than %d MB without any white space; is it text?", name, LONGEST_RUN >> 20);
+            if (cut == 0 && held > LONGEST_RUN)
+                die("%s has more than %d MB without any white space; is it text?", name, LONGEST_RUN >> 20);
             add_text(r, p, cut);
             p += cut;
             held -= cut;
@@ -263,15 +274,17 @@ static void read_documents(Reader *r, const char *path) {
     if (r->documents == before) die("%s has no text in it", name);
 }
 
-/* ---------------------------------------------------------------------------------------------- */
+/* ---------------------------------------------------------------------- */
 
 static const char *tokenizer_path, *val;
 static int64_t shard_tokens = 100000000, threads = 0;
 
 static Flag flags[] = {
     {FLAG_TEXT, "tokenizer", &tokenizer_path, 0, 0, "FILE", "tokenizer (tokenizer/train_bpe makes one)", false},
-    {FLAG_TEXT, "out", &prefix, 0, 0, "PREFIX", "shards are PREFIX_train_000000.bin ... and PREFIX_val_000000.bin ...", false},
-    {FLAG_TEXT, "val", &val, 0, 0, "FILE|SHARE", "text for validation, or the share of the documents that goes there, such as 0.05", false},
+    {FLAG_TEXT, "out", &prefix, 0, 0, "PREFIX", "shards are PREFIX_train_000000.bin ... and PREFIX_val_000000.bin ...",
+     false},
+    {FLAG_TEXT, "val", &val, 0, 0, "FILE|SHARE",
+     "text for validation, or the share of the documents that goes there, such as 0.05", false},
     {FLAG_INT, "shard-tokens", &shard_tokens, 1024, 2147483647, "N", "tokens in a shard", false},
     {FLAG_INT, "threads", &threads, 0, 1024, "N", "0: all there are; the shards do not depend on it", false},
     {FLAG_TEXT, NULL, NULL, 0, 0, NULL, NULL, false}};
@@ -299,15 +312,17 @@ static void look_at_inputs(char **texts, int count, const char *val_file) {
 static void report(int split) {
     const Split *p = &splits[split];
     if (p->shards == 0) return;
-    printf("%s: %lld documents, %lld tokens, %.2f bytes a token, %d shard%s %s_%s_*.bin\n", split_names[split], (long long)p->documents, (long long)p->tokens,
-           (double)p->bytes / (double)(p->tokens - p->documents), p->shards, p->shards == 1 ? "" : "s", prefix, split_names[split]);
+    printf("%s: %lld documents, %lld tokens, %.2f bytes a token, %d shard%s %s_%s_*.bin\n", split_names[split],
+           (long long)p->documents, (long long)p->tokens, (double)p->bytes / (double)(p->tokens - p->documents),
+           p->shards, p->shards == 1 ? "" : "s", prefix, split_names[split]);
 }
 
 int main(int argc, char **argv) {
     program_name(argv[0]);
-    int inputs = parse_flags(flags, argc, argv,
-                             "data/prepare --tokenizer FILE --out PREFIX [--val FILE|SHARE] [flags] TEXT...\n"
-                             "Turns text into token shards. Documents are separated by <|endoftext|>; TEXT - is standard input.\n\n");
+    int inputs = parse_flags(
+        flags, argc, argv,
+        "data/prepare --tokenizer FILE --out PREFIX [--val FILE|SHARE] [flags] TEXT...\n"
+        "Turns text into token shards. Documents are separated by <|endoftext|>; TEXT - is standard input.\n\n");
     if (!tokenizer_path) die_usage("--tokenizer FILE is missing; tokenizer/train_bpe makes one");
     if (!prefix) die_usage("--out PREFIX is missing; shards are called PREFIX_train_000000.bin ...");
     if (inputs == 0) die_usage("no text is given; name one or more text files, or - for standard input");
@@ -316,13 +331,18 @@ int main(int argc, char **argv) {
     if (val) {
         char *rest;
         share = strtod(val, &rest);
-        if (rest == val || *rest) share = 0, val_file = val;
-        else if (!(share > 0 && share < 1)) die_usage("--val %s is not a share of the documents between 0 and 1, nor a file", val);
+        if (rest == val || *rest) {
+            share = 0;
+            val_file = val;
+        } else if (!(share > 0 && share < 1))
+            die_usage("--val %s is not a share of the documents between 0 and 1, nor a file", val);
     }
     look_at_inputs(argv + 1, inputs, val_file);
 
     Tokenizer *tokenizer = tokenizer_load(tokenizer_path);
-    if (tokenizer_vocab_size(tokenizer) > 65536) die("%s has %d entries, but shards have 16-bit tokens: at most 65536", tokenizer_path, tokenizer_vocab_size(tokenizer));
+    if (tokenizer_vocab_size(tokenizer) > 65536)
+        die("%s has %d entries, but shards have 16-bit tokens: at most 65536", tokenizer_path,
+            tokenizer_vocab_size(tokenizer));
     const char *slash = strrchr(prefix, '/');
     if (slash && slash > prefix) {
         char *folder = xasprintf("%.*s", (int)(slash - prefix), prefix);
@@ -347,8 +367,9 @@ int main(int argc, char **argv) {
     flush(&batch);
     for (int s = 0; s <= (share > 0 ? VAL : TRAIN); s++)
         if (splits[s].documents == 0)
-            die("--val %s leaves no document for %s, as there are only %lld; separate documents by <|endoftext|> or give --val a file", val,
-                s == TRAIN ? "training" : "validation", (long long)reader.documents);
+            die("--val %s leaves no document for %s, as there are only %lld; separate documents by <|endoftext|> or "
+                "give --val a file",
+                val, s == TRAIN ? "training" : "validation", (long long)reader.documents);
     publish_shards();
     if (bytes_total > 0) progress("preparing, MB", 1e-6 * bytes_total, 1e-6 * bytes_total);
     double seconds = now_seconds() - start;

@@ -28,7 +28,9 @@ static const char *pick(const char *const *list, size_t most, uint64_t *rng) {
 /* The index of the slot whose name is these `count` letters, its first small or capital. */
 static int find_slot(const char *name, size_t count) {
     for (int i = 0; i < SLOTS; i++)
-        if (tolower((unsigned char)name[0]) == slots[i].name[0] && strncmp(name + 1, slots[i].name + 1, count - 1) == 0 && slots[i].name[count] == 0) return i;
+        if (tolower((unsigned char)name[0]) == slots[i].name[0] &&
+            strncmp(name + 1, slots[i].name + 1, count - 1) == 0 && slots[i].name[count] == 0)
+            return i;
     die("the grammar of the stories has no slot {%.*s}", (int)count, name);
 }
 
@@ -87,9 +89,11 @@ static void append_story(Text *t, uint64_t seed, uint64_t index, Told *told) {
         bool left_out = p[count] == '?' && rng_below(&rng, 2);
         const char *way = pick(find_beat(p, name)->ways, MAX_WAYS, &rng);
         if (!left_out) {
-            if (told->count == MAX_SENTENCES) die("the grammar of the stories has a plot of more than %d sentences", MAX_SENTENCES);
+            if (told->count == MAX_SENTENCES)
+                die("the grammar of the stories has a plot of more than %d sentences", MAX_SENTENCES);
             append(t, space, told->count ? 1 : 0);
-            told->sentences[told->count].way = way, told->sentences[told->count++].at = t->count;
+            told->sentences[told->count].way = way;
+            told->sentences[told->count++].at = t->count;
             append_sentence(t, way, told->words);
             space = " ";
         }
@@ -136,7 +140,8 @@ static bool was_said(const Told *told, int count, int slot) {
 }
 
 bool story_choice(uint64_t seed, uint64_t index, char **context, char *endings[STORY_ENDINGS], int *label) {
-    static const char *const asked[] = {"hero", "friend", "look", "thing", "flook", "fthing", "animal"}; /* names, colours, objects */
+    /* names, colours, objects */
+    static const char *const asked[] = {"hero", "friend", "look", "thing", "flook", "fthing", "animal"};
     enum { ASKED = sizeof asked / sizeof *asked };
     Text t = {NULL, 0, 0};
     Told told;
@@ -145,7 +150,10 @@ bool story_choice(uint64_t seed, uint64_t index, char **context, char *endings[S
     for (int i = 1; i < told.count; i++)
         for (int a = 0; a < ASKED; a++) {
             int s = find_slot(asked[a], strlen(asked[a]));
-            if (has_slot(told.sentences[i].way, s) && was_said(&told, i, s)) at[n] = i, slot[n++] = s;
+            if (has_slot(told.sentences[i].way, s) && was_said(&told, i, s)) {
+                at[n] = i;
+                slot[n++] = s;
+            }
         }
     if (n == 0) {
         free(t.text);
@@ -186,7 +194,11 @@ char *story_last_word(uint64_t seed, uint64_t index) {
     int at[2 * MAX_SENTENCES], which[2 * MAX_SENTENCES], n = 0;
     for (int i = 1; i < told.count; i++)
         for (int a = 0; a < 2; a++)
-            if (strstr(told.sentences[i].way, asked[a][0]) && was_said(&told, i, find_slot(asked[a][1], strlen(asked[a][1])))) at[n] = i, which[n++] = a;
+            if (strstr(told.sentences[i].way, asked[a][0]) &&
+                was_said(&told, i, find_slot(asked[a][1], strlen(asked[a][1])))) {
+                at[n] = i;
+                which[n++] = a;
+            }
     if (n == 0) {
         free(t.text);
         return NULL;

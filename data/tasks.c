@@ -55,8 +55,10 @@ static const char *read_last_word(Task *t, const cJSON *text) {
     char *word = end;
     while (word > t->context && !isspace((unsigned char)word[-1])) word--;
     if (is_blank(t->context, (size_t)(word - t->context))) return "\"text\" has no word before its last one";
-    if (word[-1] == ' ') word[-1] = 0, add_ending(t, word);
-    else {
+    if (word[-1] == ' ') {
+        word[-1] = 0;
+        add_ending(t, word);
+    } else {
         char *last = xstrdup(word); /* behind a newline, which stays with the context */
         *word = 0;
         add_ending(t, last);
@@ -82,11 +84,15 @@ Task *tasks_read(const char *path, size_t *count) {
         t->line = line;
         const char *rest = NULL;
         cJSON *root = cJSON_ParseWithLengthOpts(at, (size_t)(stop - at), &rest, false);
-        if (!cJSON_IsObject(root) || !is_blank(rest, (size_t)(stop - rest))) die("%s, line %d: not a JSON object", path, line);
-        const cJSON *ctx = cJSON_GetObjectItemCaseSensitive(root, "ctx"), *endings = cJSON_GetObjectItemCaseSensitive(root, "endings");
+        if (!cJSON_IsObject(root) || !is_blank(rest, (size_t)(stop - rest)))
+            die("%s, line %d: not a JSON object", path, line);
+        const cJSON *ctx = cJSON_GetObjectItemCaseSensitive(root, "ctx"),
+                    *endings = cJSON_GetObjectItemCaseSensitive(root, "endings");
         const cJSON *text = cJSON_GetObjectItemCaseSensitive(root, "text");
-        if (!endings == !text) die("%s, line %d: a task has either \"ctx\", \"endings\" and \"label\" or \"text\"", path, line);
-        const char *wrong = endings ? read_choice(t, ctx, endings, cJSON_GetObjectItemCaseSensitive(root, "label")) : read_last_word(t, text);
+        if (!endings == !text)
+            die("%s, line %d: a task has either \"ctx\", \"endings\" and \"label\" or \"text\"", path, line);
+        const char *wrong = endings ? read_choice(t, ctx, endings, cJSON_GetObjectItemCaseSensitive(root, "label"))
+                                    : read_last_word(t, text);
         if (wrong) die("%s, line %d: %s", path, line, wrong);
         cJSON_Delete(root);
     }
@@ -98,7 +104,9 @@ Task *tasks_read(const char *path, size_t *count) {
 void tasks_free(Task *tasks, size_t count) {
     for (size_t i = 0; i < count; i++) {
         for (int e = 0; e < tasks[i].count; e++) free(tasks[i].endings[e]);
-        free(tasks[i].context), free(tasks[i].endings), free(tasks[i].bytes);
+        free(tasks[i].context);
+        free(tasks[i].endings);
+        free(tasks[i].bytes);
     }
     free(tasks);
 }

@@ -1,6 +1,7 @@
 /* Tasks with known answers, as infer score asks them: JSON objects, one a line, of two forms.
 
-   choice     {"ctx": "...", "endings": ["...", "...", ...], "label": 2}   as HellaSwag: which ending goes on? label counts from 0 (a string will do)
+   choice     {"ctx": "...", "endings": ["...", "...", ...], "label": 2}   as HellaSwag: which ending goes on? label
+              counts from 0 (a string will do)
    last word  {"text": "... ... ..."}                                     as LAMBADA: what is the last word of the text?
    Other fields are ignored. */
 #ifndef GSA_TASKS_H
@@ -23,7 +24,8 @@ typedef struct {
 
 enum { TASK_ENDINGS_MAX = 64 };
 
-/* All tasks of a file, "-" is standard input; blank lines are passed over. Dies with a sentence that names the line where it is not a task. */
+/* All tasks of a file, "-" is standard input; blank lines are passed over. Dies with a sentence that names the line
+   where it is not a task. */
 Task *tasks_read(const char *path, size_t *count);
 void tasks_free(Task *tasks, size_t count);
 

@@ -8,7 +8,7 @@
                                                        --tokenizer
 
 Matrices are transposed (GPT-2 keeps them as (in, out)), layers are tensors of their own (h.0.attn.c_attn.weight), the padding of the vocabulary is left
-out. What GPT-2 lacks keeps the name of gsa/model.h: gsa.mu, gsa.lnp and so on, with one line per GSA head. Configuration, step and directory stand in
+out. What GPT-2 lacks keeps the name of gsa/model.h: gsa.mu, gsa.log_precision and so on, with one line per GSA head. Configuration, step and directory stand in
 the file's metadata, so that every kind of model comes back as it was."""
 import argparse
 import json

@@ -1,9 +1,11 @@
-/* How fast infer reads and writes text, beside the speed of the memory: random models of llama2.c's three shapes (context 1,024, vocabulary 32,000),
-   in fp32, bf16 and int8, and a model of window and linear heads at positions 1,000 and 100,000.
+/* How fast infer reads and writes text, beside the speed of the memory: random models of llama2.c's three shapes
+   (context 1,024, vocabulary 32,000), in fp32, bf16 and int8, and a model of window and linear heads at positions 1,000
+   and 100,000.
      make build/release/dev/infer_bench && OMP_NUM_THREADS=2 build/release/dev/infer_bench [FOLDER]
-   The models are written to FOLDER (build/bench), 1.4 GB, and stay there for the next time. Every figure of decoding is the median of 15 pieces of 16 tokens
-   in the middle of the context, greedy, with a pass of the plain read loop between them; MB/token are all weights and what is remembered of 512 tokens.
-   "program" is `infer generate` of 512 tokens from its start to its end. */
+   The models are written to FOLDER (build/bench), 1.4 GB, and stay there for the next time. Every figure of decoding
+   is the median of 15 pieces of 16 tokens in the middle of the context, greedy, with a pass of the plain read loop
+   between them; MB/token are all weights and what is remembered of 512 tokens. "program" is `infer generate` of 512
+   tokens from its start to its end. */
 #define INFER_NO_MAIN
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
@@ -18,7 +20,9 @@ static const struct {
     int C, L, NH;
 } shapes[] = {{"15M", 288, 6, 6}, {"42M", 512, 8, 8}, {"110M", 768, 12, 12}};
 
-static int by_size(const void *a, const void *b) { return *(const double *)a > *(const double *)b ? 1 : *(const double *)a < *(const double *)b ? -1 : 0; }
+static int by_size(const void *a, const void *b) {
+    return *(const double *)a > *(const double *)b ? 1 : *(const double *)a < *(const double *)b ? -1 : 0;
+}
 
 static double median(double *x, size_t n) {
     qsort(x, n, sizeof *x, by_size);
@@ -51,7 +55,11 @@ static char *make_tokenizer(size_t *bytes) {
     size_t at = 1024 + 2 * 256, specials = *bytes - at;
     memcpy(text, base, at);
     memcpy(special, base + at, specials);
-    for (int i = 0; i < V - 258; i++) text[at++] = 2, text[at++] = base[1024 + 2 * (i / 256) + 1], text[at++] = base[1024 + 2 * (i % 256) + 1];
+    for (int i = 0; i < V - 258; i++) {
+        text[at++] = 2;
+        text[at++] = base[1024 + 2 * (i / 256) + 1];
+        text[at++] = base[1024 + 2 * (i % 256) + 1];
+    }
     memcpy(text + at, special, specials);
     const int32_t ids[] = {V, V - 2, V - 1};
     memcpy(text + 8, ids, sizeof ids);
@@ -61,7 +69,9 @@ static char *make_tokenizer(size_t *bytes) {
     return text;
 }
 
-static char *model_path(const char *folder, const char *name, const char *type) { return xasprintf("%s/%s_%s.bin", folder, name, type); }
+static char *model_path(const char *folder, const char *name, const char *type) {
+    return xasprintf("%s/%s_%s.bin", folder, name, type);
+}
 
 static void make_models(const char *folder, const char *name, Config *c) {
     static const char *const types[] = {"fp32", "bf16", "int8"};
@@ -78,9 +88,11 @@ static void make_models(const char *folder, const char *name, Config *c) {
         int64_t length = (int64_t)bytes;
         model_start(c, params, 1);
         checkpoint_add_tensors(c, "", params, entries, data, &count);
-        entries[count] = checkpoint_entry("tokenizer", TYPE_BYTES, 1, &length), data[count++] = tokenizer;
+        entries[count] = checkpoint_entry("tokenizer", TYPE_BYTES, 1, &length);
+        data[count++] = tokenizer;
         checkpoint_write(paths[0], CHECKPOINT_MODEL, c, 0, entries, data, count);
-        free(params), free(tokenizer);
+        free(params);
+        free(tokenizer);
     }
     for (int i = 1; i < 3; i++) {
         char type[8], *arguments[] = {"quantize", paths[0], paths[i], "--type", type};
@@ -90,7 +102,8 @@ static void make_models(const char *folder, const char *name, Config *c) {
     for (int i = 0; i < 3; i++) free(paths[i]);
 }
 
-/* Bytes that one decode step reads: all weights but the rows of other tokens' positions, and what is remembered of `seen` tokens. */
+/* Bytes that one decode step reads: all weights but the rows of other tokens' positions, and what is remembered of
+   `seen` tokens. */
 static double step_bytes(const Session *s, double seen) {
     const Model *m = s->model;
     Sizes z = config_sizes(&m->net.config);
@@ -101,7 +114,10 @@ static double step_bytes(const Session *s, double seen) {
         const Matrix *w = &m->matrix[i];
         double number = (double)(i == TENSOR_wte ? z.V * z.C : i == TENSOR_wpe ? z.C : tensors[i].size);
         if (!tensor_is_matrix(i)) bytes += 4 * number;
-        else bytes += w->type == TYPE_F32 ? 4 * number : w->type == TYPE_BF16 ? 2 * number : number + 4 * number / (double)w->columns;
+        else
+            bytes += w->type == TYPE_F32    ? 4 * number
+                     : w->type == TYPE_BF16 ? 2 * number
+                                            : number + 4 * number / (double)w->columns;
     }
     for (size_t i = 0; i < z.L * z.NH; i++) {
         double rows = (double)s->places[i].rows < seen ? (double)s->places[i].rows : seen;
@@ -116,8 +132,9 @@ static int likeliest(const Session *s) {
     return sample_token(&greedy, session_logits(s, 0), V, NULL, 0);
 }
 
-/* Median seconds of a token over PIECES pieces, with a pass of the read loop before and after each; its median bytes per second go to *speed, and to *ratio the
-   median of what each piece read (`bytes` a token) against the mean of the two passes beside it: what the memory's speed does meanwhile concerns both. */
+/* Median seconds of a token over PIECES pieces, with a pass of the read loop before and after each; its median bytes
+   per second go to *speed, and to *ratio the median of what each piece read (`bytes` a token) against the mean of
+   the two passes beside it: what the memory's speed does meanwhile concerns both. */
 static double decode_seconds(Session *s, const float *memory, double bytes, double *speed, double *ratio) {
     double took[PIECES], reads[PIECES + 1], ratios[PIECES];
     reads[0] = read_speed(memory);
@@ -131,7 +148,8 @@ static double decode_seconds(Session *s, const float *memory, double bytes, doub
         reads[i + 1] = read_speed(memory);
         ratios[i] = bytes / took[i] / ((reads[i] + reads[i + 1]) / 2);
     }
-    *speed = median(reads, PIECES + 1), *ratio = median(ratios, PIECES);
+    *speed = median(reads, PIECES + 1);
+    *ratio = median(ratios, PIECES);
     return median(took, PIECES);
 }
 
@@ -145,11 +163,17 @@ int main(int argc, char **argv) {
     int *text = (int *)xmalloc(CONTEXT * sizeof *text);
     uint64_t rng = 1;
     for (int i = 0; i < CONTEXT; i++) text[i] = (int)rng_below(&rng, V);
-    printf("%-14s %8s %8s %10s %8s %8s %7s %10s %8s\n", "model", "decode", "program", "MB/token", "GB/s", "read", "ratio", "prefill", "against");
+    printf("%-14s %8s %8s %10s %8s %8s %7s %10s %8s\n", "model", "decode", "program", "MB/token", "GB/s", "read",
+           "ratio", "prefill", "against");
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         Config c;
         memset(&c, 0, sizeof c);
-        c.T = CONTEXT, c.V = c.Vp = V, c.L = shapes[i].L, c.NH = shapes[i].NH, c.C = shapes[i].C, c.position = POSITION_ROPE;
+        c.T = CONTEXT;
+        c.V = c.Vp = V;
+        c.L = shapes[i].L;
+        c.NH = shapes[i].NH;
+        c.C = shapes[i].C;
+        c.position = POSITION_ROPE;
         make_models(folder, shapes[i].name, &c);
         for (int type = 0; type < 3; type++) {
             char *path = model_path(folder, shapes[i].name, types[type]);
@@ -167,20 +191,33 @@ int main(int argc, char **argv) {
             double bytes = step_bytes(s, CONTEXT / 2), seconds = decode_seconds(s, memory, bytes, &speed, &ratio);
             session_free(s);
             model_close(m);
-            char *command = xasprintf("./infer generate %s --endless --tokens 512 --temperature 0 >/dev/null 2>&1", path);
+            char *command =
+                xasprintf("./infer generate %s --endless --tokens 512 --temperature 0 >/dev/null 2>&1", path);
             double start = now_seconds();
             int status = access("./infer", X_OK) == 0 ? system(command) : 1;
             double program = status == 0 ? 512 / (now_seconds() - start) : NAN;
-            printf("%-4s %-9s %8.1f %8.1f %10.1f %8.1f %8.1f %6.1f%% %10.0f %7.1fx\n", shapes[i].name, types[type], 1 / seconds, program, bytes / 1e6, bytes / seconds / 1e9, speed / 1e9,
-                   100 * ratio, CONTEXT / prefill, seconds * CONTEXT / prefill);
+            printf("%-4s %-9s %8.1f %8.1f %10.1f %8.1f %8.1f %6.1f%% %10.0f %7.1fx\n", shapes[i].name, types[type],
+                   1 / seconds, program, bytes / 1e6, bytes / seconds / 1e9, speed / 1e9, 100 * ratio,
+                   CONTEXT / prefill, seconds * CONTEXT / prefill);
             fflush(stdout);
-            free(command), free(path);
+            free(command);
+            free(path);
         }
     }
     /* constant work a token, however long the text */
     Config c;
     memset(&c, 0, sizeof c);
-    c.T = CONTEXT, c.V = c.Vp = V, c.L = 6, c.NH = 6, c.C = 288, c.position = POSITION_ROPE, c.attention = ATTENTION_HYBRID, c.mixer = MIXER_LINEAR, c.envelope = ENVELOPE_RAISED, c.S = 16, c.window = 64;
+    c.T = CONTEXT;
+    c.V = c.Vp = V;
+    c.L = 6;
+    c.NH = 6;
+    c.C = 288;
+    c.position = POSITION_ROPE;
+    c.attention = ATTENTION_HYBRID;
+    c.mixer = MIXER_LINEAR;
+    c.envelope = ENVELOPE_RAISED;
+    c.S = 16;
+    c.window = 64;
     const char *problem = config_head_map(&c, NULL);
     if (problem || (problem = config_check(&c))) die("%s", problem);
     make_models(folder, "linear", &c);
@@ -190,7 +227,9 @@ int main(int argc, char **argv) {
     double took[2][PIECES], seconds[2];
     static const size_t until[2] = {1000, 100000};
     for (size_t i = 0; i < 2; i++)
-        while (s->position[i] < until[i]) session_run(s, &i, 1, text, until[i] - s->position[i] < CONTEXT ? until[i] - s->position[i] : CONTEXT, NULL, NULL);
+        while (s->position[i] < until[i])
+            session_run(s, &i, 1, text, until[i] - s->position[i] < CONTEXT ? until[i] - s->position[i] : CONTEXT, NULL,
+                        NULL);
     for (int piece = 0; piece < PIECES; piece++)
         for (size_t i = 0; i < 2; i++) { /* in turn, so that both see the same machine */
             double start = now_seconds();
@@ -204,6 +243,8 @@ int main(int argc, char **argv) {
     printf("difference %.1f %%\n", 100 * (seconds[1] / seconds[0] - 1));
     session_free(s);
     model_close(m);
-    free(path), free(memory), free(text);
+    free(path);
+    free(memory);
+    free(text);
     return 0;
 }

@@ -1,5 +1,5 @@
-/* dev/logits MODEL.bin: reads numbers of tokens from standard input, writes the logits after each, (T, V) fp32, to standard output: for comparison
-   with other programs (dev/gpt2_compare.py). */
+/* dev/logits MODEL.bin: reads numbers of tokens from standard input, writes the logits after each, (T, V) fp32, to
+   standard output: for comparison with other programs (dev/gpt2_compare.py). */
 #define GSA_NO_MAIN
 #if defined(__GNUC__)
 #pragma GCC diagnostic ignored "-Wunused-function" /* the backward pass */
@@ -21,7 +21,9 @@ int main(int argc, char **argv) {
     }
     if (n == 0) die("no tokens on standard input");
     gsa_forward(m, x, NULL, 1, (size_t)n);
-    for (int t = 0; t < n; t++) xfwrite(m->a.logits + (size_t)t * (size_t)k->config.Vp, sizeof(float), (size_t)k->config.V, stdout, "standard output");
+    for (int t = 0; t < n; t++)
+        xfwrite(m->a.logits + (size_t)t * (size_t)k->config.Vp, sizeof(float), (size_t)k->config.V, stdout,
+                "standard output");
     if (fflush(stdout) != 0) die("cannot write standard output");
     free(x);
     gsa_destroy(m);

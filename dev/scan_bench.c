@@ -1,5 +1,5 @@
-/* Time of the attention part (features, mixers, their backward passes) a token at several lengths with the number of tokens fixed: the scan's
-   should not depend on the length, attention's grows with it.
+/* Time of the attention part (features, mixers, their backward passes) a token at several lengths with the number of
+   tokens fixed: the scan's should not depend on the length, attention's grows with it.
      make build/release/dev/scan_bench && OMP_NUM_THREADS=1 build/release/dev/scan_bench [ROUNDS] */
 #define GSA_NO_MAIN
 #pragma GCC diagnostic push
@@ -10,7 +10,9 @@
 enum { TOKENS = 8192, LENGTHS = 3, MIXERS = 2, MOST = 99 };
 static const int lengths[LENGTHS] = {512, 2048, 8192};
 
-static int by_size(const void *a, const void *b) { return *(const double *)a > *(const double *)b ? 1 : *(const double *)a < *(const double *)b ? -1 : 0; }
+static int by_size(const void *a, const void *b) {
+    return *(const double *)a > *(const double *)b ? 1 : *(const double *)a < *(const double *)b ? -1 : 0;
+}
 
 /* Seconds of one pass forward and backward over the heads of a layer, as gsa_forward and gsa_backward run them. */
 static double pass(GSA *m, size_t B, size_t T) {
@@ -21,7 +23,8 @@ static double pass(GSA *m, size_t B, size_t T) {
     features_forward(m, a.fq, a.fk, a.qkv, 0, B, T, m->rope_waves, a.splat_waves);
     attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, true, B, T, z.NH, z.HS);
     scans_forward(m, a.att, a.att_lse, a.scan_rho, a.qkv, 0, B, T);
-    attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, true, B, T, z.NH, z.HS);
+    attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, true, B,
+                       T, z.NH, z.HS);
     features_backward(m, a.dqkv, a.dfq, a.dfk, a.fq, a.fk, a.qkv, 0, B, T);
     scans_backward(m, a.dqkv, a.datt, a.att, a.scan_rho, a.qkv, 0, B, T);
     return now_seconds() - start;
@@ -36,8 +39,16 @@ int main(int argc, char **argv) {
         for (int i = 0; i < LENGTHS; i++) {
             Config c;
             memset(&c, 0, sizeof c);
-            c.T = lengths[i], c.V = c.Vp = 128, c.L = 1, c.NH = 2, c.C = 128, c.position = POSITION_ROPE, c.attention = ATTENTION_GSA;
-            c.mixer = mixer, c.S = mixer == MIXER_LINEAR ? 16 : 32, c.envelope = mixer == MIXER_LINEAR ? ENVELOPE_RAISED : ENVELOPE_COSINE;
+            c.T = lengths[i];
+            c.V = c.Vp = 128;
+            c.L = 1;
+            c.NH = 2;
+            c.C = 128;
+            c.position = POSITION_ROPE;
+            c.attention = ATTENTION_GSA;
+            c.mixer = mixer;
+            c.S = mixer == MIXER_LINEAR ? 16 : 32;
+            c.envelope = mixer == MIXER_LINEAR ? ENVELOPE_RAISED : ENVELOPE_COSINE;
             config_head_map(&c, NULL);
             GSA *m = models[mixer][i] = gsa_create(&c, (size_t)(TOKENS / c.T));
             model_start(&c, m->params, 1);
@@ -48,7 +59,8 @@ int main(int argc, char **argv) {
         }
     for (int round = 0; round < rounds; round++) /* in turn, so that what else the machine does meets all alike */
         for (int mixer = 0; mixer < MIXERS; mixer++)
-            for (int i = 0; i < LENGTHS; i++) times[mixer][i][round] = pass(models[mixer][i], (size_t)(TOKENS / lengths[i]), (size_t)lengths[i]);
+            for (int i = 0; i < LENGTHS; i++)
+                times[mixer][i][round] = pass(models[mixer][i], (size_t)(TOKENS / lengths[i]), (size_t)lengths[i]);
     for (int mixer = MIXERS - 1; mixer >= 0; mixer--) {
         double first = 0;
         printf("%-8s", mixer == MIXER_LINEAR ? "linear" : "softmax");
@@ -56,7 +68,8 @@ int main(int argc, char **argv) {
             qsort(times[mixer][i], (size_t)rounds, sizeof(double), by_size);
             double median = times[mixer][i][rounds / 2];
             if (i == 0) first = median;
-            printf("   T %d: %.2f us a token, %.2f times that of %d", lengths[i], 1e6 * median / TOKENS, median / first, lengths[0]);
+            printf("   T %d: %.2f us a token, %.2f times that of %d", lengths[i], 1e6 * median / TOKENS, median / first,
+                   lengths[0]);
             gsa_destroy(models[mixer][i]);
         }
         printf("\n");

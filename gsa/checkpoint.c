@@ -9,28 +9,46 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAGIC = 20261123, VERSION = 2, LLMC_MAGIC = 20240326, LLMC_FP32 = 3, LLMC_BF16 = 5, HEADER = 256, CONFIG_AT = 16, HEADS_AT = 128, ALIGN = 64, MAX_ENTRIES = 4096 };
+enum {
+    MAGIC = 20261123,
+    VERSION = 2,
+    LLMC_MAGIC = 20240326,
+    LLMC_FP32 = 3,
+    LLMC_BF16 = 5,
+    HEADER = 256,
+    CONFIG_AT = 16,
+    HEADS_AT = 128,
+    ALIGN = 64,
+    MAX_ENTRIES = 4096
+};
 static const int64_t type_bytes[] = {4, 1, 8, 2, 1};
 static const char *const type_names[] = {"fp32", "bytes", "int64", "bf16", "int8"};
 
 static void shape_text(const int64_t *shape, int dimensions, char *out, size_t room) {
     size_t n = (size_t)snprintf(out, room, "(");
-    for (int i = 0; i < dimensions && n < room; i++) n += (size_t)snprintf(out + n, room - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    for (int i = 0; i < dimensions && n < room; i++)
+        n += (size_t)snprintf(out + n, room - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
     if (n < room) snprintf(out + n, room - n, ")");
 }
 
-/* ---------------------------------------------------------------------------------------------- writing */
+/* ---------------------------------------------------------------------- writing */
 
 Entry checkpoint_entry(const char *name, int type, int dimensions, const int64_t *shape) {
     Entry e;
     memset(&e, 0, sizeof e);
     snprintf(e.name, sizeof e.name, "%s", name);
-    e.type = type, e.dimensions = dimensions, e.bytes = type_bytes[type];
-    for (int i = 0; i < dimensions; i++) e.shape[i] = shape[i], e.bytes *= shape[i];
+    e.type = type;
+    e.dimensions = dimensions;
+    e.bytes = type_bytes[type];
+    for (int i = 0; i < dimensions; i++) {
+        e.shape[i] = shape[i];
+        e.bytes *= shape[i];
+    }
     return e;
 }
 
-void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data, int *count) {
+void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data,
+                            int *count) {
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -41,7 +59,8 @@ void checkpoint_add_tensors(const Config *c, const char *prefix, const float *fl
     }
 }
 
-void checkpoint_write(const char *path, int kind, const Config *c, int64_t step, Entry *entries, const void **data, int count) {
+void checkpoint_write(const char *path, int kind, const Config *c, int64_t step, Entry *entries, const void **data,
+                      int count) {
     int32_t header[HEADER] = {0};
     static const char zeros[ALIGN];
     int64_t at = (int64_t)sizeof header + count * (int64_t)sizeof(Entry);
@@ -50,7 +69,10 @@ void checkpoint_write(const char *path, int kind, const Config *c, int64_t step,
         entries[i].offset = at;
         at += entries[i].bytes;
     }
-    header[0] = MAGIC, header[1] = VERSION, header[2] = kind, header[3] = count;
+    header[0] = MAGIC;
+    header[1] = VERSION;
+    header[2] = kind;
+    header[3] = count;
     memcpy(header + 4, &at, 8);
     header[6] = (int32_t)step;
     int field = CONFIG_AT;
@@ -71,17 +93,25 @@ void checkpoint_write(const char *path, int kind, const Config *c, int64_t step,
     commit_file(f, path);
 }
 
-/* ---------------------------------------------------------------------------------------------- reading */
+/* ---------------------------------------------------------------------- reading */
 
-/* A model of llm.c: its tensors are those of the table in the table's order, so the directory that it lacks is made here. */
+/* A model of llm.c: its tensors are those of the table in the table's order, so the directory that it lacks is made
+   here. */
 static char *read_llmc(const char *path, int kind, const int32_t *header, Checkpoint *k) {
     Tensor tensors[NUM_TENSORS];
     Config *c = &k->config;
     if (kind != CHECKPOINT_MODEL) return xasprintf("%s is a model of llm.c; a state_*.bin file is needed here", path);
     if (header[1] != LLMC_FP32 && header[1] != LLMC_BF16)
-        return xasprintf("%s is a model of llm.c of version %d; this program reads versions %d, fp32, and %d, bf16", path, header[1], LLMC_FP32, LLMC_BF16);
-    c->T = header[2], c->V = header[3], c->L = header[4], c->NH = header[5], c->C = header[6], c->Vp = header[7];
-    c->position = POSITION_LEARNED, c->attention = ATTENTION_STANDARD;
+        return xasprintf("%s is a model of llm.c of version %d; this program reads versions %d, fp32, and %d, bf16",
+                         path, header[1], LLMC_FP32, LLMC_BF16);
+    c->T = header[2];
+    c->V = header[3];
+    c->L = header[4];
+    c->NH = header[5];
+    c->C = header[6];
+    c->Vp = header[7];
+    c->position = POSITION_LEARNED;
+    c->attention = ATTENTION_STANDARD;
     const char *unsound = config_check(c);
     if (unsound) return xasprintf("%s is damaged: %s", path, unsound);
     model_tensors(c, tensors);
@@ -96,19 +126,24 @@ static char *read_llmc(const char *path, int kind, const int32_t *header, Checkp
     k->entries = k->made;
     bool halves = header[1] == LLMC_BF16;
     int64_t numbers = at / 4 - HEADER, should = HEADER * 4 + numbers * (halves ? 2 : 4);
-    if (should != (int64_t)k->bytes) return xasprintf("%s is %lld bytes long, its header says %lld: it is truncated or damaged", path, (long long)k->bytes, (long long)should);
+    if (should != (int64_t)k->bytes)
+        return xasprintf("%s is %lld bytes long, its header says %lld: it is truncated or damaged", path,
+                         (long long)k->bytes, (long long)should);
     if (!halves) return NULL;
-    char *wide = (char *)mmap(NULL, (size_t)at, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); /* our models keep the small tensors in fp32 */
+    /* our models keep the small tensors in fp32 */
+    char *wide = (char *)mmap(NULL, (size_t)at, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (wide == MAP_FAILED) return xasprintf("out of memory: %s in fp32 needs %.1f MiB", path, (double)at / 1048576);
     const uint16_t *from = (const uint16_t *)(k->map + HEADER * 4);
     uint32_t *to = (uint32_t *)(wide + HEADER * 4);
     for (int64_t i = 0; i < numbers; i++) to[i] = (uint32_t)from[i] << 16;
     munmap((void *)k->map, k->bytes);
-    k->map = wide, k->bytes = (size_t)at;
+    k->map = wide;
+    k->bytes = (size_t)at;
     return NULL;
 }
 
-/* Opens and checks; NULL on success, else the sentence (malloc'd). Nothing of the file is believed before it is checked. */
+/* Opens and checks; NULL on success, else the sentence (malloc'd). Nothing of the file is believed before it is
+   checked. */
 static char *open_checked(const char *path, int kind, Checkpoint *k) {
     memset(k, 0, sizeof *k);
     int fd = open(path, O_RDONLY);
@@ -132,15 +167,23 @@ static char *open_checked(const char *path, int kind, Checkpoint *k) {
     }
     memcpy(header, k->map, sizeof header);
     if (header[0] == LLMC_MAGIC) return read_llmc(path, kind, header, k);
-    if (header[0] != MAGIC) return xasprintf("%s is not a checkpoint of gsa.c (magic %d, not %d) or llm.c (%d)", path, header[0], MAGIC, LLMC_MAGIC);
-    if (header[1] != VERSION) return xasprintf("%s has checkpoint version %d; this program reads version %d; train the model anew", path, header[1], VERSION);
+    if (header[0] != MAGIC)
+        return xasprintf("%s is not a checkpoint of gsa.c (magic %d, not %d) or llm.c (%d)", path, header[0], MAGIC,
+                         LLMC_MAGIC);
+    if (header[1] != VERSION)
+        return xasprintf("%s has checkpoint version %d; this program reads version %d; train the model anew", path,
+                         header[1], VERSION);
     if (header[2] != kind)
-        return xasprintf("%s is a %s file; a %s file is needed here", path, header[2] == CHECKPOINT_STATE ? "state_*.bin" : "model_*.bin",
+        return xasprintf("%s is a %s file; a %s file is needed here", path,
+                         header[2] == CHECKPOINT_STATE ? "state_*.bin" : "model_*.bin",
                          kind == CHECKPOINT_STATE ? "state_*.bin" : "model_*.bin");
     int64_t length;
     memcpy(&length, header + 4, 8);
-    if (length != (int64_t)k->bytes) return xasprintf("%s is %lld bytes long, its header says %lld: it is truncated or damaged", path, (long long)k->bytes, (long long)length);
-    k->count = header[3], k->step = header[6];
+    if (length != (int64_t)k->bytes)
+        return xasprintf("%s is %lld bytes long, its header says %lld: it is truncated or damaged", path,
+                         (long long)k->bytes, (long long)length);
+    k->count = header[3];
+    k->step = header[6];
     int field = CONFIG_AT;
 #define X(name, what) k->config.name = header[field++];
     CONFIG_FIELDS(X)
@@ -153,11 +196,14 @@ static char *open_checked(const char *path, int kind, Checkpoint *k) {
     k->entries = (const Entry *)(k->map + sizeof header);
     for (int i = 0; i < k->count; i++) {
         const Entry *e = &k->entries[i];
-        bool good = memchr(e->name, 0, sizeof e->name) && e->type >= 0 && e->type <= TYPE_I8 && e->dimensions >= 1 && e->dimensions <= 4 && e->offset % ALIGN == 0 &&
-                    e->offset >= 0 && e->bytes >= 0 && e->offset <= length && e->bytes <= length - e->offset;
+        bool good = memchr(e->name, 0, sizeof e->name) && e->type >= 0 && e->type <= TYPE_I8 && e->dimensions >= 1 &&
+                    e->dimensions <= 4 && e->offset % ALIGN == 0 && e->offset >= 0 && e->bytes >= 0 &&
+                    e->offset <= length && e->bytes <= length - e->offset;
         int64_t bytes = good ? type_bytes[e->type] : 0;
-        for (int d = 0; good && d < e->dimensions; d++) good = e->shape[d] >= 0 && !__builtin_mul_overflow(bytes, e->shape[d], &bytes);
-        if (!good || bytes != e->bytes) return xasprintf("%s is damaged: entry %d of its directory is not sound", path, i);
+        for (int d = 0; good && d < e->dimensions; d++)
+            good = e->shape[d] >= 0 && !__builtin_mul_overflow(bytes, e->shape[d], &bytes);
+        if (!good || bytes != e->bytes)
+            return xasprintf("%s is damaged: entry %d of its directory is not sound", path, i);
     }
     return NULL;
 }
@@ -190,23 +236,40 @@ void checkpoint_close(Checkpoint *k) {
     free(k);
 }
 
-bool checkpoint_has(const Checkpoint *k, const char *name) {
-    for (int i = 0; i < k->count; i++)
-        if (strcmp(k->entries[i].name, name) == 0) return true;
+/* True where an entry of a file has this name, or the one that it had before names were written out. Behind a prefix
+   such as adam_m. it is the same. */
+static bool has_name(const Entry *e, const char *name) {
+    static const char *const old[][2] = {
+        {"log_precision", "lnp"}, {"log_alpha", "lnalpha"}, {"log_alpha_reference", "lnalpha0"},
+        {"log_theta", "lntheta"}, {"log_delta", "lndelta"}, {"log_far", "lng"}};
+    if (strcmp(e->name, name) == 0) return true;
+    const char *dot = strrchr(name, '.'), *bare = dot ? dot + 1 : name;
+    size_t prefix = (size_t)(bare - name);
+    if (strncmp(e->name, name, prefix) != 0) return false;
+    for (size_t i = 0; i < sizeof old / sizeof *old; i++)
+        if (strcmp(bare, old[i][0]) == 0) return strcmp(e->name + prefix, old[i][1]) == 0;
     return false;
 }
 
-const void *checkpoint_find(const Checkpoint *k, const char *name, int type, int dimensions, const int64_t *shape, int64_t *length) {
+bool checkpoint_has(const Checkpoint *k, const char *name) {
+    for (int i = 0; i < k->count; i++)
+        if (has_name(&k->entries[i], name)) return true;
+    return false;
+}
+
+const void *checkpoint_find(const Checkpoint *k, const char *name, int type, int dimensions, const int64_t *shape,
+                            int64_t *length) {
     for (int i = 0; i < k->count; i++) {
         const Entry *e = &k->entries[i];
-        if (strcmp(e->name, name) != 0) continue;
+        if (!has_name(e, name)) continue;
         bool same = e->type == type && e->dimensions == (dimensions ? dimensions : 1);
         for (int d = 0; same && d < dimensions; d++) same = e->shape[d] == shape[d];
         if (!same) {
             char theirs[96], ours[96];
             shape_text(e->shape, e->dimensions, theirs, sizeof theirs);
             shape_text(shape, dimensions, ours, sizeof ours);
-            die("%s: tensor %s is %s %s, but %s %s is needed", k->path, name, type_names[e->type], theirs, type_names[type], dimensions ? ours : "of one dimension");
+            die("%s: tensor %s is %s %s, but %s %s is needed", k->path, name, type_names[e->type], theirs,
+                type_names[type], dimensions ? ours : "of one dimension");
         }
         if (length) *length = e->shape[0];
         return k->map + e->offset;
@@ -228,7 +291,8 @@ Matrix checkpoint_matrix(const Checkpoint *k, const char *prefix, int tensor) {
     snprintf(name, sizeof name, "%s%s", prefix, t->name);
     Matrix m = {TYPE_F32, (size_t)(t->shape[2] > 1 ? t->shape[2] : t->shape[1]), NULL, NULL};
     for (int i = 0; i < k->count; i++)
-        if (strcmp(k->entries[i].name, name) == 0 && (k->entries[i].type == TYPE_BF16 || k->entries[i].type == TYPE_I8)) m.type = k->entries[i].type;
+        if (strcmp(k->entries[i].name, name) == 0 && (k->entries[i].type == TYPE_BF16 || k->entries[i].type == TYPE_I8))
+            m.type = k->entries[i].type;
     m.data = checkpoint_find(k, name, m.type, 3, t->shape, NULL);
     if (m.type != TYPE_I8) return m;
     int64_t rows = (int64_t)(t->size / m.columns);
@@ -257,7 +321,8 @@ bool matrix_round(const Matrix *m, const float *from, size_t rows, void *data, f
         } else {
             float scale = most / 127;
             scales[r] = scale;
-            for (size_t i = 0; i < n; i++) ((int8_t *)data)[r * n + i] = scale > 1e-37f ? (int8_t)lrintf(from[i] / scale) : 0;
+            for (size_t i = 0; i < n; i++)
+                ((int8_t *)data)[r * n + i] = scale > 1e-37f ? (int8_t)lrintf(from[i] / scale) : 0;
         }
     }
     return true;
@@ -283,7 +348,8 @@ void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *fla
                 for (size_t c = 0; c < m.columns; c++) to[c] *= m.scales[row];
         }
     }
-    const char *wrong = *prefix ? NULL : model_check_alive(&k->config, flat + tensors[TENSOR_alive].offset); /* weights have no prefix */
+    /* weights have no prefix */
+    const char *wrong = *prefix ? NULL : model_check_alive(&k->config, flat + tensors[TENSOR_alive].offset);
     if (wrong) die("%s is damaged: %s", k->path, wrong);
 }
 
@@ -293,5 +359,6 @@ void checkpoint_match(const Checkpoint *k, const Config *c) {
     CONFIG_FIELDS(X)
 #undef X
     for (int l = 0; l < c->L; l++)
-        if (k->config.gsa_heads[l] != c->gsa_heads[l]) die("%s: its GSA heads in layer %d are not those of this run; give the same --gsa-heads", k->path, l);
+        if (k->config.gsa_heads[l] != c->gsa_heads[l])
+            die("%s: its GSA heads in layer %d are not those of this run; give the same --gsa-heads", k->path, l);
 }

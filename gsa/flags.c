@@ -36,10 +36,15 @@ bool set_flag(Flag *f, const char *text, char *error) {
         number = strtod(text, &end);
         if (end != text && f->kind == FLAG_INT && *end) {
             double unit = *end == 'k' ? 1e3 : *end == 'M' ? 1e6 : *end == 'G' ? 1e9 : 0;
-            if (unit > 0) number *= unit, end++;
+            if (unit > 0) {
+                number *= unit;
+                end++;
+            }
         }
-        if (end == text || *end || !isfinite(number) || (f->kind == FLAG_INT && (number != floor(number) || fabs(number) > 9e15))) {
-            snprintf(error, 256, "--%s needs %s, not '%.60s'", f->name, f->kind == FLAG_INT ? "a whole number" : "a number", text);
+        if (end == text || *end || !isfinite(number) ||
+            (f->kind == FLAG_INT && (number != floor(number) || fabs(number) > 9e15))) {
+            snprintf(error, 256, "--%s needs %s, not '%.60s'", f->name,
+                     f->kind == FLAG_INT ? "a whole number" : "a number", text);
             return false;
         }
         if (f->low < f->high && (number < f->low || number > f->high)) {
@@ -96,12 +101,16 @@ static void print_help(Flag *flags, const char *usage) {
         }
         char left[160], value[128];
         bool takes = f->kind != FLAG_SWITCH;
-        const char *placeholder = f->choices ? f->choices : f->kind == FLAG_INT ? "N" : f->kind == FLAG_REAL ? "X" : "TEXT";
+        const char *placeholder = f->choices             ? f->choices
+                                  : f->kind == FLAG_INT  ? "N"
+                                  : f->kind == FLAG_REAL ? "X"
+                                                         : "TEXT";
         snprintf(left, sizeof left, "--%s%s%s", f->name, takes ? " " : "", takes ? placeholder : "");
         flag_text(f, value, sizeof value);
         printf("  %-28s %s", left, strlen(left) > 28 ? "\n                               " : "");
         printf("%s", f->help);
-        if (takes && value[0] && strcmp(value, "0") != 0) printf(" (%s)", value); /* 0 stands for a choice that the text explains */
+        /* 0 stands for a choice that the text explains */
+        if (takes && value[0] && strcmp(value, "0") != 0) printf(" (%s)", value);
         printf("\n");
     }
 }
@@ -126,7 +135,9 @@ int parse_flags(Flag *flags, int argc, char **argv, const char *usage) {
         char name[64], error[256];
         const char *equals = strchr(arg, '=');
         snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - arg) : (int)strlen(arg), arg);
-        Flag *f = strncmp(name, "--", 2) == 0 ? find_flag(flags, name + 2) : strcmp(name, "-o") == 0 ? find_flag(flags, "out") : NULL;
+        Flag *f = strncmp(name, "--", 2) == 0 ? find_flag(flags, name + 2)
+                  : strcmp(name, "-o") == 0   ? find_flag(flags, "out")
+                                              : NULL;
         if (!f) die_usage("unknown flag %s; --help lists them all", name);
         if (f->given && f->kind != FLAG_TEXTS) die_usage("--%s is given twice", f->name);
         const char *text = equals ? equals + 1 : NULL;

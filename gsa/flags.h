@@ -30,18 +30,19 @@ typedef struct {
     double low, high;    /* bounds of numbers, inclusive; checked where low < high */
     const char *choices; /* "a|b|c"; for other kinds the placeholder shown in --help, such as "FILE" */
     const char *help;
-    bool given;          /* set by the parser */
+    bool given; /* set by the parser */
 } Flag;
 
-/* A table ends with an entry whose help is NULL. Parses --name value and --name=value, -o as --out; "--" ends the flags. Everything
-   else is positional: stored in order at the start of argv (argv[1] ...), its number returned. --help prints usage
-   and the table on stdout and exits 0; every mistake is one sentence and exit status 2. */
+/* A table ends with an entry whose help is NULL. Parses --name value and --name=value, -o as --out; "--" ends the
+   flags. Everything else is positional: stored in order at the start of argv (argv[1] ...), its number returned.
+   --help prints usage and the table on stdout and exits 0; every mistake is one sentence and exit status 2. */
 int parse_flags(Flag *flags, int argc, char **argv, const char *usage);
 
 /* Sets one flag from text as the parser would; false with the sentence in error (256 bytes) where it will not do. */
 bool set_flag(Flag *flag, const char *text, char *error);
-Flag *find_flag(Flag *flags, const char *name);              /* NULL where there is none */
-void flag_text(const Flag *flag, char *out, size_t room);    /* its present value, as it could be given again; "" for a text not given */
+Flag *find_flag(Flag *flags, const char *name); /* NULL where there is none */
+/* its present value, as it could be given again; "" for a text not given */
+void flag_text(const Flag *flag, char *out, size_t room);
 
 #ifdef __cplusplus
 }

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---------------------------------------------------------------------------------------------- configuration */
+/* ---------------------------------------------------------------------- configuration */
 
 int choice_index(const char *choices, const char *text) {
     size_t n = strlen(text);
@@ -42,39 +42,53 @@ static const char *sentence(const char *format, ...) {
 
 const char *config_check(const Config *c) {
     if (c->L < 1 || c->L > MAX_LAYERS) return sentence("--layers must be between 1 and %d, not %d", MAX_LAYERS, c->L);
-    if (c->extra < 0 || (c->extra > 0) != (c->attention == ATTENTION_AUGMENT)) return sentence("%d extra heads do not fit this kind of attention", c->extra);
+    if (c->extra < 0 || (c->extra > 0) != (c->attention == ATTENTION_AUGMENT))
+        return sentence("%d extra heads do not fit this kind of attention", c->extra);
     if (c->NH < 1 || c->NH > MAX_HEADS || c->extra > MAX_HEADS - c->NH)
-        return sentence("--heads must be between 1 and %d, extra ones included, not %lld", MAX_HEADS, (long long)c->NH + c->extra);
-    if (c->C < 2 || c->C > 65536 || c->C % c->NH) return sentence("--channels %d is not a multiple of --heads %d", c->C, c->NH);
+        return sentence("--heads must be between 1 and %d, extra ones included, not %lld", MAX_HEADS,
+                        (long long)c->NH + c->extra);
+    if (c->C < 2 || c->C > 65536 || c->C % c->NH)
+        return sentence("--channels %d is not a multiple of --heads %d", c->C, c->NH);
     int d = config_head_size(c);
-    if (d > 1024) return sentence("the head size, --channels %d / --heads %d = %d, must not exceed 1024", c->C, c->NH, d);
+    if (d > 1024)
+        return sentence("the head size, --channels %d / --heads %d = %d, must not exceed 1024", c->C, c->NH, d);
     if (d % 2) return sentence("the head size, --channels %d / --heads %d = %d, must be even", c->C, c->NH, d);
     if (c->T < 1 || c->T > 1 << 24) return sentence("--seq must be between 1 and %d, not %d", 1 << 24, c->T);
-    if (c->V < 2 || c->Vp < c->V || c->Vp > 1 << 20) return sentence("a vocabulary of %d tokens, padded to %d, cannot be used", c->V, c->Vp);
+    if (c->V < 2 || c->Vp < c->V || c->Vp > 1 << 20)
+        return sentence("a vocabulary of %d tokens, padded to %d, cannot be used", c->V, c->Vp);
     if (c->position < 0 || c->position > POSITION_BOTH) return sentence("unknown kind of positions %d", c->position);
-    if (c->attention < 0 || c->attention > ATTENTION_EXTEND) return sentence("unknown kind of attention %d", c->attention);
+    if (c->attention < 0 || c->attention > ATTENTION_EXTEND)
+        return sentence("unknown kind of attention %d", c->attention);
     if (c->mixer < 0 || c->mixer > MIXER_LINEAR) return sentence("unknown mixer %d", c->mixer);
     if (c->envelope < 0 || c->envelope > ENVELOPE_RAISED) return sentence("unknown envelope %d", c->envelope);
     if (c->covariance < 0 || c->covariance > COVARIANCE_FULL) return sentence("unknown covariance %d", c->covariance);
     if (c->objective < 0 || c->objective > OBJECTIVE_MLM) return sentence("unknown objective %d", c->objective);
-    if (c->raw < 0 || c->raw > 1 || c->unbounded < 0 || c->unbounded >> NUM_BOUNDS) return sentence("unknown way of keeping splats in bounds (%d, %d)", c->raw, c->unbounded);
+    if (c->raw < 0 || c->raw > 1 || c->unbounded < 0 || c->unbounded >> NUM_BOUNDS)
+        return sentence("unknown way of keeping splats in bounds (%d, %d)", c->raw, c->unbounded);
     if (c->window < 0) return sentence("--window must be at least 1, not %d", c->window);
     for (int l = 0; l < MAX_LAYERS; l++)
         if (l >= c->L ? c->gsa_heads[l] != 0 : config_heads(c) < 64 && c->gsa_heads[l] >> config_heads(c))
             return sentence("the map of GSA heads names a head that the model lacks");
     if (c->attention == ATTENTION_EXTEND) {
-        if (c->mixer != MIXER_LINEAR) return "--attention extend reaches beyond its window by the linear mixer; --mixer softmax does not fit it";
+        if (c->mixer != MIXER_LINEAR)
+            return "--attention extend reaches beyond its window by the linear mixer; --mixer softmax does not fit it";
         if (c->window < 1) return "--attention extend needs a --window of at least 1";
         if (c->objective == OBJECTIVE_MLM) return "--attention extend looks back only; it does not fit --objective mlm";
     }
-    if (c->window && c->attention == ATTENTION_GSA) return "--window bounds standard heads, and --attention gsa has none; choose hybrid";
+    if (c->window && c->attention == ATTENTION_GSA)
+        return "--window bounds standard heads, and --attention gsa has none; choose hybrid";
     if (!config_gsa_heads(c)) return NULL;
     if (c->mixer == MIXER_LINEAR && c->envelope == ENVELOPE_COSINE)
-        return "--envelope cosine can be negative, which the average of --mixer linear cannot use; choose raised, decay or none";
-    if (c->mixer == MIXER_SOFTMAX && config_has_decay(c)) return "--envelope decay and raised belong to --mixer linear; with --mixer softmax choose cosine or none";
-    /* softmax: a head has d features, and cosine and sine need two a splat; linear: what is still cheaper than attention */
+        return "--envelope cosine can be negative, which the average of --mixer linear cannot use; choose raised, "
+               "decay or none";
+    if (c->mixer == MIXER_SOFTMAX && config_has_decay(c))
+        return "--envelope decay and raised belong to --mixer linear; with --mixer softmax choose cosine or none";
+    /* softmax: a head has d features, and cosine and sine need two a splat; linear: what is still cheaper than
+       attention */
     int most = c->mixer == MIXER_LINEAR ? 64 : c->envelope == ENVELOPE_COSINE ? d / 2 : d;
-    if (c->S < 1 || c->S > most) return sentence("--splats must be between 1 and %d for this mixer, envelope and head size %d, not %d", most, d, c->S);
+    if (c->S < 1 || c->S > most)
+        return sentence("--splats must be between 1 and %d for this mixer, envelope and head size %d, not %d", most, d,
+                        c->S);
     return NULL;
 }
 
@@ -83,57 +97,66 @@ static uint64_t low_bits(int n) { return n >= 64 ? ~0ull : (1ull << n) - 1; }
 const char *config_head_map(Config *c, const char *text) {
     memset(c->gsa_heads, 0, sizeof c->gsa_heads);
     c->extra = 0;
-    if (c->attention == ATTENTION_STANDARD) return text ? "--gsa-heads does not fit --attention standard; choose hybrid" : NULL;
-    if (c->attention == ATTENTION_GSA && text) return "--gsa-heads does not fit --attention gsa, where every head is one; choose hybrid";
+    if (c->attention == ATTENTION_STANDARD)
+        return text ? "--gsa-heads does not fit --attention standard; choose hybrid" : NULL;
+    if (c->attention == ATTENTION_GSA && text)
+        return "--gsa-heads does not fit --attention gsa, where every head is one; choose hybrid";
     bool all = c->attention == ATTENTION_GSA || c->attention == ATTENTION_EXTEND;
     char *end = NULL;
     long last = text ? strtol(text, &end, 10) : all ? c->NH : (c->NH + 1) / 2;
     if (!text || (end != text && *end == 0)) {
         int heads = c->NH;
         if (c->attention == ATTENTION_AUGMENT) {
-            if (last < 1 || last > MAX_HEADS - c->NH) return sentence("--gsa-heads %ld: with %d standard heads a layer can have 1 to %d extra ones", last, c->NH, MAX_HEADS - c->NH);
-            c->extra = (int)last, heads += c->extra;
+            if (last < 1 || last > MAX_HEADS - c->NH)
+                return sentence("--gsa-heads %ld: with %d standard heads a layer can have 1 to %d extra ones", last,
+                                c->NH, MAX_HEADS - c->NH);
+            c->extra = (int)last;
+            heads += c->extra;
         }
         if (last < 0 || last > heads) return sentence("--gsa-heads %ld: a layer has %d heads", last, heads);
         uint64_t every = low_bits(heads), others = low_bits(heads - (int)last);
         for (int l = 0; l < c->L; l++) c->gsa_heads[l] = every & ~others;
         return NULL;
     }
-    if (c->attention == ATTENTION_AUGMENT) return sentence("--gsa-heads '%.80s': --attention augment takes a number of extra heads", text);
+    if (c->attention == ATTENTION_AUGMENT)
+        return sentence("--gsa-heads '%.80s': --attention augment takes a number of extra heads", text);
     for (const char *p = text;;) { /* layer:head or layer:first-last, separated by commas */
         int layer, first, used = 0;
-        if (sscanf(p, "%9d:%9d%n", &layer, &first, &used) != 2) return sentence("--gsa-heads '%.80s' is neither a number nor a list such as 0:3,2:1-4", text);
+        if (sscanf(p, "%9d:%9d%n", &layer, &first, &used) != 2)
+            return sentence("--gsa-heads '%.80s' is neither a number nor a list such as 0:3,2:1-4", text);
         int final = first;
         p += used;
         if (*p == '-') {
-            if (sscanf(p, "-%9d%n", &final, &used) != 1) return sentence("--gsa-heads '%.80s': a head must follow the -", text);
+            if (sscanf(p, "-%9d%n", &final, &used) != 1)
+                return sentence("--gsa-heads '%.80s': a head must follow the -", text);
             p += used;
         }
         if (layer < 0 || layer >= c->L || first < 0 || final < first || final >= c->NH)
-            return sentence("--gsa-heads %d:%d-%d: layers are 0 to %d, heads 0 to %d", layer, first, final, c->L - 1, c->NH - 1);
+            return sentence("--gsa-heads %d:%d-%d: layers are 0 to %d, heads 0 to %d", layer, first, final, c->L - 1,
+                            c->NH - 1);
         for (int h = first; h <= final; h++) c->gsa_heads[layer] |= 1ull << h;
         if (*p == 0) return NULL;
         if (*p++ != ',') return sentence("--gsa-heads '%.80s': entries are separated by commas", text);
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- parameters */
+/* ---------------------------------------------------------------------- parameters */
 
 const Group groups[NUM_GROUPS] = {
-    {true, true, CLIP_WEIGHTS},   /* GROUP_MATRIX */
-    {true, false, CLIP_WEIGHTS},  /* GROUP_VECTOR */
-    {true, false, CLIP_WEIGHTS},  /* GROUP_CENTRE */
-    {true, false, CLIP_SPLATS},   /* GROUP_SCALAR */
-    {false, false, CLIP_SPLATS},  /* GROUP_FIXED */
+    {true, true, CLIP_WEIGHTS},  /* GROUP_MATRIX */
+    {true, false, CLIP_WEIGHTS}, /* GROUP_VECTOR */
+    {true, false, CLIP_WEIGHTS}, /* GROUP_CENTRE */
+    {true, false, CLIP_SPLATS},  /* GROUP_SCALAR */
+    {false, false, CLIP_SPLATS}, /* GROUP_FIXED */
 };
 
 size_t model_tensors(const Config *c, Tensor *tensors) {
     size_t offset = 0;
     Tensor *t = tensors;
-#define X(tensor, d0, d1, d2, tensor_start, tensor_group)              \
-    t->name = #tensor;                                                 \
-    t->shape[0] = (d0), t->shape[1] = (d1), t->shape[2] = (d2);        \
-    t->size = (size_t)(t->shape[0] * t->shape[1] * t->shape[2]);       \
+#define X(tensor, d0, d1, d2, tensor_start, tensor_group)                 \
+    t->name = #tensor;                                                    \
+    t->shape[0] = (d0), t->shape[1] = (d1), t->shape[2] = (d2);           \
+    t->size = (size_t)(t->shape[0] * t->shape[1] * t->shape[2]);          \
     t->offset = offset, t->start = tensor_start, t->group = tensor_group; \
     offset += (t->size + 31) / 32 * 32, t++;
     PARAMETERS(X)
@@ -167,7 +190,8 @@ void model_start(const Config *c, float *params, uint64_t seed) {
         case START_NORMAL:
         case START_RESIDUAL: {
             /* rows of the padding stay 0, but for the first: it stands for [MASK] where the vocabulary has none */
-            size_t rows = c->objective == OBJECTIVE_MLM && c->V < c->Vp ? (size_t)c->V + 1 : (size_t)c->V, n = i == TENSOR_wte ? rows * c->C : t->size;
+            size_t rows = c->objective == OBJECTIVE_MLM && c->V < c->Vp ? (size_t)c->V + 1 : (size_t)c->V,
+                   n = i == TENSOR_wte ? rows * c->C : t->size;
             for (size_t k = 0; k < n; k++) p[k] = (float)(deviation * rng_normal(&rng));
             break;
         }
@@ -190,9 +214,10 @@ void model_start(const Config *c, float *params, uint64_t seed) {
             for (size_t k = 0; k < t->size; k++) p[k] = (float)(-log(1e3) * (k % c->S) / (c->S > 1 ? c->S - 1 : 1));
             break;
         case START_DECAY: /* from 0.08 to 5e-4 */
-            for (size_t k = 0; k < t->size; k++) p[k] = (float)(log(0.08) + log(5e-4 / 0.08) * (k % c->S) / (c->S > 1 ? c->S - 1 : 1));
+            for (size_t k = 0; k < t->size; k++)
+                p[k] = (float)(log(0.08) + log(5e-4 / 0.08) * (k % c->S) / (c->S > 1 ? c->S - 1 : 1));
             break;
-        case START_GAIN:
+        case START_FAR:
             for (size_t k = 0; k < t->size; k++) p[k] = 2;
             break;
         }
@@ -203,35 +228,38 @@ void model_start(const Config *c, float *params, uint64_t seed) {
 void model_set_precision(const Config *c, float *params, double precision) {
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
-    float *p = params + tensors[TENSOR_lnp].offset;
+    float *p = params + tensors[TENSOR_log_precision].offset;
     if (c->covariance != COVARIANCE_FULL) {
-        for (size_t k = 0; k < tensors[TENSOR_lnp].size; k++) p[k] = (float)log(precision);
+        for (size_t k = 0; k < tensors[TENSOR_log_precision].size; k++) p[k] = (float)log(precision);
         return;
     }
-    /* Lambda = L L^T, L lower triangular, row by row, its diagonal as logarithms: L = sqrt(precision) times the identity */
+    /* Lambda = L L^T, L lower triangular, row by row, its diagonal as logarithms: L = sqrt(precision) times the
+       identity */
     size_t P = (size_t)config_precisions(c);
-    memset(p, 0, tensors[TENSOR_lnp].size * sizeof *p);
-    for (size_t s = 0; s < tensors[TENSOR_lnp].size / P; s++)
-        for (size_t i = 0; i < (size_t)config_head_size(c); i++) p[s * P + i * (i + 1) / 2 + i] = (float)(0.5 * log(precision));
+    memset(p, 0, tensors[TENSOR_log_precision].size * sizeof *p);
+    for (size_t s = 0; s < tensors[TENSOR_log_precision].size / P; s++)
+        for (size_t i = 0; i < (size_t)config_head_size(c); i++)
+            p[s * P + i * (i + 1) / 2 + i] = (float)(0.5 * log(precision));
 }
 
 void model_scale_amplitudes(const Config *c, float *params, double factor) {
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
-    for (size_t s = 0; s < tensors[TENSOR_lnalpha].size; s++) {
-        params[tensors[TENSOR_lnalpha].offset + s] += (float)log(factor);
-        params[tensors[TENSOR_lnalpha0].offset + s] += (float)log(factor);
+    for (size_t s = 0; s < tensors[TENSOR_log_alpha].size; s++) {
+        params[tensors[TENSOR_log_alpha].offset + s] += (float)log(factor);
+        params[tensors[TENSOR_log_alpha_reference].offset + s] += (float)log(factor);
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- splats */
+/* ---------------------------------------------------------------------- splats */
 
 const char *model_check_alive(const Config *c, const float *alive) {
     for (int g = 0; g < config_gsa_heads(c); g++) {
         int count = 0;
         for (int s = 0; s < c->S; s++) {
             float a = alive[g * c->S + s];
-            if (a != 0 && a != 1) return sentence("splat %d of GSA head %d is neither alive (1) nor dead (0) but %g", s, g, (double)a);
+            if (a != 0 && a != 1)
+                return sentence("splat %d of GSA head %d is neither alive (1) nor dead (0) but %g", s, g, (double)a);
             count += a == 1;
         }
         if (!count) return sentence("GSA head %d has no splat alive", g);
@@ -247,9 +275,10 @@ static double sphere_mean(double k, int d) {
 }
 
 double splat_amplitude_start(int S, int d) {
-    /* With a_s = phi_s(q), b_s = phi_s(k): z = alpha sum_s a_s b_s, E z = alpha S (E a)^2, E z^2 = alpha^2 sum_st (E a_s a_t)^2,
-       and phi_s phi_t = exp(-2p + p (mu_s + mu_t).x). The mean over pairs s != t is an integral over the cosine c of two random
-       centres, whose density is (1 - c^2)^((d-3)/2); with c = sin u the weight is cos(u)^(d-2). */
+    /* With a_s = phi_s(q), b_s = phi_s(k): z = alpha sum_s a_s b_s, E z = alpha S (E a)^2, E z^2 = alpha^2 sum_st (E
+       a_s a_t)^2, and phi_s phi_t = exp(-2p + p (mu_s + mu_t).x). The mean over pairs s != t is an integral over the
+       cosine c of two random centres, whose density is (1 - c^2)^((d-3)/2); with c = sin u the weight is
+       cos(u)^(d-2). */
     double p = SPLAT_PRECISION_START, mean = sphere_mean(p, d), pairs = 0, weights = 0;
     enum { STEPS = 2000 };
     for (int i = 0; i < STEPS; i++) {

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-/* ---------------------------------------------------------------------------------------------- configuration */
+/* ---------------------------------------------------------------------- configuration */
 
 /* Each enumeration is in the order of its flag's choices: the flag's text is looked up by position. */
 #define ATTENTION_CHOICES "standard|gsa|hybrid|augment|extend"
@@ -25,23 +25,24 @@ enum { COVARIANCE_ISO, COVARIANCE_DIAG, COVARIANCE_FULL };
 #define OBJECTIVE_CHOICES "lm|mlm"
 enum { OBJECTIVE_LM, OBJECTIVE_MLM };
 
-/* All fields are one int32 each in a checkpoint's header, in this order; a file that differs is refused by this name. */
-#define CONFIG_FIELDS(X)                                                     \
-    X(T, "sequence length")                                                  \
-    X(V, "vocabulary size")                                                  \
-    X(Vp, "padded vocabulary size")                                          \
-    X(L, "number of layers")                                                 \
-    X(NH, "number of heads")                                                 \
-    X(C, "number of channels")                                               \
-    X(position, "kind of positions (learned, rope, both)")                   \
-    X(attention, "kind of attention (standard, gsa, hybrid, augment, extend)") \
-    X(mixer, "mixer of GSA heads (softmax, linear)")                         \
-    X(extra, "number of heads beside the standard ones")                     \
-    X(window, "window of standard and extended heads (0: none)")             \
-    X(S, "number of splats per head")                                        \
-    X(envelope, "envelope (none, cosine, decay, raised)")                    \
-    X(covariance, "covariance (iso, diag, full)")                            \
-    X(objective, "objective (lm, mlm)")                                      \
+/* All fields are one int32 each in a checkpoint's header, in this order; a file that differs is refused by this
+   name. */
+#define CONFIG_FIELDS(X)                                                           \
+    X(T, "sequence length")                                                        \
+    X(V, "vocabulary size")                                                        \
+    X(Vp, "padded vocabulary size")                                                \
+    X(L, "number of layers")                                                       \
+    X(NH, "number of heads")                                                       \
+    X(C, "number of channels")                                                     \
+    X(position, "kind of positions (learned, rope, both)")                         \
+    X(attention, "kind of attention (standard, gsa, hybrid, augment, extend)")     \
+    X(mixer, "mixer of GSA heads (softmax, linear)")                               \
+    X(extra, "number of heads beside the standard ones")                           \
+    X(window, "window of standard and extended heads (0: none)")                   \
+    X(S, "number of splats per head")                                              \
+    X(envelope, "envelope (none, cosine, decay, raised)")                          \
+    X(covariance, "covariance (iso, diag, full)")                                  \
+    X(objective, "objective (lm, mlm)")                                            \
     X(raw, "queries and keys of splats as they are (1) or on the unit sphere (0)") \
     X(unbounded, "kinds of splat parameters without bounds")
 
@@ -55,90 +56,111 @@ typedef struct {
 #define X(name, what) int name;
     CONFIG_FIELDS(X)
 #undef X
-    uint64_t gsa_heads[MAX_LAYERS]; /* bit h of word l: head h of layer l has splats; extra heads come after the NH others */
-    bool recompute; /* not what the model is, but how a run trains it: of each block only the input is kept for the backward pass; in no file */
+    /* bit h of word l: head h of layer l has splats; extra heads come after the NH others */
+    uint64_t gsa_heads[MAX_LAYERS];
+    /* not what the model is, but how a run trains it: of each block only the input is kept for the backward pass; in
+       no file */
+    bool recompute;
 } Config;
 
 /* The whole configuration checked: NULL where it is sound, else a sentence (static memory) that names the flag. */
 const char *config_check(const Config *c);
-/* Fills gsa_heads from c->attention and the text of --gsa-heads: NULL (all heads for gsa and extend, the last half for hybrid, half
-   as many extra ones for augment), "N" (the last N heads of each layer; augment: N extra ones) or "0:3,2:1-4" (layer:head). Sets
-   c->extra. NULL where it fits, else a sentence. */
+/* Fills gsa_heads from c->attention and the text of --gsa-heads: NULL (all heads for gsa and extend, the last half
+   for hybrid, half as many extra ones for augment), "N" (the last N heads of each layer; augment: N extra ones) or
+   "0:3,2:1-4" (layer:head). Sets c->extra. NULL where it fits, else a sentence. */
 const char *config_head_map(Config *c, const char *gsa_heads);
-int choice_index(const char *choices, const char *text);                 /* position of text in "a|b|c"; -1 where it is none */
+/* position of text in "a|b|c"; -1 where it is none */
+int choice_index(const char *choices, const char *text);
 void choice_name(const char *choices, int index, char *out, size_t room);
 
 static inline int config_head_size(const Config *c) { return c->C / c->NH; }
 static inline int config_heads(const Config *c) { return c->NH + c->extra; }
-static inline int config_width(const Config *c) { return config_heads(c) * config_head_size(c); } /* of q, k, v and attention's output */
+/* of q, k, v and attention's output */
+static inline int config_width(const Config *c) { return config_heads(c) * config_head_size(c); }
 static inline int config_precisions(const Config *c) { /* numbers that describe one splat's precision */
     int d = config_head_size(c);
     return c->covariance == COVARIANCE_ISO ? 1 : c->covariance == COVARIANCE_DIAG ? d : d * (d + 1) / 2;
 }
-static inline bool config_has_cosine(const Config *c) { return c->envelope == ENVELOPE_COSINE || c->envelope == ENVELOPE_RAISED; }
-static inline bool config_has_decay(const Config *c) { return c->envelope == ENVELOPE_DECAY || c->envelope == ENVELOPE_RAISED; }
+static inline bool config_has_cosine(const Config *c) {
+    return c->envelope == ENVELOPE_COSINE || c->envelope == ENVELOPE_RAISED;
+}
+static inline bool config_has_decay(const Config *c) {
+    return c->envelope == ENVELOPE_DECAY || c->envelope == ENVELOPE_RAISED;
+}
+static inline bool config_has_far(const Config *c) { return c->attention == ATTENTION_EXTEND; }
 static inline bool config_bounded(const Config *c, int bound) { return !(c->unbounded >> bound & 1); }
 static inline bool config_is_gsa(const Config *c, int l, int h) { return c->gsa_heads[l] >> h & 1; }
 /* The four kinds of heads: features of q and k, then what mixes the values. */
-enum { HEAD_STANDARD, HEAD_SPLAT, HEAD_SCAN, HEAD_EXTEND }; /* rope + softmax, splats + softmax, splats + scan, rope + softmax nearby and splats + scan beyond */
+/* rope + softmax, splats + softmax, splats + scan, rope + softmax nearby and splats + scan beyond */
+enum { HEAD_STANDARD, HEAD_SPLAT, HEAD_SCAN, HEAD_EXTEND };
 static inline int config_head_kind(const Config *c, int l, int h) {
     if (!config_is_gsa(c, l, h)) return HEAD_STANDARD;
     return c->attention == ATTENTION_EXTEND ? HEAD_EXTEND : c->mixer == MIXER_LINEAR ? HEAD_SCAN : HEAD_SPLAT;
 }
-int config_gsa_before(const Config *c, int l, int h); /* number of GSA heads before (l, h), in order of layer and head: the index of its splats */
+/* number of GSA heads before (l, h), in order of layer and head: the index of its splats */
+int config_gsa_before(const Config *c, int l, int h);
 static inline int config_gsa_heads(const Config *c) { return config_gsa_before(c, c->L, 0); }
 
-/* ---------------------------------------------------------------------------------------------- parameters */
+/* ---------------------------------------------------------------------- parameters */
 
-/* Optimiser groups. Splat scalars have a rate of their own, because their natural step is larger than that of a weight, and a
-   gradient norm of their own, because d loss / d ln theta grows with T and could throttle all others. GROUP_FIXED has no gradient
-   and is no parameter of the model, only part of its description. */
+/* Optimiser groups. Splat scalars have a rate of their own, because their natural step is larger than that of a
+   weight, and a gradient norm of their own, because d loss / d ln theta grows with T and could throttle all others.
+   GROUP_FIXED has no gradient and is no parameter of the model, only part of its description. */
 enum { GROUP_MATRIX, GROUP_VECTOR, GROUP_CENTRE, GROUP_SCALAR, GROUP_FIXED, NUM_GROUPS };
 enum { CLIP_WEIGHTS, CLIP_SPLATS, NUM_CLIPS }; /* whose rate and gradient norm */
 typedef struct {
     bool trained;
-    bool decay;   /* weight decay applies */
-    int clip;     /* whose rate it has and whose norm it is clipped by */
+    bool decay; /* weight decay applies */
+    int clip;   /* whose rate it has and whose norm it is clipped by */
 } Group;
 extern const Group groups[NUM_GROUPS];
 
-enum { START_NORMAL, START_RESIDUAL, START_ZERO, START_ONE, START_SPHERE, START_AMPLITUDE, START_FREQUENCY, START_DECAY, START_GAIN };
-
-/* THE table: name, shape as expressions of the configuration c, start, group. The parameter struct of both programs, all sizes,
-   the optimiser's groups, the checkpoint's directory and the tests' reports come from it; to add a tensor, add a line.
-   A first dimension of 0: the model has no such tensor. */
-#define PARAMETERS(X)                                                                                                          \
-    X(wte, c->Vp, c->C, 1, START_NORMAL, GROUP_MATRIX)                              /* token embedding and classifier */       \
-    X(wpe, c->position == POSITION_ROPE ? 0 : c->T, c->C, 1, START_NORMAL, GROUP_MATRIX)                                       \
-    X(ln1w, c->L, c->C, 1, START_ONE, GROUP_VECTOR)                                                                            \
-    X(ln1b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                           \
-    X(qkvw, c->L, 3 * config_width(c), c->C, START_NORMAL, GROUP_MATRIX)                                                       \
-    X(qkvb, c->L, 3 * config_width(c), 1, START_ZERO, GROUP_VECTOR)                                                            \
-    X(mu, config_gsa_heads(c), c->S, config_head_size(c), START_SPHERE, GROUP_CENTRE)                /* centres */             \
-    X(lnp, config_gsa_heads(c), c->S, config_precisions(c), START_ZERO, GROUP_SCALAR) /* see model_set_precision */                \
-    X(lnalpha, config_gsa_heads(c), c->S, 1, START_AMPLITUDE, GROUP_SCALAR)                                                    \
-    X(lnalpha0, config_gsa_heads(c), c->S, 1, START_AMPLITUDE, GROUP_FIXED)        /* what the bound of lnalpha is relative to */ \
-    X(alive, config_gsa_heads(c), c->S, 1, START_ONE, GROUP_FIXED)              /* 1 or 0, at least one a head: see below */  \
-    X(lntheta, config_has_cosine(c) ? config_gsa_heads(c) : 0, c->S, 1, START_FREQUENCY, GROUP_SCALAR)                         \
-    X(lndelta, config_has_decay(c) ? config_gsa_heads(c) : 0, c->S, 1, START_DECAY, GROUP_SCALAR)                              \
-    X(lng, c->attention == ATTENTION_EXTEND ? config_gsa_heads(c) : 0, 1, 1, START_GAIN, GROUP_SCALAR)                         \
-    X(attprojw, c->L, c->C, config_width(c), START_RESIDUAL, GROUP_MATRIX)                                                     \
-    X(attprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                       \
-    X(ln2w, c->L, c->C, 1, START_ONE, GROUP_VECTOR)                                                                            \
-    X(ln2b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                           \
-    X(fcw, c->L, 4 * c->C, c->C, START_NORMAL, GROUP_MATRIX)                                                                   \
-    X(fcb, c->L, 4 * c->C, 1, START_ZERO, GROUP_VECTOR)                                                                        \
-    X(fcprojw, c->L, c->C, 4 * c->C, START_RESIDUAL, GROUP_MATRIX)                                                             \
-    X(fcprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR)                                                                        \
-    X(lnfw, 1, c->C, 1, START_ONE, GROUP_VECTOR)                                                                               \
-    X(lnfb, 1, c->C, 1, START_ZERO, GROUP_VECTOR)
-
 enum {
-#define X(name, ...) TENSOR_##name,
-    PARAMETERS(X)
-#undef X
-    NUM_TENSORS
+    START_NORMAL,
+    START_RESIDUAL,
+    START_ZERO,
+    START_ONE,
+    START_SPHERE,
+    START_AMPLITUDE,
+    START_FREQUENCY,
+    START_DECAY,
+    START_FAR
 };
+
+/* THE table: name, shape as expressions of the configuration c, start, group. The parameter struct of both programs,
+   all sizes, the optimiser's groups, the checkpoint's directory and the tests' reports come from it; to add a
+   tensor, add a line. A first dimension of 0: the model has no such tensor. */
+// clang-format off
+#define PARAMETERS(X) \
+    X(wte, c->Vp, c->C, 1, START_NORMAL, GROUP_MATRIX) /* token embedding and classifier */ \
+    X(wpe, c->position == POSITION_ROPE ? 0 : c->T, c->C, 1, START_NORMAL, GROUP_MATRIX) \
+    X(ln1w, c->L, c->C, 1, START_ONE, GROUP_VECTOR) \
+    X(ln1b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
+    X(qkvw, c->L, 3 * config_width(c), c->C, START_NORMAL, GROUP_MATRIX) \
+    X(qkvb, c->L, 3 * config_width(c), 1, START_ZERO, GROUP_VECTOR) \
+    X(mu, config_gsa_heads(c), c->S, config_head_size(c), START_SPHERE, GROUP_CENTRE) /* centres */ \
+    X(log_precision, config_gsa_heads(c), c->S, config_precisions(c), START_ZERO, GROUP_SCALAR) \
+    X(log_alpha, config_gsa_heads(c), c->S, 1, START_AMPLITUDE, GROUP_SCALAR) /* amplitudes */ \
+    X(log_alpha_reference, config_gsa_heads(c), c->S, 1, START_AMPLITUDE, GROUP_FIXED) /* middle of its bounds */ \
+    X(alive, config_gsa_heads(c), c->S, 1, START_ONE, GROUP_FIXED) /* 1 or 0, at least one a head */ \
+    X(log_theta, config_has_cosine(c) ? config_gsa_heads(c) : 0, c->S, 1, START_FREQUENCY, GROUP_SCALAR) \
+    X(log_delta, config_has_decay(c) ? config_gsa_heads(c) : 0, c->S, 1, START_DECAY, GROUP_SCALAR) \
+    X(log_far, config_has_far(c) ? config_gsa_heads(c) : 0, 1, 1, START_FAR, GROUP_SCALAR) /* weight of far keys */ \
+    X(attprojw, c->L, c->C, config_width(c), START_RESIDUAL, GROUP_MATRIX) \
+    X(attprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
+    X(ln2w, c->L, c->C, 1, START_ONE, GROUP_VECTOR) \
+    X(ln2b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
+    X(fcw, c->L, 4 * c->C, c->C, START_NORMAL, GROUP_MATRIX) \
+    X(fcb, c->L, 4 * c->C, 1, START_ZERO, GROUP_VECTOR) \
+    X(fcprojw, c->L, c->C, 4 * c->C, START_RESIDUAL, GROUP_MATRIX) \
+    X(fcprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
+    X(lnfw, 1, c->C, 1, START_ONE, GROUP_VECTOR) \
+    X(lnfb, 1, c->C, 1, START_ZERO, GROUP_VECTOR)
+// clang-format on
+
+#define X(name, ...) TENSOR_##name,
+enum { PARAMETERS(X) NUM_TENSORS };
+#undef X
 
 typedef struct {
     const char *name;
@@ -158,19 +180,20 @@ void model_set_precision(const Config *c, float *params, double precision);
 /* Multiplies the amplitudes of all splats, and with them what their bounds are relative to. */
 void model_scale_amplitudes(const Config *c, float *params, double factor);
 
-/* ---------------------------------------------------------------------------------------------- splats
+/* ---------------------------------------------------------------------- splats
 
-   Each GSA head has S slots for splats. A slot with alive = 0 is dead: it takes no part (its features are 0), has no gradient and is not put
-   back into bounds. NULL where every slot is 1 or 0 and every head has one alive, else a sentence. */
+   Each GSA head has S slots for splats. A slot with alive = 0 is dead: it takes no part (its features are 0), has no
+   gradient and is not put back into bounds. NULL where every slot is 1 or 0 and every head has one alive, else a
+   sentence. */
 const char *model_check_alive(const Config *c, const float *alive);
 
 /* Bounds of splat parameters, applied after each update. */
 #define SPLAT_PRECISION_START 4.0
 #define SPLAT_PRECISION_MIN 0.4
 #define SPLAT_PRECISION_MAX 40.0
-#define SPLAT_CENTRE_MAX 2.0         /* |mu| */
-#define SPLAT_SLOPE_MAX 40.0         /* |Lambda mu| */
-#define SPLAT_AMPLITUDE_RANGE 2.302585092994046 /* ln 10: |lnalpha - lnalpha0| */
+#define SPLAT_CENTRE_MAX 2.0                    /* |mu| */
+#define SPLAT_SLOPE_MAX 40.0                    /* |Lambda mu| */
+#define SPLAT_AMPLITUDE_RANGE 2.302585092994046 /* ln 10: |log_alpha - log_alpha_reference| */
 #define SPLAT_FREQUENCY_MAX 3.141592653589793
 #define SPLAT_DECAY_MAX 0.14
 

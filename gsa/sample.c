@@ -7,10 +7,12 @@ typedef struct {
     int token;
 } Candidate;
 
-static inline bool before(Candidate a, Candidate b) { return a.weight > b.weight || (a.weight == b.weight && a.token < b.token); }
+static inline bool before(Candidate a, Candidate b) {
+    return a.weight > b.weight || (a.weight == b.weight && a.token < b.token);
+}
 
-/* Brings the fewest leading candidates that number `count` or weigh `mass` together to the front of c (n), in no order, and returns their number:
-   a quicksort that follows only the part in which the border lies. */
+/* Brings the fewest leading candidates that number `count` or weigh `mass` together to the front of c (n), in no
+   order, and returns their number: a quicksort that follows only the part in which the border lies. */
 static size_t leading(Candidate *c, size_t n, size_t count, double mass) {
     size_t low = 0, high = n; /* the border is above low and not above high */
     while (high - low > 1) {
@@ -21,7 +23,8 @@ static size_t leading(Candidate *c, size_t n, size_t count, double mass) {
             Candidate x = c[i];
             if (!before(x, pivot)) continue;
             sum += (double)x.weight;
-            c[i] = c[k], c[k++] = x;
+            c[i] = c[k];
+            c[k++] = x;
         }
         if (k > low && (k >= count || sum >= mass)) {
             high = k;
@@ -29,10 +32,12 @@ static size_t leading(Candidate *c, size_t n, size_t count, double mass) {
         }
         for (size_t i = k;; i++) /* the pivot follows those before it */
             if (c[i].token == pivot.token) {
-                c[i] = c[k], c[k++] = pivot;
+                c[i] = c[k];
+                c[k++] = pivot;
                 break;
             }
-        mass -= sum + (double)pivot.weight, low = k;
+        mass -= sum + (double)pivot.weight;
+        low = k;
         if (k >= count || mass <= 0) return k;
     }
     return high;
@@ -49,7 +54,8 @@ int sample_token(Sampler *s, const float *given, int V, const int *recent, size_
     float *weight = (float *)xmalloc((size_t)V * sizeof *weight), most;
     int best = 0, choice = -1;
     memcpy(weight, given, (size_t)V * sizeof *weight);
-    for (size_t i = 0; i < recents && s->repetition != 1; i++) weight[recent[i]] = given[recent[i]] * (float)(given[recent[i]] > 0 ? 1 / s->repetition : s->repetition);
+    for (size_t i = 0; i < recents && s->repetition != 1; i++)
+        weight[recent[i]] = given[recent[i]] * (float)(given[recent[i]] > 0 ? 1 / s->repetition : s->repetition);
     float lane[16]; /* their largest: a plain loop must care for NaN, and compilers make no vectors of it */
     for (int k = 0; k < 16; k++) lane[k] = weight[0];
     for (int v = 0; v + 16 <= V; v += 16)
@@ -79,7 +85,8 @@ int sample_token(Sampler *s, const float *given, int V, const int *recent, size_
         /* what is less likely than this does not reach 1 - top_p all together */
         float least = s->top_k > 0 ? 0 : (float)((1 - s->top_p) * sum / V * (1 - 1e-6));
         for (int v = 0; v < V; v++) {
-            c[n].weight = weight[v], c[n].token = v;
+            c[n].weight = weight[v];
+            c[n].token = v;
             n += weight[v] >= least;
         }
         if (s->top_k > 0 && s->top_k < V) {
@@ -99,7 +106,10 @@ int sample_token(Sampler *s, const float *given, int V, const int *recent, size_
     }
     double at = rng_uniform(&s->rng) * sum;
     for (int v = 0; v < V && at >= 0; v++)
-        if (weight[v] > 0) choice = v, at -= (double)weight[v];
+        if (weight[v] > 0) {
+            choice = v;
+            at -= (double)weight[v];
+        }
     free(weight);
     return choice;
 }

@@ -11,14 +11,15 @@
 #include <time.h>
 #include <unistd.h>
 
-/* ---------------------------------------------------------------------------------------------- errors */
+/* ---------------------------------------------------------------------- errors */
 
 static const char *program = "gsa";
 
 void program_name(const char *argv0) {
     const char *slash = strrchr(argv0, '/');
     program = slash ? slash + 1 : argv0;
-    signal(SIGXFSZ, SIG_IGN); /* at the file size limit a write then fails and is reported, where the signal would kill us */
+    /* at the file size limit a write then fails and is reported, where the signal would kill us */
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 static void complain(const char *format, va_list args) {
@@ -51,7 +52,7 @@ void warn(const char *format, ...) {
     va_end(args);
 }
 
-/* ---------------------------------------------------------------------------------------------- memory and files */
+/* ---------------------------------------------------------------------- memory and files */
 
 void *xmalloc(size_t bytes) {
     void *p = malloc(bytes ? bytes : 1);
@@ -61,7 +62,9 @@ void *xmalloc(size_t bytes) {
 
 void *xcalloc(size_t count, size_t size) {
     void *p = calloc(count ? count : 1, size ? size : 1);
-    if (!p) die("out of memory: %.1f MiB could not be had; use a smaller model, batch or sequence", (double)count * size / 1048576.0);
+    if (!p)
+        die("out of memory: %.1f MiB could not be had; use a smaller model, batch or sequence",
+            (double)count * size / 1048576.0);
     return p;
 }
 
@@ -135,7 +138,8 @@ void make_folder(const char *path) {
         char c = *p;
         if (c != '/' && c != 0) continue;
         *p = 0;
-        if (mkdir(partial, 0777) != 0 && errno != EEXIST) die("cannot make the folder %s: %s", partial, strerror(errno));
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST)
+            die("cannot make the folder %s: %s", partial, strerror(errno));
         *p = c;
         if (c == 0) break;
     }
@@ -174,8 +178,14 @@ void commit_file(FILE *f, const char *path) {
     char *temporary = xasprintf("%s.tmp", path);
     bool good = fflush(f) == 0 && fsync(fileno(f)) == 0;
     int error = errno;
-    if (fclose(f) != 0 && good) good = false, error = errno;
-    if (good && rename(temporary, path) != 0) good = false, error = errno;
+    if (fclose(f) != 0 && good) {
+        good = false;
+        error = errno;
+    }
+    if (good && rename(temporary, path) != 0) {
+        good = false;
+        error = errno;
+    }
     if (!good) {
         unlink(temporary);
         die("cannot write %s: %s; what was there before is unchanged", path, strerror(error));
@@ -183,7 +193,7 @@ void commit_file(FILE *f, const char *path) {
     free(temporary);
 }
 
-/* ---------------------------------------------------------------------------------------------- random numbers */
+/* ---------------------------------------------------------------------- random numbers */
 
 static uint64_t scramble(uint64_t z) {
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -193,7 +203,9 @@ static uint64_t scramble(uint64_t z) {
 
 uint64_t rng_next(uint64_t *state) { return scramble(*state += 0x9E3779B97F4A7C15ull); }
 
-uint64_t rng_mix(uint64_t a, uint64_t b) { return scramble(scramble(a + 0x9E3779B97F4A7C15ull) ^ (b * 0xD6E8FEB86659FD93ull)); }
+uint64_t rng_mix(uint64_t a, uint64_t b) {
+    return scramble(scramble(a + 0x9E3779B97F4A7C15ull) ^ (b * 0xD6E8FEB86659FD93ull));
+}
 
 uint64_t rng_below(uint64_t *state, uint64_t n) {
     uint64_t limit = UINT64_MAX - UINT64_MAX % n, x;
@@ -209,7 +221,7 @@ double rng_normal(uint64_t *state) {
     return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
 }
 
-/* ---------------------------------------------------------------------------------------------- time and progress */
+/* ---------------------------------------------------------------------- time and progress */
 
 double now_seconds(void) {
     struct timespec t;
@@ -222,7 +234,11 @@ void progress(const char *what, double done, double total) {
     static const char *current;
     double t = now_seconds();
     if (!isatty(2)) return;
-    if (current != what || done <= 0) current = what, start = t, last = 0;
+    if (current != what || done <= 0) {
+        current = what;
+        start = t;
+        last = 0;
+    }
     bool end = total > 0 && done >= total;
     if (!end && t - last < 0.1) return;
     last = t;
@@ -235,6 +251,9 @@ void progress(const char *what, double done, double total) {
     } else {
         fprintf(stderr, "\r%s %.4g \033[K", what, done);
     }
-    if (end) fputc('\n', stderr), current = NULL;
+    if (end) {
+        fputc('\n', stderr);
+        current = NULL;
+    }
     fflush(stderr);
 }

@@ -25,15 +25,17 @@ extern "C" {
 
 /* ---- errors: one sentence on stderr, "program: sentence", that names the file, flag or value and says what to do */
 
-void program_name(const char *argv0);                                        /* call first in main */
-GSA_NORETURN void die(const char *format, ...) GSA_PRINTF(1, 2);             /* exit status 1: the input or the machine is at fault */
-GSA_NORETURN void die_usage(const char *format, ...) GSA_PRINTF(1, 2);       /* exit status 2: the command line is at fault */
+void program_name(const char *argv0); /* call first in main */
+/* exit status 1: the input or the machine is at fault */
+GSA_NORETURN void die(const char *format, ...) GSA_PRINTF(1, 2);
+/* exit status 2: the command line is at fault */
+GSA_NORETURN void die_usage(const char *format, ...) GSA_PRINTF(1, 2);
 void warn(const char *format, ...) GSA_PRINTF(1, 2);
 
 /* ---- memory and files; each of these dies with a sentence instead of returning an error */
 
 void *xmalloc(size_t bytes);
-void *xcalloc(size_t count, size_t size);                                    /* zeroed */
+void *xcalloc(size_t count, size_t size); /* zeroed */
 void *xrealloc(void *old, size_t bytes);
 char *xstrdup(const char *s);
 char *xasprintf(const char *format, ...) GSA_PRINTF(1, 2);
@@ -41,10 +43,13 @@ char *xasprintf(const char *format, ...) GSA_PRINTF(1, 2);
 FILE *xfopen(const char *path, const char *mode);
 void xfread(void *out, size_t size, size_t count, FILE *f, const char *path);
 void xfwrite(const void *in, size_t size, size_t count, FILE *f, const char *path);
-int64_t file_bytes(FILE *f, const char *path);                               /* length; leaves the position where it was */
-char *read_file(const char *path, size_t *bytes);                            /* whole file plus a final 0 that is not counted; "-" is standard input */
-void make_folder(const char *path);                                          /* and its parents; an existing folder is fine */
-char **glob_files(const char *pattern, int *count);                          /* sorted; count 0 where nothing matches */
+/* length; leaves the position where it was */
+int64_t file_bytes(FILE *f, const char *path);
+/* whole file plus a final 0 that is not counted; "-" is standard input */
+char *read_file(const char *path, size_t *bytes);
+/* and its parents; an existing folder is fine */
+void make_folder(const char *path);
+char **glob_files(const char *pattern, int *count); /* sorted; count 0 where nothing matches */
 void free_files(char **files, int count);
 
 /* A file being written under a temporary name beside its final one: readers see the old file or the new one, never
@@ -57,18 +62,22 @@ void commit_file(FILE *f, const char *path);
 /* ---- random numbers: splitmix64, state is one integer */
 
 uint64_t rng_next(uint64_t *state);
-uint64_t rng_below(uint64_t *state, uint64_t n);                             /* uniform in [0, n), no modulo bias */
-double rng_uniform(uint64_t *state);                                         /* [0, 1) */
-double rng_normal(uint64_t *state);                                          /* mean 0, deviation 1 */
-uint64_t rng_mix(uint64_t a, uint64_t b);                                    /* a hash of two integers: independent streams from (seed, purpose) */
+uint64_t rng_below(uint64_t *state, uint64_t n); /* uniform in [0, n), no modulo bias */
+double rng_uniform(uint64_t *state);             /* [0, 1) */
+double rng_normal(uint64_t *state);              /* mean 0, deviation 1 */
+/* a hash of two integers: independent streams from (seed, purpose) */
+uint64_t rng_mix(uint64_t a, uint64_t b);
 
-/* ---- exp. The C library's does not vectorise; this does, with an error below 2.5e-7 relative. 0 below exp(-87.3), infinite above exp(88.37). */
+/* ---- exp. The C library's does not vectorise; this does, with an error below 2.5e-7 relative. 0 below exp(-87.3),
+   infinite above exp(88.37). */
 
 static inline float exp_float(float x) {
     const float round_up = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number that stands in the low bits */
     float z = x * 1.44269504f + round_up, n = z - round_up;
     float r = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* x - n ln 2, |r| <= 0.35, ln 2 in two parts */
-    float p = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666657f + r * (0.0416657962f + r * (0.00833345205f + r * 0.00138765418f)))));
+    float p =
+        1.0f +
+        r * (1.0f + r * (0.5f + r * (0.166666657f + r * (0.0416657962f + r * (0.00833345205f + r * 0.00138765418f)))));
     uint32_t bits;
     memcpy(&bits, &z, 4);
     bits = (bits << 23) + 0x3F800000; /* 2^n: n into the exponent */
@@ -81,7 +90,7 @@ static inline float exp_float(float x) {
 
 /* ---- time and progress */
 
-double now_seconds(void);                                                    /* monotonic */
+double now_seconds(void); /* monotonic */
 
 /* A progress bar on stderr, redrawn at most ten times a second, only where stderr is a terminal; done == total ends it
    with a line. total 0: unknown. */

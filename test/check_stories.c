@@ -45,7 +45,8 @@ static void mark_copies(Story *list, size_t n, const char *document, size_t byte
 
 int main(int argc, char **argv) {
     program_name(argv[0]);
-    if (parse_flags(flags, argc, argv, "check_stories [flags] FILE: do these stories follow the grammar?\n\n") != 1) die_usage("name one file of stories, or - for standard input");
+    if (parse_flags(flags, argc, argv, "check_stories [flags] FILE: do these stories follow the grammar?\n\n") != 1)
+        die_usage("name one file of stories, or - for standard input");
     size_t bytes, n = 0, room = 0;
     char *text = read_file(argv[1], &bytes);
     Story *list = NULL;
@@ -92,15 +93,16 @@ int main(int argc, char **argv) {
             }
             for (p += length; p < end && isspace((unsigned char)*p);) p++;
         }
-        printf("story %zu: %ld of %ld sentences follow the grammar, %ld contradict the story%s\n", i + 1, its_good, its, its_contradicting, list[i].copied ? "; a COPY of a training document" : "");
+        printf("story %zu: %ld of %ld sentences follow the grammar, %ld contradict the story%s\n", i + 1, its_good, its,
+               its_contradicting, list[i].copied ? "; a COPY of a training document" : "");
         sentences += its;
         good += its_good;
         contradicting += its_contradicting;
         copies += list[i].copied;
     }
     bool enough = (double)good >= least * (double)sentences;
-    printf("%zu stories: %ld of %ld sentences (%.1f %%) follow the grammar, %ld contradict their story%s", n, good, sentences, 100.0 * (double)good / (double)sentences, contradicting,
-           enough ? "" : "; too few follow it");
+    printf("%zu stories: %ld of %ld sentences (%.1f %%) follow the grammar, %ld contradict their story%s", n, good,
+           sentences, 100.0 * (double)good / (double)sentences, contradicting, enough ? "" : "; too few follow it");
     if (training || count) printf("; %ld copies", copies);
     printf("\n");
     free(list);

@@ -1,5 +1,5 @@
-/* The network itself, inside a test program: train_gsa.c whole, and what tests of it share. With GSA_DOUBLE defined before,
-   all its numbers are double; with INFER_NO_MAIN, infer.c and its decoder come along. */
+/* The network itself, inside a test program: train_gsa.c whole, and what tests of it share. With GSA_DOUBLE defined
+   before, all its numbers are double; with INFER_NO_MAIN, infer.c and its decoder come along. */
 #ifndef GSA_TEST_NETWORK_H
 #define GSA_TEST_NETWORK_H
 
@@ -31,24 +31,41 @@ __attribute__((unused)) static void free_numbers(void) {
     while (test_memory_count > 0) free(test_memory[--test_memory_count]);
 }
 
-/* A small model of odd sizes: nothing is a multiple of a block or of a vector register, the splats do not fill a head, the
-   vocabulary is padded. NULL, or the sentence that refuses the combination. heads: the text of --gsa-heads or NULL. */
-static const char *try_config(Config *c, int attention, const char *heads, int position, int mixer, int covariance, int envelope, int window, int objective) {
+/* A small model of odd sizes: nothing is a multiple of a block or of a vector register, the splats do not fill a
+   head, the vocabulary is padded. NULL, or the sentence that refuses the combination. heads: the text of --gsa-heads
+   or NULL. */
+static const char *try_config(Config *c, int attention, const char *heads, int position, int mixer, int covariance,
+                              int envelope, int window, int objective) {
     memset(c, 0, sizeof *c);
-    c->T = 70, c->V = 13, c->Vp = 16, c->L = 2, c->NH = 2, c->C = 20, c->S = 3;
-    c->attention = attention, c->position = position, c->mixer = mixer, c->covariance = covariance, c->envelope = envelope, c->window = window, c->objective = objective;
+    c->T = 70;
+    c->V = 13;
+    c->Vp = 16;
+    c->L = 2;
+    c->NH = 2;
+    c->C = 20;
+    c->S = 3;
+    c->attention = attention;
+    c->position = position;
+    c->mixer = mixer;
+    c->covariance = covariance;
+    c->envelope = envelope;
+    c->window = window;
+    c->objective = objective;
     const char *problem = config_head_map(c, heads);
     return problem ? problem : config_check(c);
 }
 
-__attribute__((unused)) static Config small_config(int attention, const char *heads, int position, int covariance, int envelope) {
+__attribute__((unused)) static Config small_config(int attention, const char *heads, int position, int covariance,
+                                                   int envelope) {
     Config c;
-    const char *problem = try_config(&c, attention, heads, position, MIXER_SOFTMAX, covariance, envelope, 0, OBJECTIVE_LM);
+    const char *problem =
+        try_config(&c, attention, heads, position, MIXER_SOFTMAX, covariance, envelope, 0, OBJECTIVE_LM);
     if (problem) die("%s", problem);
     return c;
 }
 
-/* A model far from its symmetric start: every gradient is generic, no tensor's is near zero, attention is not uniform. */
+/* A model far from its symmetric start: every gradient is generic, no tensor's is near zero, attention is not
+   uniform. */
 __attribute__((unused)) static GSA *scattered_model(const Config *c, size_t B, uint64_t seed) {
     GSA *m = gsa_create(c, B);
     float *start = (float *)xmalloc(m->total * sizeof(float));
@@ -58,7 +75,8 @@ __attribute__((unused)) static GSA *scattered_model(const Config *c, size_t B, u
         const Tensor *t = &m->tensors[i];
         size_t n = i == TENSOR_wte ? (size_t)c->V * c->C : t->size; /* the padding of the vocabulary stays 0 */
         double noise = t->group == GROUP_FIXED ? 0 : t->group == GROUP_MATRIX ? 0.3 : 0.2;
-        for (size_t k = 0; k < n; k++) m->params[t->offset + k] = (real)(start[t->offset + k] + noise * rng_normal(&rng));
+        for (size_t k = 0; k < n; k++)
+            m->params[t->offset + k] = (real)(start[t->offset + k] + noise * rng_normal(&rng));
     }
     free(start);
     return m;

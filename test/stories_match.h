@@ -8,7 +8,8 @@
 
 #include "../data/stories_grammar.h"
 
-/* What has been said: the word of each slot (NULL: none yet) and the sex of each person (-1: not known, 0: she, 1: he). */
+/* What has been said: the word of each slot (NULL: none yet) and the sex of each person (-1: not known, 0: she, 1:
+   he). */
 typedef struct {
     const char *words[SLOTS];
     int is_he[PERSONS];
@@ -25,7 +26,8 @@ static Said nothing_said(void) {
 static int may_take(const Said *said, int slot, const char *word) {
     if (said->words[slot]) return strcmp(said->words[slot], word) == 0;
     for (int i = 0; i < SLOTS; i++) {
-        int must_differ = (slots[slot].differs && strcmp(slots[slot].differs, slots[i].name) == 0) || (slots[i].differs && strcmp(slots[i].differs, slots[slot].name) == 0);
+        int must_differ = (slots[slot].differs && strcmp(slots[slot].differs, slots[i].name) == 0) ||
+                          (slots[i].differs && strcmp(slots[i].differs, slots[slot].name) == 0);
         if (must_differ && said->words[i] && strcmp(said->words[i], word) == 0) return 0;
     }
     return 1;
@@ -39,7 +41,9 @@ static int match_way(const char *way, const char *text, size_t n, Said *said) {
     const char *close = strchr(way, '}');
     int slot = 0, capital = isupper((unsigned char)way[1]) != 0;
     for (size_t length = (size_t)(close - way - 1); slot < SLOTS; slot++)
-        if (strlen(slots[slot].name) == length && slots[slot].name[0] == tolower((unsigned char)way[1]) && memcmp(slots[slot].name + 1, way + 2, length - 1) == 0) break;
+        if (strlen(slots[slot].name) == length && slots[slot].name[0] == tolower((unsigned char)way[1]) &&
+            memcmp(slots[slot].name + 1, way + 2, length - 1) == 0)
+            break;
     if (slot == SLOTS) return 0;
     int person = slots[slot].person;
     for (int he = 0; he < (person == NOBODY ? 1 : 2); he++) {
@@ -47,7 +51,9 @@ static int match_way(const char *way, const char *text, size_t n, Said *said) {
         for (const char *const *w = slots[slot].words[he]; *w; w++) {
             size_t length = strlen(*w);
             char first = capital ? (char)toupper((unsigned char)**w) : **w;
-            if (length > n || text[0] != first || memcmp(text + 1, *w + 1, length - 1) != 0 || !may_take(said, slot, *w)) continue;
+            if (length > n || text[0] != first || memcmp(text + 1, *w + 1, length - 1) != 0 ||
+                !may_take(said, slot, *w))
+                continue;
             Said next = *said;
             next.words[slot] = *w;
             if (person != NOBODY) next.is_he[person] = he;

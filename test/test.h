@@ -12,7 +12,8 @@ static int tests_passed, tests_failed, tests_skipped;
 
 #define CHECK(condition, ...) check((condition), __FILE__, __LINE__, __VA_ARGS__)
 
-__attribute__((format(printf, 4, 5), unused)) static int check(int good, const char *file, int line, const char *format, ...) {
+__attribute__((format(printf, 4, 5), unused)) static int check(int good, const char *file, int line, const char *format,
+                                                               ...) {
     char what[512];
     __builtin_va_list args;
     __builtin_va_start(args, format);

@@ -136,8 +136,8 @@ done
 check "k-means is not principal components" sh -c "! cmp -s '$dir/kmeans/model_00000002.bin' '$dir/pca/model_00000002.bin'"
 check "start from another model's splats" $train $tiny --attention hybrid --mixer linear --splat-init "$dir/kmeans/model_00000002.bin" --steps 2 --out "$dir/file"
 refuse "splats of another number" 1 "tensor mu" $train $tiny --attention hybrid --mixer linear --splats 4 --splat-init "$dir/kmeans/model_00000002.bin" --out "$dir/x"
-refuse "splats of another precision" 1 "tensor lnp" $train $tiny --attention hybrid --mixer linear --covariance diag --splat-init "$dir/kmeans/model_00000002.bin" --out "$dir/x"
-refuse "splats of another envelope" 1 "tensor lntheta" $train $tiny --attention hybrid --mixer linear --envelope none --splat-init "$dir/kmeans/model_00000002.bin" --out "$dir/x"
+refuse "splats of another precision" 1 "tensor log_precision" $train $tiny --attention hybrid --mixer linear --covariance diag --splat-init "$dir/kmeans/model_00000002.bin" --out "$dir/x"
+refuse "splats of another envelope" 1 "tensor log_theta" $train $tiny --attention hybrid --mixer linear --envelope none --splat-init "$dir/kmeans/model_00000002.bin" --out "$dir/x"
 check "a model without splats" $train $tiny --attention standard --steps 1 --eval-every 0 --out "$dir/plain"
 refuse "the splats of a model without any" 1 "tensor mu" $train $tiny --attention gsa --splat-init "$dir/plain/model_00000001.bin" --out "$dir/x"
 

@@ -32,7 +32,7 @@ static void write_shard(const char *path, const uint16_t *tokens, size_t n) {
     shard_close(w);
 }
 
-/* ---------------------------------------------------------------------------------------------- refusals */
+/* ---------------------------------------------------------------------- refusals */
 
 /* Runs action in a child: it must end with this status and one sentence that has both words in it. */
 static void check_refusal(void (*action)(void *), void *argument, int status, const char *word, const char *word2) {
@@ -50,12 +50,14 @@ static void check_refusal(void (*action)(void *), void *argument, int status, co
     close(ends[1]);
     char said[2048];
     size_t n = 0;
-    for (ssize_t got; n + 1 < sizeof said && (got = read(ends[0], said + n, sizeof said - 1 - n)) > 0;) n += (size_t)got;
+    for (ssize_t got; n + 1 < sizeof said && (got = read(ends[0], said + n, sizeof said - 1 - n)) > 0;)
+        n += (size_t)got;
     said[n] = 0;
     close(ends[0]);
     int how;
     waitpid(child, &how, 0);
-    CHECK(WIFEXITED(how) && WEXITSTATUS(how) == status, "refused with status %d, not %d: %s", status, WIFEXITED(how) ? WEXITSTATUS(how) : -1, said);
+    CHECK(WIFEXITED(how) && WEXITSTATUS(how) == status, "refused with status %d, not %d: %s", status,
+          WIFEXITED(how) ? WEXITSTATUS(how) : -1, said);
     const char *line_end = strchr(said, '\n');
     CHECK(line_end && line_end[1] == 0, "one line: %s", said);
     CHECK(strstr(said, word) && strstr(said, word2), "the sentence names '%s' and '%s': %s", word, word2, said);
@@ -96,20 +98,29 @@ static void test_shard_refusals(void) {
     refuse_shard("cut_in_header.bin", &shard, 500, "truncated");
     refuse_shard("header_only.bin", &shard, 1024, "truncated");
     refuse_shard("one_byte_short.bin", &shard, sizeof shard - 1, "truncated");
-    refuse_shard("text.bin", "Once upon a time, there was a file that was text and no shard at all.", 70, "not a token shard");
-    bad = shard, bad.header[0] = 20240801, bad.header[1] = 7;
+    refuse_shard("text.bin", "Once upon a time, there was a file that was text and no shard at all.", 70,
+                 "not a token shard");
+    bad = shard;
+    bad.header[0] = 20240801;
+    bad.header[1] = 7;
     refuse_shard("llama3.bin", &bad, sizeof bad, "Llama-3");
-    bad = shard, bad.header[1] = 2;
+    bad = shard;
+    bad.header[1] = 2;
     refuse_shard("version.bin", &bad, sizeof bad, "version 2");
-    bad = shard, bad.header[2] = -5;
+    bad = shard;
+    bad.header[2] = -5;
     refuse_shard("negative.bin", &bad, sizeof bad, "-5");
-    bad = shard, bad.header[2] = N - 1;
+    bad = shard;
+    bad.header[2] = N - 1;
     refuse_shard("longer.bin", &bad, sizeof bad, "more bytes");
-    bad = shard, bad.tokens[77] = 100;
+    bad = shard;
+    bad.tokens[77] = 100;
     refuse_shard("token.bin", &bad, sizeof bad, "token 100 at position 77");
-    bad = shard, bad.tokens[96] = 65535; /* the last target */
+    bad = shard;
+    bad.tokens[96] = 65535; /* the last target */
     refuse_shard("token.bin", &bad, sizeof bad, "token 65535 at position 96");
-    bad = shard, bad.header[2] = 8;
+    bad = shard;
+    bad.header[2] = 8;
     refuse_shard("few.bin", &bad, 1024 + 16, "--seq 7 would do");
     bad.header[2] = 1;
     refuse_shard("one.bin", &bad, 1024 + 2, "too few to train on");
@@ -123,9 +134,11 @@ static void test_shard_refusals(void) {
     free(path);
 }
 
-static void set_state_beyond(void *loader) { loader_set_state((Loader *)loader, (LoaderState){0, loader_windows((Loader *)loader)}); }
+static void set_state_beyond(void *loader) {
+    loader_set_state((Loader *)loader, (LoaderState){0, loader_windows((Loader *)loader)});
+}
 
-/* ---------------------------------------------------------------------------------------------- loader
+/* ---------------------------------------------------------------------- loader
 
    Token i of shard s is a number that tells where it came from, so a window read can be found again. */
 
@@ -147,7 +160,8 @@ static char *make_shards(void) {
     return in_folder("loader_*.bin");
 }
 
-/* Draws an epoch; the first token of each window into starts. Checks that windows are consecutive tokens and y is x shifted. */
+/* Draws an epoch; the first token of each window into starts. Checks that windows are consecutive tokens and y is x
+   shifted. */
 static void draw_epoch(Loader *l, int *starts) {
     int x[3 * T], y[3 * T];
     int bad = 0;
@@ -177,7 +191,8 @@ static void test_loader(void) {
     for (int epoch = 0; epoch < 2; epoch++) {
         CHECK(loader_state(l).epoch == (uint64_t)epoch && loader_state(l).window == 0, "an epoch begins at window 0");
         draw_epoch(l, starts);
-        CHECK(memcmp(starts, expected, sizeof starts) == 0, "without shuffle: file order, not shifted, epoch %d", epoch);
+        CHECK(memcmp(starts, expected, sizeof starts) == 0, "without shuffle: file order, not shifted, epoch %d",
+              epoch);
     }
     check_refusal(set_state_beyond, l, 1, "loader_0.bin", "windows");
     loader_free(l);
@@ -238,7 +253,9 @@ static void test_loader(void) {
         wrong += memcmp(x[0], x[1], sizeof x[0]) != 0 || memcmp(y[0], y[1], sizeof y[0]) != 0;
     }
     CHECK(wrong == 0, "a restored state continues exactly");
-    CHECK(loader_state(l).epoch == 3 + (WINDOWS - 3 + 280) / WINDOWS && loader_state(l).window == (WINDOWS - 3 + 280) % WINDOWS, "epochs are counted");
+    CHECK(loader_state(l).epoch == 3 + (WINDOWS - 3 + 280) / WINDOWS &&
+              loader_state(l).window == (WINDOWS - 3 + 280) % WINDOWS,
+          "epochs are counted");
     loader_free(resumed);
     loader_free(l);
 
@@ -269,7 +286,8 @@ static void test_loader(void) {
             begin_with_eot += x[0][0] == 99;
         }
         /* token 940 is the last eot with enough behind it: windows that would start after it stay where they are */
-        CHECK(shuffle ? begin_with_eot >= windows - 4 && begin_with_eot < windows : begin_with_eot == 59, "%d of %d windows begin with eot", begin_with_eot, windows);
+        CHECK(shuffle ? begin_with_eot >= windows - 4 && begin_with_eot < windows : begin_with_eot == 59,
+              "%d of %d windows begin with eot", begin_with_eot, windows);
         loader_free(l);
     }
 
@@ -302,8 +320,11 @@ static void test_long_windows(void) {
     CHECK(loader_windows(l) == 2, "two windows of 2^20 tokens");
     for (int w = 0; w < 6; w++) {
         loader_next(l, x, y, 1);
-        for (mark = 0; mark + LONG < TOKENS && (tokens[mark] != x[0] || tokens[mark + 1] != x[1] || tokens[mark + 2] != x[2] || tokens[mark + 3] != x[3]);) mark++;
-        for (int t = 0; t < LONG && mark + LONG < TOKENS; t++) wrong += x[t] != tokens[mark + (uint64_t)t] || y[t] != tokens[mark + (uint64_t)t + 1];
+        for (mark = 0; mark + LONG < TOKENS && (tokens[mark] != x[0] || tokens[mark + 1] != x[1] ||
+                                                tokens[mark + 2] != x[2] || tokens[mark + 3] != x[3]);)
+            mark++;
+        for (int t = 0; t < LONG && mark + LONG < TOKENS; t++)
+            wrong += x[t] != tokens[mark + (uint64_t)t] || y[t] != tokens[mark + (uint64_t)t + 1];
         wrong += mark + LONG >= TOKENS;
     }
     CHECK(wrong == 0, "windows of 2^20 tokens are consecutive tokens of one shard");
@@ -314,7 +335,11 @@ static void test_long_windows(void) {
     l = loader_open(pattern, long_T, 60000, -1, true, 1);
     CHECK(loader_windows(l) == 1, "--seq as advised");
     loader_free(l);
-    free(tokens), free(x), free(pattern), free(path), free(other);
+    free(tokens);
+    free(x);
+    free(pattern);
+    free(path);
+    free(other);
 }
 
 static void test_epoch_sizes(void) {
@@ -338,7 +363,7 @@ static void test_epoch_sizes(void) {
     CHECK(fixed > 150 && fixed < 600, "a random permutation leaves one window in place on average: %d of 300", fixed);
 }
 
-/* ---------------------------------------------------------------------------------------------- prepare */
+/* ---------------------------------------------------------------------- prepare */
 
 static Tokenizer *tokenizer;
 static char *tokenizer_file;
@@ -396,8 +421,14 @@ static char *decode(const uint16_t *tokens, size_t n) {
     for (size_t i = 0; i < n; i++) {
         size_t length;
         const char *piece = tokenizer_piece(tokenizer, tokens[i], &length);
-        if (tokens[i] == tokenizer_eot(tokenizer)) piece = "\1", length = 1;
-        if (!piece) piece = "?", length = 1;
+        if (tokens[i] == tokenizer_eot(tokenizer)) {
+            piece = "\1";
+            length = 1;
+        }
+        if (!piece) {
+            piece = "?";
+            length = 1;
+        }
         memcpy(text + bytes, piece, length);
         bytes += length;
     }
@@ -424,7 +455,12 @@ static int count_files(const char *name) {
 }
 
 static void test_prepare(void) {
-    static const char *const separators[] = {"\n<|endoftext|>\n", "<|endoftext|>", "\r\n<|endoftext|>\r\n", "\n\n<|endoftext|>\n\n\n", "\n<|endoftext|>\n<|endoftext|>\n", "<|endoftext|>\n"};
+    static const char *const separators[] = {"\n<|endoftext|>\n",
+                                             "<|endoftext|>",
+                                             "\r\n<|endoftext|>\r\n",
+                                             "\n\n<|endoftext|>\n\n\n",
+                                             "\n<|endoftext|>\n<|endoftext|>\n",
+                                             "<|endoftext|>\n"};
     size_t n;
     int shards;
 
@@ -435,7 +471,10 @@ static void test_prepare(void) {
     for (int i = 0; i < DOCUMENTS; i++) {
         size_t bytes;
         char *s = story(5, (uint64_t)i, &bytes);
-        const char *extra = i % 50 == 3 ? "  two spaces \n\n end  " : i % 50 == 7 ? "\xff\xfe broken [MASK] <|endof text|> \xe2\x80" : i % 50 == 9 ? " na\xc3\xafve \xe4\xb8\xad\xe6\x96\x87" : "";
+        const char *extra = i % 50 == 3   ? "  two spaces \n\n end  "
+                            : i % 50 == 7 ? "\xff\xfe broken [MASK] <|endof text|> \xe2\x80"
+                            : i % 50 == 9 ? " na\xc3\xafve \xe4\xb8\xad\xe6\x96\x87"
+                                          : "";
         fprintf(f, "%s%s%s", s, extra, i + 1 < DOCUMENTS || i % 2 ? separators[i % 6] : "\n");
         fprintf(expected_file, "\1%s%s", s, extra);
         free(s);
@@ -449,7 +488,8 @@ static void test_prepare(void) {
     CHECK(shards > 5 && (size_t)shards == (n + 9999) / 10000, "%zu tokens are %d shards", n, shards);
     char *text = decode(tokens, n);
     CHECK(strcmp(text, expected) == 0, "decode(shards) == documents");
-    CHECK(count_files("a_val*") == 0 && count_files("*.new*") == 0 && count_files("*.tmp") == 0, "nothing else is left");
+    CHECK(count_files("a_val*") == 0 && count_files("*.new*") == 0 && count_files("*.tmp") == 0,
+          "nothing else is left");
     free(text);
 
     /* the loader reads them */
@@ -488,13 +528,18 @@ static void test_prepare(void) {
     for (const char *d = expected; *d;) {
         const char *end = strchr(d + 1, '\1');
         size_t length = end ? (size_t)(end - d) : strlen(d);
-        if (strncmp(t, d, length) == 0 && (t[length] == 0 || t[length] == '\1')) t += length, in_train++;
-        else if (strncmp(v, d, length) == 0 && (v[length] == 0 || v[length] == '\1')) v += length, in_val++;
-        else in_none++;
+        if (strncmp(t, d, length) == 0 && (t[length] == 0 || t[length] == '\1')) {
+            t += length;
+            in_train++;
+        } else if (strncmp(v, d, length) == 0 && (v[length] == 0 || v[length] == '\1')) {
+            v += length;
+            in_val++;
+        } else in_none++;
         d += length;
     }
     CHECK(in_none == 0 && *t == 0 && *v == 0, "every document is in one of train and val, complete and in order");
-    CHECK(in_val > 60 && in_val < 80 && in_train == DOCUMENTS - in_val, "%d of %d are for validation", in_val, DOCUMENTS);
+    CHECK(in_val > 60 && in_val < 80 && in_train == DOCUMENTS - in_val, "%d of %d are for validation", in_val,
+          DOCUMENTS);
     free(tokens);
     free(val_tokens);
     free(train_text);
@@ -514,10 +559,13 @@ static void test_prepare(void) {
     free(text);
     tokens = read_shards("a", "train", &n, &shards);
     text = decode(tokens, n);
-    CHECK(strlen(text) == 2 * expected_bytes && strncmp(text, expected, expected_bytes) == 0 && strcmp(text + expected_bytes, expected) == 0, "two files, one after the other");
+    CHECK(strlen(text) == 2 * expected_bytes && strncmp(text, expected, expected_bytes) == 0 &&
+              strcmp(text + expected_bytes, expected) == 0,
+          "two files, one after the other");
     free(tokens);
     free(text);
-    CHECK(prepare("--out %s/a %s", folder, val_path) == 0 && count_files("a_val_*") == 0, "without --val no validation shard of an earlier run is left");
+    CHECK(prepare("--out %s/a %s", folder, val_path) == 0 && count_files("a_val_*") == 0,
+          "without --val no validation shard of an earlier run is left");
 
     /* refusals: one sentence, and the shards of the earlier run stay */
     static const struct {
@@ -555,14 +603,18 @@ static void test_prepare(void) {
 #pragma GCC diagnostic pop
         int status = prepare("%s", arguments);
         const char *words = said, *line_end = strchr(words, '\n');
-        CHECK(status == refusals[i].status && strstr(words, refusals[i].words) && line_end && !line_end[1], "prepare %s: status %d: %s", arguments, status, words);
+        CHECK(status == refusals[i].status && strstr(words, refusals[i].words) && line_end && !line_end[1],
+              "prepare %s: status %d: %s", arguments, status, words);
     }
-    CHECK(count_files("a_*") == 1 && same_file(kept, copy), "a refused run leaves the earlier shards as they were and nothing else");
+    CHECK(count_files("a_*") == 1 && same_file(kept, copy),
+          "a refused run leaves the earlier shards as they were and nothing else");
     char *real = tokenizer_file;
     tokenizer_file = val_path;
-    CHECK(prepare("--out %s/a %s", folder, val_path) == 1 && strstr(said, "val.txt"), "a text is no tokenizer: %s", said);
+    CHECK(prepare("--out %s/a %s", folder, val_path) == 1 && strstr(said, "val.txt"), "a text is no tokenizer: %s",
+          said);
     tokenizer_file = real;
-    char *command = xasprintf("ulimit -f 20; ./%sdata/prepare --tokenizer %s --out %s/a %s 2>&1", getenv("OUT") ? getenv("OUT") : "", tokenizer_file, folder, path);
+    char *command = xasprintf("ulimit -f 20; ./%sdata/prepare --tokenizer %s --out %s/a %s 2>&1",
+                              getenv("OUT") ? getenv("OUT") : "", tokenizer_file, folder, path);
     int status = run(command);
     CHECK(status == 1 && strstr(said, "too large"), "a full disk: %s", said);
     CHECK(count_files("a_*") == 1 && same_file(kept, copy), "and nothing half-written stays");
@@ -581,8 +633,40 @@ static void test_prepare(void) {
 
 /* Pieces of text with white space of every kind, in every script, whole and broken. */
 static void make_text(char *text, size_t room, size_t *n, uint64_t *rng) {
-    static const char *const bits[] = {"Mia", " had", " a", " red", "  ball", "\n", "\n\n", " \n", "\n ", "   ", "\t", " \t ", "'s", "'re", " 'll", " 12", "345", "...", " !?", "\xc2\xa0", " \xc2\xa0 ",
-                                       "\xe2\x80\x83", "\xe3\x80\x80", "\xe4\xb8\xad\xe6\x96\x87", " \xe4\xb8\xad", "\xc2\x85", "\xff", "\r\n", "-", "\xe2\x80", "\xe1\x9a\x80", "\x1c", "\x7f", "\xc3\xa9"};
+    static const char *const bits[] = {"Mia",
+                                       " had",
+                                       " a",
+                                       " red",
+                                       "  ball",
+                                       "\n",
+                                       "\n\n",
+                                       " \n",
+                                       "\n ",
+                                       "   ",
+                                       "\t",
+                                       " \t ",
+                                       "'s",
+                                       "'re",
+                                       " 'll",
+                                       " 12",
+                                       "345",
+                                       "...",
+                                       " !?",
+                                       "\xc2\xa0",
+                                       " \xc2\xa0 ",
+                                       "\xe2\x80\x83",
+                                       "\xe3\x80\x80",
+                                       "\xe4\xb8\xad\xe6\x96\x87",
+                                       " \xe4\xb8\xad",
+                                       "\xc2\x85",
+                                       "\xff",
+                                       "\r\n",
+                                       "-",
+                                       "\xe2\x80",
+                                       "\xe1\x9a\x80",
+                                       "\x1c",
+                                       "\x7f",
+                                       "\xc3\xa9"};
     *n = 0;
     for (const char *bit; *n + 16 < room; *n += strlen(bit)) {
         bit = bits[rng_below(rng, sizeof bits / sizeof bits[0])];
@@ -629,7 +713,8 @@ static void test_long_document(void) {
     int shards, *whole = NULL;
     uint16_t *tokens = read_shards("long", "train", &count, &shards);
     tokenizer_encode(tokenizer, text, n, false, &whole, &whole_count, &whole_room);
-    CHECK(count == whole_count + 1 && tokens[0] == tokenizer_eot(tokenizer), "a long document: %zu tokens in parts, %zu as a whole", count - 1, whole_count);
+    CHECK(count == whole_count + 1 && tokens[0] == tokenizer_eot(tokenizer),
+          "a long document: %zu tokens in parts, %zu as a whole", count - 1, whole_count);
     size_t differ = 0;
     for (size_t i = 0; i < whole_count && i + 1 < count; i++) differ += tokens[i + 1] != whole[i];
     CHECK(differ == 0, "a long document in parts has the tokens of the whole");
@@ -655,31 +740,37 @@ static void test_long_document(void) {
     free(text);
 }
 
-/* ---------------------------------------------------------------------------------------------- memory
+/* ---------------------------------------------------------------------- memory
 
-   A machine of 10^10 bytes. Attention takes 10^6 a token, with --recompute a tenth; the logits 5 x 10^6 up to 4,096 tokens, then as much as
-   1,024 of them: so less memory is not always fewer tokens, and what fits is easily worked out. */
+   A machine of 10^10 bytes. Attention takes 10^6 a token, with --recompute a tenth; the logits 5 x 10^6 up to 4,096
+   tokens, then as much as 1,024 of them: so less memory is not always fewer tokens, and what fits is easily worked
+   out. */
 
 static const char *fake_name(void) { return "a machine"; }
 static size_t fake_free(void) { return 10000000000; }
 static void fake_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     size_t N = (size_t)B * (size_t)c->T;
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
-    bytes[MEMORY_ATTENTION] = N * (c->recompute ? 100000 : 1000000), bytes[MEMORY_LOGITS] = (N <= 4096 ? N : 1024) * 5000000;
+    bytes[MEMORY_ATTENTION] = N * (c->recompute ? 100000 : 1000000);
+    bytes[MEMORY_LOGITS] = (N <= 4096 ? N : 1024) * 5000000;
 }
 static const char *memory_flags[3];
 static void run_out_of_memory(void *unused) {
     (void)unused;
     Backend fake;
     memset(&fake, 0, sizeof fake);
-    fake.name = fake_name, fake.free_memory = fake_free, fake.memory = fake_memory;
+    fake.name = fake_name;
+    fake.free_memory = fake_free;
+    fake.memory = fake_memory;
     char *out = in_folder("no_run");
-    const char *argv[] = {"train", "--depth", "1", "--steps", "1", "--seq", "64", "--out", out, "--batch", memory_flags[0], memory_flags[1], NULL};
+    const char *argv[] = {"train",         "--depth",       "1", "--steps", "1", "--seq", "64", "--out", out, "--batch",
+                          memory_flags[0], memory_flags[1], NULL};
     if (!freopen("/dev/null", "w", stdout)) return;
     train(11 + (memory_flags[1] != NULL), (char **)argv, &fake);
 }
 static void check_advice(const char *batch, const char *flag, const char *word, const char *word2) {
-    memory_flags[0] = batch, memory_flags[1] = flag;
+    memory_flags[0] = batch;
+    memory_flags[1] = flag;
     check_refusal(run_out_of_memory, NULL, 1, word, word2);
 }
 static void test_memory(void) {
@@ -689,7 +780,7 @@ static void test_memory(void) {
     check_advice("1000", "--recompute", "these would fit: --batch 762", "--seq 48");
 }
 
-/* ---------------------------------------------------------------------------------------------- stories */
+/* ---------------------------------------------------------------------- stories */
 
 typedef struct {
     uint64_t hash;
@@ -754,7 +845,8 @@ static void test_stories(void) {
     free(c);
     char *all = stories(3, 20000, &got);
     char *expected = xasprintf("\n<|endoftext|>\n%s\n<|endoftext|>\n", a);
-    CHECK(got >= 20000 && got < 21200 && strlen(all) == got && strstr(all, expected), "story 17 is in the first 20,000 bytes of all stories");
+    CHECK(got >= 20000 && got < 21200 && strlen(all) == got && strstr(all, expected),
+          "story 17 is in the first 20,000 bytes of all stories");
     CHECK(strcmp(all + got - 15, "\n<|endoftext|>\n") == 0, "the last one is complete");
     char *more = stories(3, 40000, &got);
     CHECK(strncmp(more, all, strlen(all)) == 0, "more stories begin with the same ones");
@@ -779,13 +871,20 @@ static void test_stories(void) {
     CHECK(!follows("Mia was so glad that she gave Tom a big hug. "), "white space at the end");
     CHECK(!follows(""), "nothing");
     int sentences;
-    const char *kept = "Once there was a girl called Mia who was very shy. She had a red ball that she loved very much.\nMia ran to the tree, and there was the red ball.";
-    const char *other_look = "Once there was a girl called Mia who was very shy. She had a red ball that she loved very much.\nMia ran to the tree, and there was the blue ball.";
-    const char *other_sex = "Once there was a girl called Mia who was very shy. He had a red ball that he loved very much.\nMia ran to the tree, and there was the red ball.";
+    const char *kept = "Once there was a girl called Mia who was very shy. She had a red ball that she loved very "
+                       "much.\nMia ran to the tree, and there was the red ball.";
+    const char *other_look = "Once there was a girl called Mia who was very shy. She had a red ball that she loved "
+                             "very much.\nMia ran to the tree, and there was the blue ball.";
+    const char *other_sex = "Once there was a girl called Mia who was very shy. He had a red ball that he loved very "
+                            "much.\nMia ran to the tree, and there was the red ball.";
     CHECK(good_sentences(kept, strlen(kept), &sentences) == 3 && sentences == 3, "a story that keeps its words");
-    CHECK(good_sentences(other_look, strlen(other_look), &sentences) == 2 && sentences == 3, "a ball that changes its colour");
-    CHECK(good_sentences(other_sex, strlen(other_sex), &sentences) == 2 && sentences == 3, "a girl who turns into a boy");
-    CHECK(sentence_length("\"Is it?\" asked Mia. So.", 23) == 19 && sentence_length("No.\nYes.", 8) == 3 && sentence_length("\"No!\" He ran.", 13) == 5 && sentence_length("cut of", 6) == 6, "sentences are split");
+    CHECK(good_sentences(other_look, strlen(other_look), &sentences) == 2 && sentences == 3,
+          "a ball that changes its colour");
+    CHECK(good_sentences(other_sex, strlen(other_sex), &sentences) == 2 && sentences == 3,
+          "a girl who turns into a boy");
+    CHECK(sentence_length("\"Is it?\" asked Mia. So.", 23) == 19 && sentence_length("No.\nYes.", 8) == 3 &&
+              sentence_length("\"No!\" He ran.", 13) == 5 && sentence_length("cut of", 6) == 6,
+          "sentences are split");
 }
 
 /* What the reader of the grammar thinks of the questions: right endings follow the story, wrong ones contradict it. */
@@ -814,33 +913,44 @@ static void test_story_tasks(void) {
         for (int e = 0; e < STORY_ENDINGS; e++) {
             Said then = said;
             int fits = match_sentence(endings[e], strlen(endings[e]), &then);
-            right += e == label && fits, wrong += e != label && fits;
+            right += e == label && fits;
+            wrong += e != label && fits;
             for (int other = 0; other < e; other++) unfit += strcmp(endings[e], endings[other]) == 0;
         }
         for (int e = 0; e < STORY_ENDINGS; e++) free(endings[e]);
-        free(context), free(told);
+        free(context);
+        free(told);
 
         char *text = story_last_word(6, (uint64_t)i);
         if (text) {
             char *last = strrchr(text, ' ') + 1, *earlier = strstr(text, last);
-            while (earlier < last && (isalpha((unsigned char)earlier[-1]) || isalpha((unsigned char)earlier[strlen(last)]))) earlier = strstr(earlier + 1, last);
+            while (earlier < last &&
+                   (isalpha((unsigned char)earlier[-1]) || isalpha((unsigned char)earlier[strlen(last)])))
+                earlier = strstr(earlier + 1, last);
             words++;
             cut += strncmp(text, whole, strlen(text)) == 0 && !isalpha((unsigned char)whole[strlen(text)]);
             known += earlier < last;
         }
-        free(text), free(whole);
+        free(text);
+        free(whole);
     }
-    CHECK(without == 0 && unfit == 0, "every story has a question: %d have none; contexts and right endings are the stories': %d are not", without, unfit);
-    CHECK(right == N && wrong == 0, "%d of %d right endings follow the story, %d of %d wrong ones", right, N, wrong, 3 * N);
-    for (int e = 0; e < STORY_ENDINGS; e++) CHECK(labels[e] > N / 8 && labels[e] < N / 2, "the answer is at any place: %d times at %d", labels[e], e);
-    CHECK(words > N / 2 && cut == words && known == words, "%d last words, %d of them at the end of a piece of the story, %d said before", words, cut, known);
+    CHECK(without == 0 && unfit == 0,
+          "every story has a question: %d have none; contexts and right endings are the stories': %d are not", without,
+          unfit);
+    CHECK(right == N && wrong == 0, "%d of %d right endings follow the story, %d of %d wrong ones", right, N, wrong,
+          3 * N);
+    for (int e = 0; e < STORY_ENDINGS; e++)
+        CHECK(labels[e] > N / 8 && labels[e] < N / 2, "the answer is at any place: %d times at %d", labels[e], e);
+    CHECK(words > N / 2 && cut == words && known == words,
+          "%d last words, %d of them at the end of a piece of the story, %d said before", words, cut, known);
 }
 
 static void test_make_stories(void) {
     char *path = in_folder("made.txt"), *out = getenv("OUT");
     size_t n, expected_bytes;
-    char *command = xasprintf("./%sdata/make_stories --bytes 20k --seed 9 --first 2 --out %s 2>/dev/null && ./%sdata/make_stories --bytes 20k --seed 9 --first 2 --out - 2>/dev/null | cmp - %s", out ? out : "", path,
-                              out ? out : "", path);
+    char *command = xasprintf("./%sdata/make_stories --bytes 20k --seed 9 --first 2 --out %s 2>/dev/null && "
+                              "./%sdata/make_stories --bytes 20k --seed 9 --first 2 --out - 2>/dev/null | cmp - %s",
+                              out ? out : "", path, out ? out : "", path);
     CHECK(run(command) == 0, "make_stories writes the same to a file and to standard output");
     char *text = read_file(path, &n), *expected = stories(9, 30000, &expected_bytes), *third = expected;
     for (int i = 0; i < 2; i++) third = strstr(third, "<|endoftext|>\n") + 14;
@@ -848,7 +958,8 @@ static void test_make_stories(void) {
     free(text);
     free(expected);
     free(command);
-    command = xasprintf("ulimit -f 10; ./%sdata/make_stories --bytes 1M --out %s/limited.txt 2>/dev/null", out ? out : "", folder);
+    command = xasprintf("ulimit -f 10; ./%sdata/make_stories --bytes 1M --out %s/limited.txt 2>/dev/null",
+                        out ? out : "", folder);
     int status = run(command);
     CHECK(status == 1 && count_files("limited*") == 0, "a full disk leaves nothing");
     free(command);
@@ -858,13 +969,17 @@ static void test_make_stories(void) {
     free(command);
     char *context, *endings[STORY_ENDINGS];
     int label;
-    for (int last = 0; last < 2; last++) { /* a line of each form, taken apart by hand: these texts have no escapes but quotes and newlines */
-        command = xasprintf("./%sdata/make_stories --tasks %s --count 1 --first 3 --seed 6 --out %s 2>/dev/null", out ? out : "", last ? "last-word" : "choice", path);
+    /* a line of each form, taken apart by hand: these texts have no escapes but quotes and newlines */
+    for (int last = 0; last < 2; last++) {
+        command = xasprintf("./%sdata/make_stories --tasks %s --count 1 --first 3 --seed 6 --out %s 2>/dev/null",
+                            out ? out : "", last ? "last-word" : "choice", path);
         status = run(command);
         char *line = read_file(path, &n), *plain = (char *)xmalloc(n + 1), *p = plain, *expected;
         for (const char *q = line; *q; q++) {
-            if (*q == '\\') q++, *p++ = *q == 'n' ? '\n' : *q;
-            else *p++ = *q;
+            if (*q == '\\') {
+                q++;
+                *p++ = *q == 'n' ? '\n' : *q;
+            } else *p++ = *q;
         }
         *p = 0;
         if (last) {
@@ -873,12 +988,16 @@ static void test_make_stories(void) {
             free(text);
         } else {
             story_choice(6, 3, &context, endings, &label);
-            expected = xasprintf("{\"ctx\":\"%s\",\"endings\":[\"%s\",\"%s\",\"%s\",\"%s\"],\"label\":%d}\n", context, endings[0], endings[1], endings[2], endings[3], label);
+            expected = xasprintf("{\"ctx\":\"%s\",\"endings\":[\"%s\",\"%s\",\"%s\",\"%s\"],\"label\":%d}\n", context,
+                                 endings[0], endings[1], endings[2], endings[3], label);
             free(context);
             for (int e = 0; e < STORY_ENDINGS; e++) free(endings[e]);
         }
         CHECK(status == 0 && strcmp(plain, expected) == 0, "a task file: %s", plain);
-        free(line), free(plain), free(expected), free(command);
+        free(line);
+        free(plain);
+        free(expected);
+        free(command);
     }
     const char *const bad[] = {"--tasks choice --bytes 5", "--count 5", "--tasks both", "--tasks choice --count 0"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

@@ -1,8 +1,10 @@
-/* Damaged files: whatever is in a file, a program that reads it goes on with something sound or ends with one sentence and status 1; it never dies by a
-   signal, hangs or takes all memory. Each case is a small valid file, damaged at random and read by the code that reads it for a user, in a process that may die.
+/* Damaged files: whatever is in a file, a program that reads it goes on with something sound or ends with one sentence
+   and status 1; it never dies by a signal, hangs or takes all memory. Each case is a small valid file, damaged at
+   random and read by the code that reads it for a user, in a process that may die.
 
-   test_fuzz [SECONDS [SEED]]: without arguments a hundred cases of each kind, the same every time; best with config=sanitize. A case that
-   fails leaves its file behind, and its number, so that `test_fuzz 0 SEED KIND NUMBER` runs it alone. */
+   test_fuzz [SECONDS [SEED]]: without arguments a hundred cases of each kind, the same every time; best with
+   config=sanitize. A case that fails leaves its file behind, and its number, so that `test_fuzz 0 SEED KIND NUMBER`
+   runs it alone. */
 #define INFER_NO_MAIN
 #include "network.h"
 
@@ -21,18 +23,20 @@
 
 #ifdef __SANITIZE_ADDRESS__
 const char *__asan_default_options(void);
-const char *__asan_default_options(void) { return "abort_on_error=1:detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096"; }
+const char *__asan_default_options(void) {
+    return "abort_on_error=1:detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096";
+}
 #endif
 
 static char *folder;
 static char *in_folder(const char *name) { return xasprintf("%s/%s", folder, name); }
 
-/* ---------------------------------------------------------------------------------------------- the readers */
+/* ---------------------------------------------------------------------- the readers */
 
 /* Each is what a command does with the file; they run in the child. All arguments are texts, as main would get them. */
-#define COMMAND(function, ...)                                    \
-    do {                                                          \
-        char *argv[] = {(char *)"infer", __VA_ARGS__, NULL};      \
+#define COMMAND(function, ...)                                       \
+    do {                                                             \
+        char *argv[] = {(char *)"infer", __VA_ARGS__, NULL};         \
         exit(function((int)(sizeof argv / sizeof *argv) - 1, argv)); \
     } while (0)
 
@@ -41,7 +45,10 @@ static char *tokenizer_file, *shard_file, *model_file;
 static void read_by_generate(char *path) { COMMAND(generate, path, (char *)"Once", (char *)"--tokens", (char *)"3"); }
 static void read_by_perplexity(char *path) { COMMAND(perplexity, path, shard_file); }
 static void read_by_fill(char *path) { COMMAND(fill, path, (char *)"The [MASK] sat"); }
-static void read_by_report(char *path) { COMMAND(report, path, (char *)"Once upon", (char *)"--out", in_folder("damaged.html"), (char *)"--pictures", in_folder("pictures")); }
+static void read_by_report(char *path) {
+    COMMAND(report, path, (char *)"Once upon", (char *)"--out", in_folder("damaged.html"), (char *)"--pictures",
+            in_folder("pictures"));
+}
 static void read_log(char *path) {
     const char *log = path;
     Canvas *c = log_has_adaptation(log) ? picture_adaptation(log) : picture_losses("Loss", &log, NULL, 1, 0, 0);
@@ -49,16 +56,23 @@ static void read_log(char *path) {
     canvas_write(c, out);
     exit(0);
 }
-static void read_by_quantize(char *path) { COMMAND(quantize, path, xasprintf("%s.int8", path), (char *)"--type", (char *)"int8"); }
-static void read_llmc(char *path) { COMMAND(generate, path, (char *)"Once", (char *)"--tokens", (char *)"3", (char *)"--tokenizer", tokenizer_file); }
+static void read_by_quantize(char *path) {
+    COMMAND(quantize, path, xasprintf("%s.int8", path), (char *)"--type", (char *)"int8");
+}
+static void read_llmc(char *path) {
+    COMMAND(generate, path, (char *)"Once", (char *)"--tokens", (char *)"3", (char *)"--tokenizer", tokenizer_file);
+}
 static void read_text(char *path) { COMMAND(perplexity, model_file, path); } /* a shard, a text */
-static void read_prompt(char *path) { COMMAND(generate, model_file, (char *)"--file", path, (char *)"--tokens", (char *)"1"); }
+static void read_prompt(char *path) {
+    COMMAND(generate, model_file, (char *)"--file", path, (char *)"--tokens", (char *)"1");
+}
 
 static void read_tokenizer(char *path) {
     Tokenizer *t = tokenizer_load(path);
     int *ids = NULL;
     size_t count = 0, room = 0, bytes;
-    const char text[] = "Once upon a time, 1234 \xC3\xA9t\xC3\xA9s\xFF\n\n  <|endoftext|> [MASK] aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const char text[] = "Once upon a time, 1234 \xC3\xA9t\xC3\xA9s\xFF\n\n  <|endoftext|> [MASK] "
+                        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     tokenizer_encode(t, text, sizeof text, true, &ids, &count, &room);
     for (size_t i = 0; i < count; i++)
         if (!tokenizer_piece(t, ids[i], &bytes)) abort();
@@ -77,7 +91,8 @@ static void read_tasks(char *path) {
 /* A back end that computes nothing: what is read is --resume and --init-from. */
 static const char *no_name(void) { return "none"; }
 static void no_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
-    (void)c, (void)B;
+    (void)c;
+    (void)B;
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
 }
 static size_t no_limit(void) { return 0; }
@@ -86,15 +101,33 @@ static void *no_model(const Config *c, int B) {
     return (void *)c;
 }
 static void no_destroy(void *model) { (void)model; }
-static void no_write(void *model, int buffer, const float *from) { (void)model, (void)buffer, (void)from; }
+static void no_write(void *model, int buffer, const float *from) {
+    (void)model;
+    (void)buffer;
+    (void)from;
+}
 static void no_zero(void *model) { (void)model; }
-static void no_watch(void *model, bool on) { (void)model, (void)on; }
+static void no_watch(void *model, bool on) {
+    (void)model;
+    (void)on;
+}
 static double no_forward(void *model, const int *x, const int *y, int B, int T) {
-    (void)model, (void)x, (void)y, (void)B, (void)T;
+    (void)model;
+    (void)x;
+    (void)y;
+    (void)B;
+    (void)T;
     exit(0);
 }
-static const Backend none = {.name = no_name, .memory = no_memory, .free_memory = no_limit, .create = no_model, .destroy = no_destroy, .write = no_write, .zero_gradients = no_zero,
-                             .forward = no_forward, .watch = no_watch};
+static const Backend none = {.name = no_name,
+                             .memory = no_memory,
+                             .free_memory = no_limit,
+                             .create = no_model,
+                             .destroy = no_destroy,
+                             .write = no_write,
+                             .zero_gradients = no_zero,
+                             .forward = no_forward,
+                             .watch = no_watch};
 
 static void read_by_resume(char *path) { /* path: the model or the state of step 2 */
     char *out = xstrdup(path);
@@ -105,11 +138,12 @@ static void read_by_resume(char *path) { /* path: the model or the state of step
 
 static void read_by_init(char *path) {
     char *out = xasprintf("%s.out", path);
-    char *argv[] = {(char *)"program", (char *)"--init-from", path, (char *)"--data", shard_file, (char *)"--out", out, NULL};
+    char *argv[] = {(char *)"program", (char *)"--init-from", path, (char *)"--data",
+                    shard_file,        (char *)"--out",       out,  NULL};
     exit(train(7, argv, &none));
 }
 
-/* ---------------------------------------------------------------------------------------------- damage */
+/* ---------------------------------------------------------------------- damage */
 
 enum { BINARY, TEXT };
 
@@ -118,7 +152,8 @@ typedef struct {
     size_t count, room;
 } File;
 
-static void replace(File *f, size_t at, size_t cut, const char *with, size_t count) { /* the bytes at..at+cut become `with`, which may lie in f */
+/* the bytes at..at+cut become `with`, which may lie in f */
+static void replace(File *f, size_t at, size_t cut, const char *with, size_t count) {
     char *copy = (char *)xmalloc(count + 1);
     memcpy(copy, with, count);
     if (f->count - cut + count > f->room) f->bytes = (char *)xrealloc(f->bytes, f->room = 2 * (f->count + count));
@@ -128,8 +163,11 @@ static void replace(File *f, size_t at, size_t cut, const char *with, size_t cou
     free(copy);
 }
 
-static void damage_word(File *f, uint64_t *rng) { /* a number in the first 256, where headers are, or in the directory, or anywhere */
-    static const int32_t strange[] = {0, 1, -1, 2, 3, 7, 64, 255, 256, 257, 65535, 65536, 1 << 20, 1 << 24, INT32_MAX, INT32_MIN, 0x7FC00000, 0x7F800000, 0x7F7FFFFF, (int32_t)0xFF800000};
+/* a number in the first 256, where headers are, or in the directory, or anywhere */
+static void damage_word(File *f, uint64_t *rng) {
+    static const int32_t strange[] = {
+        0,     1,     -1,      2,       3,         7,         64,         255,        256,        257,
+        65535, 65536, 1 << 20, 1 << 24, INT32_MAX, INT32_MIN, 0x7FC00000, 0x7F800000, 0x7F7FFFFF, (int32_t)0xFF800000};
     size_t reach = rng_below(rng, 2) ? 64 * 4 : rng_below(rng, 2) ? 4096 : f->count, size = rng_below(rng, 4) ? 4 : 8;
     if (reach > f->count) reach = f->count;
     if (reach < 8) return;
@@ -141,15 +179,41 @@ static void damage_word(File *f, uint64_t *rng) { /* a number in the first 256, 
     case 1: value = (int64_t)((uint64_t)value + rng_below(rng, 9) - 4); break;
     case 2: value ^= (int64_t)((uint64_t)1 << rng_below(rng, 8 * size)); break;
     case 3: value = (int64_t)((uint64_t)value * 2 + rng_below(rng, 2)); break;
-    case 4: value = size == 8 ? (int64_t)rng_next(rng) >> rng_below(rng, 64) : (int32_t)(rng_next(rng) >> rng_below(rng, 64)); break;
+    case 4:
+        value =
+            size == 8 ? (int64_t)rng_next(rng) >> rng_below(rng, 64) : (int32_t)(rng_next(rng) >> rng_below(rng, 64));
+        break;
     case 5: value = (int64_t)f->count + (int64_t)rng_below(rng, 129) - 64; break;
     }
     memcpy(f->bytes + at, &value, size);
 }
 
 static void damage(File *f, int form, uint64_t *rng) {
-    static const char *const words[] = {"\"", "{", "}", "[", "]", ",", ":", "\\", "\\u0000", "\\ud800", "null", "1e999", "-1", "\n", "\r\n", " ", "<|endoftext|>", "=", "\xFF\xFE",
-                                        "\"endings\":", "\"text\":", "\"label\":3", "true", "999999999999999999999", "\xF0\x9F\x98\x80"};
+    static const char *const words[] = {"\"",
+                                        "{",
+                                        "}",
+                                        "[",
+                                        "]",
+                                        ",",
+                                        ":",
+                                        "\\",
+                                        "\\u0000",
+                                        "\\ud800",
+                                        "null",
+                                        "1e999",
+                                        "-1",
+                                        "\n",
+                                        "\r\n",
+                                        " ",
+                                        "<|endoftext|>",
+                                        "=",
+                                        "\xFF\xFE",
+                                        "\"endings\":",
+                                        "\"text\":",
+                                        "\"label\":3",
+                                        "true",
+                                        "999999999999999999999",
+                                        "\xF0\x9F\x98\x80"};
     for (uint64_t rounds = 1 + rng_below(rng, rng_below(rng, 2) ? 2 : 6); rounds > 0 && f->count > 0; rounds--) {
         size_t at = rng_below(rng, f->count), n = rng_below(rng, f->count - at) + 1, to = rng_below(rng, f->count);
         const char *word = words[rng_below(rng, sizeof words / sizeof *words)];
@@ -161,20 +225,23 @@ static void damage(File *f, int form, uint64_t *rng) {
         case 3: replace(f, to, 0, f->bytes + at, n); break;
         case 4: f->count = at; break;
         case 5: memmove(f->bytes + to, f->bytes + at, n < f->count - to ? n : f->count - to); break;
-        case 6: replace(f, at, rng_below(rng, 2) ? strlen(word) < f->count - at ? strlen(word) : 0 : 0, word, strlen(word)); break;
+        case 6:
+            replace(f, at, rng_below(rng, 2) ? strlen(word) < f->count - at ? strlen(word) : 0 : 0, word, strlen(word));
+            break;
         case 7:
             for (size_t i = 0; i < n; i++) f->bytes[at + i] = (char)rng_next(rng);
             break;
         default: damage_word(f, rng); break;
         }
     }
-    if (form == BINARY && f->count >= 24 && rng_below(rng, 2)) { /* a checkpoint's length, put right again: otherwise most damage stops there */
+    /* a checkpoint's length, put right again: otherwise most damage stops there */
+    if (form == BINARY && f->count >= 24 && rng_below(rng, 2)) {
         int64_t length = (int64_t)f->count;
         memcpy(f->bytes + 16, &length, 8);
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- cases */
+/* ---------------------------------------------------------------------- cases */
 
 typedef struct {
     const char *name, *file; /* file: what the damaged one is called */
@@ -189,9 +256,10 @@ static struct {
     uint64_t number; /* the case it is at */
     long cases, refused;
     char wrong[512];
-} *told;
+} * told;
 
-/* Programs end by exit, and a process for each case would be most of the time: in a child exit leads to the next case instead. */
+/* Programs end by exit, and a process for each case would be most of the time: in a child exit leads to the next
+   case instead. */
 static jmp_buf next_case;
 static volatile bool in_case;
 void exit(int status) {
@@ -205,7 +273,8 @@ void exit(int status) {
 static void make_case(const Kind *k, uint64_t seed, uint64_t number, const char *path) {
     uint64_t rng = rng_mix(rng_mix(seed, number), (uint64_t)k->name[0] << 8 | (uint64_t)strlen(k->name));
     File f;
-    f.bytes = read_file(k->valid, &f.count), f.room = f.count;
+    f.bytes = read_file(k->valid, &f.count);
+    f.room = f.count;
     if (number != NOTHING) damage(&f, k->form, &rng);
     FILE *out = xfopen(path, "wb");
     xfwrite(f.bytes, 1, f.count, out, path);
@@ -217,7 +286,9 @@ static void make_case(const Kind *k, uint64_t seed, uint64_t number, const char 
 static void child(const Kind *k, uint64_t seed, uint64_t first, uint64_t count) {
     char *path = in_folder(k->file), *errors = in_folder("errors");
     int null = open("/dev/null", O_RDWR), file = open(errors, O_RDWR | O_CREAT, 0666);
-    dup2(null, 0), dup2(null, 1), dup2(file, 2);
+    dup2(null, 0);
+    dup2(null, 1);
+    dup2(file, 2);
     program_name("program");
 #ifndef __SANITIZE_ADDRESS__
     struct rlimit room = {(rlim_t)8 << 30, (rlim_t)8 << 30};
@@ -240,13 +311,16 @@ static void child(const Kind *k, uint64_t seed, uint64_t first, uint64_t count) 
         char said[4096];
         ssize_t n = pread(file, said, sizeof said - 1, 0);
         said[n > 0 ? n : 0] = 0;
-        const char *last = n > 1 ? said + n - 1 : said; /* the sentence is the last line: warnings may stand before it */
+        /* the sentence is the last line: warnings may stand before it */
+        const char *last = n > 1 ? said + n - 1 : said;
         while (last > said && last[-1] != '\n') last--;
-        if (status != 0 && !((status == 1 || status == 2) && n > 0 && said[n - 1] == '\n' && strncmp(last, "program: ", 9) == 0)) {
+        if (status != 0 &&
+            !((status == 1 || status == 2) && n > 0 && said[n - 1] == '\n' && strncmp(last, "program: ", 9) == 0)) {
             snprintf(told->wrong, sizeof told->wrong, "status %d without a sentence: %.300s", status, said);
             _exit(97);
         }
-        told->cases++, told->refused += status != 0;
+        told->cases++;
+        told->refused += status != 0;
     }
     _exit(0);
 }
@@ -260,25 +334,30 @@ static void run_cases(Kind *k, uint64_t seed, uint64_t first, uint64_t count) {
         if (pid == 0) child(k, seed, first, end - first);
         int status;
         if (waitpid(pid, &status, 0) != pid) die("cannot wait for a child");
-        k->cases += told->cases, k->refused += told->refused;
+        k->cases += told->cases;
+        k->refused += told->refused;
         if (!told->wrong[0] && status != 0) { /* a signal, or a sanitizer's own end */
             char *errors = in_folder("errors");
             size_t n;
             char *said = read_file(errors, &n);
-            snprintf(told->wrong, sizeof told->wrong, "ended by %s: %.400s", WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : "the sanitizer", said);
-            free(errors), free(said);
+            snprintf(told->wrong, sizeof told->wrong, "ended by %s: %.400s",
+                     WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : "the sanitizer", said);
+            free(errors);
+            free(said);
         }
         bool good = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-        CHECK(good, "%s, seed %llu, case %llu: %s", k->name, (unsigned long long)seed, (unsigned long long)told->number, told->wrong);
+        CHECK(good, "%s, seed %llu, case %llu: %s", k->name, (unsigned long long)seed, (unsigned long long)told->number,
+              told->wrong);
         if (good) break;
-        char *keep = xasprintf("/tmp/fuzz_%s_%llu_%llu", k->name, (unsigned long long)seed, (unsigned long long)told->number);
+        char *keep =
+            xasprintf("/tmp/fuzz_%s_%llu_%llu", k->name, (unsigned long long)seed, (unsigned long long)told->number);
         make_case(k, seed, told->number, keep);
         printf("     its file is %s\n", keep);
         free(keep);
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- valid files */
+/* ---------------------------------------------------------------------- valid files */
 
 static void run(const char *format, ...) {
     char *command;
@@ -292,8 +371,9 @@ static void run(const char *format, ...) {
 
 static char *make_model(const char *out, const char *flags) { /* trained for two steps; its state lies beside it */
     const char *programs = getenv("OUT") ? getenv("OUT") : "";
-    run("./%strain_gsa --layers 1 --heads 2 --channels 16 --seq 16 --batch 2 --steps 4 --save-every 2 --sample-every 0 --data %s --tokenizer %s %s --threads 1 --out %s/%s >%s/log 2>&1", programs,
-        shard_file, tokenizer_file, flags, folder, out, folder);
+    run("./%strain_gsa --layers 1 --heads 2 --channels 16 --seq 16 --batch 2 --steps 4 --save-every 2 --sample-every 0 "
+        "--data %s --tokenizer %s %s --threads 1 --out %s/%s >%s/log 2>&1",
+        programs, shard_file, tokenizer_file, flags, folder, out, folder);
     return xasprintf("%s/%s/model_00000002.bin", folder, out);
 }
 
@@ -306,7 +386,8 @@ static char *make_rounded(const char *model, const char *type) {
 /* Our model of standard attention as llm.c writes it: version 3, fp32, or 5, bf16. */
 static char *make_llmc(const char *model, int version) {
     Checkpoint *k = checkpoint_open(model, CHECKPOINT_MODEL);
-    static const char *const order[] = {"wte", "wpe", "ln1w", "ln1b", "qkvw", "qkvb", "attprojw", "attprojb", "ln2w", "ln2b", "fcw", "fcb", "fcprojw", "fcprojb", "lnfw", "lnfb"};
+    static const char *const order[] = {"wte",  "wpe",  "ln1w", "ln1b", "qkvw",    "qkvb",    "attprojw", "attprojb",
+                                        "ln2w", "ln2b", "fcw",  "fcb",  "fcprojw", "fcprojb", "lnfw",     "lnfb"};
     const Config *c = &k->config;
     int32_t header[256] = {20240326, version, c->T, c->V, c->L, c->NH, c->C, c->Vp};
     char *path = in_folder(version == 3 ? "valid.llmc" : "valid.llmc16");
@@ -316,7 +397,8 @@ static char *make_llmc(const char *model, int version) {
         for (int e = 0; e < k->count; e++) {
             if (strcmp(k->entries[e].name, order[i]) != 0) continue;
             const char *numbers = k->map + k->entries[e].offset;
-            for (int64_t n = 0; n < k->entries[e].bytes / 4; n++) xfwrite(numbers + 4 * n + (version == 3 ? 0 : 2), version == 3 ? 4 : 2, 1, f, path);
+            for (int64_t n = 0; n < k->entries[e].bytes / 4; n++)
+                xfwrite(numbers + 4 * n + (version == 3 ? 0 : 2), version == 3 ? 4 : 2, 1, f, path);
         }
     fclose(f);
     checkpoint_close(k);
@@ -340,7 +422,8 @@ int main(int argc, char **argv) {
     int *ids = NULL;
     char *text = stories(1, 6000, &bytes), *text_file = in_folder("text.txt");
     Tokenizer *t = tokenizer_train(text, bytes, 280, false);
-    tokenizer_file = in_folder("tokenizer.bin"), shard_file = in_folder("shard.bin");
+    tokenizer_file = in_folder("tokenizer.bin");
+    shard_file = in_folder("shard.bin");
     tokenizer_save(t, tokenizer_file);
     tokenizer_encode(t, text, bytes, true, &ids, &count, &room);
     uint16_t tokens[400];
@@ -355,13 +438,18 @@ int main(int argc, char **argv) {
     f = xfopen(prompt_file, "wb");
     xfwrite("Once upon\n", 1, 10, f, prompt_file);
     fclose(f);
-    free(ids), free(text);
+    free(ids);
+    free(text);
     tokenizer_free(t);
 
-    char *hybrid = make_model("hybrid", "--attention hybrid"), *extend = make_model("extend", "--attention extend --window 4 --covariance full");
-    char *standard = make_model("standard", "--attention standard --pos learned"), *linear = make_model("linear", "--attention augment --mixer linear");
-    char *encoder = make_model("encoder", "--attention gsa --objective mlm"), *llmc = make_llmc(standard, 3), *llmc16 = make_llmc(standard, 5);
-    char *bf16 = make_rounded(extend, "bf16"), *int8 = make_rounded(linear, "int8"), *int8_encoder = make_rounded(encoder, "int8");
+    char *hybrid = make_model("hybrid", "--attention hybrid"),
+         *extend = make_model("extend", "--attention extend --window 4 --covariance full");
+    char *standard = make_model("standard", "--attention standard --pos learned"),
+         *linear = make_model("linear", "--attention augment --mixer linear");
+    char *encoder = make_model("encoder", "--attention gsa --objective mlm"), *llmc = make_llmc(standard, 3),
+         *llmc16 = make_llmc(standard, 5);
+    char *bf16 = make_rounded(extend, "bf16"), *int8 = make_rounded(linear, "int8"),
+         *int8_encoder = make_rounded(encoder, "int8");
     char *choice = in_folder("choice.jsonl"), *last_word = in_folder("last_word.jsonl");
     run("./%sdata/make_stories --tasks choice --count 2 --out %s 2>%s/log", programs, choice, folder);
     run("./%sdata/make_stories --tasks last-word --count 4 --out %s 2>%s/log", programs, last_word, folder);
@@ -371,7 +459,11 @@ int main(int argc, char **argv) {
 
     char *log = in_folder("main.log");
     f = xfopen(log, "wb");
-    for (int s = 0; s < 40; s++) fprintf(f, "s:%d trl:%g lr:0.001\n%s", s, 7 - 0.1 * s, s % 9 ? "" : "s:9 tel:5\ns:9 adp:birth l:1 h:0 slot:3 act:0.1\ns:9 adp:state alive:9 fewest:4 coverage:-1.5\n");
+    for (int s = 0; s < 40; s++)
+        fprintf(
+            f, "s:%d trl:%g lr:0.001\n%s", s, 7 - 0.1 * s,
+            s % 9 ? ""
+                  : "s:9 tel:5\ns:9 adp:birth l:1 h:0 slot:3 act:0.1\ns:9 adp:state alive:9 fewest:4 coverage:-1.5\n");
     fclose(f);
 
     Kind kinds[] = {
@@ -413,7 +505,9 @@ int main(int argc, char **argv) {
             for (size_t i = 0; i < N; i++) run_cases(&kinds[i], seed, number, BATCH);
         for (size_t i = 0; i < N; i++) {
             if (seconds >= 0) printf("%-10s %ld cases, %ld refused\n", kinds[i].name, kinds[i].cases, kinds[i].refused);
-            else CHECK(kinds[i].refused > 0 || kinds[i].form == TEXT, "%s: some of the damaged files are refused", kinds[i].name);
+            else
+                CHECK(kinds[i].refused > 0 || kinds[i].form == TEXT, "%s: some of the damaged files are refused",
+                      kinds[i].name);
         }
     }
     run("rm -rf %s", folder);

@@ -1,5 +1,6 @@
-/* What infer measures, against the definitions computed from whole forward passes in double: the loss of a text with and without overlapping
-   windows, the likelihood of endings. What is read to be measured: tasks, and models of llm.c. What a trained model and models of known weights write. */
+/* What infer measures, against the definitions computed from whole forward passes in double: the loss of a text with
+   and without overlapping windows, the likelihood of endings. What is read to be measured: tasks, and models of
+   llm.c. What a trained model and models of known weights write. */
 #define INFER_NO_MAIN
 #include "network.h"
 
@@ -43,11 +44,13 @@ static double formula_loss(const real *logits, size_t V, int target, bool *likel
     return most + log(sum) - (double)logits[target];
 }
 
-/* ---------------------------------------------------------------------------------------------- the loss of a text */
+/* ---------------------------------------------------------------------- the loss of a text */
 
-static void check_losses(const Model *m, GSA *net, const int *tokens, size_t count, size_t stride, size_t batch, const char *what) {
+static void check_losses(const Model *m, GSA *net, const int *tokens, size_t count, size_t stride, size_t batch,
+                         const char *what) {
     size_t Vp = (size_t)net->config.Vp, V = (size_t)net->config.V, rows = 0;
-    double *loss = (double *)xmalloc(count * sizeof *loss), sum = 0, by_row[POSITIONS] = {0}, squares[POSITIONS] = {0}, counts[POSITIONS] = {0}, worst = 0, stretch_error = 0;
+    double *loss = (double *)xmalloc(count * sizeof *loss), sum = 0, by_row[POSITIONS] = {0}, squares[POSITIONS] = {0},
+           counts[POSITIONS] = {0}, worst = 0, stretch_error = 0;
     Losses l = measure_losses(m, tokens, count, stride, batch);
     for (size_t i = 1; i < count; i++) { /* token i, from the first window that reaches it */
         size_t begin = 0;
@@ -57,14 +60,18 @@ static void check_losses(const Model *m, GSA *net, const int *tokens, size_t cou
         sum += loss[i - 1];
         size_t row = 0;
         while ((size_t)2 << row <= i - begin) row++;
-        by_row[row] += loss[i - 1], squares[row] += loss[i - 1] * loss[i - 1], counts[row]++;
+        by_row[row] += loss[i - 1];
+        squares[row] += loss[i - 1] * loss[i - 1];
+        counts[row]++;
     }
-    CHECK(l.predictions == count - 1 && fabs(l.sum - sum) <= 1e-6 * sum, "%s: loss %.9g, by definition %.9g", what, l.sum, sum);
+    CHECK(l.predictions == count - 1 && fabs(l.sum - sum) <= 1e-6 * sum, "%s: loss %.9g, by definition %.9g", what,
+          l.sum, sum);
     for (size_t row = 0; row < POSITIONS; row++) {
         if (l.position[row].count != counts[row]) worst = INFINITY;
         if (!counts[row]) continue;
         rows++;
-        double mean = by_row[row] / counts[row], error = counts[row] > 1 ? sqrt((squares[row] / counts[row] - mean * mean) / (counts[row] - 1)) : 0;
+        double mean = by_row[row] / counts[row],
+               error = counts[row] > 1 ? sqrt((squares[row] / counts[row] - mean * mean) / (counts[row] - 1)) : 0;
         worst = fmax(worst, fabs(mean_value(&l.position[row]) - mean) + fabs(mean_error(&l.position[row]) - error));
     }
     CHECK(worst <= 1e-5 && rows >= 4, "%s: %zu rows of the table, off by %g", what, rows, worst);
@@ -74,21 +81,26 @@ static void check_losses(const Model *m, GSA *net, const int *tokens, size_t cou
         for (size_t i = s * T; i < (s + 1) * T && i < count - 1; i++) expected += loss[i];
         stretch_error = fmax(stretch_error, fabs(expected - l.stretch[s]));
     }
-    CHECK(l.stretches == stretches && stretch_error <= 1e-4, "%s: sums of %zu stretches, off by %g", what, l.stretches, stretch_error);
-    free(loss), free(l.stretch);
+    CHECK(l.stretches == stretches && stretch_error <= 1e-4, "%s: sums of %zu stretches, off by %g", what, l.stretches,
+          stretch_error);
+    free(loss);
+    free(l.stretch);
 }
 
-/* ---------------------------------------------------------------------------------------------- tasks */
+/* ---------------------------------------------------------------------- tasks */
 
 static const char tasks_text[] =
-    "{\"ctx\": \"One day, Mia saw a\", \"endings\": [\"bird.\", \"big dog in the sun.\", \"x\"], \"label\": 1, \"split\": \"val\"}\n"
+    "{\"ctx\": \"One day, Mia saw a\", \"endings\": [\"bird.\", \"big dog in the sun.\", \"x\"], \"label\": 1, "
+    "\"split\": \"val\"}\n"
     "\n"
     "  {\"text\":\"Tom had a red ball. He liked the red ball\"}\r\n"
     "{\"endings\":[\" kite\",\"kite\"],\"ctx\":\"A \\\"blue\\\"\\n\",\"label\":\"0\"}\n"
     "{\"text\":\"So\\nlong \"}\n"
     "{\"ctx\":\"\",\"endings\":[\"a\",\"b\",\"\\u00e9t\\u00e9 \\ud83d\\ude00\"],\"label\":2}\n"
-    "{\"ctx\":\"Once upon a time there was a very long story that nobody could keep in mind and that went on and on and on\",\"endings\":[\"for ever.\",\"and on\"],\"label\":1}\n"
-    "{\"text\":\"He told it again and again and again, and he told it over and over, until nobody in the house or in the town wanted to hear it\"}";
+    "{\"ctx\":\"Once upon a time there was a very long story that nobody could keep in mind and that went on and on "
+    "and on\",\"endings\":[\"for ever.\",\"and on\"],\"label\":1}\n"
+    "{\"text\":\"He told it again and again and again, and he told it over and over, until nobody in the house or in "
+    "the town wanted to hear it\"}";
 
 static Task *read_tasks(size_t *count) {
     char *path = xasprintf("%s/tasks.jsonl", folder);
@@ -105,13 +117,19 @@ static void test_reading(void) {
     Task *t = read_tasks(&count);
     if (!CHECK(count == 7, "%zu tasks", count)) return;
     CHECK(t[0].line == 1 && t[1].line == 3 && t[6].line == 8, "lines are counted from 1, blank ones too");
-    CHECK(!t[0].last_word && t[0].count == 3 && t[0].label == 1 && strcmp(t[0].context, "One day, Mia saw a") == 0, "a choice");
+    CHECK(!t[0].last_word && t[0].count == 3 && t[0].label == 1 && strcmp(t[0].context, "One day, Mia saw a") == 0,
+          "a choice");
     CHECK(strcmp(t[0].endings[0], " bird.") == 0 && t[0].bytes[0] == 5, "an ending gets a space, which is not counted");
-    CHECK(t[1].last_word && t[1].count == 1 && t[1].label == 0 && strcmp(t[1].endings[0], " ball") == 0 && t[1].bytes[0] == 4, "a last word");
+    CHECK(t[1].last_word && t[1].count == 1 && t[1].label == 0 && strcmp(t[1].endings[0], " ball") == 0 &&
+              t[1].bytes[0] == 4,
+          "a last word");
     CHECK(strcmp(t[1].context, "Tom had a red ball. He liked the red") == 0, "and what stands before it");
-    CHECK(t[2].label == 0 && strcmp(t[2].endings[0], " kite") == 0 && strcmp(t[2].endings[1], "kite") == 0 && strcmp(t[2].context, "A \"blue\"\n") == 0, "no second space; a label as text");
+    CHECK(t[2].label == 0 && strcmp(t[2].endings[0], " kite") == 0 && strcmp(t[2].endings[1], "kite") == 0 &&
+              strcmp(t[2].context, "A \"blue\"\n") == 0,
+          "no second space; a label as text");
     CHECK(strcmp(t[3].context, "So\n") == 0 && strcmp(t[3].endings[0], "long") == 0, "a word behind a newline");
-    CHECK(t[4].context[0] == 0 && strcmp(t[4].endings[2], " \xC3\xA9t\xC3\xA9 \xF0\x9F\x98\x80") == 0, "no context; escapes");
+    CHECK(t[4].context[0] == 0 && strcmp(t[4].endings[2], " \xC3\xA9t\xC3\xA9 \xF0\x9F\x98\x80") == 0,
+          "no context; escapes");
     tasks_free(t, count);
 }
 
@@ -138,7 +156,8 @@ static void check_scores(const Model *m, GSA *net, const char *what) {
                 tokenizer_encode(m->tokenizer, t->endings[e], strlen(t->endings[e]), false, &ids, &n, &room);
                 if (n - context > longest) longest = n - context;
                 if (pass == 1) {
-                    size_t skip = context + longest > T ? context + longest - T : 0; /* with the start in front, T tokens fit before the last of the longest */
+                    /* with the start in front, T tokens fit before the last of the longest */
+                    size_t skip = context + longest > T ? context + longest - T : 0;
                     int x[2 * T];
                     cut += skip > 0;
                     x[0] = start;
@@ -146,7 +165,8 @@ static void check_scores(const Model *m, GSA *net, const char *what) {
                     size_t length = n - skip;
                     if (skip) memcpy(x, ids + skip - 1, (length + 1) * sizeof *x);
                     gsa_forward(net, x, NULL, 1, length);
-                    expected[e] = 0, all[e] = true;
+                    expected[e] = 0;
+                    all[e] = true;
                     for (size_t p = context - skip; p < length; p++) {
                         bool likeliest;
                         expected[e] -= formula_loss(net->a.logits + p * Vp, V, x[p + 1], &likeliest);
@@ -154,27 +174,45 @@ static void check_scores(const Model *m, GSA *net, const char *what) {
                     }
                     worst = fmax(worst, fabs(expected[e] - likelihood[e]));
                     CHECK(greedy[e] == all[e], "%s: line %d, ending %d: greedy", what, t->line, e);
-                    if (expected[e] > best) best = expected[e], answer = e;
-                    if (expected[e] / (double)t->bytes[e] > best_per_byte) best_per_byte = expected[e] / (double)t->bytes[e], answer_per_byte = e;
+                    if (expected[e] > best) {
+                        best = expected[e];
+                        answer = e;
+                    }
+                    if (expected[e] / (double)t->bytes[e] > best_per_byte) {
+                        best_per_byte = expected[e] / (double)t->bytes[e];
+                        answer_per_byte = e;
+                    }
                 }
                 free(ids);
             }
-        if (t->last_word) last_words++, words += all[0], likelihoods += expected[0];
-        else choices++, right += answer == t->label, normalised += answer_per_byte == t->label, chance += 1.0 / t->count;
+        if (t->last_word) {
+            last_words++;
+            words += all[0];
+            likelihoods += expected[0];
+        } else {
+            choices++;
+            right += answer == t->label;
+            normalised += answer_per_byte == t->label;
+            chance += 1.0 / t->count;
+        }
     }
     session_free(s);
     CHECK(worst <= 1e-4 && cut == 7, "%s: log-likelihoods are off by %g; %zu contexts were cut", what, worst, cut);
     Scores got = score_tasks(m, tasks, count, "tasks");
-    CHECK(got.choice.count == choices && got.choice.sum == right && got.normalised.sum == normalised && fabs(got.chance.sum - chance) < 1e-12, "%s: %g of %g choices, %g by byte; expected %g, %g", what,
-          got.choice.sum, got.choice.count, got.normalised.sum, right, normalised);
-    CHECK(got.word.count == last_words && got.word.sum == words && fabs(got.likelihood.sum - likelihoods) <= 1e-3, "%s: %g last words, likelihood %g; expected %g, %g", what, got.word.sum,
-          got.likelihood.sum, words, likelihoods);
+    CHECK(got.choice.count == choices && got.choice.sum == right && got.normalised.sum == normalised &&
+              fabs(got.chance.sum - chance) < 1e-12,
+          "%s: %g of %g choices, %g by byte; expected %g, %g", what, got.choice.sum, got.choice.count,
+          got.normalised.sum, right, normalised);
+    CHECK(got.word.count == last_words && got.word.sum == words && fabs(got.likelihood.sum - likelihoods) <= 1e-3,
+          "%s: %g last words, likelihood %g; expected %g, %g", what, got.word.sum, got.likelihood.sum, words,
+          likelihoods);
     double p = right / choices;
-    CHECK(fabs(mean_error(&got.choice) - sqrt(p * (1 - p) / (choices - 1))) <= 1e-12, "%s: the standard error of a share", what);
+    CHECK(fabs(mean_error(&got.choice) - sqrt(p * (1 - p) / (choices - 1))) <= 1e-12,
+          "%s: the standard error of a share", what);
     tasks_free(tasks, count);
 }
 
-/* ---------------------------------------------------------------------------------------------- a trained model */
+/* ---------------------------------------------------------------------- a trained model */
 
 /* Runs one of the programs, its output to files; the most memory that it had at once, in KiB, or -1 where it failed. */
 static long run(const char *program, char **argv, const char *out, const char *errors) {
@@ -196,33 +234,66 @@ static long run(const char *program, char **argv, const char *out, const char *e
     return status == 0 ? used.ru_maxrss : -1;
 }
 
-/* A small model of windows and linear splats learns made-up stories; it writes 100,000 tokens in the memory that 1,000 take, all of them text; rounded to int8 it
-   predicts as well. Comes before all else: a process counts what the one that it was forked from had as its own. */
+/* A small model of windows and linear splats learns made-up stories; it writes 100,000 tokens in the memory that
+   1,000 take, all of them text; rounded to int8 it predicts as well. Comes before all else: a process counts what
+   the one that it was forked from had as its own. */
 static void test_trained(void) {
-    char *model = in_folder("trained/model_00000400.bin"), *small = in_folder("int8.bin"), *text = in_folder("text.txt"), *out = in_folder("out"), *errors = in_folder("errors"), *runs = in_folder("trained");
+    char *model = in_folder("trained/model_00000400.bin"), *small = in_folder("int8.bin"),
+         *text = in_folder("text.txt"), *out = in_folder("out"), *errors = in_folder("errors"),
+         *runs = in_folder("trained");
 #define WORD(text) (char *)text
-    char *training[] = {NULL, WORD("--layers"), WORD("2"), WORD("--heads"), WORD("2"), WORD("--channels"), WORD("32"), WORD("--seq"), WORD("32"), WORD("--vocab"), WORD("300"), WORD("--attention"),
-                        WORD("hybrid"), WORD("--mixer"), WORD("linear"), WORD("--window"), WORD("8"), WORD("--batch"), WORD("8"), WORD("--steps"), WORD("400"), WORD("--lr"), WORD("5e-3"),
-                        WORD("--warmup"), WORD("20"), WORD("--eval-every"), WORD("0"), WORD("--sample-every"), WORD("0"), WORD("--threads"), WORD("1"), WORD("--out"), runs, NULL};
+    char *training[] = {NULL,           WORD("--layers"),
+                        WORD("2"),      WORD("--heads"),
+                        WORD("2"),      WORD("--channels"),
+                        WORD("32"),     WORD("--seq"),
+                        WORD("32"),     WORD("--vocab"),
+                        WORD("300"),    WORD("--attention"),
+                        WORD("hybrid"), WORD("--mixer"),
+                        WORD("linear"), WORD("--window"),
+                        WORD("8"),      WORD("--batch"),
+                        WORD("8"),      WORD("--steps"),
+                        WORD("400"),    WORD("--lr"),
+                        WORD("5e-3"),   WORD("--warmup"),
+                        WORD("20"),     WORD("--eval-every"),
+                        WORD("0"),      WORD("--sample-every"),
+                        WORD("0"),      WORD("--threads"),
+                        WORD("1"),      WORD("--out"),
+                        runs,           NULL};
     run("train_gsa", training, out, errors);
     long peak[2];
 #ifdef __SANITIZE_ADDRESS__
     setenv("ASAN_OPTIONS", "quarantine_size_mb=1", 1); /* freed memory that the sanitizer keeps */
 #endif
     for (int i = 0; i < 2; i++) {
-        char *writing[] = {NULL, WORD("generate"), model, WORD("--endless"), WORD("--tokens"), i ? WORD("100000") : WORD("1000"), WORD("--seed"), WORD("3"), WORD("--threads"), WORD("1"), NULL};
+        char *writing[] = {NULL,
+                           WORD("generate"),
+                           model,
+                           WORD("--endless"),
+                           WORD("--tokens"),
+                           i ? WORD("100000") : WORD("1000"),
+                           WORD("--seed"),
+                           WORD("3"),
+                           WORD("--threads"),
+                           WORD("1"),
+                           NULL};
         peak[i] = run("infer", writing, out, errors);
     }
     struct rusage own;
     getrusage(RUSAGE_SELF, &own);
-    CHECK(peak[0] > own.ru_maxrss, "what the program had at once, %ld KiB, cannot be told from the test's own %ld", peak[0], own.ru_maxrss);
+    CHECK(peak[0] > own.ru_maxrss, "what the program had at once, %ld KiB, cannot be told from the test's own %ld",
+          peak[0], own.ru_maxrss);
     CHECK(peak[1] - peak[0] < 1024, "1,000 tokens took %ld KiB, 100,000 took %ld", peak[0], peak[1]);
     size_t bytes, letters = 0, strange = 0, n;
     char *written = read_file(out, &bytes), *said = read_file(errors, &n);
-    for (size_t i = 0; i < bytes; i++) letters += (written[i] >= 'a' && written[i] <= 'z') || written[i] == ' ', strange += (unsigned char)written[i] >= 0x80;
+    for (size_t i = 0; i < bytes; i++) {
+        letters += (written[i] >= 'a' && written[i] <= 'z') || written[i] == ' ';
+        strange += (unsigned char)written[i] >= 0x80;
+    }
     CHECK(strstr(said, "; 100000 tokens generated in ") != NULL, "the program says: %s", said);
-    CHECK(bytes > 100000 && (double)letters > 0.8 * (double)bytes && strange < bytes / 1000, "of %zu bytes %zu are letters or spaces, %zu no ASCII", bytes, letters, strange);
-    free(written), free(said);
+    CHECK(bytes > 100000 && (double)letters > 0.8 * (double)bytes && strange < bytes / 1000,
+          "of %zu bytes %zu are letters or spaces, %zu no ASCII", bytes, letters, strange);
+    free(written);
+    free(said);
 
     char *rounding[] = {NULL, WORD("quantize"), model, small, WORD("--type"), WORD("int8"), NULL};
     run("infer", rounding, out, errors);
@@ -237,18 +308,28 @@ static void test_trained(void) {
         int *tokens = perplexity_tokens(text, m->tokenizer, &n);
         Losses l = measure_losses(m, tokens, n, (size_t)m->net.config.T, 8);
         perplexity[i] = exp(l.sum / (double)l.predictions);
-        free(tokens), free(l.stretch);
+        free(tokens);
+        free(l.stretch);
         model_close(m);
     }
-    CHECK(perplexity[0] < 20 && fabs(perplexity[1] / perplexity[0] - 1) < 0.001, "perplexity %.4f in fp32 of a vocabulary of 300, %.4f in int8", perplexity[0], perplexity[1]);
-    free(model), free(small), free(text), free(out), free(errors), free(runs), free(story);
+    CHECK(perplexity[0] < 20 && fabs(perplexity[1] / perplexity[0] - 1) < 0.001,
+          "perplexity %.4f in fp32 of a vocabulary of 300, %.4f in int8", perplexity[0], perplexity[1]);
+    free(model);
+    free(small);
+    free(text);
+    free(out);
+    free(errors);
+    free(runs);
+    free(story);
 }
 
-/* ---------------------------------------------------------------------------------------------- golden texts */
+/* ---------------------------------------------------------------------- golden texts */
 
-/* What `infer generate MODEL "One day" --temperature 0 --tokens 16` writes with a scattered model whose tokens that are no plain letters have no logits: the same with every
-   compiler and CPU, as the likeliest token is always ahead by far more than rounding. */
-static void check_golden(const Config *c, const Tokenizer *tokenizer, uint64_t seed, const char *kind, const char *expected) {
+/* What `infer generate MODEL "One day" --temperature 0 --tokens 16` writes with a scattered model whose tokens that
+   are no plain letters have no logits: the same with every compiler and CPU, as the likeliest token is always ahead
+   by far more than rounding. */
+static void check_golden(const Config *c, const Tokenizer *tokenizer, uint64_t seed, const char *kind,
+                         const char *expected) {
     enum { START = 8, TOKENS = 16 };
     GSA *net = scattered_model(c, 1, seed);
     int ids[T] = {tokenizer_eot(tokenizer)}, *prompt = NULL;
@@ -256,14 +337,18 @@ static void check_golden(const Config *c, const Tokenizer *tokenizer, uint64_t s
     for (int v = 0; v < c->V; v++) {
         const char *piece = tokenizer_piece(tokenizer, v, &bytes);
         for (size_t k = 0; k < bytes; k++)
-            if (!isalpha((unsigned char)piece[k]) && piece[k] != ' ') memset(net->p.wte + (size_t)v * (size_t)c->C, 0, (size_t)c->C * sizeof(real));
+            if (!isalpha((unsigned char)piece[k]) && piece[k] != ' ')
+                memset(net->p.wte + (size_t)v * (size_t)c->C, 0, (size_t)c->C * sizeof(real));
     }
     Model *m = model_in_file(net, tokenizer);
     char *path = in_folder("model.bin"), *out = in_folder("out"), *errors = in_folder("errors");
-    char *arguments[] = {NULL, WORD("generate"), path, WORD("One day"), WORD("--temperature"), WORD("0"), WORD("--tokens"), WORD("16"), NULL};
+    char *arguments[] = {
+        NULL, WORD("generate"), path, WORD("One day"), WORD("--temperature"), WORD("0"), WORD("--tokens"), WORD("16"),
+        NULL};
     run("infer", arguments, out, errors);
     char *written = read_file(out, &bytes);
-    CHECK(bytes == strlen(expected) + 1 && memcmp(written, expected, bytes - 1) == 0, "%s wrote '%.*s', not '%s'", kind, (int)bytes, written, expected);
+    CHECK(bytes == strlen(expected) + 1 && memcmp(written, expected, bytes - 1) == 0, "%s wrote '%.*s', not '%s'", kind,
+          (int)bytes, written, expected);
     double margin = INFINITY;
     tokenizer_encode(tokenizer, "One day", 7, false, &prompt, &count, &room);
     CHECK(count < START, "the prompt has %zu tokens", count);
@@ -279,12 +364,17 @@ static void check_golden(const Config *c, const Tokenizer *tokenizer, uint64_t s
     CHECK(margin > 0.02, "%s: the likeliest token is ahead by %g only", kind, margin);
     model_close(m);
     gsa_destroy(net);
-    free(prompt), free(path), free(out), free(errors), free(written);
+    free(prompt);
+    free(path);
+    free(out);
+    free(errors);
+    free(written);
 }
 
-/* ---------------------------------------------------------------------------------------------- llm.c */
+/* ---------------------------------------------------------------------- llm.c */
 
-/* A model as llm.c writes it, in fp32 (version 3) and bf16 (5), tensor by tensor in its order: what is read has the same numbers, or their upper halves. */
+/* A model as llm.c writes it, in fp32 (version 3) and bf16 (5), tensor by tensor in its order: what is read has the
+   same numbers, or their upper halves. */
 static void test_llmc(void) {
     Config c;
     const char *wrong = try_config(&c, ATTENTION_STANDARD, NULL, POSITION_LEARNED, 0, 0, 0, 0, OBJECTIVE_LM);
@@ -295,8 +385,22 @@ static void test_llmc(void) {
     const struct {
         const real *numbers;
         size_t count;
-    } tensors[] = {{p->wte, (size_t)c.Vp * C}, {p->wpe, (size_t)c.T * C}, {p->ln1w, L * C}, {p->ln1b, L * C}, {p->qkvw, L * 3 * C * C}, {p->qkvb, L * 3 * C}, {p->attprojw, L * C * C}, {p->attprojb, L * C},
-                   {p->ln2w, L * C}, {p->ln2b, L * C}, {p->fcw, L * 4 * C * C}, {p->fcb, L * 4 * C}, {p->fcprojw, L * C * 4 * C}, {p->fcprojb, L * C}, {p->lnfw, C}, {p->lnfb, C}};
+    } tensors[] = {{p->wte, (size_t)c.Vp * C},
+                   {p->wpe, (size_t)c.T * C},
+                   {p->ln1w, L * C},
+                   {p->ln1b, L * C},
+                   {p->qkvw, L * 3 * C * C},
+                   {p->qkvb, L * 3 * C},
+                   {p->attprojw, L * C * C},
+                   {p->attprojb, L * C},
+                   {p->ln2w, L * C},
+                   {p->ln2b, L * C},
+                   {p->fcw, L * 4 * C * C},
+                   {p->fcb, L * 4 * C},
+                   {p->fcprojw, L * C * 4 * C},
+                   {p->fcprojb, L * C},
+                   {p->lnfw, C},
+                   {p->lnfb, C}};
     for (int version = 3; version <= 5; version += 2) {
         char *path = xasprintf("%s/llmc.bin", folder);
         FILE *f = xfopen(path, "wb");
@@ -320,13 +424,15 @@ static void test_llmc(void) {
         size_t differences = 0;
         for (size_t i = 0; i < m->total; i++) {
             uint32_t expected, got;
-            memcpy(&expected, &m->params[i], 4), memcpy(&got, &params[i], 4);
+            memcpy(&expected, &m->params[i], 4);
+            memcpy(&got, &params[i], 4);
             differences += got != (version == 3 ? expected : expected & 0xFFFF0000u);
         }
         CHECK(differences == 0, "llm.c's version %d: %zu of %zu numbers differ", version, differences, m->total);
         CHECK(!checkpoint_has(k, "tokenizer"), "it holds no tokenizer");
         checkpoint_close(k);
-        free(params), free(path);
+        free(params);
+        free(path);
     }
     gsa_destroy(m);
 }
@@ -334,7 +440,8 @@ static void test_llmc(void) {
 /* What damaged files have brought to light. */
 static void test_found(void) {
     Config c;
-    const char *wrong = try_config(&c, ATTENTION_AUGMENT, NULL, POSITION_ROPE, MIXER_SOFTMAX, COVARIANCE_ISO, ENVELOPE_COSINE, 0, OBJECTIVE_LM);
+    const char *wrong = try_config(&c, ATTENTION_AUGMENT, NULL, POSITION_ROPE, MIXER_SOFTMAX, COVARIANCE_ISO,
+                                   ENVELOPE_COSINE, 0, OBJECTIVE_LM);
     CHECK(!wrong, "augment: %s", wrong);
     c.extra = INT32_MAX;
     wrong = config_check(&c);
@@ -365,17 +472,24 @@ int main(int argc, char **argv) {
         int attention, position, mixer, envelope, window;
         uint64_t seed; /* of a model whose greedy text is stored */
         const char *golden;
-    } kinds[] = {{"standard, learned", ATTENTION_STANDARD, POSITION_LEARNED, MIXER_SOFTMAX, ENVELOPE_NONE, 0, 373, "One daynHZbuVkeHZURhJbDD"},
-                 {"hybrid", ATTENTION_HYBRID, POSITION_ROPE, MIXER_SOFTMAX, ENVELOPE_COSINE, 0, 919, "One dayW faren dH fh sr fll srH f"},
-                 {"window and linear", ATTENTION_HYBRID, POSITION_ROPE, MIXER_LINEAR, ENVELOPE_RAISED, 5, 28, "One day Tn tenraraxayJis f ttjtt"},
-                 {"extend", ATTENTION_EXTEND, POSITION_BOTH, MIXER_LINEAR, ENVELOPE_RAISED, 7, 278, "One dayreadGinminbuuujjBininA"}};
+    } kinds[] = {{"standard, learned", ATTENTION_STANDARD, POSITION_LEARNED, MIXER_SOFTMAX, ENVELOPE_NONE, 0, 373,
+                  "One daynHZbuVkeHZURhJbDD"},
+                 {"hybrid", ATTENTION_HYBRID, POSITION_ROPE, MIXER_SOFTMAX, ENVELOPE_COSINE, 0, 919,
+                  "One dayW faren dH fh sr fll srH f"},
+                 {"window and linear", ATTENTION_HYBRID, POSITION_ROPE, MIXER_LINEAR, ENVELOPE_RAISED, 5, 28,
+                  "One day Tn tenraraxayJis f ttjtt"},
+                 {"extend", ATTENTION_EXTEND, POSITION_BOTH, MIXER_LINEAR, ENVELOPE_RAISED, 7, 278,
+                  "One dayreadGinminbuuujjBininA"}};
     uint64_t rng = 7;
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         Config c;
         int tokens[200];
-        const char *wrong = try_config(&c, kinds[i].attention, NULL, kinds[i].position, kinds[i].mixer, COVARIANCE_ISO, kinds[i].envelope, kinds[i].window, OBJECTIVE_LM);
+        const char *wrong = try_config(&c, kinds[i].attention, NULL, kinds[i].position, kinds[i].mixer, COVARIANCE_ISO,
+                                       kinds[i].envelope, kinds[i].window, OBJECTIVE_LM);
         if (wrong) die("%s", wrong);
-        c.T = T, c.V = tokenizer_vocab_size(tokenizer), c.Vp = 384;
+        c.T = T;
+        c.V = tokenizer_vocab_size(tokenizer);
+        c.Vp = 384;
         GSA *net = scattered_model(&c, 1, 70 + i);
         Model *m = model_in_file(net, tokenizer);
         random_tokens(tokens, 200, net->config.V, &rng);
@@ -383,7 +497,8 @@ int main(int argc, char **argv) {
         for (size_t a = 0; a < 3; a++)
             for (size_t b = 0; b < 4; b++) {
                 char what[128];
-                snprintf(what, sizeof what, "%s, %zu tokens, stride %zu, batch %zu", kinds[i].name, counts[a], strides[b], batches[(a + b) % 4]);
+                snprintf(what, sizeof what, "%s, %zu tokens, stride %zu, batch %zu", kinds[i].name, counts[a],
+                         strides[b], batches[(a + b) % 4]);
                 check_losses(m, net, tokens, counts[a], strides[b], batches[(a + b) % 4], what);
             }
         check_scores(m, net, kinds[i].name);

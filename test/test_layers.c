@@ -1,5 +1,6 @@
-/* The network in fp32, as it runs, against plain formulas in double written here from the equations: every layer, one head of each
-   kind with its gradients, a whole model; then what must hold exactly: causality, independence of the number of threads, bounds. */
+/* The network in fp32, as it runs, against plain formulas in double written here from the equations: every layer,
+   one head of each kind with its gradients, a whole model; then what must hold exactly: causality, independence of
+   the number of threads, bounds. */
 #include "network.h"
 
 static int64_t clamped[NUM_BOUNDS]; /* of the last update */
@@ -19,7 +20,7 @@ static void widen(double *to, const real *from, size_t n) {
     for (size_t i = 0; i < n; i++) to[i] = from[i];
 }
 
-/* ---------------------------------------------------------------------------------------------- functions and products */
+/* ---------------------------------------------------------------------- functions and products */
 
 static void test_exp(void) {
     double worst = 0;
@@ -30,9 +31,12 @@ static void test_exp(void) {
     }
     CHECK(worst < 2.5e-7, "exp over its range: %g", worst);
     CHECK(exp_real(0) == 1, "exp(0) = 1");
-    const real small[] = {-87.4f, -88, -100, -127.3f, -1000, -31415.9f, -1e6f, -3e38f, -INFINITY}, large[] = {88.4f, 88.8f, 89, 100, 1000, 27182.8f, 1e6f, 3e38f, INFINITY};
-    for (size_t i = 0; i < sizeof small / sizeof *small; i++) CHECK(exp_real(small[i]) == 0, "exp(%g) = 0, not %g", small[i], exp_real(small[i]));
-    for (size_t i = 0; i < sizeof large / sizeof *large; i++) CHECK(exp_real(large[i]) == INFINITY, "exp(%g) = inf, not %g", large[i], exp_real(large[i]));
+    const real small[] = {-87.4f, -88, -100, -127.3f, -1000, -31415.9f, -1e6f, -3e38f, -INFINITY},
+               large[] = {88.4f, 88.8f, 89, 100, 1000, 27182.8f, 1e6f, 3e38f, INFINITY};
+    for (size_t i = 0; i < sizeof small / sizeof *small; i++)
+        CHECK(exp_real(small[i]) == 0, "exp(%g) = 0, not %g", small[i], exp_real(small[i]));
+    for (size_t i = 0; i < sizeof large / sizeof *large; i++)
+        CHECK(exp_real(large[i]) == INFINITY, "exp(%g) = inf, not %g", large[i], exp_real(large[i]));
     CHECK(isnan(exp_real(NAN)), "exp(nan)");
 }
 
@@ -40,7 +44,8 @@ static void test_exp(void) {
 static void check_product(bool small, size_t M, size_t N, size_t K, bool ta, bool tb, bool add) {
     uint64_t rng = M * 1000003 + N * 1009 + K;
     size_t lda = (ta ? M : K) + 3, ldb = (tb ? K : N) + 2, ldc = N + 5;
-    real *A = numbers((ta ? K : M) * lda, 1, &rng), *B = numbers((tb ? N : K) * ldb, 1, &rng), *C = numbers(M * ldc, 1, &rng);
+    real *A = numbers((ta ? K : M) * lda, 1, &rng), *B = numbers((tb ? N : K) * ldb, 1, &rng),
+         *C = numbers(M * ldc, 1, &rng);
     double difference = 0, size = 0;
     bool untouched = true;
     real *before = numbers(M * ldc, 0, NULL);
@@ -51,14 +56,17 @@ static void check_product(bool small, size_t M, size_t N, size_t K, bool ta, boo
         for (size_t j = 0; j < N; j++) {
             double sum = add ? (double)before[i * ldc + j] : 0;
             for (size_t k = 0; k < K; k++) {
-                double term = (double)(ta ? A[k * lda + i] : A[i * lda + k]) * (double)(tb ? B[j * ldb + k] : B[k * ldb + j]);
-                sum += term, size += term * term; /* the size of the terms: a single sum may cancel */
+                double term =
+                    (double)(ta ? A[k * lda + i] : A[i * lda + k]) * (double)(tb ? B[j * ldb + k] : B[k * ldb + j]);
+                sum += term;
+                size += term * term; /* the size of the terms: a single sum may cancel */
             }
             difference += (C[i * ldc + j] - sum) * (C[i * ldc + j] - sum);
         }
         untouched &= memcmp(C + i * ldc + N, before + i * ldc + N, (ldc - N) * sizeof(real)) == 0;
     }
-    CHECK(sqrt(difference) <= 1e-6 * sqrt(size), "%s (%zu, %zu, %zu)%s%s%s: %g", small ? "small product" : "matrix product", M, N, K, ta ? " A^T" : "", tb ? " B^T" : "", add ? " added" : "",
+    CHECK(sqrt(difference) <= 1e-6 * sqrt(size), "%s (%zu, %zu, %zu)%s%s%s: %g",
+          small ? "small product" : "matrix product", M, N, K, ta ? " A^T" : "", tb ? " B^T" : "", add ? " added" : "",
           sqrt(difference / size));
     CHECK(untouched, "product (%zu, %zu, %zu) writes nothing beside its rows", M, N, K);
     free_numbers();
@@ -80,9 +88,11 @@ static void test_products(void) {
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- layers by their formulas */
+/* ---------------------------------------------------------------------- layers by their formulas */
 
-static double gelu_formula(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / 3.141592653589793) * (x + 0.044715 * x * x * x))); }
+static double gelu_formula(double x) {
+    return 0.5 * x * (1 + tanh(sqrt(2 / 3.141592653589793) * (x + 0.044715 * x * x * x)));
+}
 
 static void layernorm_formula(double *out, const double *x, const double *weight, const double *bias, size_t C) {
     double mean = 0, variance = 0;
@@ -98,7 +108,8 @@ static void test_simple_layers(void) {
     double wide[4][N * C];
 
     random_tokens(tokens, 14, V, &rng); /* encoder, at positions 3 .. 9 */
-    real *wte = numbers(V * C, 1, &rng), *wpe = numbers(10 * C, 1, &rng), *out = numbers(14 * C, 0, NULL), *bare = numbers(14 * C, 0, NULL);
+    real *wte = numbers(V * C, 1, &rng), *wpe = numbers(10 * C, 1, &rng), *out = numbers(14 * C, 0, NULL),
+         *bare = numbers(14 * C, 0, NULL);
     encoder_forward(out, tokens, wte, wpe, 2, 7, C, 3);
     encoder_forward(bare, tokens, wte, NULL, 2, 7, C, 3);
     bool same = true;
@@ -108,9 +119,15 @@ static void test_simple_layers(void) {
     }
     CHECK(same, "encoder: token plus position, or token alone");
 
-    real *x = numbers(N * C, 2, &rng), *y = numbers(N * C, 0, NULL), *weight = numbers(C, 1, &rng), *bias = numbers(C, 1, &rng), *mean = numbers(N, 0, NULL), *rstd = numbers(N, 0, NULL);
-    for (size_t c = 0; c < C; c++) x[c] = 100 + (real)0.01 * x[c], x[C + c] = 3; /* far from 0; constant */
-    widen(wide[0], x, N * C), widen(wide[1], weight, C), widen(wide[2], bias, C);
+    real *x = numbers(N * C, 2, &rng), *y = numbers(N * C, 0, NULL), *weight = numbers(C, 1, &rng),
+         *bias = numbers(C, 1, &rng), *mean = numbers(N, 0, NULL), *rstd = numbers(N, 0, NULL);
+    for (size_t c = 0; c < C; c++) {
+        x[c] = 100 + (real)0.01 * x[c];
+        x[C + c] = 3;
+    } /* far from 0; constant */
+    widen(wide[0], x, N * C);
+    widen(wide[1], weight, C);
+    widen(wide[2], bias, C);
     for (size_t i = 0; i < N; i++) layernorm_formula(wide[3] + i * C, wide[0] + i * C, wide[1], wide[2], C);
     layernorm_forward(y, mean, rstd, x, weight, bias, N, C);
     CHECK(error_of(y + C, wide[3] + C, (N - 1) * C) < 1e-6, "layernorm: %g", error_of(y + C, wide[3] + C, (N - 1) * C));
@@ -120,15 +137,20 @@ static void test_simple_layers(void) {
     gelu_forward(y, x, N * C);
     for (size_t i = 0; i < N * C; i++) wide[0][i] = gelu_formula(x[i]);
     CHECK(error_of(y, wide[0], N * C) < 1e-6, "gelu: %g", error_of(y, wide[0], N * C));
-    for (size_t i = 0; i < N * C; i++) bias[i % C] = 1, y[i] = 1;
+    for (size_t i = 0; i < N * C; i++) {
+        bias[i % C] = 1;
+        y[i] = 1;
+    }
     gelu_backward(y, y, x, N * C);
     for (size_t i = 0; i < N * C; i++) wide[0][i] = (gelu_formula(x[i] + 1e-5) - gelu_formula(x[i] - 1e-5)) / 2e-5;
     CHECK(error_of(y, wide[0], N * C) < 1e-6, "gelu's gradient: %g", error_of(y, wide[0], N * C));
     real far[4] = {-50, 50, -3000, 3000}, there[4], slope[4] = {1, 1, 1, 1};
     gelu_forward(there, far, 4);
     gelu_backward(slope, slope, far, 4);
-    CHECK(there[0] == 0 && there[1] == 50 && there[2] == 0 && there[3] == 3000, "gelu far out: %g %g %g %g", there[0], there[1], there[2], there[3]);
-    CHECK(slope[0] == 0 && slope[1] == 1 && slope[2] == 0 && slope[3] == 1, "gelu's gradient far out: %g %g %g %g", slope[0], slope[1], slope[2], slope[3]);
+    CHECK(there[0] == 0 && there[1] == 50 && there[2] == 0 && there[3] == 3000, "gelu far out: %g %g %g %g", there[0],
+          there[1], there[2], there[3]);
+    CHECK(slope[0] == 0 && slope[1] == 1 && slope[2] == 0 && slope[3] == 1, "gelu's gradient far out: %g %g %g %g",
+          slope[0], slope[1], slope[2], slope[3]);
 
     real *stream = numbers(N * C, 1, &rng), *plus = numbers(N * C, 1, &rng);
     memcpy(y, stream, N * C * sizeof(real));
@@ -144,20 +166,28 @@ static void test_classifier(void) {
     enum { N = 5, V = 77, Vp = 80 };
     real *logits = numbers(N * Vp, 3, &rng), *losses = numbers(N, 0, NULL), *lse = numbers(N, 0, NULL);
     const int targets[N] = {0, 76, 40, 3, 5};
-    for (size_t i = 0; i < N; i++) logits[i * Vp + V] = 1e6f, logits[i * Vp + V + 1] = NAN, logits[i * Vp + V + 2] = INFINITY; /* padding means nothing */
-    logits[3 * Vp + 3] = 30000, logits[3 * Vp + 4] = 29999; /* the largest by far, and a rival */
-    logits[4 * Vp + 5] = -30000;                            /* hopeless */
+    /* padding means nothing */
+    for (size_t i = 0; i < N; i++) {
+        logits[i * Vp + V] = 1e6f;
+        logits[i * Vp + V + 1] = NAN;
+        logits[i * Vp + V + 2] = INFINITY;
+    }
+    logits[3 * Vp + 3] = 30000;
+    logits[3 * Vp + 4] = 29999;  /* the largest by far, and a rival */
+    logits[4 * Vp + 5] = -30000; /* hopeless */
     double expected[N], gradient[N * Vp] = {0};
     for (size_t i = 0; i < N; i++) {
         double most = -INFINITY, sum = 0;
         for (size_t v = 0; v < V; v++) most = max_of(most, logits[i * Vp + v]);
         for (size_t v = 0; v < V; v++) sum += exp(logits[i * Vp + v] - most);
         expected[i] = most + log(sum) - logits[i * Vp + (size_t)targets[i]];
-        for (size_t v = 0; v < V; v++) gradient[i * Vp + v] = 0.25 * (exp(logits[i * Vp + v] - most) / sum - (v == (size_t)targets[i]));
+        for (size_t v = 0; v < V; v++)
+            gradient[i * Vp + v] = 0.25 * (exp(logits[i * Vp + v] - most) / sum - (v == (size_t)targets[i]));
     }
     classifier_forward(losses, lse, logits, targets, N, V, Vp);
     for (size_t i = 0; i < N; i++) /* lse has the rounding of the largest logit */
-        CHECK(fabs(losses[i] - expected[i]) < 1e-6 * max_of(max_of(1, expected[i]), i == 3 ? 30000 : 0), "loss %zu: %g, by the formula %g", i, losses[i], expected[i]);
+        CHECK(fabs(losses[i] - expected[i]) < 1e-6 * max_of(max_of(1, expected[i]), i == 3 ? 30000 : 0),
+              "loss %zu: %g, by the formula %g", i, losses[i], expected[i]);
     classifier_backward(logits, lse, targets, 0.25f, N, V, Vp);
     for (size_t i = 0; i < N; i++) {
         double error = error_of(logits + i * Vp, gradient + i * Vp, Vp);
@@ -166,7 +196,7 @@ static void test_classifier(void) {
     free_numbers();
 }
 
-/* ---------------------------------------------------------------------------------------------- heads and models by their formulas */
+/* ---------------------------------------------------------------------- heads and models by their formulas */
 
 /* A model's configuration and parameters in double. */
 typedef struct {
@@ -189,12 +219,17 @@ static const double *part(const Formula *f, int tensor, size_t index, size_t par
     return f->params + f->tensors[tensor].offset + f->tensors[tensor].size / parts * index;
 }
 
-/* What head h of layer l gives a query q and a key k `distance` tokens before it, as the exponent of softmax. epsilon: of equation (1). */
-static double logit_formula(const Formula *f, int l, int h, const double *q, const double *k, double distance, double epsilon) {
+/* What head h of layer l gives a query q and a key k `distance` tokens before it, as the exponent of softmax.
+   epsilon: of equation (1). */
+static double logit_formula(const Formula *f, int l, int h, const double *q, const double *k, double distance,
+                            double epsilon) {
     const Config *c = &f->c;
     size_t d = (size_t)(c->C / c->NH), S = (size_t)c->S;
     double qq = epsilon, kk = epsilon, sum = 0;
-    for (size_t i = 0; i < d; i++) qq += q[i] * q[i], kk += k[i] * k[i];
+    for (size_t i = 0; i < d; i++) {
+        qq += q[i] * q[i];
+        kk += k[i] * k[i];
+    }
     double nq = sqrt(qq), nk = sqrt(kk);
     if (c->gsa_heads[l] >> h & 1) { /* equations (1) to (4), (6), (7) */
         size_t heads = 0, g = 0;
@@ -202,15 +237,18 @@ static double logit_formula(const Formula *f, int l, int h, const double *q, con
             if (i == l * c->NH + h) g = heads;
             heads += c->gsa_heads[i / c->NH] >> (i % c->NH) & 1;
         }
-        const double *mu = part(f, TENSOR_mu, g, heads), *lnp = part(f, TENSOR_lnp, g, heads), *lnalpha = part(f, TENSOR_lnalpha, g, heads);
+        const double *mu = part(f, TENSOR_mu, g, heads), *log_precision = part(f, TENSOR_log_precision, g, heads),
+                     *log_alpha = part(f, TENSOR_log_alpha, g, heads);
         for (size_t s = 0; s < S; s++) {
             double square_q = 0, square_k = 0;
             for (size_t i = 0; i < d; i++) {
-                double p = exp(c->covariance == COVARIANCE_DIAG ? lnp[s * d + i] : lnp[s]), m = mu[s * d + i];
-                square_q += p * (q[i] / nq - m) * (q[i] / nq - m), square_k += p * (k[i] / nk - m) * (k[i] / nk - m);
+                double p = exp(c->covariance == COVARIANCE_DIAG ? log_precision[s * d + i] : log_precision[s]),
+                       m = mu[s * d + i];
+                square_q += p * (q[i] / nq - m) * (q[i] / nq - m);
+                square_k += p * (k[i] / nk - m) * (k[i] / nk - m);
             }
-            double e = c->envelope == ENVELOPE_COSINE ? cos(exp(part(f, TENSOR_lntheta, g, heads)[s]) * distance) : 1;
-            sum += exp(lnalpha[s]) * e * exp(-0.5 * square_q) * exp(-0.5 * square_k);
+            double e = c->envelope == ENVELOPE_COSINE ? cos(exp(part(f, TENSOR_log_theta, g, heads)[s]) * distance) : 1;
+            sum += exp(log_alpha[s]) * e * exp(-0.5 * square_q) * exp(-0.5 * square_k);
         }
         return sum;
     }
@@ -234,13 +272,15 @@ static void attention_formula(const Formula *f, int l, double *out, const double
         for (size_t i = 0; i < T; i++) {
             double most = -INFINITY, sum = 0;
             for (size_t j = 0; j <= i; j++) {
-                z[j] = logit_formula(f, l, (int)h, qkv + i * 3 * C + h * d, qkv + j * 3 * C + C + h * d, (double)(i - j), epsilon);
+                z[j] = logit_formula(f, l, (int)h, qkv + i * 3 * C + h * d, qkv + j * 3 * C + C + h * d,
+                                     (double)(i - j), epsilon);
                 most = max_of(most, z[j]);
             }
             for (size_t j = 0; j <= i; j++) sum += z[j] = exp(z[j] - most);
             for (size_t k = 0; k < d; k++) {
                 out[i * C + h * d + k] = 0;
-                for (size_t j = 0; j <= i; j++) out[i * C + h * d + k] += z[j] / sum * qkv[j * 3 * C + 2 * C + h * d + k];
+                for (size_t j = 0; j <= i; j++)
+                    out[i * C + h * d + k] += z[j] / sum * qkv[j * 3 * C + 2 * C + h * d + k];
             }
         }
     free(z);
@@ -250,32 +290,40 @@ static void attention_formula(const Formula *f, int l, double *out, const double
 static void run_heads(GSA *m, size_t l, real *out, const real *qkv, size_t B, size_t T) {
     gsa_splat_waves(m, m->a.splat_waves, T, 0);
     features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->rope_waves, m->a.splat_waves);
-    attention_forward(out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale + l * (size_t)m->config.NH, m->window + l * (size_t)m->config.NH, true, B, T, (size_t)m->config.NH, (size_t)config_head_size(&m->config));
+    attention_forward(out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale + l * (size_t)m->config.NH,
+                      m->window + l * (size_t)m->config.NH, true, B, T, (size_t)m->config.NH,
+                      (size_t)config_head_size(&m->config));
 }
 
 /* sum of out * dout by the formula */
-static double heads_value(const Formula *f, const double *qkv, const double *dout, double *out, size_t T, double epsilon) {
+static double heads_value(const Formula *f, const double *qkv, const double *dout, double *out, size_t T,
+                          double epsilon) {
     double sum = 0;
     attention_formula(f, 0, out, qkv, T, epsilon);
     for (size_t i = 0; i < T * (size_t)f->c.C; i++) sum += out[i] * dout[i];
     return sum;
 }
 
-/* A layer of one standard and one GSA head: output, and gradients against differences of the formula. length: of q and k */
+/* A layer of one standard and one GSA head: output, and gradients against differences of the formula. length: of q
+   and k */
 static void check_heads(Config c, size_t T, double length, double epsilon, const char *what) {
     uint64_t rng = 3;
-    c.T = (int)T, c.L = 1;
+    c.T = (int)T;
+    c.L = 1;
     memset(c.gsa_heads, 0, sizeof c.gsa_heads);
     config_head_map(&c, NULL);
     size_t C = (size_t)c.C, HS = (size_t)config_head_size(&c), NH = (size_t)c.NH;
     GSA *m = scattered_model(&c, 1, 4);
-    real *qkv = numbers(T * 3 * C, 1, &rng), *dout = numbers(T * C, 1, &rng), *out = numbers(T * C, 0, NULL), *dqkv = numbers(T * 3 * C, 1, &rng);
+    real *qkv = numbers(T * 3 * C, 1, &rng), *dout = numbers(T * C, 1, &rng), *out = numbers(T * C, 0, NULL),
+         *dqkv = numbers(T * 3 * C, 1, &rng);
     for (size_t i = 0; i < T * 3 * C; i++)
         if (i % (3 * C) < 2 * C) qkv[i] *= (real)length;
     Formula f = make_formula(m);
-    double *x = (double *)xmalloc(T * 3 * C * sizeof(double)), *d = (double *)xmalloc(T * C * sizeof(double)), *o = (double *)xmalloc(T * C * sizeof(double));
+    double *x = (double *)xmalloc(T * 3 * C * sizeof(double)), *d = (double *)xmalloc(T * C * sizeof(double)),
+           *o = (double *)xmalloc(T * C * sizeof(double));
     double *difference = (double *)xmalloc((m->total + T * 3 * C) * sizeof(double));
-    widen(x, qkv, T * 3 * C), widen(d, dout, T * C);
+    widen(x, qkv, T * 3 * C);
+    widen(d, dout, T * C);
 
     run_heads(m, 0, out, qkv, 1, T);
     attention_formula(&f, 0, o, x, T, epsilon);
@@ -284,7 +332,8 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
 
     m->grads = (real *)xcalloc(m->total, sizeof(real));
     point_parameters(&m->dp, m->grads, m->tensors);
-    attention_backward(m->a.dfq, m->a.dfk, dqkv, dout, out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, true, 1, T, NH, HS);
+    attention_backward(m->a.dfq, m->a.dfk, dqkv, dout, out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window,
+                       true, 1, T, NH, HS);
     features_backward(m, dqkv, m->a.dfq, m->a.dfk, m->a.fq, m->a.fk, qkv, 0, 1, T);
     splats_backward(m, 0, 1);
     for (size_t i = 0; i < T * 3 * C; i++) {
@@ -297,7 +346,7 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
     }
     error = error_of(dqkv, difference, T * 3 * C);
     CHECK(error < 5e-5, "%s: gradient of qkv %g", what, error);
-    const int splat[] = {TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lntheta};
+    const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta};
     for (int i = 0; i < 4; i++) {
         const Tensor *t = &f.tensors[splat[i]];
         if (!t->size) continue;
@@ -310,10 +359,14 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
             *p = keep;
         }
         error = error_of(m->grads + t->offset, difference, t->size);
-        CHECK(error < (splat[i] == TENSOR_lntheta ? 1e-3 : 1e-4), "%s: gradient of %s %g", what, t->name, error);
+        CHECK(error < (splat[i] == TENSOR_log_theta ? 1e-3 : 1e-4), "%s: gradient of %s %g", what, t->name, error);
     }
     gsa_destroy(m);
-    free(f.params), free(x), free(d), free(o), free(difference);
+    free(f.params);
+    free(x);
+    free(d);
+    free(o);
+    free(difference);
     free_numbers();
 }
 
@@ -322,10 +375,12 @@ static void test_heads(void) {
     for (int position = 0; position <= POSITION_ROPE; position++)
         for (int kind = 0; kind < 4; kind++) {
             Config c = small_config(ATTENTION_HYBRID, NULL, position, kind & 1, kind >> 1);
-            snprintf(what, sizeof what, "heads, standard (%s) and GSA (%s, %s)", position ? "rope" : "learned", kind & 1 ? "diag" : "iso", kind >> 1 ? "cosine" : "no envelope");
+            snprintf(what, sizeof what, "heads, standard (%s) and GSA (%s, %s)", position ? "rope" : "learned",
+                     kind & 1 ? "diag" : "iso", kind >> 1 ? "cosine" : "no envelope");
             check_heads(c, 23, 1, 0, what);
             if (position == POSITION_ROPE) check_heads(c, 9, 1e-3, 1e-6, "q and k as small as the epsilon");
-            c.C = 16, c.S = c.envelope ? 4 : 8; /* heads of size 8, filled by their splats */
+            c.C = 16;
+            c.S = c.envelope ? 4 : 8; /* heads of size 8, filled by their splats */
             check_heads(c, 17, 3, 0, "heads filled by splats");
         }
 }
@@ -334,32 +389,41 @@ static void test_heads(void) {
 static void test_attention(size_t T, double deviation) {
     uint64_t rng = T;
     enum { B = 2, NH = 2, HS = 10, C = NH * HS };
-    real *fq = numbers(B * T * C, deviation, &rng), *fk = numbers(B * T * C, deviation, &rng), *qkv = numbers(B * T * 3 * C, 1, &rng), *out = numbers(B * T * C, 0, NULL), *lse = numbers(B * NH * T, 0, NULL);
+    real *fq = numbers(B * T * C, deviation, &rng), *fk = numbers(B * T * C, deviation, &rng),
+         *qkv = numbers(B * T * 3 * C, 1, &rng), *out = numbers(B * T * C, 0, NULL),
+         *lse = numbers(B * NH * T, 0, NULL);
     const real scale[NH] = {0.3f, 1};
     const size_t window[NH] = {T, T};
-    double *expected = (double *)xcalloc(B * T * C, sizeof(double)), *ln_sum = (double *)xcalloc(B * NH * T, sizeof(double)), *z = (double *)xmalloc(T * sizeof(double));
+    double *expected = (double *)xcalloc(B * T * C, sizeof(double)),
+           *ln_sum = (double *)xcalloc(B * NH * T, sizeof(double)), *z = (double *)xmalloc(T * sizeof(double));
     attention_forward(out, lse, fq, fk, qkv, scale, window, true, B, T, NH, HS);
     for (size_t i = 0; i < B * NH * T; i++) { /* (b, h, t) */
         size_t b = i / T / NH, h = i / T % NH, t = i % T;
         double most = -INFINITY, sum = 0;
         for (size_t j = 0; j <= t; j++) {
             z[j] = 0;
-            for (size_t k = 0; k < HS; k++) z[j] += scale[h] * (double)fq[i * HS + k] * (double)fk[(i - t + j) * HS + k];
+            for (size_t k = 0; k < HS; k++)
+                z[j] += scale[h] * (double)fq[i * HS + k] * (double)fk[(i - t + j) * HS + k];
             most = max_of(most, z[j]);
         }
         for (size_t j = 0; j <= t; j++) sum += z[j] = exp(z[j] - most);
         ln_sum[i] = most + log(sum);
         for (size_t j = 0; j <= t; j++)
-            for (size_t k = 0; k < HS; k++) expected[(b * T + t) * C + h * HS + k] += z[j] / sum * qkv[(b * T + j) * 3 * C + 2 * C + h * HS + k];
+            for (size_t k = 0; k < HS; k++)
+                expected[(b * T + t) * C + h * HS + k] += z[j] / sum * qkv[(b * T + j) * 3 * C + 2 * C + h * HS + k];
     }
     double tolerance = 1e-6 * max_of(5, 0.1 * deviation * deviation * HS); /* large logits have large roundings */
-    CHECK(error_of(out, expected, B * T * C) < tolerance, "attention, T = %zu, features of deviation %g: %g", T, deviation, error_of(out, expected, B * T * C));
+    CHECK(error_of(out, expected, B * T * C) < tolerance, "attention, T = %zu, features of deviation %g: %g", T,
+          deviation, error_of(out, expected, B * T * C));
     CHECK(error_of(lse, ln_sum, B * NH * T) < 1e-6, "its log-sum-exp: %g", error_of(lse, ln_sum, B * NH * T));
-    free(expected), free(ln_sum), free(z);
+    free(expected);
+    free(ln_sum);
+    free(z);
     free_numbers();
 }
 
-static void matmul_formula(double *out, const double *in, const double *weight, const double *bias, size_t C, size_t OC) {
+static void matmul_formula(double *out, const double *in, const double *weight, const double *bias, size_t C,
+                           size_t OC) {
     for (size_t o = 0; o < OC; o++) {
         out[o] = bias ? bias[o] : 0;
         for (size_t c = 0; c < C; c++) out[o] += weight[o * C + c] * in[c];
@@ -369,10 +433,13 @@ static void matmul_formula(double *out, const double *in, const double *weight, 
 /* GPT-2's network on one sequence, with the heads above: logits (T, V); returns the mean loss. */
 static double model_formula(const Formula *f, const int *x, const int *y, size_t T, double *logits) {
     size_t C = (size_t)f->c.C, L = (size_t)f->c.L, V = (size_t)f->c.V;
-    double *stream = (double *)xmalloc((T * 5 * C + 9 * C) * sizeof(double)), *qkv = stream + T * C, *att = qkv + T * 3 * C, *norm = att + T * C, *wide = norm + C, *back = wide + 4 * C;
+    double *stream = (double *)xmalloc((T * 5 * C + 9 * C) * sizeof(double)), *qkv = stream + T * C,
+           *att = qkv + T * 3 * C, *norm = att + T * C, *wide = norm + C, *back = wide + 4 * C;
     const double *wte = part(f, TENSOR_wte, 0, 1);
     double loss = 0;
-    for (size_t i = 0; i < T * C; i++) stream[i] = wte[(size_t)x[i / C] * C + i % C] + (f->c.position == POSITION_ROPE ? 0 : part(f, TENSOR_wpe, 0, 1)[i]);
+    for (size_t i = 0; i < T * C; i++)
+        stream[i] =
+            wte[(size_t)x[i / C] * C + i % C] + (f->c.position == POSITION_ROPE ? 0 : part(f, TENSOR_wpe, 0, 1)[i]);
     for (size_t l = 0; l < L; l++) {
 #define P(name) part(f, TENSOR_##name, l, L)
         for (size_t t = 0; t < T; t++) {
@@ -411,14 +478,17 @@ static void test_model(int attention, const char *heads, int position, int covar
     uint64_t rng = 6;
     size_t V = (size_t)c.V;
     int x[B * T], y[B * T];
-    random_tokens(x, B * T, c.V, &rng), random_tokens(y, B * T, c.V, &rng);
+    random_tokens(x, B * T, c.V, &rng);
+    random_tokens(y, B * T, c.V, &rng);
     double logits[B * T * 16], ours[B * T * 16], loss = 0;
     double value = gsa_forward(m, x, y, B, T);
     for (size_t b = 0; b < B; b++) loss += model_formula(&f, x + b * T, y + b * T, T, logits + b * T * V) / B;
     for (size_t i = 0; i < B * T; i++) widen(ours + i * V, m->a.logits + i * (size_t)c.Vp, V);
     char p[16], a[16];
-    choice_name(POSITION_CHOICES, position, p, sizeof p), choice_name(ATTENTION_CHOICES, attention, a, sizeof a);
-    CHECK(relative_error_double(ours, logits, B * T * V) < 2e-5, "model %s %s: logits %g", a, p, relative_error_double(ours, logits, B * T * V));
+    choice_name(POSITION_CHOICES, position, p, sizeof p);
+    choice_name(ATTENTION_CHOICES, attention, a, sizeof a);
+    CHECK(relative_error_double(ours, logits, B * T * V) < 2e-5, "model %s %s: logits %g", a, p,
+          relative_error_double(ours, logits, B * T * V));
     CHECK(fabs(value - loss) < 1e-5 * loss, "model %s %s: loss %g, by the formula %g", a, p, value, loss);
     gsa_backward(m, 1);
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -428,21 +498,24 @@ static void test_model(int attention, const char *heads, int position, int covar
         double *u = (double *)xmalloc(t->size * sizeof(double));
         for (size_t k = 0; k < t->size; k++) {
             u[k] = rng_normal(&rng);
-            along += u[k] * m->grads[t->offset + k], size += (double)m->grads[t->offset + k] * m->grads[t->offset + k];
+            along += u[k] * m->grads[t->offset + k];
+            size += (double)m->grads[t->offset + k] * m->grads[t->offset + k];
         }
         for (int side = -1; side <= 1; side += 2) {
             for (size_t k = 0; k < t->size; k++) f.params[t->offset + k] = m->params[t->offset + k] + side * h * u[k];
-            for (size_t b = 0; b < B; b++) difference += side * model_formula(&f, x + b * T, y + b * T, T, logits) / B / (2 * h);
+            for (size_t b = 0; b < B; b++)
+                difference += side * model_formula(&f, x + b * T, y + b * T, T, logits) / B / (2 * h);
         }
         widen(f.params + t->offset, m->params + t->offset, t->size);
-        CHECK(fabs(difference - along) <= 1e-4 * sqrt(size), "model %s %s: gradient of %s off by %g of its norm %g", a, p, t->name, fabs(difference - along) / sqrt(size), sqrt(size));
+        CHECK(fabs(difference - along) <= 1e-4 * sqrt(size), "model %s %s: gradient of %s off by %g of its norm %g", a,
+              p, t->name, fabs(difference - along) / sqrt(size), sqrt(size));
         free(u);
     }
     gsa_destroy(m);
     free(f.params);
 }
 
-/* ---------------------------------------------------------------------------------------------- exact properties */
+/* ---------------------------------------------------------------------- exact properties */
 
 /* No token sees a later one: nothing before the change moves, not by a bit. */
 static void test_causality(int attention, int position, int envelope) {
@@ -462,9 +535,12 @@ static void test_causality(int attention, int position, int envelope) {
         int keep = x[t];
         x[t] = (keep + 1) % c.V;
         gsa_forward(m, x, NULL, B, T);
-        CHECK(memcmp(m->a.logits, before, t * Vp * sizeof(real)) == 0, "attention %d, positions %d: logits before a changed token %zu", attention, position, t);
-        CHECK(memcmp(m->a.logits + t * Vp, before + t * Vp, Vp * sizeof(real)) != 0, "a changed token %zu changes its own logits", t);
-        CHECK(t == 69 || memcmp(m->a.logits + 69 * Vp, before + 69 * Vp, Vp * sizeof(real)) != 0, "a changed token %zu changes the last logits", t);
+        CHECK(memcmp(m->a.logits, before, t * Vp * sizeof(real)) == 0,
+              "attention %d, positions %d: logits before a changed token %zu", attention, position, t);
+        CHECK(memcmp(m->a.logits + t * Vp, before + t * Vp, Vp * sizeof(real)) != 0,
+              "a changed token %zu changes its own logits", t);
+        CHECK(t == 69 || memcmp(m->a.logits + 69 * Vp, before + 69 * Vp, Vp * sizeof(real)) != 0,
+              "a changed token %zu changes the last logits", t);
         CHECK(memcmp(m->a.logits + T * Vp, before + T * Vp, T * Vp * sizeof(real)) == 0, "the other sequence stays");
         x[t] = keep;
     }
@@ -472,7 +548,8 @@ static void test_causality(int attention, int position, int envelope) {
     free_numbers();
 }
 
-/* Only distances count, so a million tokens further on heads give the same; and the waves' product is the cosine of the distance. */
+/* Only distances count, so a million tokens further on heads give the same; and the waves' product is the cosine of
+   the distance. */
 static void test_shift(void) {
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE);
     enum { T = 70, FAR = 1000000 };
@@ -484,7 +561,9 @@ static void test_shift(void) {
     run_heads(m, 0, near, qkv, 1, T);
     rope_table(rope, T, HS, FAR);
     gsa_splat_waves(m, splat, T, FAR);
-    CHECK(memcmp(rope, m->rope_waves, T * HS * sizeof(real)) != 0 && memcmp(splat, m->a.splat_waves, T * 2 * S * sizeof(real)) != 0, "waves depend on the position");
+    CHECK(memcmp(rope, m->rope_waves, T * HS * sizeof(real)) != 0 &&
+              memcmp(splat, m->a.splat_waves, T * 2 * S * sizeof(real)) != 0,
+          "waves depend on the position");
     features_forward(m, m->a.fq, m->a.fk, qkv, 0, 1, T, rope, splat);
     attention_forward(far, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, true, 1, T, NH, HS);
     CHECK(relative_error(far, near, T * C) < 2e-6, "heads a million tokens on: %g", relative_error(far, near, T * C));
@@ -492,7 +571,8 @@ static void test_shift(void) {
     for (size_t i = 0; i < T; i++)
         for (size_t k = 0; k < S; k++) {
             const real *a = splat + i * 2 * S + k, *b = splat + k;
-            worst = max_of(worst, fabs((double)a[0] * b[0] + (double)a[S] * b[S] - cos(exp((double)m->p.lntheta[k]) * (double)i)));
+            worst = max_of(worst, fabs((double)a[0] * b[0] + (double)a[S] * b[S] -
+                                       cos(exp((double)m->p.log_theta[k]) * (double)i)));
         }
     CHECK(worst < 5e-7, "cosines of distances from waves at a million: %g", worst);
     gsa_destroy(m);
@@ -503,12 +583,16 @@ static void test_shift(void) {
 static void test_threads(void) {
 #ifdef _OPENMP
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_DIAG, ENVELOPE_COSINE);
-    c.NH = 3, c.C = 48, c.V = 77, c.Vp = 80;
+    c.NH = 3;
+    c.C = 48;
+    c.V = 77;
+    c.Vp = 80;
     config_head_map(&c, NULL);
     enum { B = 3, T = 67 };
     int x[B * T], y[B * T], threads = omp_get_max_threads();
     uint64_t rng = 10;
-    random_tokens(x, B * T, c.V, &rng), random_tokens(y, B * T, c.V, &rng);
+    random_tokens(x, B * T, c.V, &rng);
+    random_tokens(y, B * T, c.V, &rng);
     real *logits = NULL, *grads = NULL, *params = NULL;
     double loss = 0, norms[NUM_CLIPS] = {0};
     for (int count = 1; count <= 4; count++) {
@@ -516,16 +600,28 @@ static void test_threads(void) {
         GSA *m = scattered_model(&c, B, 11);
         double value = gsa_forward(m, x, y, B, T), sizes[NUM_CLIPS];
         size_t n = B * T * (size_t)c.Vp;
-        if (count == 1) logits = numbers(n, 0, NULL), grads = numbers(m->total, 0, NULL), params = numbers(m->total, 0, NULL), loss = value;
+        if (count == 1) {
+            logits = numbers(n, 0, NULL);
+            grads = numbers(m->total, 0, NULL);
+            params = numbers(m->total, 0, NULL);
+            loss = value;
+        }
         if (count == 1) memcpy(logits, m->a.logits, n * sizeof(real));
-        CHECK(memcmp(logits, m->a.logits, n * sizeof(real)) == 0 && value == loss, "logits and loss with %d threads as with one", count);
+        CHECK(memcmp(logits, m->a.logits, n * sizeof(real)) == 0 && value == loss,
+              "logits and loss with %d threads as with one", count);
         gsa_backward(m, 1);
         gsa_gradient_norms(m, sizes);
-        if (count == 1) memcpy(grads, m->grads, m->total * sizeof(real)), memcpy(norms, sizes, sizeof norms);
+        if (count == 1) {
+            memcpy(grads, m->grads, m->total * sizeof(real));
+            memcpy(norms, sizes, sizeof norms);
+        }
         for (int i = 0; i < NUM_TENSORS; i++)
-            CHECK(memcmp(grads + m->tensors[i].offset, m->grads + m->tensors[i].offset, m->tensors[i].size * sizeof(real)) == 0, "gradient of %s with %d threads as with one", m->tensors[i].name, count);
+            CHECK(memcmp(grads + m->tensors[i].offset, m->grads + m->tensors[i].offset,
+                         m->tensors[i].size * sizeof(real)) == 0,
+                  "gradient of %s with %d threads as with one", m->tensors[i].name, count);
         CHECK(memcmp(norms, sizes, sizeof norms) == 0, "gradient norms with %d threads as with one", count);
-        const Update u = {.rate = {1e-3, 1e-2}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {0.5, 0.5}, .step = 1};
+        const Update u = {
+            .rate = {1e-3, 1e-2}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {0.5, 0.5}, .step = 1};
         gsa_update(m, &u, clamped);
         if (count == 1) memcpy(params, m->params, m->total * sizeof(real));
         CHECK(memcmp(params, m->params, m->total * sizeof(real)) == 0, "an update with %d threads as with one", count);
@@ -538,7 +634,7 @@ static void test_threads(void) {
 #endif
 }
 
-/* ---------------------------------------------------------------------------------------------- optimiser and bounds */
+/* ---------------------------------------------------------------------- optimiser and bounds */
 
 static bool named(const char *name, const char *names) { /* in a list "a b c" */
     size_t n = strlen(name);
@@ -547,36 +643,47 @@ static bool named(const char *name, const char *names) { /* in a list "a b c" */
     return false;
 }
 
-/* AdamW by its formula: which tensors decay, who has which rate and who is clipped with whom stands here once more, by name. */
+/* AdamW by its formula: which tensors decay, who has which rate and who is clipped with whom stands here once more,
+   by name. */
 static void test_adamw(void) {
-    static const char *const decaying = "wte wpe qkvw attprojw fcw fcprojw", *const scalars = "lnp lnalpha lntheta";
+    static const char *const decaying = "wte wpe qkvw attprojw fcw fcprojw", *const scalars =
+                                                                                 "log_precision log_alpha log_theta";
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
     GSA *m = gsa_create(&c, 1);
     model_start(&c, m->params, 12);
     m->grads = (real *)xcalloc(m->total, sizeof(real));
-    double *p = (double *)xmalloc(m->total * sizeof(double)), *first = (double *)xcalloc(m->total, sizeof(double)), *second = (double *)xcalloc(m->total, sizeof(double));
+    double *p = (double *)xmalloc(m->total * sizeof(double)), *first = (double *)xcalloc(m->total, sizeof(double)),
+           *second = (double *)xcalloc(m->total, sizeof(double));
     widen(p, m->params, m->total);
     uint64_t rng = 13;
     for (int step = 1; step <= 5; step++) {
         /* Adam forgets a constant factor, so the scales change from step to step */
-        const Update u = {.rate = {1e-3 * step, 7e-3}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.5, .scale = {1.0 / step, step == 2 ? 0.1 : 0.9}, .step = step};
+        const Update u = {.rate = {1e-3 * step, 7e-3},
+                          .beta1 = 0.9,
+                          .beta2 = 0.95,
+                          .weight_decay = 0.5,
+                          .scale = {1.0 / step, step == 2 ? 0.1 : 0.9},
+                          .step = step};
         double squares[NUM_CLIPS] = {0}, norms[NUM_CLIPS];
         for (int i = 0; i < NUM_TENSORS; i++) {
             const Tensor *t = &m->tensors[i];
             bool scalar = named(t->name, scalars), decay = named(t->name, decaying);
             int clip = scalar ? CLIP_SPLATS : CLIP_WEIGHTS;
             double rate = scalar ? 7e-3 : 1e-3 * step;
-            if (named(t->name, "alive lnalpha0")) continue; /* never trained */
+            if (named(t->name, "alive log_alpha_reference")) continue; /* never trained */
             for (size_t k = t->offset; k < t->offset + t->size; k++) {
                 m->grads[k] = (real)(0.01 * rng_normal(&rng));
                 double g = u.scale[clip] * m->grads[k];
                 squares[clip] += (double)m->grads[k] * m->grads[k];
-                first[k] = 0.9 * first[k] + 0.1 * g, second[k] = 0.95 * second[k] + 0.05 * g * g;
-                p[k] -= rate * (first[k] / (1 - pow(0.9, step)) / (sqrt(second[k] / (1 - pow(0.95, step))) + 1e-8) + (decay ? 0.5 * p[k] : 0));
+                first[k] = 0.9 * first[k] + 0.1 * g;
+                second[k] = 0.95 * second[k] + 0.05 * g * g;
+                p[k] -= rate * (first[k] / (1 - pow(0.9, step)) / (sqrt(second[k] / (1 - pow(0.95, step))) + 1e-8) +
+                                (decay ? 0.5 * p[k] : 0));
             }
         }
         gsa_gradient_norms(m, norms);
-        for (int clip = 0; clip < NUM_CLIPS; clip++) CHECK(fabs(norms[clip] / sqrt(squares[clip]) - 1) < 1e-10, "gradient norm of clip group %d", clip);
+        for (int clip = 0; clip < NUM_CLIPS; clip++)
+            CHECK(fabs(norms[clip] / sqrt(squares[clip]) - 1) < 1e-10, "gradient norm of clip group %d", clip);
         gsa_update(m, &u, clamped);
     }
     for (int i = 0; i < NUM_TENSORS; i++) {
@@ -585,7 +692,9 @@ static void test_adamw(void) {
         CHECK(error < 2e-6, "AdamW, 5 steps, %s: %g", t->name, error);
     }
     gsa_destroy(m);
-    free(p), free(first), free(second);
+    free(p);
+    free(first);
+    free(second);
 }
 
 static void check_bounds(const GSA *m, const char *what) {
@@ -595,33 +704,43 @@ static void check_bounds(const GSA *m, const char *what) {
     for (size_t s = 0; s < z.G * z.S; s++) {
         double square = 0, slope = 0;
         for (size_t k = 0; k < z.HS; k++) {
-            double mu = m->p.mu[s * z.HS + k], p = exp(m->p.lnp[s * z.P + (z.P > 1 ? k : 0)]);
+            double mu = m->p.mu[s * z.HS + k], p = exp(m->p.log_precision[s * z.P + (z.P > 1 ? k : 0)]);
             good &= p >= 0.4 * (1 - 1e-6) && p <= 40 * (1 + 1e-6);
-            square += mu * mu, slope += p * mu * p * mu;
+            square += mu * mu;
+            slope += p * mu * p * mu;
         }
         good &= sqrt(square) <= 2 * (1 + 1e-6) && sqrt(slope) <= 40 * (1 + 2e-6);
-        good &= fabs(m->p.lnalpha[s] - start) <= log(10) * (1 + 1e-6);
-        if (m->p.lntheta) good &= exp(m->p.lntheta[s]) <= 3.14159266;
+        good &= fabs(m->p.log_alpha[s] - start) <= log(10) * (1 + 1e-6);
+        if (m->p.log_theta) good &= exp(m->p.log_theta[s]) <= 3.14159266;
     }
-    CHECK(good, "%s: precision in [0.4, 40], |mu| <= 2, |Lambda mu| <= 40, ln alpha within ln 10 of its start, theta <= pi", what);
+    CHECK(good,
+          "%s: precision in [0.4, 40], |mu| <= 2, |Lambda mu| <= 40, ln alpha within ln 10 of its start, theta <= pi",
+          what);
 }
 
 /* Each bound switched off: what is outside stays, all else is put back. */
 static void test_unbounded(void) {
     Config c = small_config(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE);
-    c.mixer = MIXER_LINEAR, c.envelope = ENVELOPE_RAISED;
+    c.mixer = MIXER_LINEAR;
+    c.envelope = ENVELOPE_RAISED;
     GSA *m = gsa_create(&c, 1);
-    static const int tensors[NUM_BOUNDS] = {TENSOR_lnp, TENSOR_mu, TENSOR_lnalpha, TENSOR_lntheta, TENSOR_lndelta};
+    static const int tensors[NUM_BOUNDS] = {TENSOR_log_precision, TENSOR_mu, TENSOR_log_alpha, TENSOR_log_theta,
+                                            TENSOR_log_delta};
     for (int off = -1; off < NUM_BOUNDS; off++) {
         model_start(&c, m->params, 15);
-        m->p.lnp[0] = (real)log(60), m->p.mu[0] = 50, m->p.lnalpha[0] = 4, m->p.lntheta[0] = 2, m->p.lndelta[0] = -1;
+        m->p.log_precision[0] = (real)log(60);
+        m->p.mu[0] = 50;
+        m->p.log_alpha[0] = 4;
+        m->p.log_theta[0] = 2;
+        m->p.log_delta[0] = -1;
         m->config.unbounded = off < 0 ? 0 : 1 << off;
         int64_t outside[NUM_BOUNDS] = {0};
         splat_bounds(m, outside);
         for (int b = 0; b < NUM_BOUNDS; b++) {
             static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1};
             bool same = fabs((double)m->params[m->tensors[tensors[b]].offset] - was[b]) < 1e-5;
-            CHECK(outside[b] == (b != off) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b, off, (long long)outside[b], same ? "kept" : "put back");
+            CHECK(outside[b] == (b != off) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b,
+                  off, (long long)outside[b], same ? "kept" : "put back");
         }
     }
     gsa_destroy(m);
@@ -638,44 +757,63 @@ static void test_bounds(int covariance, int envelope) {
     memcpy(keep, m->params, m->total * sizeof(real));
     splat_bounds(m, clamped);
     CHECK(memcmp(keep, m->params, m->total * sizeof(real)) == 0, "the start is within the bounds and stays");
-    for (size_t i = 0; i < splats * z.P; i++) m->p.lnp[i] = (real)log(0.5 + 18 * rng_uniform(&rng)); /* anywhere inside */
+    /* anywhere inside */
+    for (size_t i = 0; i < splats * z.P; i++) m->p.log_precision[i] = (real)log(0.5 + 18 * rng_uniform(&rng));
     for (size_t s = 0; s < splats; s++) {
         real length = (real)(0.5 + 1.4 * rng_uniform(&rng));
         for (size_t k = 0; k < z.HS; k++) m->p.mu[s * z.HS + k] *= length;
-        m->p.lnalpha[s] = start + (real)(2.3 * (2 * rng_uniform(&rng) - 1));
-        if (envelope) m->p.lntheta[s] = (real)(1.14 - 12 * rng_uniform(&rng));
+        m->p.log_alpha[s] = start + (real)(2.3 * (2 * rng_uniform(&rng) - 1));
+        if (envelope) m->p.log_theta[s] = (real)(1.14 - 12 * rng_uniform(&rng));
     }
     memcpy(keep, m->params, m->total * sizeof(real));
     splat_bounds(m, clamped);
     CHECK(memcmp(keep, m->params, m->total * sizeof(real)) == 0, "values inside the bounds stay to the bit");
 
-    real *mu = m->p.mu, *lnp = m->p.lnp; /* one violation a splat */
+    real *mu = m->p.mu, *log_precision = m->p.log_precision; /* one violation a splat */
     for (size_t k = 0; k < z.HS; k++) mu[k] *= 10;
-    for (size_t i = 0; i < z.P; i++) lnp[z.P + i] = 9, lnp[2 * z.P + i] = -9, lnp[3 * z.P + i] = (real)log(39);
-    for (size_t k = 0; k < z.HS; k++) mu[3 * z.HS + k] *= 1.99f / (real)sqrt((double)z.HS) / (real)fabs(mu[3 * z.HS + k]); /* |mu| 1.99, slope 77 */
-    m->p.lnalpha[4] = start + 5, m->p.lnalpha[5] = start - 5;
-    if (envelope) m->p.lntheta[6] = 4;
+    for (size_t i = 0; i < z.P; i++) {
+        log_precision[z.P + i] = 9;
+        log_precision[2 * z.P + i] = -9;
+        log_precision[3 * z.P + i] = (real)log(39);
+    }
+    /* |mu| 1.99, slope 77 */
+    for (size_t k = 0; k < z.HS; k++)
+        mu[3 * z.HS + k] *= 1.99f / (real)sqrt((double)z.HS) / (real)fabs(mu[3 * z.HS + k]);
+    m->p.log_alpha[4] = start + 5;
+    m->p.log_alpha[5] = start - 5;
+    if (envelope) m->p.log_theta[6] = 4;
     memcpy(keep, m->params, m->total * sizeof(real));
     splat_bounds(m, clamped);
     check_bounds(m, "out of bounds");
     for (size_t s = 0; s < splats; s += 3) { /* centres keep their direction */
         const real *a = m->p.mu + s * z.HS, *b = keep + m->tensors[TENSOR_mu].offset + s * z.HS;
         double aa = 0, bb = 0, ab = 0;
-        for (size_t k = 0; k < z.HS; k++) aa += (double)a[k] * a[k], bb += (double)b[k] * b[k], ab += (double)a[k] * b[k];
+        for (size_t k = 0; k < z.HS; k++) {
+            aa += (double)a[k] * a[k];
+            bb += (double)b[k] * b[k];
+            ab += (double)a[k] * b[k];
+        }
         CHECK(ab > (1 - 1e-6) * sqrt(aa * bb), "a centre that is pulled back keeps its direction");
         if (s == 0) CHECK(sqrt(aa) > 0.5 && sqrt(aa) < sqrt(bb), "a far centre is pulled back");
-        if (s == 3) CHECK(sqrt(aa) > 0.95 && sqrt(aa) < 1.1, "|Lambda mu| from 77 to 40 with precision 39: |mu| = %g", sqrt(aa));
+        if (s == 3)
+            CHECK(sqrt(aa) > 0.95 && sqrt(aa) < 1.1, "|Lambda mu| from 77 to 40 with precision 39: |mu| = %g",
+                  sqrt(aa));
     }
-    CHECK(fabs(m->p.lnalpha[4] - start - log(10)) < 1e-6 && fabs(start - log(10) - m->p.lnalpha[5]) < 1e-6, "ln alpha at its bounds");
-    CHECK(fabs(exp(lnp[z.P]) - 40) < 1e-4 && fabs(exp(lnp[2 * z.P]) - 0.4) < 1e-6, "precisions at their bounds");
-    if (envelope) CHECK(fabs(exp(m->p.lntheta[6]) - 3.1415927) < 1e-6, "theta at its bound");
+    CHECK(fabs(m->p.log_alpha[4] - start - log(10)) < 1e-6 && fabs(start - log(10) - m->p.log_alpha[5]) < 1e-6,
+          "ln alpha at its bounds");
+    CHECK(fabs(exp(log_precision[z.P]) - 40) < 1e-4 && fabs(exp(log_precision[2 * z.P]) - 0.4) < 1e-6,
+          "precisions at their bounds");
+    if (envelope) CHECK(fabs(exp(m->p.log_theta[6]) - 3.1415927) < 1e-6, "theta at its bound");
     for (int i = 0; i < NUM_TENSORS; i++)
-        if (!named(m->tensors[i].name, "mu lnp lnalpha lntheta"))
-            CHECK(memcmp(keep + m->tensors[i].offset, m->params + m->tensors[i].offset, m->tensors[i].size * sizeof(real)) == 0, "%s has no bounds", m->tensors[i].name);
+        if (!named(m->tensors[i].name, "mu log_precision log_alpha log_theta"))
+            CHECK(memcmp(keep + m->tensors[i].offset, m->params + m->tensors[i].offset,
+                         m->tensors[i].size * sizeof(real)) == 0,
+                  "%s has no bounds", m->tensors[i].name);
     for (int step = 1; step <= 30; step++) { /* and an update never leaves them */
         if (!m->grads) m->grads = (real *)xcalloc(m->total, sizeof(real));
         for (size_t k = 0; k < m->total; k++) m->grads[k] = (real)(k % 2 ? 1 : -1);
-        const Update u = {.rate = {0.05, 0.5}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {1, 1}, .step = step};
+        const Update u = {
+            .rate = {0.05, 0.5}, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .scale = {1, 1}, .step = step};
         gsa_update(m, &u, clamped);
     }
     check_bounds(m, "after large updates");
@@ -683,7 +821,7 @@ static void test_bounds(int covariance, int envelope) {
     free_numbers();
 }
 
-/* ---------------------------------------------------------------------------------------------- configuration, starting values */
+/* ---------------------------------------------------------------------- configuration, starting values */
 
 static double deviation_of(const real *x, size_t n) {
     double sum = 0;
@@ -693,50 +831,66 @@ static double deviation_of(const real *x, size_t n) {
 
 static void test_start(void) {
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_DIAG, ENVELOPE_COSINE);
-    c.NH = 4, c.C = 64, c.V = 300, c.Vp = 320, c.S = 5;
+    c.NH = 4;
+    c.C = 64;
+    c.V = 300;
+    c.Vp = 320;
+    c.S = 5;
     config_head_map(&c, NULL);
     Tensor t[NUM_TENSORS], other[NUM_TENSORS];
     size_t total = model_tensors(&c, t);
-    real *a = numbers(total, 1, &(uint64_t){1}), *b = numbers(total, 0, NULL); /* what stands there before must not matter */
+    /* what stands there before must not matter */
+    real *a = numbers(total, 1, &(uint64_t){1}), *b = numbers(total, 0, NULL);
     model_start(&c, a, 5);
     model_start(&c, b, 5);
     CHECK(memcmp(a, b, total * sizeof(real)) == 0, "the same seed gives the same start");
     model_start(&c, b, 6);
     for (int i = 0; i < NUM_TENSORS; i++) {
         bool random = named(t[i].name, "wte wpe qkvw mu attprojw fcw fcprojw");
-        CHECK((memcmp(a + t[i].offset, b + t[i].offset, t[i].size * sizeof(real)) != 0) == random, "%s %s the seed", t[i].name, random ? "depends on" : "does not depend on");
+        CHECK((memcmp(a + t[i].offset, b + t[i].offset, t[i].size * sizeof(real)) != 0) == random, "%s %s the seed",
+              t[i].name, random ? "depends on" : "does not depend on");
         double deviation = named(t[i].name, "attprojw fcprojw") ? 0.02 / 2 : 0.02; /* residual: / sqrt(2 L), L = 2 */
         size_t n = i == TENSOR_wte ? (size_t)c.V * (size_t)c.C : t[i].size;
-        if (random && i != TENSOR_mu) CHECK(fabs(deviation_of(a + t[i].offset, n) / deviation - 1) < 0.05, "%s: standard deviation %g", t[i].name, deviation_of(a + t[i].offset, n));
+        if (random && i != TENSOR_mu)
+            CHECK(fabs(deviation_of(a + t[i].offset, n) / deviation - 1) < 0.05, "%s: standard deviation %g", t[i].name,
+                  deviation_of(a + t[i].offset, n));
     }
     size_t size = model_parameters(&c), count = 0;
-    for (int i = 0; i < NUM_TENSORS; i++) count += named(t[i].name, "alive lnalpha0") ? 0 : t[i].size;
+    for (int i = 0; i < NUM_TENSORS; i++) count += named(t[i].name, "alive log_alpha_reference") ? 0 : t[i].size;
     CHECK(size == count - 20 * 64, "parameters without the padding of the vocabulary");
     CHECK(deviation_of(a + t[TENSOR_wte].offset + 300 * 64, 20 * 64) == 0, "the padding of the vocabulary starts at 0");
-    CHECK(deviation_of(a + t[TENSOR_qkvb].offset, t[TENSOR_qkvb].size) == 0 && a[t[TENSOR_ln1w].offset + 3] == 1, "biases 0, weights of layernorm 1");
+    CHECK(deviation_of(a + t[TENSOR_qkvb].offset, t[TENSOR_qkvb].size) == 0 && a[t[TENSOR_ln1w].offset + 3] == 1,
+          "biases 0, weights of layernorm 1");
     size_t HS = 16, S = 5, splats = t[TENSOR_mu].size / HS;
     CHECK(splats == 2 * 2 * S, "two GSA heads in each of two layers");
     for (size_t s = 0; s < splats; s++) {
-        CHECK(fabs(deviation_of(a + t[TENSOR_mu].offset + s * HS, HS) * 4 - 1) < 1e-6, "centre %zu on the unit sphere", s);
-        CHECK(fabs(a[t[TENSOR_lntheta].offset + s] + log(1000) * (double)(s % S) / (S - 1)) < 1e-5, "frequency %zu of 1 .. 1e-3", s);
-        CHECK(fabs(exp(a[t[TENSOR_lnp].offset + s * HS + s % HS]) - 4) < 1e-5, "precision 4");
-        CHECK(fabs(a[t[TENSOR_lnalpha].offset + s] - splat_amplitude_start((int)S, (int)HS)) < 1e-6, "amplitude");
+        CHECK(fabs(deviation_of(a + t[TENSOR_mu].offset + s * HS, HS) * 4 - 1) < 1e-6, "centre %zu on the unit sphere",
+              s);
+        CHECK(fabs(a[t[TENSOR_log_theta].offset + s] + log(1000) * (double)(s % S) / (S - 1)) < 1e-5,
+              "frequency %zu of 1 .. 1e-3", s);
+        CHECK(fabs(exp(a[t[TENSOR_log_precision].offset + s * HS + s % HS]) - 4) < 1e-5, "precision 4");
+        CHECK(fabs(a[t[TENSOR_log_alpha].offset + s] - splat_amplitude_start((int)S, (int)HS)) < 1e-6, "amplitude");
     }
     memcpy(b, a, total * sizeof(real));
     model_scale_amplitudes(&c, b, 0.05);
     double moved[2] = {0, 0};
     for (size_t k = 0; k < total; k++) {
-        bool amplitude = (k >= t[TENSOR_lnalpha].offset && k < t[TENSOR_lnalpha].offset + splats) || (k >= t[TENSOR_lnalpha0].offset && k < t[TENSOR_lnalpha0].offset + splats);
+        bool amplitude =
+            (k >= t[TENSOR_log_alpha].offset && k < t[TENSOR_log_alpha].offset + splats) ||
+            (k >= t[TENSOR_log_alpha_reference].offset && k < t[TENSOR_log_alpha_reference].offset + splats);
         moved[amplitude] = fmax(moved[amplitude], fabs(b[k] - a[k] - (amplitude ? log(0.05) : 0)));
     }
-    CHECK(moved[0] == 0 && moved[1] < 1e-6, "amplitudes and what they are bounded by times 0.05: %g, all else as it was: %g", moved[1], moved[0]);
+    CHECK(moved[0] == 0 && moved[1] < 1e-6,
+          "amplitudes and what they are bounded by times 0.05: %g, all else as it was: %g", moved[1], moved[0]);
     Config learned = c; /* a tensor more or less does not change the others */
     learned.position = POSITION_ROPE;
     model_tensors(&learned, other);
     model_start(&learned, b, 5);
-    CHECK(other[TENSOR_wpe].size == 0 && other[TENSOR_fcw].offset != t[TENSOR_fcw].offset && memcmp(a + t[TENSOR_fcw].offset, b + other[TENSOR_fcw].offset, t[TENSOR_fcw].size * sizeof(real)) == 0,
+    CHECK(other[TENSOR_wpe].size == 0 && other[TENSOR_fcw].offset != t[TENSOR_fcw].offset &&
+              memcmp(a + t[TENSOR_fcw].offset, b + other[TENSOR_fcw].offset, t[TENSOR_fcw].size * sizeof(real)) == 0,
           "without learned positions the other tensors start the same");
-    for (int i = 0; i < NUM_TENSORS; i++) CHECK(t[i].offset % 32 == 0, "%s starts at a multiple of 128 bytes", t[i].name);
+    for (int i = 0; i < NUM_TENSORS; i++)
+        CHECK(t[i].offset % 32 == 0, "%s starts at a multiple of 128 bytes", t[i].name);
     free_numbers();
 }
 
@@ -745,11 +899,16 @@ static void test_amplitude(int S, int d) {
     enum { HEADS = 24, TOKENS = 150 };
     uint64_t rng = (uint64_t)(S * 1000 + d);
     double sum = 0, squares = 0, alpha = exp(splat_amplitude_start(S, d)), count = (double)HEADS * TOKENS * TOKENS;
-    double *mu = (double *)xmalloc((size_t)(S * d) * sizeof(double)), *phi = (double *)xmalloc((size_t)(2 * TOKENS * S) * sizeof(double)), *x = (double *)xmalloc((size_t)d * sizeof(double));
+    double *mu = (double *)xmalloc((size_t)(S * d) * sizeof(double)),
+           *phi = (double *)xmalloc((size_t)(2 * TOKENS * S) * sizeof(double)),
+           *x = (double *)xmalloc((size_t)d * sizeof(double));
     for (int head = 0; head < HEADS; head++) {
         for (int i = 0; i < S + 2 * TOKENS; i++) { /* centres, then queries and keys, all random unit vectors */
             double *v = i < S ? mu + i * d : x, square = 0;
-            for (int k = 0; k < d; k++) v[k] = rng_normal(&rng), square += v[k] * v[k];
+            for (int k = 0; k < d; k++) {
+                v[k] = rng_normal(&rng);
+                square += v[k] * v[k];
+            }
             for (int k = 0; k < d; k++) v[k] /= sqrt(square);
             for (int s = 0; i >= S && s < S; s++) {
                 double distance = 0;
@@ -761,12 +920,15 @@ static void test_amplitude(int S, int d) {
             for (int j = TOKENS; j < 2 * TOKENS; j++) {
                 double z = 0;
                 for (int s = 0; s < S; s++) z += alpha * phi[i * S + s] * phi[j * S + s];
-                sum += z, squares += z * z;
+                sum += z;
+                squares += z * z;
             }
     }
     double deviation = sqrt(squares / count - sum / count * sum / count);
     CHECK(fabs(deviation - 1) < 0.1, "%d splats of size %d: logits at the start have deviation %g", S, d, deviation);
-    free(mu), free(phi), free(x);
+    free(mu);
+    free(phi);
+    free(x);
 }
 
 static void test_head_map(void) {
@@ -812,24 +974,38 @@ static void test_head_map(void) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Config c;
         memset(&c, 0, sizeof c);
-        c.L = 3, c.NH = 6, c.C = 24, c.attention = cases[i].attention;
+        c.L = 3;
+        c.NH = 6;
+        c.C = 24;
+        c.attention = cases[i].attention;
         const char *problem = config_head_map(&c, cases[i].text), *text = cases[i].text ? cases[i].text : "(none)";
-        CHECK(!problem == cases[i].good, "--attention %d --gsa-heads '%s' %s: %s", cases[i].attention, text, cases[i].good ? "fits" : "is refused", problem ? problem : "fits");
+        CHECK(!problem == cases[i].good, "--attention %d --gsa-heads '%s' %s: %s", cases[i].attention, text,
+              cases[i].good ? "fits" : "is refused", problem ? problem : "fits");
         if (!problem && cases[i].good)
-            for (int l = 0; l < 3; l++) CHECK(c.gsa_heads[l] == cases[i].maps[l], "--gsa-heads '%s', layer %d: %llx", text, l, (unsigned long long)c.gsa_heads[l]);
+            for (int l = 0; l < 3; l++)
+                CHECK(c.gsa_heads[l] == cases[i].maps[l], "--gsa-heads '%s', layer %d: %llx", text, l,
+                      (unsigned long long)c.gsa_heads[l]);
         if (problem) CHECK(strstr(problem, "--gsa-heads") != NULL, "'%s' names its flag", problem);
     }
     Config c;
     memset(&c, 0, sizeof c); /* 64 heads: the whole word */
-    c.L = 64, c.NH = 64, c.C = 128, c.attention = ATTENTION_HYBRID;
+    c.L = 64;
+    c.NH = 64;
+    c.C = 128;
+    c.attention = ATTENTION_HYBRID;
     CHECK(!config_head_map(&c, "0") && c.gsa_heads[0] == 0 && config_gsa_heads(&c) == 0, "none of 64 heads");
     CHECK(!config_head_map(&c, "64") && c.gsa_heads[63] == ~0ull && config_gsa_heads(&c) == 4096, "all of 64 heads");
-    CHECK(!config_head_map(&c, "1:0,1:63,2:0-63") && c.gsa_heads[1] == (1ull << 63 | 1) && c.gsa_heads[2] == ~0ull, "first and last of 64 heads");
-    CHECK(config_gsa_before(&c, 1, 0) == 0 && config_gsa_before(&c, 1, 1) == 1 && config_gsa_before(&c, 1, 63) == 1 && config_gsa_before(&c, 2, 0) == 2 && config_gsa_before(&c, 2, 10) == 12,
+    CHECK(!config_head_map(&c, "1:0,1:63,2:0-63") && c.gsa_heads[1] == (1ull << 63 | 1) && c.gsa_heads[2] == ~0ull,
+          "first and last of 64 heads");
+    CHECK(config_gsa_before(&c, 1, 0) == 0 && config_gsa_before(&c, 1, 1) == 1 && config_gsa_before(&c, 1, 63) == 1 &&
+              config_gsa_before(&c, 2, 0) == 2 && config_gsa_before(&c, 2, 10) == 12,
           "the index of a head's splats");
-    CHECK(choice_index(ATTENTION_CHOICES, "hybrid") == ATTENTION_HYBRID && choice_index(ATTENTION_CHOICES, "standard") == 0, "choices by name");
+    CHECK(choice_index(ATTENTION_CHOICES, "hybrid") == ATTENTION_HYBRID &&
+              choice_index(ATTENTION_CHOICES, "standard") == 0,
+          "choices by name");
     static const char *const none[] = {"", "gs", "gsax", "Gsa", "sa", "standard|gsa", "|"};
-    for (size_t i = 0; i < sizeof none / sizeof *none; i++) CHECK(choice_index(ATTENTION_CHOICES, none[i]) == -1, "'%s' is no choice", none[i]);
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        CHECK(choice_index(ATTENTION_CHOICES, none[i]) == -1, "'%s' is no choice", none[i]);
     char name[16];
     for (int i = 0; i <= POSITION_BOTH; i++) {
         choice_name(POSITION_CHOICES, i, name, sizeof name);
@@ -840,12 +1016,12 @@ static void test_head_map(void) {
 static void test_config_check(void) {
     const Config sound = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
     CHECK(config_check(&sound) == NULL, "a sound configuration");
-#define REFUSED(change, names)                                                                          \
-    do {                                                                                                \
-        Config c = sound;                                                                               \
-        change;                                                                                         \
-        const char *problem = config_check(&c);                                                         \
-        CHECK(problem && strstr(problem, names), "%s is refused: %s", #change, problem ? problem : ""); \
+#define REFUSED(change, names)                                                                         \
+    do {                                                                                               \
+        Config c = sound;                                                                              \
+        change;                                                                                        \
+        const char *problem = config_check(&c);                                                        \
+        CHECK(problem &&strstr(problem, names), "%s is refused: %s", #change, problem ? problem : ""); \
     } while (0)
     REFUSED(c.L = 0, "--layers");
     REFUSED(c.L = 65, "--layers");
@@ -877,24 +1053,32 @@ static void test_config_check(void) {
     Config c = sound;
     c.S = 5;
     CHECK(config_check(&c) == NULL, "half the head size in splats");
-    c.S = 10, c.envelope = ENVELOPE_NONE;
+    c.S = 10;
+    c.envelope = ENVELOPE_NONE;
     CHECK(config_check(&c) == NULL, "the head size in splats without an envelope");
-    c.S = 0, c.attention = ATTENTION_STANDARD;
+    c.S = 0;
+    c.attention = ATTENTION_STANDARD;
     config_head_map(&c, NULL);
     CHECK(config_check(&c) == NULL, "no splats in a model without GSA heads");
 }
 
-/* ---------------------------------------------------------------------------------------------- training */
+/* ---------------------------------------------------------------------- training */
 
 /* All parts together learn: one batch by heart. */
 static void test_overfit(int attention, int position, int covariance, int envelope) {
     Config c = small_config(attention, NULL, position, covariance, envelope);
-    c.T = 16, c.C = 32, c.NH = 4, c.S = 4, c.V = 27, c.Vp = 32;
+    c.T = 16;
+    c.C = 32;
+    c.NH = 4;
+    c.S = 4;
+    c.V = 27;
+    c.Vp = 32;
     config_head_map(&c, NULL);
     enum { B = 4, STEPS = 60 };
     int x[B * 16], y[B * 16];
     uint64_t rng = 16;
-    random_tokens(x, B * 16, c.V, &rng), random_tokens(y, B * 16, c.V, &rng);
+    random_tokens(x, B * 16, c.V, &rng);
+    random_tokens(y, B * 16, c.V, &rng);
     GSA *m = gsa_create(&c, B);
     model_start(&c, m->params, 17);
     double first = 0, norms[NUM_CLIPS];
@@ -910,14 +1094,16 @@ static void test_overfit(int attention, int position, int covariance, int envelo
     }
     double last = gsa_forward(m, x, y, B, 16);
     CHECK(fabs(first - log(27)) < 0.1, "attention %d: the first loss %g is about ln V = %g", attention, first, log(27));
-    CHECK(last < 0.1, "attention %d, positions %d: %d steps on one batch bring the loss to %g", attention, position, STEPS, last);
+    CHECK(last < 0.1, "attention %d, positions %d: %d steps on one batch bring the loss to %g", attention, position,
+          STEPS, last);
     CHECK(deviation_of(m->p.wte + 27 * 32, 5 * 32) == 0, "the padding of the vocabulary is still 0");
     gsa_destroy(m);
 }
 
 int main(void) {
 #ifdef _OPENMP
-    omp_set_num_threads(1); /* thousands of tiny products: waiting for threads would take longer than they save; test_threads has more */
+    /* thousands of tiny products: waiting for threads would take longer than they save; test_threads has more */
+    omp_set_num_threads(1);
 #endif
     test_exp();
     test_products();
@@ -931,14 +1117,20 @@ int main(void) {
     test_model(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_NONE);
     test_model(ATTENTION_HYBRID, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE);
     test_model(ATTENTION_HYBRID, "0:1,1:0", POSITION_BOTH, COVARIANCE_DIAG, ENVELOPE_COSINE);
-    for (int attention = 0; attention <= ATTENTION_HYBRID; attention++) test_causality(attention, attention, attention != ATTENTION_GSA);
+    for (int attention = 0; attention <= ATTENTION_HYBRID; attention++)
+        test_causality(attention, attention, attention != ATTENTION_GSA);
     test_shift();
     test_threads();
     test_adamw();
     for (int kind = 0; kind < 4; kind++) test_bounds(kind & 1, kind >> 1);
     test_unbounded();
     test_start();
-    test_amplitude(32, 64), test_amplitude(16, 64), test_amplitude(64, 64), test_amplitude(16, 32), test_amplitude(8, 16), test_amplitude(1, 8);
+    test_amplitude(32, 64);
+    test_amplitude(16, 64);
+    test_amplitude(64, 64);
+    test_amplitude(16, 32);
+    test_amplitude(8, 16);
+    test_amplitude(1, 8);
     test_head_map();
     test_config_check();
     test_overfit(ATTENTION_HYBRID, POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE);

@@ -1,6 +1,6 @@
-/* Pictures and reports. Witnesses: stb_image reads what stb_image_write wrote, cJSON what the report wrote; ticks, scales, planes and ellipses by
-   their properties; covariances by elimination; responsibilities by equation (11) written again; of every picture, that its rim is empty:
-   nothing is cut off. */
+/* Pictures and reports. Witnesses: stb_image reads what stb_image_write wrote, cJSON what the report wrote; ticks,
+   scales, planes and ellipses by their properties; covariances by elimination; responsibilities by equation (11)
+   written again; of every picture, that its rim is empty: nothing is cut off. */
 #include "../gsa/look/report.h"
 #include "test.h"
 
@@ -16,14 +16,17 @@
 
 static const char *dir;
 
-/* The rim of 8 pixels and the rows between the title and what is below it are paper, and the middle is not all paper. */
+/* The rim of 8 pixels and the rows between the title and what is below it are paper, and the middle is not all
+   paper. */
 static void check_rim(const Canvas *c, const char *what) {
     int marks = 0, inside = 0;
     for (int y = 0; y < c->height; y++)
         for (int x = 0; x < c->width; x++) {
             const uint8_t *p = c->rgb + ((size_t)y * (size_t)c->width + (size_t)x) * 3;
-            bool empty = p[0] == 255 && p[1] == 255 && p[2] == 255, rim = x < 8 || y < 8 || x >= c->width - 8 || y >= c->height - 8 || (y >= 56 && y < 63);
-            marks += rim && !empty, inside += !rim && !empty;
+            bool empty = p[0] == 255 && p[1] == 255 && p[2] == 255,
+                 rim = x < 8 || y < 8 || x >= c->width - 8 || y >= c->height - 8 || (y >= 56 && y < 63);
+            marks += rim && !empty;
+            inside += !rim && !empty;
         }
     CHECK(marks == 0 && inside > 100, "%s: %d pixels of its rim are drawn on, %d within", what, marks, inside);
 }
@@ -40,7 +43,7 @@ static Colour pixel(const Canvas *c, int x, int y) {
 
 static bool same(Colour a, Colour b) { return a.r == b.r && a.g == b.g && a.b == b.b; }
 
-/* ---------------------------------------------------------------------------------------------- canvas */
+/* ---------------------------------------------------------------------- canvas */
 
 static void test_png(void) {
     Canvas *c = canvas_create(37, 23);
@@ -52,19 +55,23 @@ static void test_png(void) {
     char *file = read_file(path, &bytes);
     int width, height, channels;
     uint8_t *back = stbi_load_from_memory((const uint8_t *)file, (int)bytes, &width, &height, &channels, 0);
-    CHECK(back && width == 37 && height == 23 && channels == 3 && memcmp(back, c->rgb, 37 * 23 * 3) == 0, "a PNG holds what was drawn");
+    CHECK(back && width == 37 && height == 23 && channels == 3 && memcmp(back, c->rgb, 37 * 23 * 3) == 0,
+          "a PNG holds what was drawn");
     stbi_image_free(back);
-    free(file), free(path);
+    free(file);
+    free(path);
     canvas_free(c);
 }
 
 static void test_shapes(void) {
     static const Colour red = {255, 0, 0};
     Canvas *c = canvas_create(200, 100);
-    draw_rectangle(c, 10.25, 20.5, 4, 3, red, 1); /* covers 14.25 - 10.25 by 23.5 - 20.5: an area of 12, shared out among 5 x 4 pixels */
+    /* covers 14.25 - 10.25 by 23.5 - 20.5: an area of 12, shared out among 5 x 4 pixels */
+    draw_rectangle(c, 10.25, 20.5, 4, 3, red, 1);
     double area = 0;
     for (int i = 0; i < 200 * 100; i++) area += (255 - c->rgb[3 * i + 1]) / 255.0;
-    CHECK(fabs(area - 12) < 0.05 && pixel(c, 10, 21).g == 64 && same(pixel(c, 11, 21), red), "a rectangle covers its area: %g", area);
+    CHECK(fabs(area - 12) < 0.05 && pixel(c, 10, 21).g == 64 && same(pixel(c, 11, 21), red),
+          "a rectangle covers its area: %g", area);
     memset(c->rgb, 255, 200 * 100 * 3);
     draw_ellipse(c, 100, 50, 40, 20, 0.6, 0, red, 1);
     area = 0;
@@ -72,12 +79,16 @@ static void test_shapes(void) {
     for (int y = 0; y < 100; y++)
         for (int x = 0; x < 200; x++) {
             double share = (255 - pixel(c, x, y).g) / 255.0, u = x + 0.5 - 100, v = y + 0.5 - 50;
-            area += share, xx += share * u * u, xy += share * u * v;
+            area += share;
+            xx += share * u * u;
+            xy += share * u * v;
         }
     /* moments of a filled ellipse are a quarter of its half-axes' squares */
-    double want_xx = (1600 * cos(0.6) * cos(0.6) + 400 * sin(0.6) * sin(0.6)) / 4, want_xy = (1600 - 400) * cos(0.6) * sin(0.6) / 4;
-    CHECK(fabs(area / (M_PI * 800) - 1) < 0.01 && fabs(xx / area / want_xx - 1) < 0.02 && fabs(xy / area / want_xy - 1) < 0.02, "an ellipse: area %g, moments %g %g, not %g %g", area, xx / area,
-          xy / area, want_xx, want_xy);
+    double want_xx = (1600 * cos(0.6) * cos(0.6) + 400 * sin(0.6) * sin(0.6)) / 4,
+           want_xy = (1600 - 400) * cos(0.6) * sin(0.6) / 4;
+    CHECK(fabs(area / (M_PI * 800) - 1) < 0.01 && fabs(xx / area / want_xx - 1) < 0.02 &&
+              fabs(xy / area / want_xy - 1) < 0.02,
+          "an ellipse: area %g, moments %g %g, not %g %g", area, xx / area, xy / area, want_xx, want_xy);
     memset(c->rgb, 255, 200 * 100 * 3);
     draw_line(c, 20, 20, 120, 60, 4, red, 1);
     area = 0;
@@ -85,25 +96,35 @@ static void test_shapes(void) {
     CHECK(fabs(area / (4 * hypot(100, 40) + M_PI * 4) - 1) < 0.02, "a line of width 4 with round ends covers %g", area);
     memset(c->rgb, 255, 200 * 100 * 3);
     canvas_clip(c, 50, 30, 60, 40);
-    draw_line(c, 0, 0, 200, 100, 50, red, 1), draw_rectangle(c, -5, -5, 300, 300, red, 1), draw_ellipse(c, 55, 35, 500, 500, 0, 0, red, 1);
+    draw_line(c, 0, 0, 200, 100, 50, red, 1);
+    draw_rectangle(c, -5, -5, 300, 300, red, 1);
+    draw_ellipse(c, 55, 35, 500, 500, 0, 0, red, 1);
     draw_text(c, 0, 30, "all of this", 2, TEXT_START, red);
     int outside = 0;
     for (int y = 0; y < 100; y++)
-        for (int x = 0; x < 200; x++) outside += !same(pixel(c, x, y), x >= 50 && x < 60 && y >= 30 && y < 40 ? red : paper);
+        for (int x = 0; x < 200; x++)
+            outside += !same(pixel(c, x, y), x >= 50 && x < 60 && y >= 30 && y < 40 ? red : paper);
     CHECK(outside == 0, "what is drawn stays within the clip and fills it: %d pixels do not", outside);
-    draw_ellipse(c, NAN, 1, 1, 1, 0, 0, red, 1), draw_line(c, INFINITY, 0, 1, 1, 1, red, 1), draw_rectangle(c, 0, NAN, 1, 1, red, 1); /* must not crash */
+    /* must not crash */
+    draw_ellipse(c, NAN, 1, 1, 1, 0, 0, red, 1);
+    draw_line(c, INFINITY, 0, 1, 1, 1, red, 1);
+    draw_rectangle(c, 0, NAN, 1, 1, red, 1);
     canvas_free(c);
 }
 
 static void test_text(void) {
     static const Colour red = {255, 0, 0};
     /* The pixels of a text lie between its start and start + width, whichever way it is anchored and turned. */
-    static const char *const texts[] = {"Attention: layer 3", "\xC2\xB7the", "\xE2\x80\x9Cquotes\xE2\x80\x9D \xE2\x80\x94 dash", "\xFF\xC3", "\xE6\x97\xA5\xE6\x9C\xAC"};
+    static const char *const texts[] = {"Attention: layer 3", "\xC2\xB7the",
+                                        "\xE2\x80\x9Cquotes\xE2\x80\x9D \xE2\x80\x94 dash", "\xFF\xC3",
+                                        "\xE6\x97\xA5\xE6\x9C\xAC"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         for (int anchor = TEXT_START; anchor <= TEXT_END; anchor++)
             for (int up = 0; up < 2; up++) {
                 Canvas *c = canvas_create(600, 600);
-                double width = text_width(texts[i], 2), start = 300 - (anchor == TEXT_START ? 0 : anchor == TEXT_MIDDLE ? width / 2 : width);
+                double width = text_width(texts[i], 2), start = 300 - (anchor == TEXT_START    ? 0
+                                                                       : anchor == TEXT_MIDDLE ? width / 2
+                                                                                               : width);
                 if (up) draw_text_up(c, 300, 300, texts[i], 2, anchor, red);
                 else draw_text(c, 300, 300, texts[i], 2, anchor, red);
                 int drawn = 0, outside = 0;
@@ -111,32 +132,45 @@ static void test_text(void) {
                     for (int x = 0; x < 600; x++) {
                         if (same(pixel(c, x, y), paper)) continue;
                         double along = up ? 600 - 1 - y : x, across = up ? x : y;
-                        drawn++, outside += along < start - 1 || along > start + width + 1 || across < 300 || across >= 324;
+                        drawn++;
+                        outside += along < start - 1 || along > start + width + 1 || across < 300 || across >= 324;
                     }
-                CHECK(drawn > 3 && outside == 0, "text %zu, anchor %d, up %d: %d pixels, %d outside its box", i, anchor, up, drawn, outside);
+                CHECK(drawn > 3 && outside == 0, "text %zu, anchor %d, up %d: %d pixels, %d outside its box", i, anchor,
+                      up, drawn, outside);
                 canvas_free(c);
             }
-    CHECK(text_width("\xE2\x80\x99", 1) == text_width("'", 1) && text_width("\xE6\x97\xA5", 1) == text_width("?", 1), "one letter for one character");
+    CHECK(text_width("\xE2\x80\x99", 1) == text_width("'", 1) && text_width("\xE6\x97\xA5", 1) == text_width("?", 1),
+          "one letter for one character");
 }
 
 static void test_ticks(void) {
     uint64_t rng = 5;
     int bad = 0;
     for (int trial = 0; trial < 20000; trial++) {
-        double low = rng_normal(&rng) * pow(10, rng_uniform(&rng) * 12 - 6), high = low + pow(10, rng_uniform(&rng) * 12 - 6), ticks[16], step;
+        double low = rng_normal(&rng) * pow(10, rng_uniform(&rng) * 12 - 6),
+               high = low + pow(10, rng_uniform(&rng) * 12 - 6), ticks[16], step;
         if (!(low + 1e-9 * fabs(low) < high)) continue;
         int most = 4 + (int)rng_below(&rng, 8), count = nice_ticks(low, high, most, ticks, &step);
         double mantissa = step / pow(10, floor(log10(step) + 1e-9));
         bool nice = fabs(mantissa - 1) < 1e-6 || fabs(mantissa - 2) < 1e-6 || fabs(mantissa - 5) < 1e-6;
-        bool good = nice && count <= most && count >= 1 && count * 2.5 + 2.5 >= most; /* the next finer step, at most 2.5 times finer, would be too many */
-        for (int i = 0; i < count; i++) good = good && ticks[i] >= low - 1e-6 * step && ticks[i] <= high + 1e-6 * step && fabs(remainder(ticks[i], step)) < 1e-6 * step + 1e-9 * fabs(ticks[i]);
+        /* the next finer step, at most 2.5 times finer, would be too many */
+        bool good = nice && count <= most && count >= 1 && count * 2.5 + 2.5 >= most;
+        for (int i = 0; i < count; i++)
+            good = good && ticks[i] >= low - 1e-6 * step && ticks[i] <= high + 1e-6 * step &&
+                   fabs(remainder(ticks[i], step)) < 1e-6 * step + 1e-9 * fabs(ticks[i]);
         bad += !good;
     }
     CHECK(bad == 0, "ticks are multiples of 1, 2 or 5, within the range, as many as fit: %d ranges are not so", bad);
     double ticks[16], step;
-    CHECK(nice_ticks(1, 1, 8, ticks, &step) == 0 && nice_ticks(0, NAN, 8, ticks, &step) == 0 && nice_ticks(0, INFINITY, 8, ticks, &step) == 0, "no ticks in an empty range");
+    CHECK(nice_ticks(1, 1, 8, ticks, &step) == 0 && nice_ticks(0, NAN, 8, ticks, &step) == 0 &&
+              nice_ticks(0, INFINITY, 8, ticks, &step) == 0,
+          "no ticks in an empty range");
     CHECK(nice_ticks(1e17, 1e17 + 64, 8, ticks, &step) <= 8, "a range so far from 0 that doubles do not count in it");
-    static const struct { double value, step; const char *text; } numbers[] = {{0, 1, "0"}, {2.5, 0.5, "2.5"}, {25000, 5000, "25k"}, {1500, 500, "1500"}, {0.05, 0.01, "0.05"}, {-0.1, 0.1, "-0.1"}, {3e6, 1e6, "3M"}};
+    static const struct {
+        double value, step;
+        const char *text;
+    } numbers[] = {{0, 1, "0"},          {2.5, 0.5, "2.5"},   {25000, 5000, "25k"}, {1500, 500, "1500"},
+                   {0.05, 0.01, "0.05"}, {-0.1, 0.1, "-0.1"}, {3e6, 1e6, "3M"}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         char text[32];
         number_text(numbers[i].value, numbers[i].step, text, sizeof text);
@@ -146,21 +180,31 @@ static void test_ticks(void) {
 
 static double linear(double v) { return v <= 0.04045 ? v / 12.92 : pow((v + 0.055) / 1.055, 2.4); }
 
-/* Lightness falls along the scale, also for who lacks one kind of cone: their colours are mixtures of linear RGB (Vienot and others, 1999). */
+/* Lightness falls along the scale, also for who lacks one kind of cone: their colours are mixtures of linear RGB
+   (Vienot and others, 1999). */
 static void test_colours(void) {
-    static const double eyes[4][3] = {{0.2126, 0.7152, 0.0722}, {0.11238, 0.88762, 0}, {0.29275, 0.70725, 0}, {0.299, 0.587, 0.114}};
+    static const double eyes[4][3] = {
+        {0.2126, 0.7152, 0.0722}, {0.11238, 0.88762, 0}, {0.29275, 0.70725, 0}, {0.299, 0.587, 0.114}};
     for (int eye = 0; eye < 4; eye++) {
         double before = 2, steepest = 0;
         int rises = 0;
         for (int i = 0; i <= 64; i++) {
             Colour c = colour_scale(i / 64.0);
-            double y = eyes[eye][0] * linear(c.r / 255.0) + eyes[eye][1] * linear(c.g / 255.0) + eyes[eye][2] * linear(c.b / 255.0), lightness = 116 * cbrt(y) - 16;
-            if (i) rises += lightness > before - 0.3, steepest = fmax(steepest, before - lightness);
+            double y = eyes[eye][0] * linear(c.r / 255.0) + eyes[eye][1] * linear(c.g / 255.0) +
+                       eyes[eye][2] * linear(c.b / 255.0),
+                   lightness = 116 * cbrt(y) - 16;
+            if (i) {
+                rises += lightness > before - 0.3;
+                steepest = fmax(steepest, before - lightness);
+            }
             before = lightness;
         }
-        CHECK(rises == 0 && steepest < 3.5, "the scale gets darker steadily for eye %d: %d steps do not, the largest is %g", eye, rises, steepest);
+        CHECK(rises == 0 && steepest < 3.5,
+              "the scale gets darker steadily for eye %d: %d steps do not, the largest is %g", eye, rises, steepest);
     }
-    CHECK(same(colour_scale(-1), colour_scale(0)) && same(colour_scale(0), paper) && same(colour_scale(2), colour_scale(1)) && !same(colour_scale(NAN), paper), "ends of the scale");
+    CHECK(same(colour_scale(-1), colour_scale(0)) && same(colour_scale(0), paper) &&
+              same(colour_scale(2), colour_scale(1)) && !same(colour_scale(NAN), paper),
+          "ends of the scale");
     double nearest = 1e9;
     for (int i = 0; i < 7; i++)
         for (int k = 0; k < i; k++) {
@@ -170,7 +214,7 @@ static void test_colours(void) {
     CHECK(nearest > 50 && same(colour_of(7), colour_of(0)), "seven colours, none alike: %g", nearest);
 }
 
-/* ---------------------------------------------------------------------------------------------- planes and ellipses */
+/* ---------------------------------------------------------------------- planes and ellipses */
 
 static void test_plane(void) {
     enum { T = 50, D = 12 };
@@ -182,25 +226,40 @@ static void test_plane(void) {
     principal_plane(keys, T, D, mean, u, share);
     for (int a = 0; a < D; a++)
         for (int b = 0; b < D; b++)
-            for (int t = 0; t < T; t++) covariance[a * D + b] += (double)(keys[t * D + a] - mean[a]) * (keys[t * D + b] - mean[b]) / T;
+            for (int t = 0; t < T; t++)
+                covariance[a * D + b] += (double)(keys[t * D + a] - mean[a]) * (keys[t * D + b] - mean[b]) / T;
     for (int k = 0; k < D; k++) total += covariance[k * D + k];
     double dots[3] = {0, 0, 0}, residual = 0;
-    for (int k = 0; k < D; k++) dots[0] += u[k] * u[k], dots[1] += u[D + k] * u[D + k], dots[2] += u[k] * u[D + k];
+    for (int k = 0; k < D; k++) {
+        dots[0] += u[k] * u[k];
+        dots[1] += u[D + k] * u[D + k];
+        dots[2] += u[k] * u[D + k];
+    }
     for (int c = 0; c < 2; c++)
         for (int a = 0; a < D; a++) {
             double sum = 0;
             for (int b = 0; b < D; b++) sum += covariance[a * D + b] * u[c * D + b];
             residual = fmax(residual, fabs(sum - share[c] * total * u[c * D + a]));
         }
-    CHECK(fabs(dots[0] - 1) < 1e-6 && fabs(dots[1] - 1) < 1e-6 && fabs(dots[2]) < 1e-6, "components are orthonormal: %g %g %g", dots[0], dots[1], dots[2]);
-    CHECK(residual < 1e-5 * total && share[0] > share[1], "components are eigenvectors of the covariance: %g", residual / total);
-    for (int trial = 0; trial < 100; trial++) { /* at right angles to the first, no direction has more variance than the second */
+    CHECK(fabs(dots[0] - 1) < 1e-6 && fabs(dots[1] - 1) < 1e-6 && fabs(dots[2]) < 1e-6,
+          "components are orthonormal: %g %g %g", dots[0], dots[1], dots[2]);
+    CHECK(residual < 1e-5 * total && share[0] > share[1], "components are eigenvectors of the covariance: %g",
+          residual / total);
+    /* at right angles to the first, no direction has more variance than the second */
+    for (int trial = 0; trial < 100; trial++) {
         double v[D], along = 0, square = 0, sum = 0;
-        for (int k = 0; k < D; k++) v[k] = rng_normal(&rng), along += v[k] * u[k];
-        for (int k = 0; k < D; k++) v[k] -= along * u[k], square += v[k] * v[k];
+        for (int k = 0; k < D; k++) {
+            v[k] = rng_normal(&rng);
+            along += v[k] * u[k];
+        }
+        for (int k = 0; k < D; k++) {
+            v[k] -= along * u[k];
+            square += v[k] * v[k];
+        }
         for (int a = 0; a < D; a++)
             for (int b = 0; b < D; b++) sum += v[a] * covariance[a * D + b] * v[b] / square;
-        if (!(sum <= share[1] * total * (1 + 1e-6))) CHECK(false, "a direction has more variance (%g) than the second component (%g)", sum, share[1] * total);
+        if (!(sum <= share[1] * total * (1 + 1e-6)))
+            CHECK(false, "a direction has more variance (%g) than the second component (%g)", sum, share[1] * total);
     }
     for (int i = 0; i < T * D; i++) keys[i] = 1; /* all alike */
     principal_plane(keys, T, D, mean, u, share);
@@ -208,17 +267,23 @@ static void test_plane(void) {
     for (int k = 0; k < 2 * D; k++) finite = finite && isfinite(u[k]);
     CHECK(finite, "keys that are all alike have a plane, without variance");
     for (int trial = 0; trial < 100; trial++) {
-        double a = rng_normal(&rng), b = rng_normal(&rng), d = rng_normal(&rng), xx = a * a, xy = a * b, yy = b * b + d * d; /* L L^T */
+        /* L L^T */
+        double a = rng_normal(&rng), b = rng_normal(&rng), d = rng_normal(&rng), xx = a * a, xy = a * b,
+               yy = b * b + d * d;
         PlaneSplat e;
         plane_ellipse(xx, xy, yy, &e);
-        double cosine = cos(e.angle), sine = sin(e.angle), got_xx = e.a * e.a * cosine * cosine + e.b * e.b * sine * sine, got_yy = e.a * e.a * sine * sine + e.b * e.b * cosine * cosine;
-        double got_xy = (e.a * e.a - e.b * e.b) * cosine * sine, error = fabs(got_xx - xx) + fabs(got_xy - xy) + fabs(got_yy - yy);
-        if (!(error < 1e-5 * (xx + yy))) CHECK(false, "ellipse of (%g %g %g) has (%g %g %g)", xx, xy, yy, got_xx, got_xy, got_yy);
+        double cosine = cos(e.angle), sine = sin(e.angle),
+               got_xx = e.a * e.a * cosine * cosine + e.b * e.b * sine * sine,
+               got_yy = e.a * e.a * sine * sine + e.b * e.b * cosine * cosine;
+        double got_xy = (e.a * e.a - e.b * e.b) * cosine * sine,
+               error = fabs(got_xx - xx) + fabs(got_xy - xy) + fabs(got_yy - yy);
+        if (!(error < 1e-5 * (xx + yy)))
+            CHECK(false, "ellipse of (%g %g %g) has (%g %g %g)", xx, xy, yy, got_xx, got_xy, got_yy);
     }
     CHECK(true, "ellipses");
 }
 
-/* ---------------------------------------------------------------------------------------------- splats of a model */
+/* ---------------------------------------------------------------------- splats of a model */
 
 typedef struct {
     const Config *config;
@@ -229,14 +294,28 @@ typedef struct {
 static void read_head(void *model, int l, int h, int part, float *out) {
     const Heads *m = (const Heads *)model;
     size_t n = (size_t)m->T * (size_t)config_head_size(m->config);
-    memcpy(out, m->x + (((size_t)l * (size_t)config_heads(m->config) + (size_t)h) * 2 + (size_t)part) * n, n * sizeof *out);
+    memcpy(out, m->x + (((size_t)l * (size_t)config_heads(m->config) + (size_t)h) * 2 + (size_t)part) * n,
+           n * sizeof *out);
 }
 
-static Config model_config(int attention, int mixer, int envelope, int covariance, int objective, int L, int NH, int S) {
+static Config model_config(int attention, int mixer, int envelope, int covariance, int objective, int L, int NH,
+                           int S) {
     Config c;
     memset(&c, 0, sizeof c);
-    c.T = 700, c.V = 300, c.Vp = 384, c.L = L, c.NH = NH, c.C = 12 * NH, c.S = S, c.position = POSITION_ROPE;
-    c.attention = attention, c.mixer = mixer, c.envelope = envelope, c.covariance = covariance, c.objective = objective, c.window = attention == ATTENTION_EXTEND ? 5 : 0;
+    c.T = 700;
+    c.V = 300;
+    c.Vp = 384;
+    c.L = L;
+    c.NH = NH;
+    c.C = 12 * NH;
+    c.S = S;
+    c.position = POSITION_ROPE;
+    c.attention = attention;
+    c.mixer = mixer;
+    c.envelope = envelope;
+    c.covariance = covariance;
+    c.objective = objective;
+    c.window = attention == ATTENTION_EXTEND ? 5 : 0;
     const char *problem = config_head_map(&c, NULL);
     if (!problem) problem = config_check(&c);
     if (problem) die("%s", problem);
@@ -250,10 +329,13 @@ static float *make_model(const Config *c, int T, Heads *heads, uint64_t seed) {
     float *params = (float *)xmalloc(total * sizeof *params);
     model_start(c, params, seed);
     uint64_t rng = seed;
-    for (int i = TENSOR_mu; i <= TENSOR_lnalpha; i++)
+    for (int i = TENSOR_mu; i <= TENSOR_log_alpha; i++)
         for (size_t k = 0; k < tensors[i].size; k++) params[tensors[i].offset + k] += (float)(0.3 * rng_normal(&rng));
-    for (size_t s = 0; s < tensors[TENSOR_alive].size; s++) params[tensors[TENSOR_alive].offset + s] = c->S == 1 || s % (size_t)c->S != 1;
-    heads->config = c, heads->T = T, heads->x = (float *)xmalloc(n * sizeof(float));
+    for (size_t s = 0; s < tensors[TENSOR_alive].size; s++)
+        params[tensors[TENSOR_alive].offset + s] = c->S == 1 || s % (size_t)c->S != 1;
+    heads->config = c;
+    heads->T = T;
+    heads->x = (float *)xmalloc(n * sizeof(float));
     for (size_t i = 0; i < n; i++) heads->x[i] = (float)rng_normal(&rng);
     return params;
 }
@@ -270,13 +352,18 @@ static void test_splats(void) {
         size_t g = 1, P = (size_t)config_precisions(&c);
         read_head(&heads, 1, 1, 0, x);
         head_responsibilities(&c, params, 1, 1, x, T, r);
-        const float *mu = params + tensors[TENSOR_mu].offset + g * S * D, *lnalpha = params + tensors[TENSOR_lnalpha].offset + g * S;
+        const float *mu = params + tensors[TENSOR_mu].offset + g * S * D,
+                    *log_alpha = params + tensors[TENSOR_log_alpha].offset + g * S;
         double Lambda[S][D * D];
         for (int s = 0; s < S; s++) { /* Lambda as a matrix, whichever form it is kept in */
-            const float *lnp = params + tensors[TENSOR_lnp].offset + (g * S + (size_t)s) * P;
+            const float *log_precision = params + tensors[TENSOR_log_precision].offset + (g * S + (size_t)s) * P;
             double L[D * D] = {0};
             for (size_t i = 0; i < D; i++)
-                for (size_t k = 0; k <= i; k++) L[i * D + k] = covariance == COVARIANCE_FULL ? (i == k ? exp(lnp[i * (i + 1) / 2 + k]) : lnp[i * (i + 1) / 2 + k]) : i == k ? exp(0.5 * lnp[P > 1 ? i : 0]) : 0;
+                for (size_t k = 0; k <= i; k++)
+                    L[i * D + k] = covariance == COVARIANCE_FULL ? (i == k ? exp(log_precision[i * (i + 1) / 2 + k])
+                                                                           : log_precision[i * (i + 1) / 2 + k])
+                                   : i == k                      ? exp(0.5 * log_precision[P > 1 ? i : 0])
+                                                                 : 0;
             for (int i = 0; i < D; i++)
                 for (int k = 0; k < D; k++) {
                     Lambda[s][i * D + k] = 0;
@@ -289,17 +376,21 @@ static void test_splats(void) {
             for (int s = 0; s < S; s++) {
                 double quadratic = 0;
                 for (int i = 0; i < D; i++)
-                    for (int k = 0; k < D; k++) quadratic += (x[t * D + i] / sqrt(square) - mu[s * D + i]) * Lambda[s][i * D + k] * (x[t * D + k] / sqrt(square) - mu[s * D + k]);
-                sum += weights[s] = s == 1 ? 0 : exp(lnalpha[s] - 0.5 * quadratic);
+                    for (int k = 0; k < D; k++)
+                        quadratic += (x[t * D + i] / sqrt(square) - mu[s * D + i]) * Lambda[s][i * D + k] *
+                                     (x[t * D + k] / sqrt(square) - mu[s * D + k]);
+                sum += weights[s] = s == 1 ? 0 : exp(log_alpha[s] - 0.5 * quadratic);
             }
-            for (int s = 0; s < S; s++) worst = fmax(worst, isfinite(r[t * S + s]) ? fabs(r[t * S + s] - weights[s] / sum) : INFINITY);
+            for (int s = 0; s < S; s++)
+                worst = fmax(worst, isfinite(r[t * S + s]) ? fabs(r[t * S + s] - weights[s] / sum) : INFINITY);
         }
         CHECK(worst < 1e-9 && r[1] == 0, "responsibilities, covariance %d: %g", covariance, worst);
         float directions[2 * D];
         uint64_t rng = 9;
         for (int k = 0; k < 2 * D; k++) directions[k] = (float)rng_normal(&rng);
         for (int s = 0; s < S; s++) { /* Lambda^-1 u by elimination */
-            double plane[3], want[3] = {0, 0, 0}, trace = 0, got = splat_covariance(&c, params, g, (size_t)s, directions, plane), solved[2][D];
+            double plane[3], want[3] = {0, 0, 0}, trace = 0,
+                             got = splat_covariance(&c, params, g, (size_t)s, directions, plane), solved[2][D];
             for (int u = 0; u < 2 + D; u++) {
                 double A[D * D], b[D];
                 memcpy(A, Lambda[s], sizeof A);
@@ -315,20 +406,38 @@ static void test_splats(void) {
                 if (u < 2) memcpy(solved[u], b, sizeof b);
                 else trace += b[u - 2];
             }
-            for (int k = 0; k < D; k++) want[0] += directions[k] * solved[0][k], want[1] += directions[k] * solved[1][k], want[2] += directions[D + k] * solved[1][k];
-            for (int i = 0; i < 3; i++) worst_variance = fmax(worst_variance, fabs(plane[i] - want[i]) / (want[0] + want[2]));
+            for (int k = 0; k < D; k++) {
+                want[0] += directions[k] * solved[0][k];
+                want[1] += directions[k] * solved[1][k];
+                want[2] += directions[D + k] * solved[1][k];
+            }
+            for (int i = 0; i < 3; i++)
+                worst_variance = fmax(worst_variance, fabs(plane[i] - want[i]) / (want[0] + want[2]));
             worst_variance = fmax(worst_variance, fabs(got / trace - 1));
         }
         CHECK(worst_variance < 1e-9, "variances in a plane, covariance %d: %g", covariance, worst_variance);
-        free(params), free(heads.x);
+        free(params);
+        free(heads.x);
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- labels, pictures, page */
+/* ---------------------------------------------------------------------- labels, pictures, page */
 
 static void test_labels(void) {
-    static const struct { const char *bytes, *label; } cases[] = {{" the", "\xC2\xB7the"}, {"a b", "a b"}, {"x ", "x\xC2\xB7"}, {"\n", "\\n"}, {"\xC3\xA4", "\xC3\xA4"}, {"\xE6\x97", "<E6><97>"}, {"\xC0\xAF", "<C0><AF>"},
-                                                                  {"\xED\xA0\x80", "<ED><A0><80>"}, {"\xF0\x9F\x99\x82", "\xF0\x9F\x99\x82"}, {"\xF5\x80\x80\x80", "<F5><80><80><80>"}, {"\x01", "<01>"}, {"\x7F", "<7F>"}};
+    static const struct {
+        const char *bytes, *label;
+    } cases[] = {{" the", "\xC2\xB7the"},
+                 {"a b", "a b"},
+                 {"x ", "x\xC2\xB7"},
+                 {"\n", "\\n"},
+                 {"\xC3\xA4", "\xC3\xA4"},
+                 {"\xE6\x97", "<E6><97>"},
+                 {"\xC0\xAF", "<C0><AF>"},
+                 {"\xED\xA0\x80", "<ED><A0><80>"},
+                 {"\xF0\x9F\x99\x82", "\xF0\x9F\x99\x82"},
+                 {"\xF5\x80\x80\x80", "<F5><80><80><80>"},
+                 {"\x01", "<01>"},
+                 {"\x7F", "<7F>"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *label = token_label(cases[i].bytes, strlen(cases[i].bytes));
         CHECK(strcmp(label, cases[i].label) == 0, "label %zu is %s, not %s", i, label, cases[i].label);
@@ -353,25 +462,36 @@ static int count_colour(const Canvas *c, Colour colour, double left, double top,
 }
 
 static void test_diagrams(void) {
-    static const char *const names[] = {"standard, learned positions and a very long name that takes more than its share of the picture's width, far more", "b", "", "d", "e"};
-    static const double values[][5] = {{2.3, 2.31, 2.4, 2.2, NAN}, {0.1, 1, 5, 0, 3}, {3749376, 1e9, 5e5, 2, 3}, {-2, 3, 1, 0, 0}, {1, 1, 1, 1, 1}, {0, 0, 0, 0, 0}};
+    static const char *const names[] = {"standard, learned positions and a very long name that takes more than its "
+                                        "share of the picture's width, far more",
+                                        "b", "", "d", "e"};
+    static const double values[][5] = {{2.3, 2.31, 2.4, 2.2, NAN}, {0.1, 1, 5, 0, 3}, {3749376, 1e9, 5e5, 2, 3},
+                                       {-2, 3, 1, 0, 0},           {1, 1, 1, 1, 1},   {0, 0, 0, 0, 0}};
     static const double errors[5] = {0.02, 0, NAN, 0.1, 0.1};
-    for (size_t i = 0; i < sizeof values / sizeof *values; i++) check_and_free(picture_bars("Bars", "loss, nats a token", names, values[i], errors, 5), "bars");
-    check_and_free(picture_bars("One bar and a title that is so long that it cannot be written at its full size nor even at the smaller one and must therefore be cut before the end", "x", names + 1, values[0], errors, 1), "one bar");
-    Canvas *c = picture_bars("Bars", "x", names + 1, values[1] + 1, errors + 1, 3); /* 1, 5, 0: the lengths are as the values */
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
+        check_and_free(picture_bars("Bars", "loss, nats a token", names, values[i], errors, 5), "bars");
+    check_and_free(picture_bars("One bar and a title that is so long that it cannot be written at its full size nor "
+                                "even at the smaller one and must therefore be cut before the end",
+                                "x", names + 1, values[0], errors, 1),
+                   "one bar");
+    /* 1, 5, 0: the lengths are as the values */
+    Canvas *c = picture_bars("Bars", "x", names + 1, values[1] + 1, errors + 1, 3);
     int rows[3] = {0, 0, 0};
     for (int i = 0; i < 3; i++)
         for (int x = 0; x < c->width; x++) rows[i] += same(pixel(c, x, 24 + 48 + 16 + 50 * i + 4), colour_of(0));
-    CHECK(rows[0] > 50 && abs(rows[1] - 5 * rows[0]) <= 8 && rows[2] <= 1, "bars of 1, 5 and 0 are %d, %d and %d long", rows[0], rows[1], rows[2]);
+    CHECK(rows[0] > 50 && abs(rows[1] - 5 * rows[0]) <= 8 && rows[2] <= 1, "bars of 1, 5 and 0 are %d, %d and %d long",
+          rows[0], rows[1], rows[2]);
     canvas_free(c);
-    /* two numbers that are the same to the digits of the smaller error, and so in ink; errors of a broken table leave room for the bars */
+    /* two numbers that are the same to the digits of the smaller error, and so in ink; errors of a broken table
+       leave room for the bars */
     c = picture_bars("Digits", "x", names + 1, (const double[]){4.25, 4.25}, (const double[]){0.00999, 0.01001}, 2);
     for (int i = 0; i < 2; i++) {
         rows[i] = 0;
         for (int y = 24 + 48 + 16 + 50 * i; y < 24 + 48 + 16 + 50 * i + 34; y++)
             for (int x = c->width / 4; x < c->width; x++) rows[i] += same(pixel(c, x, y), ink);
     }
-    CHECK(rows[0] > 200 && abs(rows[0] - rows[1]) <= 12, "numbers and errors that read alike have %d and %d pixels of ink", rows[0], rows[1]);
+    CHECK(rows[0] > 200 && abs(rows[0] - rows[1]) <= 12,
+          "numbers and errors that read alike have %d and %d pixels of ink", rows[0], rows[1]);
     canvas_free(c);
     c = picture_bars("Huge", "x", names, (const double[]){1e300, 1}, (const double[]){1e299, 1e300}, 2);
     CHECK(count_colour(c, colour_of(0), 0.5, 0, 1, 1) > 1000, "the bar of a huge number is drawn");
@@ -381,7 +501,9 @@ static void test_diagrams(void) {
     make_folder(a);
     FILE *f = xfopen(log, "wb");
     fprintf(f, "s:0 cfg:1 depth=2\ns:0 tel:7\n");
-    for (int s = 1; s <= 300; s++) fprintf(f, "s:%d trl:%g lr:1e-3 norm:1\n%s", s, s < 200 ? 7 - s * 0.01 : 1.0, s % 100 ? "" : "s:1 att:1 other\n");
+    for (int s = 1; s <= 300; s++)
+        fprintf(f, "s:%d trl:%g lr:1e-3 norm:1\n%s", s, s < 200 ? 7 - s * 0.01 : 1.0,
+                s % 100 ? "" : "s:1 att:1 other\n");
     fprintf(f, "s:300 tel:5\ns:200 tel:3\ns:300 tel:2\n"); /* resumed at 200: the first line of step 300 is void */
     fclose(f);
     write_file(other, "s:1 trl:4\ns:2 trl:nan\ns:300 trl:3.5");
@@ -394,12 +516,15 @@ static void test_diagrams(void) {
     for (int x = (int)left; x < c->width && !right; x++) right = same(pixel(c, x, c->height / 2), grey) ? x : 0;
     int at = (int)(left + (right - left) * 200 / 303), height = (int)(bottom - (bottom - top) * 3 / 8);
     CHECK(same(pixel(c, at, height), colour_of(0)), "a point is where its step and loss are: %d %d", at, height);
-    CHECK(!same(pixel(c, (int)(left + (right - left) * 300 / 303), (int)(bottom - (bottom - top) * 5 / 8)), colour_of(0)), "what a resumed run does again replaces what it did before");
+    CHECK(
+        !same(pixel(c, (int)(left + (right - left) * 300 / 303), (int)(bottom - (bottom - top) * 5 / 8)), colour_of(0)),
+        "what a resumed run does again replaces what it did before");
     CHECK(count_colour(c, colour_of(1), 0, 0, 1, 1) > 100, "the second log has its colour");
     canvas_free(c);
     check_and_free(picture_losses("Loss", logs, NULL, 1, 0, 0), "one run");
     static const double x[] = {100, 0, 300}, y[] = {3.2, 9, 9};
-    const Curve points[2] = {{"point", x, y, 1, 0, false, true}, {"", x + 1, y + 1, 2, 1, true, false}}; /* one dot, the other line outside the frame */
+    /* one dot, the other line outside the frame */
+    const Curve points[2] = {{"point", x, y, 1, 0, false, true}, {"", x + 1, y + 1, 2, 1, true, false}};
     c = picture_curves("A dot", "", "", points, 2, 0, 8, false);
     double middle[2] = {0, 0}, mass = 0;
     left = right = 0;
@@ -408,29 +533,42 @@ static void test_diagrams(void) {
     for (int j = 72; j < c->height - 100; j++)
         for (int i = (int)left; i < (int)right; i++) {
             double share = same(pixel(c, i, j), colour_of(0));
-            middle[0] += share * (i + 0.5), middle[1] += share * (j + 0.5), mass += share;
+            middle[0] += share * (i + 0.5);
+            middle[1] += share * (j + 0.5);
+            mass += share;
         }
-    CHECK(mass > 80 && fabs(middle[0] / mass - left - (right - left) * 100 / 303) < 0.6, "a dot of %g pixels stands at %g, not %g", mass, middle[0] / mass, left + (right - left) * 100 / 303);
-    CHECK(fabs(middle[1] / mass - (bottom - (bottom - top) * 3.2 / 8)) < 0.6, "its height is %g, not %g", middle[1] / mass, bottom - (bottom - top) * 3.2 / 8);
+    CHECK(mass > 80 && fabs(middle[0] / mass - left - (right - left) * 100 / 303) < 0.6,
+          "a dot of %g pixels stands at %g, not %g", mass, middle[0] / mass, left + (right - left) * 100 / 303);
+    CHECK(fabs(middle[1] / mass - (bottom - (bottom - top) * 3.2 / 8)) < 0.6, "its height is %g, not %g",
+          middle[1] / mass, bottom - (bottom - top) * 3.2 / 8);
     canvas_free(c);
     char *adapt = xasprintf("%s/adapt.log", dir);
     f = xfopen(adapt, "wb");
     for (int s = 0; s <= 1000; s += 10) {
         fprintf(f, "s:%d trl:3\n", s);
-        for (int e = 0; e < s % 7; e++) fprintf(f, "s:%d adp:%s l:%d h:%d slot:3 from:1 act:0.02\n", s, s % 20 ? "birth" : "death", e, s % 3);
-        if (s % 100 == 0) fprintf(f, "s:%d adp:state alive:%d fewest:%d births:1 splits:0 moves:0 deaths:0 merges:0 coverage:%g shifts:0\n", s, 64 - s / 100, s / 100, s / -300.0);
+        for (int e = 0; e < s % 7; e++)
+            fprintf(f, "s:%d adp:%s l:%d h:%d slot:3 from:1 act:0.02\n", s, s % 20 ? "birth" : "death", e, s % 3);
+        if (s % 100 == 0)
+            fprintf(
+                f,
+                "s:%d adp:state alive:%d fewest:%d births:1 splits:0 moves:0 deaths:0 merges:0 coverage:%g shifts:0\n",
+                s, 64 - s / 100, s / 100, s / -300.0);
     }
     fclose(f);
     check_and_free(picture_adaptation(adapt), "adaptation");
     CHECK(log_has_adaptation(adapt) && !log_has_adaptation(log), "which log tells of adaptation");
     write_file(adapt, "s:5 adp:state alive:3 fewest:1 coverage:nan");
     check_and_free(picture_adaptation(adapt), "adaptation, states only");
-    /* one head of two slots: half of the time equal, then one dead; what a resumed run does again replaces what it did before; a line cut short */
-    write_file(adapt, "s:50 adp:state alive:2 fewest:2 coverage:-1\ns:50 adp:act l:1 h:1 0.5 0.5\ns:100 adp:act l:1 h:1 0.9 0.1\ns:60 trl:1\ns:100 adp:act l:1 h:1 1 -\ns:100 adp:act l:2 h:1");
+    /* one head of two slots: half of the time equal, then one dead; what a resumed run does again replaces what it
+       did before; a line cut short */
+    write_file(adapt, "s:50 adp:state alive:2 fewest:2 coverage:-1\ns:50 adp:act l:1 h:1 0.5 0.5\ns:100 adp:act l:1 "
+                      "h:1 0.9 0.1\ns:60 trl:1\ns:100 adp:act l:1 h:1 1 -\ns:100 adp:act l:2 h:1");
     c = picture_adaptation(adapt);
     check_rim(c, "activations");
-    CHECK(count_colour(c, colour_scale(0.5), 0, 0, 1, 1) > 8000, "an even share has the middle of the scale: %d pixels", (int)count_colour(c, colour_scale(0.5), 0, 0, 1, 1));
-    CHECK(count_colour(c, colour_scale(NAN), 0, 0, 1, 1) > 4000, "a dead slot is grey: %d pixels", (int)count_colour(c, colour_scale(NAN), 0, 0, 1, 1));
+    CHECK(count_colour(c, colour_scale(0.5), 0, 0, 1, 1) > 8000, "an even share has the middle of the scale: %d pixels",
+          (int)count_colour(c, colour_scale(0.5), 0, 0, 1, 1));
+    CHECK(count_colour(c, colour_scale(NAN), 0, 0, 1, 1) > 4000, "a dead slot is grey: %d pixels",
+          (int)count_colour(c, colour_scale(NAN), 0, 0, 1, 1));
     CHECK(count_colour(c, colour_scale(1.8 / 2.8), 0, 0, 1, 1) < 300, "what was done again is gone");
     canvas_free(c);
     write_file(adapt, "s:5 adp:move l:0 h:1\ns:3 trl:1\ns:5 adp:move l:0 h:2\n");
@@ -439,7 +577,9 @@ static void test_diagrams(void) {
     check_and_free(picture_losses("Loss", logs + 1, NULL, 1, NAN, NAN), "a run without evaluations");
     write_file(other, "s:0 tel:3");
     check_and_free(picture_losses("Loss", logs + 1, NULL, 1, 0, 0), "one point");
-    free(a), free(log), free(other);
+    free(a);
+    free(log);
+    free(other);
 }
 
 /* The bytes of a base64 string */
@@ -452,22 +592,40 @@ static uint8_t *decode(const char *text, size_t *count) {
     for (; *text && *text != '='; text++) {
         const char *digit = strchr(digits, *text);
         if (!digit) break;
-        bits = bits << 6 | (uint32_t)(digit - digits), have += 6;
-        if (have >= 8) have -= 8, out[(*count)++] = (uint8_t)(bits >> have);
+        bits = bits << 6 | (uint32_t)(digit - digits);
+        have += 6;
+        if (have >= 8) {
+            have -= 8;
+            out[(*count)++] = (uint8_t)(bits >> have);
+        }
     }
     return out;
 }
 
-static void test_report(int attention, int mixer, int envelope, int objective, int L, int NH, int S, int T, const char *what) {
+static void test_report(int attention, int mixer, int envelope, int objective, int L, int NH, int S, int T,
+                        const char *what) {
     Config c = model_config(attention, mixer, envelope, COVARIANCE_DIAG, objective, L, NH, S);
     Heads heads;
     float *params = make_model(&c, T, &heads, 77);
     Report *r = report_create(&c, params, T, read_head, &heads);
-    static const char *const words[] = {"<|endoftext|>", "\xC2\xB7the", "</script><b>", "a \"quote\" \\n", "\xC3\xA4", "<E6>", "averyveryverylongtokenindeeditis", "x"};
-    r->model = "runs/a/model.bin", r->note = "A <note> & more", r->step = 12;
+    static const char *const words[] = {"<|endoftext|>",
+                                        "\xC2\xB7the",
+                                        "</script><b>",
+                                        "a \"quote\" \\n",
+                                        "\xC3\xA4",
+                                        "<E6>",
+                                        "averyveryverylongtokenindeeditis",
+                                        "x"};
+    r->model = "runs/a/model.bin";
+    r->note = "A <note> & more";
+    r->step = 12;
     for (int t = 0; t < T; t++) {
-        r->tokens[t] = words[t % 8], r->loss[t] = t ? (float)t / 7 : NAN;
-        for (int k = 0; k < REPORT_GUESSES; k++) r->guess[t * REPORT_GUESSES + k] = words[(t + k) % 8], r->guess_share[t * REPORT_GUESSES + k] = 0.25f;
+        r->tokens[t] = words[t % 8];
+        r->loss[t] = t ? (float)t / 7 : NAN;
+        for (int k = 0; k < REPORT_GUESSES; k++) {
+            r->guess[t * REPORT_GUESSES + k] = words[(t + k) % 8];
+            r->guess_share[t * REPORT_GUESSES + k] = 0.25f;
+        }
     }
     double worst = 0;
     int NA = config_heads(&c), causal = objective == OBJECTIVE_LM;
@@ -481,13 +639,16 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
     char *path = xasprintf("%s/report.html", dir), *folder = xasprintf("%s/pictures", dir);
     report_write(r, NULL, path);
     size_t bytes, count;
-    char *page = read_file(path, &bytes), *start = strstr(page, "type=\"application/json\">"), *end = start ? strstr(start, "</script>") : NULL;
+    char *page = read_file(path, &bytes), *start = strstr(page, "type=\"application/json\">"),
+         *end = start ? strstr(start, "</script>") : NULL;
     CHECK(end && strstr(page, "</html>") && !strstr(page, "http"), "%s: a whole page that asks for nothing", what);
     if (end) {
         *end = 0;
         cJSON *data = cJSON_Parse(start + strlen("type=\"application/json\">"));
         CHECK(data != NULL, "%s: its data are JSON", what);
-        CHECK(data && cJSON_GetArraySize(cJSON_GetObjectItem(data, "tokens")) == T && strcmp(cJSON_GetArrayItem(cJSON_GetObjectItem(data, "tokens"), 2 % T)->valuestring, words[2 % T]) == 0 &&
+        CHECK(data && cJSON_GetArraySize(cJSON_GetObjectItem(data, "tokens")) == T &&
+                  strcmp(cJSON_GetArrayItem(cJSON_GetObjectItem(data, "tokens"), 2 % T)->valuestring, words[2 % T]) ==
+                      0 &&
                   strcmp(cJSON_GetObjectItem(data, "note")->valuestring, r->note) == 0,
               "%s: texts survive", what);
         double off = 0;
@@ -498,10 +659,14 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
             size_t at = 0;
             for (int q = 0; q < T; q++)
                 for (int k = 0; k < (causal ? q + 1 : T); k++, at++)
-                    if (at < count) off = fmax(off, fabs(w[at] / 255.0 - sqrt(r->weights[((size_t)i * (size_t)T + (size_t)q) * (size_t)T + (size_t)k])));
+                    if (at < count)
+                        off = fmax(off,
+                                   fabs(w[at] / 255.0 -
+                                        sqrt(r->weights[((size_t)i * (size_t)T + (size_t)q) * (size_t)T + (size_t)k])));
             free(w);
         }
-        CHECK(off < 0.502 / 255 && lengths == (size_t)(L * NA) * (size_t)(causal ? T * (T + 1) / 2 : T * T), "%s: weights to a byte: %g, %zu of them", what, off * 255, lengths);
+        CHECK(off < 0.502 / 255 && lengths == (size_t)(L * NA) * (size_t)(causal ? T * (T + 1) / 2 : T * T),
+              "%s: weights to a byte: %g, %zu of them", what, off * 255, lengths);
         for (int i = 0, g = 0; data && i < L * NA; i++) {
             const cJSON *s = cJSON_GetArrayItem(cJSON_GetObjectItem(data, "splats"), i);
             if (!config_is_gsa(&c, i / NA, i % NA)) {
@@ -516,10 +681,14 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
             for (int k = 0; k < alive && slots; k++) {
                 int slot = cJSON_GetArrayItem(cJSON_GetArrayItem(list, k), 0)->valueint;
                 slots = slots && slot != 1 && slot == (k ? k + 1 : 0);
-                for (int t = 0; t < T; t++) difference = fmax(difference, fabs(q[t * alive + k] / 255.0 - sqrt(r->queries[(g * T + t) * S + slot])));
+                for (int t = 0; t < T; t++)
+                    difference =
+                        fmax(difference, fabs(q[t * alive + k] / 255.0 - sqrt(r->queries[(g * T + t) * S + slot])));
             }
-            if (!slots || !(difference < 0.502 / 255)) CHECK(false, "%s: splats of head %d: %d alive, responsibilities off by %g", what, i, alive, difference);
-            free(q), g++;
+            if (!slots || !(difference < 0.502 / 255))
+                CHECK(false, "%s: splats of head %d: %d alive, responsibilities off by %g", what, i, alive, difference);
+            free(q);
+            g++;
         }
         const char *png = data ? cJSON_GetObjectItem(data, "overview")->valuestring : "";
         uint8_t *image = decode(strchr(png, ',') + 1, &count);
@@ -528,14 +697,18 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
         const cJSON *grid = cJSON_GetObjectItem(data, "grid");
         int place[4];
         for (int i = 0; i < 4; i++) place[i] = cJSON_GetArrayItem(grid, i)->valueint;
-        CHECK(rgb && place[0] + (NA - 1) * place[2] + place[3] < width && place[1] + (L - 1) * place[2] + place[3] < height, "%s: the picture of all heads holds its grid", what);
+        CHECK(rgb && place[0] + (NA - 1) * place[2] + place[3] < width &&
+                  place[1] + (L - 1) * place[2] + place[3] < height,
+              "%s: the picture of all heads holds its grid", what);
         stbi_image_free(rgb);
         free(image);
         cJSON_Delete(data);
     }
     uint64_t chosen[MAX_LAYERS] = {0};
-    chosen[0] = 1, chosen[L - 1] |= 1ull << (NA - 1);
-    int pictures = report_pictures(r, chosen, folder), splat_heads = config_is_gsa(&c, 0, 0) + (L * NA > 1 && config_is_gsa(&c, L - 1, NA - 1)), files = 0, found;
+    chosen[0] = 1;
+    chosen[L - 1] |= 1ull << (NA - 1);
+    int pictures = report_pictures(r, chosen, folder),
+        splat_heads = config_is_gsa(&c, 0, 0) + (L * NA > 1 && config_is_gsa(&c, L - 1, NA - 1)), files = 0, found;
     char *pattern = xasprintf("%s/*.png", folder);
     char **list = glob_files(pattern, &found);
     for (int i = 0; i < found; i++) {
@@ -544,14 +717,23 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
         Canvas view = {0, 0, {0, 0, 0, 0}, NULL};
         int channels;
         view.rgb = stbi_load_from_memory((const uint8_t *)file, (int)size, &view.width, &view.height, &channels, 3);
-        if (view.rgb) check_rim(&view, list[i]), files++;
+        if (view.rgb) {
+            check_rim(&view, list[i]);
+            files++;
+        }
         stbi_image_free(view.rgb);
         free(file);
         remove(list[i]);
     }
-    CHECK(files == found && found == pictures && pictures == 1 + 2 * (L * NA > 1 ? 2 : 1) + splat_heads, "%s: %d pictures said, %d found, %d read", what, pictures, found, files);
+    CHECK(files == found && found == pictures && pictures == 1 + 2 * (L * NA > 1 ? 2 : 1) + splat_heads,
+          "%s: %d pictures said, %d found, %d read", what, pictures, found, files);
     free_files(list, found);
-    free(pattern), free(page), free(path), free(folder), free(params), free(heads.x);
+    free(pattern);
+    free(page);
+    free(path);
+    free(folder);
+    free(params);
+    free(heads.x);
     report_free(r);
 }
 
@@ -570,9 +752,11 @@ int main(void) {
     test_labels();
     test_diagrams();
     test_report(ATTENTION_HYBRID, MIXER_SOFTMAX, ENVELOPE_COSINE, OBJECTIVE_LM, 2, 2, 6, 20, "hybrid");
-    test_report(ATTENTION_STANDARD, MIXER_SOFTMAX, ENVELOPE_COSINE, OBJECTIVE_MLM, 1, 1, 6, 2, "standard encoder, two tokens");
+    test_report(ATTENTION_STANDARD, MIXER_SOFTMAX, ENVELOPE_COSINE, OBJECTIVE_MLM, 1, 1, 6, 2,
+                "standard encoder, two tokens");
     test_report(ATTENTION_EXTEND, MIXER_LINEAR, ENVELOPE_RAISED, OBJECTIVE_LM, 1, 3, 64, 50, "extend");
-    test_report(ATTENTION_AUGMENT, MIXER_LINEAR, ENVELOPE_DECAY, OBJECTIVE_MLM, 3, 3, 1, 100, "augment, linear, encoder");
+    test_report(ATTENTION_AUGMENT, MIXER_LINEAR, ENVELOPE_DECAY, OBJECTIVE_MLM, 3, 3, 1, 100,
+                "augment, linear, encoder");
     test_report(ATTENTION_GSA, MIXER_SOFTMAX, ENVELOPE_NONE, OBJECTIVE_LM, 12, 12, 12, 33, "twelve layers");
     char *clean = xasprintf("rm -rf '%s'", dir);
     if (system(clean)) printf("%s is left\n", dir);

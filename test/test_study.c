@@ -1,5 +1,5 @@
-/* infer measure and infer recall: silenced heads against heads whose values are zero, losses with a shorter history against single passes, the
-   places of told and asked words by hand. */
+/* infer measure and infer recall: silenced heads against heads whose values are zero, losses with a shorter history
+   against single passes, the places of told and asked words by hand. */
 #define INFER_NO_MAIN
 #include "network.h"
 
@@ -17,7 +17,8 @@ static void zero_values(GSA *m, bool gsa) {
 
 static void test_silence(int attention, const char *heads, int mixer, int envelope, int window, const char *name) {
     Config c;
-    const char *problem = try_config(&c, attention, heads, POSITION_ROPE, mixer, COVARIANCE_ISO, envelope, window, OBJECTIVE_LM);
+    const char *problem =
+        try_config(&c, attention, heads, POSITION_ROPE, mixer, COVARIANCE_ISO, envelope, window, OBJECTIVE_LM);
     if (problem) die("%s", problem);
     uint64_t rng = 3;
     int windows[3 * 41];
@@ -29,10 +30,14 @@ static void test_silence(int attention, const char *heads, int mixer, int envelo
         size_t count = silence_heads(silent, gsa);
         zero_values(zero, gsa);
         double a = window_loss(silent, windows, 3, 40, 40, 40), b = window_loss(zero, windows, 3, 40, 40, 40);
-        CHECK(count == (gsa ? (size_t)config_gsa_heads(&c) : (size_t)(c.L * config_heads(&c) - config_gsa_heads(&c))), "%s: %zu heads silenced", name, count);
-        CHECK(isfinite(a) && fabs(a - b) < 1e-5 * b, "%s without %s heads: loss %.7f, with zero values %.7f", name, gsa ? "GSA" : "standard", a, b);
-        CHECK((count == 0) == (fabs(a - whole) < 1e-4), "%s: silencing %zu heads changes the loss from %.7f to %.7f", name, count, whole, a);
-        gsa_destroy(silent), gsa_destroy(zero);
+        CHECK(count == (gsa ? (size_t)config_gsa_heads(&c) : (size_t)(c.L * config_heads(&c) - config_gsa_heads(&c))),
+              "%s: %zu heads silenced", name, count);
+        CHECK(isfinite(a) && fabs(a - b) < 1e-5 * b, "%s without %s heads: loss %.7f, with zero values %.7f", name,
+              gsa ? "GSA" : "standard", a, b);
+        CHECK((count == 0) == (fabs(a - whole) < 1e-4), "%s: silencing %zu heads changes the loss from %.7f to %.7f",
+              name, count, whole, a);
+        gsa_destroy(silent);
+        gsa_destroy(zero);
     }
     gsa_destroy(m);
 }
@@ -53,9 +58,11 @@ static void test_window_loss(void) {
                 for (size_t t = length - counted; t < length; t++) sum += (double)one->a.losses[t];
             }
             double loss = window_loss(m, windows, N, T, length, counted);
-            CHECK(fabs(loss - sum / (double)(N * counted)) < 1e-5, "the last %zu of %zu tokens: %.6f, not %.6f", counted, length, loss, sum / (double)(N * counted));
+            CHECK(fabs(loss - sum / (double)(N * counted)) < 1e-5, "the last %zu of %zu tokens: %.6f, not %.6f",
+                  counted, length, loss, sum / (double)(N * counted));
         }
-    gsa_destroy(m), gsa_destroy(one);
+    gsa_destroy(m);
+    gsa_destroy(one);
 }
 
 static void test_recall_line(void) {
@@ -79,8 +86,9 @@ static void test_recall_line(void) {
         const char *wrong = recall_line(line, &kind, &text, from, to);
         CHECK(!wrong == !!cases[i].text, "'%s' is %s", cases[i].line, wrong ? wrong : "taken");
         if (!wrong && cases[i].text)
-            CHECK(strcmp(text, cases[i].text) == 0 && from[0] == cases[i].from[0] && from[1] == cases[i].from[1] && to[0] == cases[i].to[0] && to[1] == cases[i].to[1], "'%s': '%s', %zu-%zu, %zu-%zu",
-                  cases[i].line, text, from[0], to[0], from[1], to[1]);
+            CHECK(strcmp(text, cases[i].text) == 0 && from[0] == cases[i].from[0] && from[1] == cases[i].from[1] &&
+                      to[0] == cases[i].to[0] && to[1] == cases[i].to[1],
+                  "'%s': '%s', %zu-%zu, %zu-%zu", cases[i].line, text, from[0], to[0], from[1], to[1]);
         free(line);
     }
 }

@@ -1,5 +1,5 @@
-/* The tokenizer against a slow witness written here from the pattern itself, against ids from Hugging Face's tokenizers,
-   against training worked out by hand, and against files that are not tokenizers. */
+/* The tokenizer against a slow witness written here from the pattern itself, against ids from Hugging Face's
+   tokenizers, against training worked out by hand, and against files that are not tokenizers. */
 #include "test.h"
 
 #include "../gsa/util.h"
@@ -10,7 +10,7 @@
 #include <unistd.h>
 #include <utf8proc.h>
 
-/* ---------------------------------------------------------------------------------------------- helpers */
+/* ---------------------------------------------------------------------- helpers */
 
 typedef struct {
     int *ids;
@@ -95,16 +95,85 @@ static void check_refused(void (*act)(const void *), const void *argument, const
 
 /* Text with a bias to what the splitting pattern cares about: valid, or with broken UTF-8 in it. */
 static size_t random_text(uint64_t *rng, char *out, size_t room, bool broken) {
-    static const char *parts[] = {"a", "b", "ab", "the", " the", "aaaa", " ", "  ", "\t", "\n", "\r\n", "\v\f", "'", "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'l", "''",
-                                  "0", "12", "!", "?", "--", "<", "|", ">", "<|endoftext|>", "[MASK]", "<|endoftext", "\x7f", "\303\244", "\303\274ber", "\316\261\316\262",
-                                  "\344\270\255\346\226\207", "\331\241", "\342\205\247", "\302\262", "\302\240", "\302\205", "\343\200\200", "\342\200\250", "\342\200\213",
-                                  "\341\240\216", "\341\232\200", "\360\237\220\214", "e\314\201", "\357\273\277", "\357\277\275", "\360\235\204\236", "\360\220\214\260", "\034", "hours", " rain", "return"};
-    static const char *breaks[] = {"\200", "\277", "\300\200", "\301\277", "\302", "\340\200\257", "\342\202", "\355\240\200", "\360\237\230", "\360\200\200\257", "\364\220\200\200", "\370\210\200\200\200", "\377", "\376"};
+    static const char *parts[] = {"a",
+                                  "b",
+                                  "ab",
+                                  "the",
+                                  " the",
+                                  "aaaa",
+                                  " ",
+                                  "  ",
+                                  "\t",
+                                  "\n",
+                                  "\r\n",
+                                  "\v\f",
+                                  "'",
+                                  "'s",
+                                  "'t",
+                                  "'re",
+                                  "'ve",
+                                  "'m",
+                                  "'ll",
+                                  "'d",
+                                  "'S",
+                                  "'l",
+                                  "''",
+                                  "0",
+                                  "12",
+                                  "!",
+                                  "?",
+                                  "--",
+                                  "<",
+                                  "|",
+                                  ">",
+                                  "<|endoftext|>",
+                                  "[MASK]",
+                                  "<|endoftext",
+                                  "\x7f",
+                                  "\303\244",
+                                  "\303\274ber",
+                                  "\316\261\316\262",
+                                  "\344\270\255\346\226\207",
+                                  "\331\241",
+                                  "\342\205\247",
+                                  "\302\262",
+                                  "\302\240",
+                                  "\302\205",
+                                  "\343\200\200",
+                                  "\342\200\250",
+                                  "\342\200\213",
+                                  "\341\240\216",
+                                  "\341\232\200",
+                                  "\360\237\220\214",
+                                  "e\314\201",
+                                  "\357\273\277",
+                                  "\357\277\275",
+                                  "\360\235\204\236",
+                                  "\360\220\214\260",
+                                  "\034",
+                                  "hours",
+                                  " rain",
+                                  "return"};
+    static const char *breaks[] = {"\200",
+                                   "\277",
+                                   "\300\200",
+                                   "\301\277",
+                                   "\302",
+                                   "\340\200\257",
+                                   "\342\202",
+                                   "\355\240\200",
+                                   "\360\237\230",
+                                   "\360\200\200\257",
+                                   "\364\220\200\200",
+                                   "\370\210\200\200\200",
+                                   "\377",
+                                   "\376"};
     size_t n = 0;
     for (;;) {
         char one[2] = {(char)rng_below(rng, 256), 0};
         const char *part = parts[rng_below(rng, sizeof parts / sizeof *parts)];
-        if (broken && rng_below(rng, 4) == 0) part = rng_below(rng, 2) ? one : breaks[rng_below(rng, sizeof breaks / sizeof *breaks)];
+        if (broken && rng_below(rng, 4) == 0)
+            part = rng_below(rng, 2) ? one : breaks[rng_below(rng, sizeof breaks / sizeof *breaks)];
         size_t m = part == one ? 1 : strlen(part); /* a byte of 0 counts */
         if (n + m > room) return n;
         memcpy(out + n, part, m);
@@ -112,10 +181,11 @@ static size_t random_text(uint64_t *rng, char *out, size_t room, bool broken) {
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- the slow witness
+/* ---------------------------------------------------------------------- the slow witness
 
-   The pattern's alternatives one after the other, each by the rules of a backtracking matcher over decoded characters;
-   merging by looking through all pairs again after each merge; training by counting all pairs again after each merge. */
+   The pattern's alternatives one after the other, each by the rules of a backtracking matcher over decoded
+   characters; merging by looking through all pairs again after each merge; training by counting all pairs again
+   after each merge. */
 
 typedef struct {
     char class; /* L, N, S or O */
@@ -127,8 +197,9 @@ static Char char_at(const unsigned char *p, size_t left) {
         unsigned char low, high, second_low, second_high;
         int bytes;
     } forms[] = {/* table 3-7 of the Unicode standard: well-formed byte sequences */
-                 {0x00, 0x7F, 0, 0, 1},       {0xC2, 0xDF, 0x80, 0xBF, 2}, {0xE0, 0xE0, 0xA0, 0xBF, 3}, {0xE1, 0xEC, 0x80, 0xBF, 3}, {0xED, 0xED, 0x80, 0x9F, 3},
-                 {0xEE, 0xEF, 0x80, 0xBF, 3}, {0xF0, 0xF0, 0x90, 0xBF, 4}, {0xF1, 0xF3, 0x80, 0xBF, 4}, {0xF4, 0xF4, 0x80, 0x8F, 4}};
+                 {0x00, 0x7F, 0, 0, 1},       {0xC2, 0xDF, 0x80, 0xBF, 2}, {0xE0, 0xE0, 0xA0, 0xBF, 3},
+                 {0xE1, 0xEC, 0x80, 0xBF, 3}, {0xED, 0xED, 0x80, 0x9F, 3}, {0xEE, 0xEF, 0x80, 0xBF, 3},
+                 {0xF0, 0xF0, 0x90, 0xBF, 4}, {0xF1, 0xF3, 0x80, 0xBF, 4}, {0xF4, 0xF4, 0x80, 0x8F, 4}};
     for (size_t f = 0; f < sizeof forms / sizeof *forms; f++) {
         if (p[0] < forms[f].low || p[0] > forms[f].high) continue;
         int n = forms[f].bytes, code = n == 1 ? p[0] : p[0] & (0xFF >> (n + 1));
@@ -139,7 +210,10 @@ static Char char_at(const unsigned char *p, size_t left) {
         }
         bool control_space = (code >= 9 && code <= 13) || code == 0x85;
         char category = utf8proc_category_string(code)[0];
-        return (Char){control_space || category == 'Z' ? 'S' : category == 'L' || category == 'N' ? category : 'O', (size_t)n};
+        return (Char){control_space || category == 'Z'     ? 'S'
+                      : category == 'L' || category == 'N' ? category
+                                                           : 'O',
+                      (size_t)n};
     }
     return (Char){'O', 1};
 }
@@ -232,7 +306,10 @@ static void naive_ordinary(const Tokenizer *t, const int *joined, const char *te
             size_t best = 0;
             for (size_t i = 0; i + 1 < count; i++) {
                 int rank = joined[id[i] * V + id[i + 1]];
-                if (rank >= 0 && rank < smallest) smallest = rank, best = i;
+                if (rank >= 0 && rank < smallest) {
+                    smallest = rank;
+                    best = i;
+                }
             }
             if (smallest == V) break;
             id[best] = smallest;
@@ -247,7 +324,8 @@ static Ids naive_encode(const Tokenizer *t, const int *joined, const char *text,
     Ids out = {xmalloc(bytes * sizeof(int) + 1), 0, 0};
     size_t from = 0, at = 0;
     while (special && at < bytes) {
-        bool eot = bytes - at >= 13 && memcmp(text + at, "<|endoftext|>", 13) == 0, mask = bytes - at >= 6 && memcmp(text + at, "[MASK]", 6) == 0;
+        bool eot = bytes - at >= 13 && memcmp(text + at, "<|endoftext|>", 13) == 0,
+             mask = bytes - at >= 6 && memcmp(text + at, "[MASK]", 6) == 0;
         if (!eot && !mask) {
             at++;
             continue;
@@ -288,7 +366,9 @@ static unsigned char *naive_train(const char *text, size_t bytes, int V, const T
             if (ids[i] != END && ids[i + 1] != END) counts[ids[i] * V + ids[i + 1]]++;
         int best = -1;
         for (int k = 0; k < V * V; k++)
-            if (counts[k] > 0 && entries[k / V].count + entries[k % V].count <= 255 && (best < 0 || counts[k] > counts[best])) best = k;
+            if (counts[k] > 0 && entries[k / V].count + entries[k % V].count <= 255 &&
+                (best < 0 || counts[k] > counts[best]))
+                best = k;
         if (best < 0) {
             V = 0;
             break;
@@ -322,7 +402,7 @@ static unsigned char *naive_train(const char *text, size_t bytes, int V, const T
     return file;
 }
 
-/* ---------------------------------------------------------------------------------------------- golden ids
+/* ---------------------------------------------------------------------- golden ids
 
    From Hugging Face tokenizers 0.23.3: BpeTrainer with ByteLevel, 400 entries learned from training_text split at
    <|endoftext|> (their ids renumbered: they put special tokens first), and GPT-2's vocabulary with [MASK] added. */
@@ -331,7 +411,8 @@ static const char training_text[] =
     "The quick snail met the slow fox at the old mill. \"It's raining,\" said the fox, \"and we'll get wet!\"\n"
     "\"I've 12 leaves,\" the snail replied, \"you're welcome to 3 of them; they'd keep us dry.\"\n"
     "They sat under the leaves, and the rain went on and on: 1 hour, 2 hours, 12 hours.\n"
-    "F\303\274r die Schnecke war's sch\303\266n, f\303\274r den Fuchs nicht. \303\234ber der M\303\274hle schien sp\303\244ter die Sonne.\n"
+    "F\303\274r die Schnecke war's sch\303\266n, f\303\274r den Fuchs nicht. \303\234ber der M\303\274hle schien "
+    "sp\303\244ter die Sonne.\n"
     "<|endoftext|>\n"
     "def wait(hours):\n"
     "    for hour in range(hours):\n"
@@ -339,67 +420,54 @@ static const char training_text[] =
     "\n"
     "    return \"dry\"\n"
     "<|endoftext|>\n"
-    "In the morning the fox didn't say a word, he'd caught a cold; the snail said: \"I'm sorry, I can't help, but there's tea.\"\n";
+    "In the morning the fox didn't say a word, he'd caught a cold; the snail said: \"I'm sorry, I can't help, but "
+    "there's tea.\"\n";
 
 static const struct {
     const char *text, *learned, *gpt2;
 } golden[] = {
-    {"",
-     "",
-     ""},
-    {" ",
-     "220",
-     "220"},
-    {"a",
-     "64",
-     "64"},
-    {"The snail and the fox.",
-     "302 296 313 259 295 13",
-     "464 47374 290 262 21831 13"},
+    {"", "", ""},
+    {" ", "220", "220"},
+    {"a", "64", "64"},
+    {"The snail and the fox.", "302 296 313 259 295 13", "464 47374 290 262 21831 13"},
     {"it's 'tis they'll we've I'm you'd don't y'all 'S 'LL",
-     "72 83 279 220 6 83 72 82 259 88 334 293 333 389 332 220 381 297 266 78 77 298 220 88 6 64 306 220 6 50 220 6 43 43",
+     "72 83 279 220 6 83 72 82 259 88 334 293 333 389 332 220 381 297 266 78 77 298 220 88 6 64 306 220 6 50 220 6 43 "
+     "43",
      "270 338 705 48010 484 1183 356 1053 314 1101 345 1549 836 470 331 6 439 705 50 705 3069"},
     {"  two  spaces   three\n\n\nlines \t tab ",
      "220 257 86 78 220 258 79 64 66 68 82 260 257 71 309 68 198 198 198 75 276 68 82 220 197 257 64 65 220",
      "220 734 220 9029 220 220 1115 628 198 6615 220 197 7400 220"},
-    {"12 leaves 1234567 3.14 a1b2",
-     "16 17 328 327 18 19 20 21 22 388 13 16 19 288 16 65 17",
+    {"12 leaves 1234567 3.14 a1b2", "16 17 328 327 18 19 20 21 22 388 13 16 19 288 16 65 17",
      "1065 5667 17031 2231 3134 513 13 1415 257 16 65 17"},
     {"M\303\274hle sch\303\266n \303\274ber na\303\257ve \303\206r\303\270 \357\254\201n \307\205",
      "341 356 68 317 385 220 285 345 220 77 64 127 107 284 220 127 228 81 127 116 220 171 105 223 77 220 131 227",
      "44 9116 71 293 5513 48863 6184 120 527 41492 6184 228 81 24172 27332 105 223 77 220 131 227"},
-    {"\344\270\255\346\226\207\345\255\227 \355\225\234\352\265\255\354\226\264 \330\250\330\263\331\205 \331\241\331\242 \342\205\247 \302\262\302\275",
-     "160 116 255 162 244 229 161 255 245 220 169 243 250 166 113 255 168 244 112 220 148 101 148 111 149 227 220 149 94 149 95 220 158 227 100 220 126 110 126 121",
-     "40792 23877 229 27764 245 220 47991 250 166 113 255 168 244 112 17550 101 45692 25405 18923 94 149 95 2343 227 100 1587 110 23141"},
+    {"\344\270\255\346\226\207\345\255\227 \355\225\234\352\265\255\354\226\264 \330\250\330\263\331\205 "
+     "\331\241\331\242 \342\205\247 \302\262\302\275",
+     "160 116 255 162 244 229 161 255 245 220 169 243 250 166 113 255 168 244 112 220 148 101 148 111 149 227 220 149 "
+     "94 149 95 220 158 227 100 220 126 110 126 121",
+     "40792 23877 229 27764 245 220 47991 250 166 113 255 168 244 112 17550 101 45692 25405 18923 94 149 95 2343 227 "
+     "100 1587 110 23141"},
     {"\360\237\220\214\360\237\246\212 rain!? ... --- ((x))",
      "172 253 238 234 172 253 99 232 320 0 30 220 13 13 13 220 12 12 12 220 7 7 87 8 8",
      "8582 238 234 8582 99 232 6290 22857 2644 11420 14808 87 4008"},
     {"a\302\240b\343\200\200c\342\200\250d\302\205e\342\200\213f",
      "64 126 254 65 159 222 222 66 158 222 101 67 126 227 68 158 222 233 69",
      "64 1849 65 5099 222 66 447 101 67 126 227 68 9525 69"},
-    {"<|endoftext|>[MASK]",
-     "398 399",
-     "50256 50257"},
-    {"x<|endoftext|> y [MASK] z",
-     "87 398 220 88 220 399 220 89",
-     "87 50256 331 220 50257 1976"},
-    {"!!!?\?? '''s \"'re\" ''ll",
-     "0 0 0 30 30 30 220 6 6 6 82 269 6 309 1 220 6 6 306",
+    {"<|endoftext|>[MASK]", "398 399", "50256 50257"},
+    {"x<|endoftext|> y [MASK] z", "87 398 220 88 220 399 220 89", "87 50256 331 220 50257 1976"},
+    {"!!!?\?? '''s \"'re\" ''ll", "0 0 0 30 30 30 220 6 6 6 82 269 6 309 1 220 6 6 306",
      "10185 28358 705 7061 82 24018 260 1 10148 297"},
     {"for hour in range(hours):\n\n    print(hour)\n",
      "69 277 272 390 271 267 353 7 318 299 386 397 276 83 7 265 8 198",
      "1640 1711 287 2837 7 24425 2599 628 220 220 220 3601 7 9769 8 198"},
-    {"e\314\201 \340\244\225\340\244\277 \314\201x",
-     "68 136 223 220 156 97 243 156 97 123 220 136 223 87",
+    {"e\314\201 \340\244\225\340\244\277 \314\201x", "68 136 223 220 156 97 243 156 97 123 220 136 223 87",
      "68 136 223 28225 243 11976 123 220 136 223 87"},
-    {"trailing   ",
-     "83 81 261 75 322 260 220",
-     "9535 4386 220 220 220"},
-    {"\r\n\r\nline\r\n  ",
-     "201 198 201 198 75 276 68 201 286",
-     "201 198 201 198 1370 201 198 220 220"},
+    {"trailing   ", "83 81 261 75 322 260 220", "9535 4386 220 220 220"},
+    {"\r\n\r\nline\r\n  ", "201 198 201 198 75 276 68 201 286", "201 198 201 198 1370 201 198 220 220"},
     {"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-     "64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64",
+     "64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 "
+     "64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64 64",
      "24794 24794 24794 24794 24794 24794 24794 24794 24794 24794 24794 24794 24794 24794 24794 24794 24794 46071"},
 };
 
@@ -413,14 +481,15 @@ static void check_golden(const Tokenizer *t, bool gpt2) {
     for (size_t i = 0; i < sizeof golden / sizeof *golden; i++) {
         const char *text = golden[i].text;
         Ids expected = parse_ids(gpt2 ? golden[i].gpt2 : golden[i].learned), got = encode(t, text, strlen(text), true);
-        CHECK(same_ids(&got, &expected), "golden text %zu, %s vocabulary: %zu ids, %zu expected", i, gpt2 ? "GPT-2's" : "learned", got.count, expected.count);
+        CHECK(same_ids(&got, &expected), "golden text %zu, %s vocabulary: %zu ids, %zu expected", i,
+              gpt2 ? "GPT-2's" : "learned", got.count, expected.count);
         CHECK(round_trip(t, text, strlen(text)), "golden text %zu does not come back", i);
         free(expected.ids);
         free(got.ids);
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- training */
+/* ---------------------------------------------------------------------- training */
 
 typedef struct {
     const char *text;
@@ -439,11 +508,12 @@ static bool entry_is(const Tokenizer *t, int id, const char *text) {
 }
 
 static void test_training_by_hand(void) {
-    /* Pieces "aaab", " aaab", " ab". aa 4, ab 3, " a" 2: aa. Then (a, b) 3, (aa, a) 2: ab. Then (aa, ab) 2. Then (" ", ab)
-       and (" ", aaab) once each, and ab has the smaller id. */
+    /* Pieces "aaab", " aaab", " ab". aa 4, ab 3, " a" 2: aa. Then (a, b) 3, (aa, a) 2: ab. Then (aa, ab) 2. Then ("
+       ", ab) and (" ", aaab) once each, and ab has the smaller id. */
     const char *text = "aaab aaab ab", *merges[] = {"aa", "ab", "aaab", " ab", " aaab"};
     Tokenizer *t = tokenizer_train(text, strlen(text), 263, false);
-    CHECK(tokenizer_vocab_size(t) == 263 && tokenizer_eot(t) == 261 && tokenizer_mask(t) == 262, "size and special tokens of the example");
+    CHECK(tokenizer_vocab_size(t) == 263 && tokenizer_eot(t) == 261 && tokenizer_mask(t) == 262,
+          "size and special tokens of the example");
     for (int i = 0; i < 5; i++) CHECK(entry_is(t, 256 + i, merges[i]), "the example's merge %d is '%s'", i, merges[i]);
     CHECK(entry_is(t, 261, "<|endoftext|>") && entry_is(t, 262, "[MASK]"), "special entries");
     CHECK(entry_is(t, 0, "!") && entry_is(t, 220, " ") && entry_is(t, 64, "a"), "bytes are in GPT-2's order");
@@ -489,7 +559,8 @@ static void test_training_against_naive(void) {
         int V = trial % 4 == 0 ? 300 : 330;
         Tokenizer *t = tokenizer_train(text, bytes, V, false), *again = tokenizer_train(text, bytes, V, false);
         size_t n, m, k;
-        unsigned char *file = tokenizer_to_memory(t, &n), *same = tokenizer_to_memory(again, &m), *naive = naive_train(text, bytes, V, t, &k);
+        unsigned char *file = tokenizer_to_memory(t, &n), *same = tokenizer_to_memory(again, &m),
+                      *naive = naive_train(text, bytes, V, t, &k);
         CHECK(n == m && memcmp(file, same, n) == 0, "training twice gives the same, trial %d", trial);
         CHECK(n == k && memcmp(file, naive, n) == 0, "training against counting anew, trial %d", trial);
         free(file);
@@ -500,7 +571,7 @@ static void test_training_against_naive(void) {
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- encoding */
+/* ---------------------------------------------------------------------- encoding */
 
 static void test_encoding_against_naive(const Tokenizer *t) {
     int *joined = join_table(t);
@@ -550,15 +621,21 @@ static void test_round_trips(const Tokenizer *t) {
     tokenizer_encode(t, "rain", 4, true, &ids.ids, &ids.count, &ids.room);
     size_t first = ids.count;
     tokenizer_encode(t, " rain rain", 10, true, &ids.ids, &ids.count, &ids.room);
-    CHECK(first > 0 && ids.count > first && ids.room >= ids.count && decodes_to(t, &ids, "rain rain rain", 14), "encode appends");
+    CHECK(first > 0 && ids.count > first && ids.room >= ids.count && decodes_to(t, &ids, "rain rain rain", 14),
+          "encode appends");
     free(ids.ids);
 
     const char *text = "rain<|endoftext|>[MASK]<|endoftext|";
     Ids with = encode(t, text, strlen(text), true), without = encode(t, text, strlen(text), false);
     int eots = 0, masks = 0, specials = 0;
-    for (size_t i = 0; i < with.count; i++) eots += with.ids[i] == tokenizer_eot(t), masks += with.ids[i] == tokenizer_mask(t);
-    for (size_t i = 0; i < without.count; i++) specials += without.ids[i] == tokenizer_eot(t) || without.ids[i] == tokenizer_mask(t);
-    CHECK(eots == 1 && masks == 1 && specials == 0, "special tokens only where asked for: %d %d %d", eots, masks, specials);
+    for (size_t i = 0; i < with.count; i++) {
+        eots += with.ids[i] == tokenizer_eot(t);
+        masks += with.ids[i] == tokenizer_mask(t);
+    }
+    for (size_t i = 0; i < without.count; i++)
+        specials += without.ids[i] == tokenizer_eot(t) || without.ids[i] == tokenizer_mask(t);
+    CHECK(eots == 1 && masks == 1 && specials == 0, "special tokens only where asked for: %d %d %d", eots, masks,
+          specials);
     CHECK(decodes_to(t, &with, text, strlen(text)), "special tokens decode to their text");
     free(with.ids);
     free(without.ids);
@@ -607,7 +684,7 @@ static void test_threads(const Tokenizer *t) {
     free(expected.ids);
 }
 
-/* ---------------------------------------------------------------------------------------------- files */
+/* ---------------------------------------------------------------------- files */
 
 typedef struct {
     const unsigned char *bytes;
@@ -648,11 +725,13 @@ static void test_files(const Tokenizer *t, const char *folder) {
 
     int32_t header[256];
     memcpy(header, file, sizeof header);
-    CHECK(header[0] == 20240328 && header[1] == 2 && header[2] == 400 && header[3] == 398 && header[4] == 399, "the header is llm.c's, and [MASK] in word 4");
+    CHECK(header[0] == 20240328 && header[1] == 2 && header[2] == 400 && header[3] == 398 && header[4] == 399,
+          "the header is llm.c's, and [MASK] in word 4");
 
     /* truncated anywhere: everywhere in the header and at its end, and in steps through the entries */
     for (size_t cut = 0; cut < n; cut += cut < 1020 ? 51 : cut < 1030 ? 1 : 37) {
-        check_refused(load_bytes, &(File){file, cut}, cut < 1024 ? "the bad file is" : "the bad file is truncated", "cut short");
+        check_refused(load_bytes, &(File){file, cut}, cut < 1024 ? "the bad file is" : "the bad file is truncated",
+                      "cut short");
     }
     check_refused(load_bytes, &(File){file, n - 1}, "the bad file is truncated", "the last byte is missing");
     write_file(path, file, n / 2);
@@ -667,10 +746,24 @@ static void test_files(const Tokenizer *t, const char *folder) {
     static const struct {
         int word, value;
         const char *what;
-    } words[] = {{0, 20240520, "a shard's magic"}, {0, 0, "magic 0"},        {1, 0, "version 0"},           {1, 3, "version 3"},        {1, 1, "version 1 of another vocabulary"},
-                 {2, 399, "V too small"},          {2, 401, "V too large"},  {2, 0, "V of 0"},              {2, -1, "V of -1"},         {2, 2000000000, "V of 2 billion"},
-                 {3, 400, "eot at V"},             {3, -1, "eot of -1"},     {3, 5, "eot at another entry"}, {4, 400, "[MASK] at V"},   {4, -5, "[MASK] of -5"},
-                 {4, 7, "[MASK] at another entry"}, {4, 398, "[MASK] at eot"}, {3, 399, "eot at [MASK]"}};
+    } words[] = {{0, 20240520, "a shard's magic"},
+                 {0, 0, "magic 0"},
+                 {1, 0, "version 0"},
+                 {1, 3, "version 3"},
+                 {1, 1, "version 1 of another vocabulary"},
+                 {2, 399, "V too small"},
+                 {2, 401, "V too large"},
+                 {2, 0, "V of 0"},
+                 {2, -1, "V of -1"},
+                 {2, 2000000000, "V of 2 billion"},
+                 {3, 400, "eot at V"},
+                 {3, -1, "eot of -1"},
+                 {3, 5, "eot at another entry"},
+                 {4, 400, "[MASK] at V"},
+                 {4, -5, "[MASK] of -5"},
+                 {4, 7, "[MASK] at another entry"},
+                 {4, 398, "[MASK] at eot"},
+                 {3, 399, "eot at [MASK]"}};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         memcpy(copy, file, n);
         memcpy(copy + 4 * words[i].word, &words[i].value, 4);
@@ -687,7 +780,9 @@ static void test_files(const Tokenizer *t, const char *folder) {
     memcpy(copy, file, at);
     copy[at] = 0;
     memcpy(copy + at + 1, file + at, n - at);
-    header[2] = 401, header[3] = 399, header[4] = 400;
+    header[2] = 401;
+    header[3] = 399;
+    header[4] = 400;
     memcpy(copy, header, sizeof header);
     check_refused(load_bytes, &(File){copy, n + 1}, "the bad file: entry 256 is empty", "an empty entry");
     memcpy(copy + at, "\x01!", 2);
@@ -700,9 +795,12 @@ static void test_files(const Tokenizer *t, const char *folder) {
     check_refused(load_bytes, &(File){copy, n + 6}, "the bad file: entry 256 is not", "an entry that no merge makes");
     memcpy(copy, file, 1024);
     memcpy(copy + 1024, file + 1024 + 2, n - 1024 - 2); /* entry 0, the byte '!', is gone */
-    header[2] = 399, header[3] = 397, header[4] = 398;
+    header[2] = 399;
+    header[3] = 397;
+    header[4] = 398;
     memcpy(copy, header, sizeof header);
-    check_refused(load_bytes, &(File){copy, n - 2}, "the bad file has no entry for the byte 0x21", "a byte without entry");
+    check_refused(load_bytes, &(File){copy, n - 2}, "the bad file has no entry for the byte 0x21",
+                  "a byte without entry");
 
     /* GPT-2 as llm.c writes it has no [MASK] and in its first version no id of <|endoftext|> */
     for (int version = 1; version <= 2; version++) {
@@ -710,11 +808,15 @@ static void test_files(const Tokenizer *t, const char *folder) {
         int32_t without[256] = {20240328, version, 399, version == 2 ? 398 : 0};
         memcpy(copy, without, sizeof without);
         Tokenizer *other = tokenizer_from_memory(copy, n - 7, "llm.c's file");
-        CHECK(tokenizer_vocab_size(other) == 399 && tokenizer_eot(other) == 398 && tokenizer_mask(other) == 399, "version %d without [MASK]: it is the first id of the padding", version);
+        CHECK(tokenizer_vocab_size(other) == 399 && tokenizer_eot(other) == 398 && tokenizer_mask(other) == 399,
+              "version %d without [MASK]: it is the first id of the padding", version);
         CHECK(round_trip(other, "[MASK] rain", 11), "[MASK] in the padding comes back");
         unsigned char *back = tokenizer_to_memory(other, &m);
-        without[1] = 2, without[3] = 398;
-        CHECK(m == n - 7 && memcmp(back, without, sizeof without) == 0 && memcmp(back + 1024, file + 1024, m - 1024) == 0, "and is not written");
+        without[1] = 2;
+        without[3] = 398;
+        CHECK(m == n - 7 && memcmp(back, without, sizeof without) == 0 &&
+                  memcmp(back + 1024, file + 1024, m - 1024) == 0,
+              "and is not written");
         free(back);
         tokenizer_free(other);
     }
@@ -722,7 +824,7 @@ static void test_files(const Tokenizer *t, const char *folder) {
     free(file);
 }
 
-/* ---------------------------------------------------------------------------------------------- programs */
+/* ---------------------------------------------------------------------- programs */
 
 __attribute__((format(printf, 3, 4))) static int command(char *said, size_t room, const char *format, ...) {
     va_list args;
@@ -756,7 +858,10 @@ static void write_gpt2_files(const Tokenizer *t, const char *folder, int damage)
             for (int b = 0; b < p[i]; b++) others += !((b >= '!' && b <= '~') || (b >= 0xA1 && b != 0xAD));
             if (!prints) code = others;
             if (code < 128) *out++ = (char)code;
-            else *out++ = (char)(0xC0 | code >> 6), *out++ = (char)(0x80 | (code & 0x3F));
+            else {
+                *out++ = (char)(0xC0 | code >> 6);
+                *out++ = (char)(0x80 | (code & 0x3F));
+            }
         }
         *out = 0;
     }
@@ -764,7 +869,11 @@ static void write_gpt2_files(const Tokenizer *t, const char *folder, int damage)
     for (int id = 0; id < V; id++) {
         fprintf(json, "%s\"", id ? ", " : "");
         for (const char *p = spelled[id]; *p; p++) fprintf(json, *p == '"' || *p == '\\' ? "\\%c" : "%c", *p);
-        fprintf(json, "\": %d", damage == 2 && id == 300 ? 301 : damage == 3 && id < 2 ? 1 - id : damage == 4 && id == 300 ? -1 : id);
+        fprintf(json, "\": %d",
+                damage == 2 && id == 300   ? 301
+                : damage == 3 && id < 2    ? 1 - id
+                : damage == 4 && id == 300 ? -1
+                                           : id);
     }
     fprintf(json, "}\n");
     fprintf(merges, "#version: 0.2\n");
@@ -784,7 +893,8 @@ static void write_gpt2_files(const Tokenizer *t, const char *folder, int damage)
 
 static void test_programs(const Tokenizer *t, const char *folder) {
     const char *out = getenv("OUT");
-    char *train_bpe = xasprintf("%stokenizer/train_bpe", out ? out : ""), *tokenize = xasprintf("%stokenizer/tokenize", out ? out : "");
+    char *train_bpe = xasprintf("%stokenizer/train_bpe", out ? out : ""),
+         *tokenize = xasprintf("%stokenizer/tokenize", out ? out : "");
     char said[100000];
     if (access(train_bpe, X_OK) != 0 || access(tokenize, X_OK) != 0) {
         skip("train_bpe and tokenize", "the programs are not built; make, and run in the repository's folder");
@@ -796,44 +906,87 @@ static void test_programs(const Tokenizer *t, const char *folder) {
     write_file(text, training_text, strlen(training_text));
     size_t n, m;
     unsigned char *file = tokenizer_to_memory(t, &n);
-    CHECK(command(said, sizeof said, "%s --vocab 400 --out %s/p.bin %s 2>&1", train_bpe, folder, text) == 0 && one_sentence(said) && strstr(said, "400 entries"), "train_bpe: %s", said);
+    CHECK(command(said, sizeof said, "%s --vocab 400 --out %s/p.bin %s 2>&1", train_bpe, folder, text) == 0 &&
+              one_sentence(said) && strstr(said, "400 entries"),
+          "train_bpe: %s", said);
     char *path = xasprintf("%s/p.bin", folder), *written = read_file(path, &m);
     CHECK(n == m && memcmp(file, written, n) == 0, "train_bpe writes what tokenizer_train learns");
     free(written);
-    CHECK(command(said, sizeof said, "%s --vocab 400 --out %s/q.bin - < %s && cmp %s/q.bin %s", train_bpe, folder, text, folder, path) == 0, "train_bpe reads standard input");
-    CHECK(command(said, sizeof said, "%s --vocab 60k --out %s/q.bin %s 2>&1", train_bpe, folder, text) == 1 && one_sentence(said), "too small a text: %s", said);
-    CHECK(command(said, sizeof said, "%s --vocab 100 --out %s/q.bin %s 2>&1", train_bpe, folder, text) == 2 && one_sentence(said), "too small a vocabulary: %s", said);
-    CHECK(command(said, sizeof said, "%s --vocab 300 %s 2>&1", train_bpe, text) == 2 && one_sentence(said) && strstr(said, "--out"), "no --out: %s", said);
-    CHECK(command(said, sizeof said, "%s --out %s/q.bin 2>&1", train_bpe, folder) == 2 && one_sentence(said), "no text: %s", said);
-    CHECK(command(said, sizeof said, "%s --out %s/q.bin %s/nothing 2>&1", train_bpe, folder, folder) == 1 && one_sentence(said) && strstr(said, "nothing"), "a text that is not there: %s", said);
+    CHECK(command(said, sizeof said, "%s --vocab 400 --out %s/q.bin - < %s && cmp %s/q.bin %s", train_bpe, folder, text,
+                  folder, path) == 0,
+          "train_bpe reads standard input");
+    CHECK(command(said, sizeof said, "%s --vocab 60k --out %s/q.bin %s 2>&1", train_bpe, folder, text) == 1 &&
+              one_sentence(said),
+          "too small a text: %s", said);
+    CHECK(command(said, sizeof said, "%s --vocab 100 --out %s/q.bin %s 2>&1", train_bpe, folder, text) == 2 &&
+              one_sentence(said),
+          "too small a vocabulary: %s", said);
+    CHECK(command(said, sizeof said, "%s --vocab 300 %s 2>&1", train_bpe, text) == 2 && one_sentence(said) &&
+              strstr(said, "--out"),
+          "no --out: %s", said);
+    CHECK(command(said, sizeof said, "%s --out %s/q.bin 2>&1", train_bpe, folder) == 2 && one_sentence(said),
+          "no text: %s", said);
+    CHECK(command(said, sizeof said, "%s --out %s/q.bin %s/nothing 2>&1", train_bpe, folder, folder) == 1 &&
+              one_sentence(said) && strstr(said, "nothing"),
+          "a text that is not there: %s", said);
 
     for (int binary = 0; binary < 2; binary++) {
         const char *flag = binary ? "--binary" : "";
-        CHECK(command(said, sizeof said, "%s encode --special %s --tokenizer %s %s | %s decode %s --tokenizer %s", tokenize, flag, path, text, tokenize, flag, path) == 0 &&
+        CHECK(command(said, sizeof said, "%s encode --special %s --tokenizer %s %s | %s decode %s --tokenizer %s",
+                      tokenize, flag, path, text, tokenize, flag, path) == 0 &&
                   strcmp(said, training_text) == 0,
               "tokenize encode %s | tokenize decode %s", flag, flag);
     }
-    CHECK(command(said, sizeof said, "printf 'The snail and the fox.' | %s encode --tokenizer %s", tokenize, path) == 0 && strcmp(said, "302 296 313 259 295 13\n") == 0, "tokenize encode: %s", said);
-    CHECK(command(said, sizeof said, "echo 302 400 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) == 1 && one_sentence(said) && strstr(said, "400"), "an id outside: %s", said);
-    CHECK(command(said, sizeof said, "echo 302 99999999999999 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) == 1 && one_sentence(said), "an id far outside: %s", said);
-    CHECK(command(said, sizeof said, "echo 302 -1 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) == 1 && one_sentence(said) && strstr(said, "-1"), "a negative id: %s", said);
-    CHECK(command(said, sizeof said, "echo 12x | %s decode --tokenizer %s 2>&1", tokenize, path) == 1 && one_sentence(said) && strstr(said, "12x"), "no number: %s", said);
-    CHECK(command(said, sizeof said, "printf 123 | %s decode --binary --tokenizer %s 2>&1", tokenize, path) == 1 && one_sentence(said), "half an id: %s", said);
-    CHECK(command(said, sizeof said, "%s encode 2>&1 </dev/null", tokenize) == 2 && one_sentence(said) && strstr(said, "--tokenizer"), "no --tokenizer: %s", said);
-    CHECK(command(said, sizeof said, "%s draw --tokenizer %s 2>&1 </dev/null", tokenize, path) == 2 && one_sentence(said) && strstr(said, "draw"), "no such thing to do: %s", said);
-    CHECK(command(said, sizeof said, "%s list --tokenizer %s | wc -l", tokenize, path) == 0 && atoi(said) == 400, "list has a line an entry: %s", said);
+    CHECK(command(said, sizeof said, "printf 'The snail and the fox.' | %s encode --tokenizer %s", tokenize, path) ==
+                  0 &&
+              strcmp(said, "302 296 313 259 295 13\n") == 0,
+          "tokenize encode: %s", said);
+    CHECK(command(said, sizeof said, "echo 302 400 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) == 1 &&
+              one_sentence(said) && strstr(said, "400"),
+          "an id outside: %s", said);
+    CHECK(command(said, sizeof said, "echo 302 99999999999999 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize,
+                  path) == 1 &&
+              one_sentence(said),
+          "an id far outside: %s", said);
+    CHECK(command(said, sizeof said, "echo 302 -1 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) == 1 &&
+              one_sentence(said) && strstr(said, "-1"),
+          "a negative id: %s", said);
+    CHECK(command(said, sizeof said, "echo 12x | %s decode --tokenizer %s 2>&1", tokenize, path) == 1 &&
+              one_sentence(said) && strstr(said, "12x"),
+          "no number: %s", said);
+    CHECK(command(said, sizeof said, "printf 123 | %s decode --binary --tokenizer %s 2>&1", tokenize, path) == 1 &&
+              one_sentence(said),
+          "half an id: %s", said);
+    CHECK(command(said, sizeof said, "%s encode 2>&1 </dev/null", tokenize) == 2 && one_sentence(said) &&
+              strstr(said, "--tokenizer"),
+          "no --tokenizer: %s", said);
+    CHECK(command(said, sizeof said, "%s draw --tokenizer %s 2>&1 </dev/null", tokenize, path) == 2 &&
+              one_sentence(said) && strstr(said, "draw"),
+          "no such thing to do: %s", said);
+    CHECK(command(said, sizeof said, "%s list --tokenizer %s | wc -l", tokenize, path) == 0 && atoi(said) == 400,
+          "list has a line an entry: %s", said);
     if (access("/dev/full", W_OK) != 0) skip("a full disk", "this system has no /dev/full");
-    else CHECK(command(said, sizeof said, "%s encode --tokenizer %s %s 2>&1 >/dev/full", tokenize, path, text) == 1 && one_sentence(said), "a full disk: %s", said);
-    CHECK(command(said, sizeof said, "%s encode --tokenizer %s %s 2>&1", tokenize, text, text) == 1 && one_sentence(said) && strstr(said, text), "text as tokenizer: %s", said);
+    else
+        CHECK(command(said, sizeof said, "%s encode --tokenizer %s %s 2>&1 >/dev/full", tokenize, path, text) == 1 &&
+                  one_sentence(said),
+              "a full disk: %s", said);
+    CHECK(command(said, sizeof said, "%s encode --tokenizer %s %s 2>&1", tokenize, text, text) == 1 &&
+              one_sentence(said) && strstr(said, text),
+          "text as tokenizer: %s", said);
 
     write_gpt2_files(t, folder, 0);
-    CHECK(command(said, sizeof said, "%s --gpt2 %s --out %s 2>&1", train_bpe, folder, path) == 0 && one_sentence(said) && strstr(said, "399 entries"), "import: %s", said);
+    CHECK(command(said, sizeof said, "%s --gpt2 %s --out %s 2>&1", train_bpe, folder, path) == 0 &&
+              one_sentence(said) && strstr(said, "399 entries"),
+          "import: %s", said);
     written = read_file(path, &m);
-    CHECK(m == n - 7 && memcmp(file + 1024, written + 1024, m - 1024) == 0, "import of our own vocabulary in GPT-2's form");
+    CHECK(m == n - 7 && memcmp(file + 1024, written + 1024, m - 1024) == 0,
+          "import of our own vocabulary in GPT-2's form");
     free(written);
     for (int damage = 1; damage <= 7; damage++) {
         write_gpt2_files(t, folder, damage);
-        CHECK(command(said, sizeof said, "%s --gpt2 %s --out %s 2>&1", train_bpe, folder, path) == 1 && one_sentence(said) && strstr(said, folder), "import with damage %d: %s", damage, said);
+        CHECK(command(said, sizeof said, "%s --gpt2 %s --out %s 2>&1", train_bpe, folder, path) == 1 &&
+                  one_sentence(said) && strstr(said, folder),
+              "import with damage %d: %s", damage, said);
     }
 
     const char *data = getenv("GSA_DATA");
@@ -843,7 +996,8 @@ static void test_programs(const Tokenizer *t, const char *folder) {
         int status = command(said, sizeof said, "%s --gpt2 %s/gpt2 --out %s 2>&1", train_bpe, data, path);
         if (CHECK(status == 0, "GPT-2's vocabulary: %s", said)) {
             Tokenizer *gpt2 = tokenizer_load(path);
-            CHECK(tokenizer_vocab_size(gpt2) == 50257 && tokenizer_eot(gpt2) == 50256 && tokenizer_mask(gpt2) == 50257, "GPT-2's sizes");
+            CHECK(tokenizer_vocab_size(gpt2) == 50257 && tokenizer_eot(gpt2) == 50256 && tokenizer_mask(gpt2) == 50257,
+                  "GPT-2's sizes");
             check_golden(gpt2, true);
             test_round_trips(gpt2);
             tokenizer_free(gpt2);

@@ -9,8 +9,8 @@
 extern "C" {
 #endif
 
-/* The model's own tokenizer, or that of the file `given` (NULL: none) where it holds none; dies where the two differ, where there is neither, and
-   where the number of entries is not the model's vocabulary. */
+/* The model's own tokenizer, or that of the file `given` (NULL: none) where it holds none; dies where the two
+   differ, where there is neither, and where the number of entries is not the model's vocabulary. */
 Tokenizer *checkpoint_tokenizer(const Checkpoint *k, const char *given);
 
 #ifdef __cplusplus

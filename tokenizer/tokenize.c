@@ -6,10 +6,11 @@
 #include <string.h>
 #include <utf8proc.h>
 
-static const char *usage = "usage: tokenizer/tokenize encode --tokenizer T.bin [FILE]   text to ids\n"
-                           "       tokenizer/tokenize decode --tokenizer T.bin [FILE]   ids to text\n"
-                           "       tokenizer/tokenize list --tokenizer T.bin            the vocabulary, a line an entry\n"
-                           "Without FILE, standard input is read.\n\n";
+static const char *usage =
+    "usage: tokenizer/tokenize encode --tokenizer T.bin [FILE]   text to ids\n"
+    "       tokenizer/tokenize decode --tokenizer T.bin [FILE]   ids to text\n"
+    "       tokenizer/tokenize list --tokenizer T.bin            the vocabulary, a line an entry\n"
+    "Without FILE, standard input is read.\n\n";
 
 static void encode(const Tokenizer *t, const char *text, size_t bytes, bool special, bool binary) {
     int *ids = NULL;
@@ -26,13 +27,16 @@ static void encode(const Tokenizer *t, const char *text, size_t bytes, bool spec
 static void write_token(const Tokenizer *t, long id, const char *path) {
     size_t n;
     const char *piece = id >= 0 && id <= 65535 ? tokenizer_piece(t, (int)id, &n) : NULL;
-    if (!piece) die("%s: the id %ld is not in the vocabulary, which has 0 to %d; use the tokenizer that made the ids", path, id, tokenizer_vocab_size(t) - 1);
+    if (!piece)
+        die("%s: the id %ld is not in the vocabulary, which has 0 to %d; use the tokenizer that made the ids", path, id,
+            tokenizer_vocab_size(t) - 1);
     fwrite(piece, 1, n, stdout); /* main looks once, at the end, whether all writing went well */
 }
 
 static void decode(const Tokenizer *t, const char *file, size_t bytes, bool binary, const char *path) {
     if (binary) {
-        if (bytes % 2) die("%s has %zu bytes, an odd number, and an id has two; is it a file of encode --binary?", path, bytes);
+        if (bytes % 2)
+            die("%s has %zu bytes, an odd number, and an id has two; is it a file of encode --binary?", path, bytes);
         for (size_t i = 0; i < bytes; i += 2) {
             uint16_t id;
             memcpy(&id, file + i, 2);
@@ -49,7 +53,8 @@ static void decode(const Tokenizer *t, const char *file, size_t bytes, bool bina
         long id = 0;
         for (size_t i = 0; i < n; i++) {
             if (p[i] < '0' || p[i] > '9' || n > 9)
-                die("%s: '%.*s' is not a token id; decode reads whole numbers, or uint16 with --binary", path, n > 40 ? 40 : (int)n, p);
+                die("%s: '%.*s' is not a token id; decode reads whole numbers, or uint16 with --binary", path,
+                    n > 40 ? 40 : (int)n, p);
             id = 10 * id + (p[i] - '0');
         }
         write_token(t, id, path);
@@ -65,7 +70,8 @@ static void print_quoted(const char *bytes, size_t n) {
         utf8proc_int32_t code;
         utf8proc_ssize_t length = utf8proc_iterate(p, end - p, &code);
         utf8proc_category_t category = length > 0 ? utf8proc_category(code) : UTF8PROC_CATEGORY_CC;
-        bool prints = category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_SO && category != UTF8PROC_CATEGORY_MN;
+        bool prints =
+            category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_SO && category != UTF8PROC_CATEGORY_MN;
         if (length < 1) length = 1;
         if (*p == '\n') fputs("\\n", stdout);
         else if (*p == '"' || *p == '\\') printf("\\%c", *p);
@@ -84,7 +90,10 @@ static void list(const Tokenizer *t) {
         const char *piece = tokenizer_piece(t, id, &n);
         printf("%d\t", id);
         print_quoted(piece, n);
-        puts(id == tokenizer_eot(t) ? "\tspecial" : id != mask ? "" : id < V ? "\tspecial" : "\tspecial, in the padding: the file has none");
+        puts(id == tokenizer_eot(t) ? "\tspecial"
+             : id != mask           ? ""
+             : id < V               ? "\tspecial"
+                                    : "\tspecial, in the padding: the file has none");
     }
 }
 
@@ -94,15 +103,19 @@ int main(int argc, char **argv) {
     bool special = false, binary = false;
     Flag flags[] = {
         {FLAG_TEXT, "tokenizer", &path, 0, 0, "FILE", "the tokenizer file, from tokenizer/train_bpe or llm.c", false},
-        {FLAG_SWITCH, "special", &special, 0, 0, NULL, "encode: <|endoftext|> and [MASK] in the text become their tokens", false},
+        {FLAG_SWITCH, "special", &special, 0, 0, NULL,
+         "encode: <|endoftext|> and [MASK] in the text become their tokens", false},
         {FLAG_SWITCH, "binary", &binary, 0, 0, NULL, "ids are uint16 instead of decimal", false},
         {0},
     };
     int words = parse_flags(flags, argc, argv, usage);
     const char *what = words > 0 ? argv[1] : "", *input = words > 1 ? argv[2] : "-";
     bool listing = strcmp(what, "list") == 0, encoding = strcmp(what, "encode") == 0;
-    if (!listing && !encoding && strcmp(what, "decode") != 0) die_usage("first comes what to do: encode, decode or list, not '%s'", what);
-    if (words > (listing ? 1 : 2)) die_usage("'%s' is too much: %s", argv[listing ? 2 : 3], listing ? "list reads no text" : "only one file is read at a time");
+    if (!listing && !encoding && strcmp(what, "decode") != 0)
+        die_usage("first comes what to do: encode, decode or list, not '%s'", what);
+    if (words > (listing ? 1 : 2))
+        die_usage("'%s' is too much: %s", argv[listing ? 2 : 3],
+                  listing ? "list reads no text" : "only one file is read at a time");
     if (!path) die_usage("--tokenizer FILE is missing; make one with tokenizer/train_bpe");
     if (special && !encoding) die_usage("--special is for encode only");
     if (binary && listing) die_usage("--binary is for encode and decode only");
@@ -118,6 +131,7 @@ int main(int argc, char **argv) {
         free(file);
     }
     tokenizer_free(t);
-    if (fflush(stdout) != 0 || ferror(stdout)) die("cannot write standard output; is the disk full or the pipe closed?");
+    if (fflush(stdout) != 0 || ferror(stdout))
+        die("cannot write standard output; is the disk full or the pipe closed?");
     return 0;
 }

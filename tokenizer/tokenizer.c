@@ -8,7 +8,7 @@
 enum {
     MAGIC = 20240328,
     HEADER_INTS = 256,
-    LONGEST = 255,      /* bytes of an entry: its length is one byte in the file */
+    LONGEST = 255,        /* bytes of an entry: its length is one byte in the file */
     MOST_ENTRIES = 65536, /* ids are uint16 in shards, and two of them one uint32 key here */
     NO_RANK = INT_MAX
 };
@@ -26,17 +26,17 @@ typedef struct {
 
 struct Tokenizer {
     int V, eot, mask;
-    char *bytes;               /* of all entries, one after the other */
-    uint32_t *start;           /* V + 1: entry i is bytes[start[i]] up to bytes[start[i + 1]] */
-    int byte_id[256];          /* the entry of each single byte */
+    char *bytes;      /* of all entries, one after the other */
+    uint32_t *start;  /* V + 1: entry i is bytes[start[i]] up to bytes[start[i + 1]] */
+    int byte_id[256]; /* the entry of each single byte */
     unsigned char class_of[256];
-    uint32_t *entry_slots;     /* hash table from an entry's bytes to its id; NONE: empty */
-    size_t entry_mask;         /* slots - 1, a power of two less one, as below */
-    PairSlot *pair_slots;      /* hash table from two ids to the id of the two joined */
+    uint32_t *entry_slots; /* hash table from an entry's bytes to its id; NONE: empty */
+    size_t entry_mask;     /* slots - 1, a power of two less one, as below */
+    PairSlot *pair_slots;  /* hash table from two ids to the id of the two joined */
     size_t pair_mask;
 };
 
-/* ---------------------------------------------------------------------------------------------- hashes and a heap */
+/* ---------------------------------------------------------------------- hashes and a heap */
 
 static uint64_t load(const void *p, size_t n) {
     uint64_t x = 0;
@@ -49,12 +49,17 @@ static inline uint64_t hash_bytes(const char *p, size_t n) {
     const uint64_t k = 0x9E3779B97F4A7C15ull;
     uint64_t h = n * k, x;
     if (n >= 8) {
-        for (size_t i = 0; i + 8 < n; i += 8) h = (h ^ load(p + i, 8)) * k, h ^= h >> 32;
+        for (size_t i = 0; i + 8 < n; i += 8) {
+            h = (h ^ load(p + i, 8)) * k;
+            h ^= h >> 32;
+        }
         x = load(p + n - 8, 8);
     } else if (n >= 4) {
         x = load(p, 4) | load(p + n - 4, 4) << 32;
     } else {
-        x = n ? (uint64_t)(unsigned char)p[0] | (uint64_t)(unsigned char)p[n / 2] << 8 | (uint64_t)(unsigned char)p[n - 1] << 16 : 0;
+        x = n ? (uint64_t)(unsigned char)p[0] | (uint64_t)(unsigned char)p[n / 2] << 8 |
+                    (uint64_t)(unsigned char)p[n - 1] << 16
+              : 0;
     }
     h = (h ^ x) * k;
     return h ^ h >> 32;
@@ -70,7 +75,9 @@ typedef struct {
     uint64_t first, second;
 } Item;
 
-static bool before(const Item *a, const Item *b) { return a->first != b->first ? a->first < b->first : a->second < b->second; }
+static bool before(const Item *a, const Item *b) {
+    return a->first != b->first ? a->first < b->first : a->second < b->second;
+}
 
 static void sift_down(Item *heap, size_t n, size_t i) {
     Item item = heap[i];
@@ -93,7 +100,7 @@ static void heap_pop(Item *heap, size_t *n) {
     if (*n > 0) sift_down(heap, *n, 0);
 }
 
-/* ---------------------------------------------------------------------------------------------- splitting
+/* ---------------------------------------------------------------------- splitting
 
    's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
@@ -103,11 +110,11 @@ static void heap_pop(Item *heap, size_t *n) {
 static void set_classes(Tokenizer *t) {
     for (int c = 0; c < 256; c++) {
         bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-        t->class_of[c] = c >= 128                            ? NOT_ASCII
-                         : letter                            ? LETTER
-                         : c >= '0' && c <= '9'              ? NUMBER
+        t->class_of[c] = c >= 128                               ? NOT_ASCII
+                         : letter                               ? LETTER
+                         : c >= '0' && c <= '9'                 ? NUMBER
                          : c == ' ' || (c >= '\t' && c <= '\r') ? SPACE
-                                                             : OTHER;
+                                                                : OTHER;
     }
 }
 
@@ -137,7 +144,8 @@ static inline int character(const Tokenizer *t, const unsigned char *p, const un
 }
 
 /* Where the run of characters of one class that goes on at p ends. */
-static inline const unsigned char *run_end(const Tokenizer *t, const unsigned char *p, const unsigned char *end, int class) {
+static inline const unsigned char *run_end(const Tokenizer *t, const unsigned char *p, const unsigned char *end,
+                                           int class) {
     for (size_t n; p < end && character(t, p, end, &n) == class;) p += n;
     return p;
 }
@@ -147,7 +155,8 @@ static size_t piece_bytes(const Tokenizer *t, const char *text, size_t bytes) {
     const unsigned char *begin = (const unsigned char *)text, *p = begin, *end = begin + bytes;
     if (*p == '\'' && bytes > 1) {
         if (strchr("stmd", p[1]) && p[1]) return 2;
-        if (bytes > 2 && ((p[1] == 'r' && p[2] == 'e') || (p[1] == 'v' && p[2] == 'e') || (p[1] == 'l' && p[2] == 'l'))) return 3;
+        if (bytes > 2 && ((p[1] == 'r' && p[2] == 'e') || (p[1] == 'v' && p[2] == 'e') || (p[1] == 'l' && p[2] == 'l')))
+            return 3;
     }
     size_t n, last;
     int class = character(t, p, end, &n);
@@ -162,7 +171,7 @@ static size_t piece_bytes(const Tokenizer *t, const char *text, size_t bytes) {
     return p == end || run == last ? run : run - last;
 }
 
-/* ---------------------------------------------------------------------------------------------- merging */
+/* ---------------------------------------------------------------------- merging */
 
 static inline int pair_rank(const Tokenizer *t, int left, int right) {
     uint32_t key = (uint32_t)left << 16 | (uint32_t)right;
@@ -193,11 +202,17 @@ static size_t merge_short(const Tokenizer *t, const char *piece, size_t n, int *
         size_t best = 0;
         int smallest = NO_RANK;
         for (size_t i = 0; i + 1 < n; i++)
-            if (rank[i] < smallest) smallest = rank[i], best = i;
+            if (rank[i] < smallest) {
+                smallest = rank[i];
+                best = i;
+            }
         if (smallest == NO_RANK) return n;
         n--;
         id[best] = smallest;
-        for (size_t i = best + 1; i < n; i++) id[i] = id[i + 1], rank[i - 1] = rank[i];
+        for (size_t i = best + 1; i < n; i++) {
+            id[i] = id[i + 1];
+            rank[i - 1] = rank[i];
+        }
         if (best > 0) rank[best - 1] = pair_rank(t, id[best - 1], id[best]);
         if (best + 1 < n) rank[best] = pair_rank(t, id[best], id[best + 1]);
     }
@@ -215,7 +230,8 @@ static size_t merge_long(const Tokenizer *t, const char *piece, size_t n, int *i
     Item *heap = xmalloc(2 * n * sizeof *heap); /* a merge takes at least one item and adds at most two */
     size_t waiting = 0, tokens = 0;
     for (size_t i = 0; i < n; i++)
-        list[i] = (Link){.previous = i ? i - 1 : n, .next = i + 1, .id = t->byte_id[(unsigned char)piece[i]], .rank = NO_RANK};
+        list[i] = (Link){
+            .previous = i ? i - 1 : n, .next = i + 1, .id = t->byte_id[(unsigned char)piece[i]], .rank = NO_RANK};
     for (size_t i = 0; i + 1 < n; i++) {
         list[i].rank = pair_rank(t, list[i].id, list[i + 1].id);
         if (list[i].rank != NO_RANK) heap[waiting++] = (Item){(uint64_t)list[i].rank, i};
@@ -246,7 +262,7 @@ static size_t merge_long(const Tokenizer *t, const char *piece, size_t n, int *i
     return tokens;
 }
 
-/* ---------------------------------------------------------------------------------------------- encoding
+/* ---------------------------------------------------------------------- encoding
 
    Text repeats its words. What a piece became is looked up where it last stood: the cache holds places in the text and
    in the ids already written, lives inside one call, and a newer piece takes the slot of an older one. */
@@ -277,8 +293,10 @@ static void encode_ordinary(const Tokenizer *t, const char *text, size_t bytes, 
         int *id = out->ids + out->count;
         if (n > SHORT) {
             int whole = n <= LONGEST ? entry_id(t, text, n, hash_bytes(text, n)) : -1;
-            if (whole >= 0) id[0] = whole, out->count++;
-            else out->count += merge_long(t, text, n, id);
+            if (whole >= 0) {
+                id[0] = whole;
+                out->count++;
+            } else out->count += merge_long(t, text, n, id);
             continue;
         }
         uint64_t hash = hash_bytes(text, n);
@@ -290,10 +308,13 @@ static void encode_ordinary(const Tokenizer *t, const char *text, size_t bytes, 
             for (size_t i = 0; i < tokens; i++) id[i] = old[i];
         } else {
             int whole = entry_id(t, text, n, hash);
-            if (whole >= 0) id[0] = whole, tokens = 1;
-            else tokens = merge_short(t, text, n, id);
+            if (whole >= 0) {
+                id[0] = whole;
+                tokens = 1;
+            } else tokens = merge_short(t, text, n, id);
         }
-        *seen = (Seen){text, out->count, (unsigned char)n, (unsigned char)tokens}; /* the newest place is still in the processor's cache */
+        /* the newest place is still in the processor's cache */
+        *seen = (Seen){text, out->count, (unsigned char)n, (unsigned char)tokens};
         out->count += tokens;
     }
 }
@@ -303,11 +324,13 @@ static const char *find(const char *from, const char *end, const char *what) {
     return found ? found : end;
 }
 
-void tokenizer_encode(const Tokenizer *t, const char *text, size_t bytes, bool special, int **ids, size_t *count, size_t *room) {
+void tokenizer_encode(const Tokenizer *t, const char *text, size_t bytes, bool special, int **ids, size_t *count,
+                      size_t *room) {
     if (bytes == 0) return;
     size_t slots = 64;
     while (slots < 16384 && slots * 16 < bytes) slots *= 2;
-    Output out = {.ids = *ids, .count = *count, .room = *room, .seen = xcalloc(slots, sizeof(Seen)), .seen_mask = slots - 1};
+    Output out = {
+        .ids = *ids, .count = *count, .room = *room, .seen = xcalloc(slots, sizeof(Seen)), .seen_mask = slots - 1};
     if (!special) {
         encode_ordinary(t, text, bytes, &out);
     } else {
@@ -325,7 +348,9 @@ void tokenizer_encode(const Tokenizer *t, const char *text, size_t bytes, bool s
         }
     }
     free(out.seen);
-    *ids = out.ids, *count = out.count, *room = out.room;
+    *ids = out.ids;
+    *count = out.count;
+    *room = out.room;
 }
 
 const char *tokenizer_piece(const Tokenizer *t, int id, size_t *bytes) {
@@ -343,7 +368,7 @@ int tokenizer_vocab_size(const Tokenizer *t) { return t->V; }
 int tokenizer_eot(const Tokenizer *t) { return t->eot; }
 int tokenizer_mask(const Tokenizer *t) { return t->mask; }
 
-/* ---------------------------------------------------------------------------------------------- making one from its entries */
+/* ---------------------------------------------------------------------- making one from its entries */
 
 static size_t entry_bytes(const Tokenizer *t, int id) { return t->start[id + 1] - t->start[id]; }
 
@@ -387,14 +412,17 @@ static void finish(Tokenizer *t, const char *name) {
         size_t n = entry_bytes(t, id);
         uint64_t hash = hash_bytes(bytes, n);
         int same = entry_id(t, bytes, n, hash);
-        if (same >= 0) die("%s: entries %d and %d are the same bytes, so this is no BPE vocabulary; make it again", name, same, id);
+        if (same >= 0)
+            die("%s: entries %d and %d are the same bytes, so this is no BPE vocabulary; make it again", name, same,
+                id);
         size_t i = hash & t->entry_mask;
         while (t->entry_slots[i] != NONE) i = (i + 1) & t->entry_mask;
         t->entry_slots[i] = (uint32_t)id;
         if (n == 1) t->byte_id[(unsigned char)bytes[0]] = id;
     }
     for (int b = 0; b < 256; b++)
-        if (t->byte_id[b] < 0) die("%s has no entry for the byte 0x%02X, so it cannot encode every text; make it again", name, b);
+        if (t->byte_id[b] < 0)
+            die("%s has no entry for the byte 0x%02X, so it cannot encode every text; make it again", name, b);
 
     for (int id = 0; id < t->V; id++) {
         const char *bytes = t->bytes + t->start[id];
@@ -402,7 +430,10 @@ static void finish(Tokenizer *t, const char *name) {
         int tokens[LONGEST];
         if (n == 1 || id == t->eot || id == t->mask) continue;
         size_t count = n <= SHORT ? merge_short(t, bytes, n, tokens) : merge_long(t, bytes, n, tokens);
-        if (count != 2) die("%s: entry %d is not two earlier entries joined, so its ids are not in merge order and do not suffice to encode", name, id);
+        if (count != 2)
+            die("%s: entry %d is not two earlier entries joined, so its ids are not in merge order and do not suffice "
+                "to encode",
+                name, id);
         uint32_t key = (uint32_t)tokens[0] << 16 | (uint32_t)tokens[1];
         size_t i = hash_pair(key) & t->pair_mask;
         while (t->pair_slots[i].id != NO_RANK) i = (i + 1) & t->pair_mask;
@@ -410,7 +441,7 @@ static void finish(Tokenizer *t, const char *name) {
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- the file */
+/* ---------------------------------------------------------------------- the file */
 
 static bool entry_is(const Tokenizer *t, int id, const char *text) {
     return entry_bytes(t, id) == strlen(text) && memcmp(t->bytes + t->start[id], text, strlen(text)) == 0;
@@ -419,13 +450,21 @@ static bool entry_is(const Tokenizer *t, int id, const char *text) {
 Tokenizer *tokenizer_from_memory(const void *file, size_t count, const char *name) {
     const unsigned char *p = file, *end = p + count;
     int32_t header[HEADER_INTS] = {0};
-    if (count < sizeof header) die("%s is %zu bytes, too short for a tokenizer file; make one with tokenizer/train_bpe", name, count);
+    if (count < sizeof header)
+        die("%s is %zu bytes, too short for a tokenizer file; make one with tokenizer/train_bpe", name, count);
     memcpy(header, p, sizeof header);
     p += sizeof header;
     int version = header[1], V = header[2], eot = header[3], mask = header[4];
-    if (header[0] != MAGIC) die("%s is no tokenizer file: it starts with %d, not %d; make one with tokenizer/train_bpe", name, header[0], MAGIC);
-    if (version != 1 && version != 2) die("%s is a tokenizer file of version %d, and only 1 and 2 are known; make it with tokenizer/train_bpe", name, version);
-    if (version == 1) eot = V - 1, mask = 0; /* llm.c's first version: GPT-2 only, and not said in the header */
+    if (header[0] != MAGIC)
+        die("%s is no tokenizer file: it starts with %d, not %d; make one with tokenizer/train_bpe", name, header[0],
+            MAGIC);
+    if (version != 1 && version != 2)
+        die("%s is a tokenizer file of version %d, and only 1 and 2 are known; make it with tokenizer/train_bpe", name,
+            version);
+    if (version == 1) {
+        eot = V - 1;
+        mask = 0;
+    } /* llm.c's first version: GPT-2 only, and not said in the header */
     if (V < 257 || V > MOST_ENTRIES - (mask == 0))
         die("%s has %d entries, and this program knows 257 to %d; make it again", name, V, MOST_ENTRIES - (mask == 0));
     if (eot < 0 || eot >= V || mask < 0 || mask >= V)
@@ -433,14 +472,17 @@ Tokenizer *tokenizer_from_memory(const void *file, size_t count, const char *nam
     Tokenizer *t = new_tokenizer(V);
     for (int id = 0; id < V; id++) {
         size_t n = p < end ? *p++ : 0;
-        if (p == end || (size_t)(end - p) < n) die("%s is truncated: it ends in entry %d of %d; make it again", name, id, V);
+        if (p == end || (size_t)(end - p) < n)
+            die("%s is truncated: it ends in entry %d of %d; make it again", name, id, V);
         if (n == 0) die("%s: entry %d is empty; make it again", name, id);
         add_entry(t, id, p, n);
         p += n;
     }
     if (p != end) die("%s does not end after its %d entries, as it should; make it again", name, V);
-    if (!entry_is(t, eot, EOT_TEXT)) die("%s: entry %d should be %s and is something else; make it again", name, eot, EOT_TEXT);
-    if (mask != 0 && !entry_is(t, mask, MASK_TEXT)) die("%s: entry %d should be %s and is something else; make it again", name, mask, MASK_TEXT);
+    if (!entry_is(t, eot, EOT_TEXT))
+        die("%s: entry %d should be %s and is something else; make it again", name, eot, EOT_TEXT);
+    if (mask != 0 && !entry_is(t, mask, MASK_TEXT))
+        die("%s: entry %d should be %s and is something else; make it again", name, mask, MASK_TEXT);
     t->eot = eot;
     t->mask = mask ? mask : V;
     finish(t, name);
@@ -478,7 +520,7 @@ void tokenizer_save(const Tokenizer *t, const char *path) {
     free(bytes);
 }
 
-/* ---------------------------------------------------------------------------------------------- training
+/* ---------------------------------------------------------------------- training
 
    The text is only its different words and how often each occurs. They stand in one array of sites, a site a token, in
    linked lists; each pair of neighbours knows its count and the list of the sites where it starts. A merge
@@ -493,15 +535,16 @@ typedef struct {
 } Word;
 
 typedef struct {
-    uint32_t word;               /* index of its word, for the count */
-    uint32_t previous, next;     /* neighbours in the word; NONE at its ends */
-    uint32_t pair;               /* index of the pair (this, next); NONE without next */
-    uint32_t earlier, later;     /* sites where the same pair starts, from left to right: "aaa" has to become "aa", "a" */
+    uint32_t word;           /* index of its word, for the count */
+    uint32_t previous, next; /* neighbours in the word; NONE at its ends */
+    uint32_t pair;           /* index of the pair (this, next); NONE without next */
+    /* sites where the same pair starts, from left to right: "aaa" has to become "aa", "a" */
+    uint32_t earlier, later;
     int id;
 } Site;
 
 typedef struct {
-    uint32_t key; /* left id << 16 | right id */
+    uint32_t key;         /* left id << 16 | right id */
     uint32_t first, last; /* sites */
     int64_t count;
 } Pair;
@@ -539,7 +582,8 @@ static void count_word(Trainer *r, const char *text, size_t bytes) {
             return;
         }
     }
-    if (r->word_count == r->word_room) r->words = xrealloc(r->words, (r->word_room = 2 * r->word_room + 1024) * sizeof *r->words);
+    if (r->word_count == r->word_room)
+        r->words = xrealloc(r->words, (r->word_room = 2 * r->word_room + 1024) * sizeof *r->words);
     r->words[r->word_count++] = (Word){text, bytes, hash, 1};
     r->site_count += bytes;
     if (r->site_count >= NONE)
@@ -555,7 +599,8 @@ static void count_word(Trainer *r, const char *text, size_t bytes) {
 static uint32_t find_pair(Trainer *r, uint32_t key) {
     for (size_t i = hash_pair(key) & (r->slot_count - 1); r->slots[i] != NONE; i = (i + 1) & (r->slot_count - 1))
         if (r->pairs[r->slots[i]].key == key) return r->slots[i];
-    if (r->pair_count == r->pair_room) r->pairs = xrealloc(r->pairs, (r->pair_room = 2 * r->pair_room + 1024) * sizeof *r->pairs);
+    if (r->pair_count == r->pair_room)
+        r->pairs = xrealloc(r->pairs, (r->pair_room = 2 * r->pair_room + 1024) * sizeof *r->pairs);
     r->pairs[r->pair_count++] = (Pair){key, NONE, NONE, 0};
     if (2 * r->pair_count > r->slot_count) {
         new_slots(r, 2 * r->slot_count);
@@ -566,7 +611,8 @@ static uint32_t find_pair(Trainer *r, uint32_t key) {
     return (uint32_t)(r->pair_count - 1);
 }
 
-/* Enters the pair that starts at site i at the end of its list. Sites are entered from left to right, so lists are in order. */
+/* Enters the pair that starts at site i at the end of its list. Sites are entered from left to right, so lists are
+   in order. */
 static void enter_pair(Trainer *r, uint32_t i) {
     Site *s = &r->sites[i];
     if (s->next == NONE) return;
@@ -615,13 +661,17 @@ static void add_bytes(Tokenizer *t) {
         for (int b = 0; b < 256; b++) {
             bool prints = (b >= '!' && b <= '~') || (b >= 0xA1 && b != 0xAD);
             unsigned char byte = (unsigned char)b;
-            if (prints == (pass == 0)) t->byte_id[b] = id, add_entry(t, id++, &byte, 1);
+            if (prints == (pass == 0)) {
+                t->byte_id[b] = id;
+                add_entry(t, id++, &byte, 1);
+            }
         }
 }
 
 Tokenizer *tokenizer_train(const char *text, size_t bytes, int V, bool show_progress) {
     if (V < 258 || V > MOST_ENTRIES)
-        die("a vocabulary of %d entries cannot be trained; 258 (the bytes and two special tokens) to %d are possible", V, MOST_ENTRIES);
+        die("a vocabulary of %d entries cannot be trained; 258 (the bytes and two special tokens) to %d are possible",
+            V, MOST_ENTRIES);
     Tokenizer *t = new_tokenizer(V);
     Trainer trainer = {0}, *r = &trainer;
     add_bytes(t);
@@ -654,7 +704,8 @@ Tokenizer *tokenizer_train(const char *text, size_t bytes, int V, bool show_prog
     for (int id = 256; id < V - 2; id++) {
         for (; known < r->pair_count; known++) {
             const Pair *p = &r->pairs[known];
-            if (p->count == 0 || entry_bytes(t, (int)(p->key >> 16)) + entry_bytes(t, (int)(p->key & 0xFFFF)) > LONGEST) continue;
+            if (p->count == 0 || entry_bytes(t, (int)(p->key >> 16)) + entry_bytes(t, (int)(p->key & 0xFFFF)) > LONGEST)
+                continue;
             if (waiting == room) heap = xrealloc(heap, (room = 2 * room + 1024) * sizeof *heap);
             heap_push(heap, &waiting, (Item){UINT64_MAX - (uint64_t)p->count, (uint64_t)p->key << 32 | known});
         }
@@ -671,7 +722,9 @@ Tokenizer *tokenizer_train(const char *text, size_t bytes, int V, bool show_prog
             }
         }
         if (waiting == 0)
-            die("the training text has pairs for a vocabulary of %d entries only, not %d; ask for fewer entries or give more text", id + 2, V);
+            die("the training text has pairs for a vocabulary of %d entries only, not %d; ask for fewer entries or "
+                "give more text",
+                id + 2, V);
         uint32_t pair = (uint32_t)heap[0].second;
         heap_pop(heap, &waiting);
         char joined[2 * LONGEST];

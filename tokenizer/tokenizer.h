@@ -24,8 +24,8 @@ typedef struct Tokenizer Tokenizer;
 Tokenizer *tokenizer_load(const char *path);
 Tokenizer *tokenizer_from_memory(const void *bytes, size_t count, const char *name);
 /* Learns V - 258 merges from text: the most frequent pair first, ties to the pair of smaller ids, never across the
-   borders of GPT-2's splitting pattern; a line <|endoftext|> is a border and is not learned. 258 <= V <= 65536; dies with
-   a sentence where the text has fewer pairs than that. show_progress draws a bar. */
+   borders of GPT-2's splitting pattern; a line <|endoftext|> is a border and is not learned. 258 <= V <= 65536; dies
+   with a sentence where the text has fewer pairs than that. show_progress draws a bar. */
 Tokenizer *tokenizer_train(const char *text, size_t bytes, int V, bool show_progress);
 void tokenizer_free(Tokenizer *t);
 
@@ -34,12 +34,14 @@ void tokenizer_save(const Tokenizer *t, const char *path);
 
 int tokenizer_vocab_size(const Tokenizer *t); /* V of the file; GPT-2: 50257 */
 int tokenizer_eot(const Tokenizer *t);
-int tokenizer_mask(const Tokenizer *t);       /* V where the file has none: the first id of the padding */
+int tokenizer_mask(const Tokenizer *t); /* V where the file has none: the first id of the padding */
 
 /* Encodes any bytes (broken UTF-8 too; 0 bytes too) and appends the ids to *ids, which holds *count of *room and
-   grows as needed (start with NULL, 0, 0). Where special is true the texts <|endoftext|> and [MASK] become their tokens;
-   where it is false they are ordinary text. decode(encode(x)) = x. Uses no state outside its arguments: threads may share t. */
-void tokenizer_encode(const Tokenizer *t, const char *text, size_t bytes, bool special, int **ids, size_t *count, size_t *room);
+   grows as needed (start with NULL, 0, 0). Where special is true the texts <|endoftext|> and [MASK] become their
+   tokens; where it is false they are ordinary text. decode(encode(x)) = x. Uses no state outside its arguments:
+   threads may share t. */
+void tokenizer_encode(const Tokenizer *t, const char *text, size_t bytes, bool special, int **ids, size_t *count,
+                      size_t *room);
 
 /* The bytes of one token, *bytes of them, not terminated; NULL where id is outside the vocabulary. */
 const char *tokenizer_piece(const Tokenizer *t, int id, size_t *bytes);

@@ -6,19 +6,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *usage = "usage: tokenizer/train_bpe --vocab 4096 --out T.bin TEXT...\n"
-                           "       tokenizer/train_bpe --gpt2 FOLDER --out T.bin [TEXT...]\n"
-                           "TEXT are files, or - for standard input. <|endoftext|> in them is a border between documents.\n\n";
+static const char *usage =
+    "usage: tokenizer/train_bpe --vocab 4096 --out T.bin TEXT...\n"
+    "       tokenizer/train_bpe --gpt2 FOLDER --out T.bin [TEXT...]\n"
+    "TEXT are files, or - for standard input. <|endoftext|> in them is a border between documents.\n\n";
 
-/* ---------------------------------------------------------------------------------------------- GPT-2's two files */
+/* ---------------------------------------------------------------------- GPT-2's two files */
 
 typedef struct {
     unsigned char bytes[255];
     size_t count;
 } Entry;
 
-/* encoder.json and vocab.bpe write a byte as a character: itself where it prints in Latin-1, else 256 and up in order.
-   byte_of[character] is its byte, -1 where there is none; GPT-2's ids 0 to 255 are the bytes in the order of order[]. */
+/* encoder.json and vocab.bpe write a byte as a character: itself where it prints in Latin-1, else 256 and up in
+   order. byte_of[character] is its byte, -1 where there is none; GPT-2's ids 0 to 255 are the bytes in the order of
+   order[]. */
 static void byte_characters(int byte_of[512], int order[256]) {
     int id = 0, others = 256;
     for (int c = 0; c < 512; c++) byte_of[c] = -1;
@@ -61,13 +63,15 @@ static Tokenizer *read_gpt2(const char *folder) {
     for (const cJSON *item = root->child; item; item = item->next) {
         double id = cJSON_IsNumber(item) ? item->valuedouble : -1;
         if (!(id >= 0 && id < V) || id != (int)id || entries[(int)id].count > 0)
-            die("%s: the id of \"%s\" is missing, doubled or not in 0 to %d; download it again", json_path, item->string, V - 1);
+            die("%s: the id of \"%s\" is missing, doubled or not in 0 to %d; download it again", json_path,
+                item->string, V - 1);
         if (!append(&entries[(int)id], item->string, strlen(item->string), byte_of) || entries[(int)id].count == 0)
             die("%s: \"%s\" is not 1 to 255 bytes in GPT-2's spelling; download it again", json_path, item->string);
     }
     for (int id = 0; id < 256; id++)
         if (entries[id].count != 1 || entries[id].bytes[0] != order[id])
-            die("%s: entry %d is not the byte 0x%02X, so the order is not GPT-2's; download it again", json_path, id, order[id]);
+            die("%s: entry %d is not the byte 0x%02X, so the order is not GPT-2's; download it again", json_path, id,
+                order[id]);
     if (entries[V - 1].count != strlen(eot) || memcmp(entries[V - 1].bytes, eot, strlen(eot)) != 0)
         die("%s: the last entry, %d, is not %s; download it again", json_path, V - 1, eot);
 
@@ -82,13 +86,18 @@ static Tokenizer *read_gpt2(const char *folder) {
         if (p == last || (line == 1 && *p == '#')) continue;
         const char *space = memchr(p, ' ', (size_t)(last - p));
         Entry joined = {.count = 0};
-        if (!space || !append(&joined, p, (size_t)(space - p), byte_of) || !append(&joined, space + 1, (size_t)(last - space - 1), byte_of))
+        if (!space || !append(&joined, p, (size_t)(space - p), byte_of) ||
+            !append(&joined, space + 1, (size_t)(last - space - 1), byte_of))
             die("%s: line %d is not two entries in GPT-2's spelling; download it again", merges_path, line);
-        if (id >= V - 1 || joined.count != entries[id].count || memcmp(joined.bytes, entries[id].bytes, joined.count) != 0)
-            die("%s: the merge in line %d is not entry %d of %s; the two files are not of one vocabulary", merges_path, line, id, json_path);
+        if (id >= V - 1 || joined.count != entries[id].count ||
+            memcmp(joined.bytes, entries[id].bytes, joined.count) != 0)
+            die("%s: the merge in line %d is not entry %d of %s; the two files are not of one vocabulary", merges_path,
+                line, id, json_path);
         id++;
     }
-    if (id != V - 1) die("%s has %d merges and %s has %d; the two files are not of one vocabulary", merges_path, id - 256, json_path, V - 257);
+    if (id != V - 1)
+        die("%s has %d merges and %s has %d; the two files are not of one vocabulary", merges_path, id - 256, json_path,
+            V - 257);
 
     int32_t header[256] = {20240328, 2, V, V - 1};
     unsigned char *file = xmalloc(sizeof header + (size_t)V * 256), *out = file + sizeof header;
@@ -109,7 +118,7 @@ static Tokenizer *read_gpt2(const char *folder) {
     return t;
 }
 
-/* ---------------------------------------------------------------------------------------------- main */
+/* ---------------------------------------------------------------------- main */
 
 /* All files after each other; a document never goes on in the next file. */
 static char *read_texts(int count, char **paths, size_t *bytes) {
@@ -120,7 +129,10 @@ static char *read_texts(int count, char **paths, size_t *bytes) {
         size_t n;
         char *one = read_file(paths[i], &n);
         text = xrealloc(text, *bytes + n + sizeof border);
-        if (i > 0) memcpy(text + *bytes, border, strlen(border)), *bytes += strlen(border);
+        if (i > 0) {
+            memcpy(text + *bytes, border, strlen(border));
+            *bytes += strlen(border);
+        }
         memcpy(text + *bytes, one, n);
         *bytes += n;
         free(one);
@@ -133,14 +145,17 @@ int main(int argc, char **argv) {
     int64_t vocab = 4096;
     const char *out = NULL, *gpt2 = NULL;
     Flag flags[] = {
-        {FLAG_INT, "vocab", &vocab, 258, 65536, "N", "entries, the 256 bytes and the two special tokens included", false},
+        {FLAG_INT, "vocab", &vocab, 258, 65536, "N", "entries, the 256 bytes and the two special tokens included",
+         false},
         {FLAG_TEXT, "out", &out, 0, 0, "FILE", "the tokenizer file to write", false},
-        {FLAG_TEXT, "gpt2", &gpt2, 0, 0, "FOLDER", "take GPT-2's vocabulary from FOLDER/encoder.json and FOLDER/vocab.bpe", false},
+        {FLAG_TEXT, "gpt2", &gpt2, 0, 0, "FOLDER",
+         "take GPT-2's vocabulary from FOLDER/encoder.json and FOLDER/vocab.bpe", false},
         {0},
     };
     int texts = parse_flags(flags, argc, argv, usage);
     if (!out) die_usage("--out FILE is missing: where to write the tokenizer");
-    if (gpt2 && find_flag(flags, "vocab")->given) die_usage("--vocab and --gpt2 exclude each other: GPT-2's vocabulary has its own size");
+    if (gpt2 && find_flag(flags, "vocab")->given)
+        die_usage("--vocab and --gpt2 exclude each other: GPT-2's vocabulary has its own size");
     if (!gpt2 && texts == 0) die_usage("no text is given to learn from; name files, or - for standard input");
 
     double start = now_seconds();
@@ -154,7 +169,8 @@ int main(int argc, char **argv) {
     size_t count = 0, room = 0;
     tokenizer_encode(t, text, bytes, true, &ids, &count, &room);
     printf("%s: %d entries", out, tokenizer_vocab_size(t));
-    if (count > 0) printf(", %.3f bytes per token on %.1f MB of text", (double)bytes / (double)count, (double)bytes / 1e6);
+    if (count > 0)
+        printf(", %.3f bytes per token on %.1f MB of text", (double)bytes / (double)count, (double)bytes / 1e6);
     printf(", %.2f s\n", seconds);
     free(ids);
     free(text);

@@ -1,11 +1,12 @@
 /* attention_bench.cu: checks the attention kernels against a naive reference in double and times them.
 
-     nvcc -O3 -D_GNU_SOURCE -gencode arch=compute_90a,code=sm_90a dev/cuda/attention_bench.cu gsa/model.c gsa/util.c -lcublasLt -o build/attention_bench
-     build/attention_bench [check] [time] [portable check time]
+     nvcc -O3 -D_GNU_SOURCE -gencode arch=compute_90a,code=sm_90a dev/cuda/attention_bench.cu gsa/model.c gsa/util.c
+     -lcublasLt -o build/attention_bench build/attention_bench [check] [time] [portable check time]
          both without arguments; what follows "portable" uses the mma.sync kernels; exit status 1 if any check fails
 
-   Times are medians over events, with rotating buffers larger than L2. FLOP counts are those of a causal pass: 2 products forward,
-   5 backward, half of each; our backward does 7. attention_bench.py times PyTorch's own kernels on the same shapes. */
+   Times are medians over events, with rotating buffers larger than L2. FLOP counts are those of a causal pass: 2
+   products forward, 5 backward, half of each; our backward does 7. attention_bench.py times PyTorch's own kernels on
+   the same shapes. */
 
 #define GSA_NO_MAIN
 #include "../../train_gsa.cu"
@@ -15,7 +16,7 @@
 
 #define check(call) cudaCheck(call)
 
-/* ------------------------------------------------------------------------------------------------ data */
+/* ---------------------------------------------------------------------- data */
 
 /* standard normal numbers, reproducible: a hash of seed and index, then Box-Muller */
 __device__ static float normal(uint64_t seed, uint64_t n) {
@@ -27,7 +28,8 @@ __device__ static float normal(uint64_t seed, uint64_t n) {
 
 /* x (rows, width): columns below special have this mean and deviation, the others 0 and 1 */
 __global__ void fill(bf16 *x, size_t rows, size_t width, size_t special, uint64_t seed, float mean, float deviation) {
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < rows * width; i += (size_t)gridDim.x * blockDim.x)
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < rows * width;
+         i += (size_t)gridDim.x * blockDim.x)
         x[i] = __float2bfloat16(i % width < special ? mean + deviation * normal(seed, i) : normal(seed, i));
 }
 
@@ -61,11 +63,20 @@ struct Problem {
 
 static Problem problem_new(Case c, uint64_t seed) {
     Problem p = {};
-    p.c = c, p.C = c.NH * c.HS, p.N = c.B * c.T;
-    p.qkv = device<bf16>(p.N * 3 * p.C), p.features = device<bf16>(p.N * 2 * p.C), p.dqkv = device<bf16>(p.N * 3 * p.C), p.dfeatures = device<bf16>(p.N * 2 * p.C);
-    p.dout = device<bf16>(p.N * p.C), p.out = device<bf16>(p.N * p.C);
-    p.lse = device<float>(p.N * c.NH), p.delta = device<float>(p.N * c.NH), p.scale = device<float>(c.NH);
-    p.window = device<int>(c.NH), p.from_features = device<int>(c.NH);
+    p.c = c;
+    p.C = c.NH * c.HS;
+    p.N = c.B * c.T;
+    p.qkv = device<bf16>(p.N * 3 * p.C);
+    p.features = device<bf16>(p.N * 2 * p.C);
+    p.dqkv = device<bf16>(p.N * 3 * p.C);
+    p.dfeatures = device<bf16>(p.N * 2 * p.C);
+    p.dout = device<bf16>(p.N * p.C);
+    p.out = device<bf16>(p.N * p.C);
+    p.lse = device<float>(p.N * c.NH);
+    p.delta = device<float>(p.N * c.NH);
+    p.scale = device<float>(c.NH);
+    p.window = device<int>(c.NH);
+    p.from_features = device<int>(c.NH);
     /* large logits: a part common to all queries and keys, so that the softmax is not simply one-hot */
     float common = c.large ? sqrtf(110.0f / c.HS) : 0, deviation = c.large ? 0.3f : 1;
     fill<<<1024, 256>>>(p.qkv, p.N, 3 * p.C, 2 * p.C, seed, common, deviation);
@@ -87,7 +98,9 @@ static Problem problem_new(Case c, uint64_t seed) {
 }
 
 static void problem_free(Problem p) {
-    for (void *x : {(void *)p.qkv, (void *)p.features, (void *)p.dout, (void *)p.out, (void *)p.dqkv, (void *)p.dfeatures, (void *)p.lse, (void *)p.delta, (void *)p.scale, (void *)p.window, (void *)p.from_features})
+    for (void *x :
+         {(void *)p.qkv, (void *)p.features, (void *)p.dout, (void *)p.out, (void *)p.dqkv, (void *)p.dfeatures,
+          (void *)p.lse, (void *)p.delta, (void *)p.scale, (void *)p.window, (void *)p.from_features})
         check(cudaFree(x));
 }
 
@@ -103,13 +116,15 @@ static void problem_run(Problem p) {
     check(cudaDeviceSynchronize());
 }
 
-/* ------------------------------------------------------------------------------------------------ reference, one token a CTA */
+/* ---------------------------------------------------------------------- reference, one token a CTA */
 
 struct Reference {
     double *out, *lse, *delta, *dqkv, *dfeatures;
 };
 
-__device__ static bool visible(const AttentionInput &in, int h, long i, long j) { return in.causal ? j <= i && j > i - in.window[h] : labs(i - j) < in.window[h]; }
+__device__ static bool visible(const AttentionInput &in, int h, long i, long j) {
+    return in.causal ? j <= i && j > i - in.window[h] : labs(i - j) < in.window[h];
+}
 
 __device__ static double dot(const bf16 *x, const bf16 *y, int n) {
     double sum = 0;
@@ -134,7 +149,8 @@ __global__ void reference_forward(Reference r, AttentionInput in, int T, int NH,
     size_t b = blockIdx.z, C = (size_t)NH * HS, row = (b * NH + h) * T + i;
     bool f = in.from_features && in.from_features[h];
     size_t stride = f ? 2 * C : 3 * C;
-    const bf16 *q = (f ? in.features : in.qkv) + b * T * stride + h * HS, *k = q + C, *v = in.qkv + b * T * 3 * C + 2 * C + h * HS;
+    const bf16 *q = (f ? in.features : in.qkv) + b * T * stride + h * HS, *k = q + C,
+               *v = in.qkv + b * T * 3 * C + 2 * C + h * HS;
     double most = -INFINITY, sum = 0;
     for (int j = threadIdx.x; j < T; j += 128) {
         w[j] = visible(in, h, i, j) ? (double)in.scale[h] * dot(q + i * stride, k + j * stride, HS) : -INFINITY;
@@ -165,8 +181,10 @@ __global__ void reference_backward(Reference r, const bf16 *dout, AttentionInput
     size_t b = blockIdx.z, C = (size_t)NH * HS, row = (b * NH + h) * T;
     bool f = in.from_features && in.from_features[h];
     size_t stride = f ? 2 * C : 3 * C;
-    const bf16 *q = (f ? in.features : in.qkv) + b * T * stride + h * HS, *k = q + C, *v = in.qkv + b * T * 3 * C + 2 * C + h * HS, *d = dout + b * T * C + h * HS;
-    double *g = (f ? r.dfeatures : r.dqkv) + b * T * stride + h * HS, *dv = r.dqkv + b * T * 3 * C + 2 * C + h * HS, scale = in.scale[h];
+    const bf16 *q = (f ? in.features : in.qkv) + b * T * stride + h * HS, *k = q + C,
+               *v = in.qkv + b * T * 3 * C + 2 * C + h * HS, *d = dout + b * T * C + h * HS;
+    double *g = (f ? r.dfeatures : r.dqkv) + b * T * stride + h * HS, *dv = r.dqkv + b * T * 3 * C + 2 * C + h * HS,
+           scale = in.scale[h];
     for (int side = 0; side < 2; side++) {
         __syncthreads();
         for (int u = threadIdx.x; u < T; u += 128) {
@@ -188,7 +206,7 @@ __global__ void reference_backward(Reference r, const bf16 *dout, AttentionInput
     }
 }
 
-/* ------------------------------------------------------------------------------------------------ checks */
+/* ---------------------------------------------------------------------- checks */
 
 static int failures, checks;
 
@@ -196,7 +214,8 @@ static void expect(bool good, const char *what, Case c, double value) {
     checks++;
     if (good) return;
     failures++;
-    printf("FAILED %s (%g): B %zu T %zu NH %zu HS %zu window %d source %d%s%s\n", what, value, c.B, c.T, c.NH, c.HS, c.window, c.source, c.causal ? "" : " not causal", c.large ? " large" : "");
+    printf("FAILED %s (%g): B %zu T %zu NH %zu HS %zu window %d source %d%s%s\n", what, value, c.B, c.T, c.NH, c.HS,
+           c.window, c.source, c.causal ? "" : " not causal", c.large ? " large" : "");
 }
 
 static float to_float(bf16 x) { return __bfloat162float(x); }
@@ -204,9 +223,11 @@ static float to_float(float x) { return x; }
 static bool poisoned(bf16 x) { return !memcmp(&x, "\xFF\xFF", 2); }
 static bool poisoned(float x) { return !memcmp(&x, "\xFF\xFF\xFF\xFF", 4); }
 
-/* |x - y| / |y| over columns first .. first + n - 1 of each row; a reference of NaN means: not to be written. Where the true value
-   is 0 (dq of a query that sees one key) the error is taken relative to an rms of 1e-3 */
-template <typename X> static double relative_error(const std::vector<X> &x, const std::vector<double> &y, size_t width, size_t first, size_t n, bool *kept) {
+/* |x - y| / |y| over columns first .. first + n - 1 of each row; a reference of NaN means: not to be written. Where
+   the true value is 0 (dq of a query that sees one key) the error is taken relative to an rms of 1e-3 */
+template <typename X>
+static double relative_error(const std::vector<X> &x, const std::vector<double> &y, size_t width, size_t first,
+                             size_t n, bool *kept) {
     double difference = 0, norm = 0;
     size_t count = 0;
     for (size_t i = 0; i < y.size(); i++) {
@@ -217,7 +238,9 @@ template <typename X> static double relative_error(const std::vector<X> &x, cons
         }
         double a = to_float(x[i]);
         if (!isfinite(a)) return INFINITY;
-        difference += (a - y[i]) * (a - y[i]), norm += y[i] * y[i], count++;
+        difference += (a - y[i]) * (a - y[i]);
+        norm += y[i] * y[i];
+        count++;
     }
     return count ? sqrt(difference) / fmax(sqrt(norm), 1e-3 * sqrt((double)count)) : 0;
 }
@@ -226,7 +249,8 @@ static double worst[2][6]; /* the largest errors, of cases with large logits apa
 
 static void check_case(Case c, uint64_t seed) {
     Problem p = problem_new(c, seed);
-    Reference r = {device<double>(p.N * p.C), device<double>(p.N * c.NH), device<double>(p.N * c.NH), device<double>(p.N * 3 * p.C), device<double>(p.N * 2 * p.C)};
+    Reference r = {device<double>(p.N * p.C), device<double>(p.N * c.NH), device<double>(p.N * c.NH),
+                   device<double>(p.N * 3 * p.C), device<double>(p.N * 2 * p.C)};
     check(cudaMemset(r.dqkv, 0xFF, p.N * 3 * p.C * sizeof(double))); /* NaN */
     check(cudaMemset(r.dfeatures, 0xFF, p.N * 2 * p.C * sizeof(double)));
     dim3 grid((unsigned)c.T, (unsigned)c.NH, (unsigned)c.B);
@@ -238,24 +262,37 @@ static void check_case(Case c, uint64_t seed) {
 
     auto out = host(p.out, p.N * p.C), dqkv = host(p.dqkv, p.N * 3 * p.C), dfeatures = host(p.dfeatures, p.N * 2 * p.C);
     auto lse = host(p.lse, p.N * c.NH), delta = host(p.delta, p.N * c.NH);
-    auto rout = host(r.out, p.N * p.C), rdqkv = host(r.dqkv, p.N * 3 * p.C), rdfeatures = host(r.dfeatures, p.N * 2 * p.C), rlse = host(r.lse, p.N * c.NH), rdelta = host(r.delta, p.N * c.NH);
+    auto rout = host(r.out, p.N * p.C), rdqkv = host(r.dqkv, p.N * 3 * p.C),
+         rdfeatures = host(r.dfeatures, p.N * 2 * p.C), rlse = host(r.lse, p.N * c.NH),
+         rdelta = host(r.delta, p.N * c.NH);
     bool kept = true;
     double lse_error = 0;
-    for (size_t i = 0; i < lse.size(); i++) lse_error = isfinite(lse[i]) ? fmax(lse_error, fabs(lse[i] - rlse[i])) : INFINITY;
-    double e[6] = {relative_error(out, rout, 1, 0, 1, &kept), lse_error, relative_error(delta, rdelta, 1, 0, 1, &kept),
-                   fmax(relative_error(dqkv, rdqkv, 3 * p.C, 0, p.C, &kept), relative_error(dfeatures, rdfeatures, 2 * p.C, 0, p.C, &kept)),
-                   fmax(relative_error(dqkv, rdqkv, 3 * p.C, p.C, p.C, &kept), relative_error(dfeatures, rdfeatures, 2 * p.C, p.C, p.C, &kept)),
+    for (size_t i = 0; i < lse.size(); i++)
+        lse_error = isfinite(lse[i]) ? fmax(lse_error, fabs(lse[i] - rlse[i])) : INFINITY;
+    double e[6] = {relative_error(out, rout, 1, 0, 1, &kept),
+                   lse_error,
+                   relative_error(delta, rdelta, 1, 0, 1, &kept),
+                   fmax(relative_error(dqkv, rdqkv, 3 * p.C, 0, p.C, &kept),
+                        relative_error(dfeatures, rdfeatures, 2 * p.C, 0, p.C, &kept)),
+                   fmax(relative_error(dqkv, rdqkv, 3 * p.C, p.C, p.C, &kept),
+                        relative_error(dfeatures, rdfeatures, 2 * p.C, p.C, p.C, &kept)),
                    relative_error(dqkv, rdqkv, 3 * p.C, 2 * p.C, p.C, &kept)};
     const char *names[6] = {"out", "lse", "delta", "dq", "dk", "dv"};
-    /* a large part common to all keys cancels in dq (sum_j ds_ij = 0) and amplifies what bf16 rounded in ds and out; likewise in dk */
+    /* a large part common to all keys cancels in dq (sum_j ds_ij = 0) and amplifies what bf16 rounded in ds and out;
+       likewise in dk */
     double loose = c.large ? 5e-2 : 2e-2, limits[6] = {1e-2, c.large ? 2e-4 : 5e-5, 2e-2, loose, loose, 2e-2};
-    for (int n = 0; n < 6; n++) expect(e[n] <= limits[n], names[n], c, e[n]), worst[c.large][n] = fmax(worst[c.large][n], e[n]);
+    for (int n = 0; n < 6; n++) {
+        expect(e[n] <= limits[n], names[n], c, e[n]);
+        worst[c.large][n] = fmax(worst[c.large][n], e[n]);
+    }
     expect(kept, "columns of the other source are left alone", c, 0);
 
     problem_run(p); /* again: bit for bit */
     auto same = [](const void *x, const void *y, size_t n) { return !memcmp(x, y, n); };
-    expect(same(out.data(), host(p.out, out.size()).data(), out.size() * 2) && same(lse.data(), host(p.lse, lse.size()).data(), lse.size() * 4) &&
-               same(dqkv.data(), host(p.dqkv, dqkv.size()).data(), dqkv.size() * 2) && same(dfeatures.data(), host(p.dfeatures, dfeatures.size()).data(), dfeatures.size() * 2),
+    expect(same(out.data(), host(p.out, out.size()).data(), out.size() * 2) &&
+               same(lse.data(), host(p.lse, lse.size()).data(), lse.size() * 4) &&
+               same(dqkv.data(), host(p.dqkv, dqkv.size()).data(), dqkv.size() * 2) &&
+               same(dfeatures.data(), host(p.dfeatures, dfeatures.size()).data(), dfeatures.size() * 2),
            "repeatable", c, 0);
     /* delta given instead of computed */
     check(cudaMemset(p.dqkv, 0xFF, p.N * 3 * p.C * sizeof(bf16)));
@@ -281,7 +318,8 @@ static void check_case(Case c, uint64_t seed) {
     problem_free(p);
 }
 
-/* a sequence too long for the reference: the two kinds of kernels against each other (the same kind twice where there is only one) */
+/* a sequence too long for the reference: the two kinds of kernels against each other (the same kind twice where
+   there is only one) */
 static void check_long(Case c, uint64_t seed) {
     Problem p = problem_new(c, seed);
     bool portable = attention_portable;
@@ -289,21 +327,29 @@ static void check_long(Case c, uint64_t seed) {
     for (int n = 0; n < 2; n++) {
         attention_portable = n;
         problem_run(p);
-        results[n][0] = host(p.out, p.N * p.C), results[n][1] = host(p.dqkv, p.N * 3 * p.C), results[n][2] = host(p.dfeatures, p.N * 2 * p.C);
+        results[n][0] = host(p.out, p.N * p.C);
+        results[n][1] = host(p.dqkv, p.N * 3 * p.C);
+        results[n][2] = host(p.dfeatures, p.N * 2 * p.C);
     }
     attention_portable = portable;
     for (int n = 0; n < 3; n++) {
         double difference = 0, norm = 0;
         bool same_places = true;
         for (size_t i = 0; i < results[0][n].size(); i++) {
-            if (poisoned(results[0][n][i]) || poisoned(results[1][n][i])) same_places &= poisoned(results[0][n][i]) && poisoned(results[1][n][i]);
+            if (poisoned(results[0][n][i]) || poisoned(results[1][n][i]))
+                same_places &= poisoned(results[0][n][i]) && poisoned(results[1][n][i]);
             else {
                 double x = to_float(results[0][n][i]), y = to_float(results[1][n][i]);
-                difference += (x - y) * (x - y), norm += y * y;
+                difference += (x - y) * (x - y);
+                norm += y * y;
             }
         }
         double error = norm ? sqrt(difference / norm) : 0;
-        expect(error <= 1e-2 && same_places, n == 0 ? "long, out" : n == 1 ? "long, dqkv" : "long, dfeatures", c, error);
+        expect(error <= 1e-2 && same_places,
+               n == 0   ? "long, out"
+               : n == 1 ? "long, dqkv"
+                        : "long, dfeatures",
+               c, error);
     }
     problem_free(p);
 }
@@ -315,18 +361,25 @@ static void check_all() {
         for (size_t T : lengths)
             for (int window : windows) {
                 n++;
-                check_case({T == 1024 ? 1u : 1u + n % 3, T, T == 1024 ? 2u : 1u + n % 5, HS, true, n % 4 == 0, window, n % 3}, n);
-                if (window == 0 || window == 17) check_case({2, T, 3, HS, false, n % 4 == 1, window, (n + 1) % 3}, 1000 + n);
+                check_case(
+                    {T == 1024 ? 1u : 1u + n % 3, T, T == 1024 ? 2u : 1u + n % 5, HS, true, n % 4 == 0, window, n % 3},
+                    n);
+                if (window == 0 || window == 17)
+                    check_case({2, T, 3, HS, false, n % 4 == 1, window, (n + 1) % 3}, 1000 + n);
             }
-    for (size_t HS : sizes) check_case({2, 300, 5, HS, true, false, -1, 2}, 5000), check_case({1, 500, 5, HS, true, true, -1, 2}, 5001);
+    for (size_t HS : sizes) {
+        check_case({2, 300, 5, HS, true, false, -1, 2}, 5000);
+        check_case({1, 500, 5, HS, true, true, -1, 2}, 5001);
+    }
     check_long({1, 20001, 2, 64, true, false, 0, 2}, 6000);
     check_long({1, 20001, 3, 64, true, false, -1, 0}, 6001);
     for (int n = 0; n < 2; n++)
-        printf("largest errors%s: out %.1e lse %.1e (absolute) delta %.1e dq %.1e dk %.1e dv %.1e\n", n ? ", large logits" : "", worst[n][0], worst[n][1], worst[n][2], worst[n][3], worst[n][4], worst[n][5]);
+        printf("largest errors%s: out %.1e lse %.1e (absolute) delta %.1e dq %.1e dk %.1e dv %.1e\n",
+               n ? ", large logits" : "", worst[n][0], worst[n][1], worst[n][2], worst[n][3], worst[n][4], worst[n][5]);
     printf("checks %d, failures %d\n", checks, failures);
 }
 
-/* ------------------------------------------------------------------------------------------------ times */
+/* ---------------------------------------------------------------------- times */
 
 template <typename F> static float median_ms(int repeats, F f) {
     std::vector<cudaEvent_t> events(repeats + 1);
@@ -357,8 +410,10 @@ static void time_case(const char *name, Case c) {
     });
     size_t seen = c.window > 0 && (size_t)c.window < c.T ? c.window : (c.T + 1) / 2;
     double product = 2.0 * c.B * c.T * c.NH * c.HS * seen;
-    printf("%-34s %8.3f ms %5.0f TFLOP/s  %8.3f ms %5.0f TFLOP/s  %8.3f ms\n", name, forward, 2 * product / forward * 1e-9, backward, 5 * product / backward * 1e-9, forward + backward);
-    problem_free(p[0]), problem_free(p[1]);
+    printf("%-34s %8.3f ms %5.0f TFLOP/s  %8.3f ms %5.0f TFLOP/s  %8.3f ms\n", name, forward,
+           2 * product / forward * 1e-9, backward, 5 * product / backward * 1e-9, forward + backward);
+    problem_free(p[0]);
+    problem_free(p[1]);
 }
 
 static void time_all() {

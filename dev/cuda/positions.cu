@@ -2,10 +2,11 @@
 
      positions MODEL SHARD [--seq T] [--stride S] [--batch B]
 
-   Windows of T tokens begin at every S-th token of the shard. So each token away from the ends is met T / S times, at positions that differ
-   by S, and buckets of S positions and more hold the very same tokens: their differences are not those of the texts. Buckets
-   below S hold an equal share of each of these tokens' neighbourhoods. `against` is the difference to the bucket of positions S .. 2S - 1,
-   with its standard error over stretches of T tokens of text. */
+   Windows of T tokens begin at every S-th token of the shard. So each token away from the ends is met T / S times,
+   at positions that differ by S, and buckets of S positions and more hold the very same tokens: their differences
+   are not those of the texts. Buckets below S hold an equal share of each of these tokens' neighbourhoods. `against`
+   is the difference to the bucket of positions S .. 2S - 1, with its standard error over stretches of T tokens of
+   text. */
 #define GSA_NO_MAIN
 #include "../../train_gsa.cu"
 
@@ -22,10 +23,12 @@ int main(int argc, char **argv) {
                     {FLAG_INT, "batch", &batch, 1, 65536, NULL, "windows a pass", false},
                     {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
     program_name(argv[0]);
-    if (parse_flags(flags, argc, argv, "positions MODEL SHARD [flags]: loss by position\n") != 2) die_usage("a model and a shard are needed");
+    if (parse_flags(flags, argc, argv, "positions MODEL SHARD [flags]: loss by position\n") != 2)
+        die_usage("a model and a shard are needed");
     Checkpoint *k = checkpoint_open(argv[1], CHECKPOINT_MODEL);
     Config c = k->config;
-    if (seq && seq != c.T && c.position != POSITION_ROPE) die_usage("--seq %lld: %s has learned positions for %d tokens", (long long)seq, argv[1], c.T);
+    if (seq && seq != c.T && c.position != POSITION_ROPE)
+        die_usage("--seq %lld: %s has learned positions for %d tokens", (long long)seq, argv[1], c.T);
     if (seq) c.T = (int)seq;
     c.recompute = true; /* nothing is kept: there is no backward pass */
     const size_t T = (size_t)c.T, S = (size_t)stride, B = (size_t)batch;
@@ -53,7 +56,10 @@ int main(int argc, char **argv) {
     for (size_t w = 0; w < windows; w += B) {
         size_t here = w + B < windows ? B : windows - w;
         for (size_t b = 0; b < here; b++)
-            for (size_t t = 0; t < T; t++) x[b * T + t] = text[(w + b) * S + t], y[b * T + t] = text[(w + b) * S + t + 1];
+            for (size_t t = 0; t < T; t++) {
+                x[b * T + t] = text[(w + b) * S + t];
+                y[b * T + t] = text[(w + b) * S + t + 1];
+            }
         cuda_forward(m, x.data(), y.data(), (int)here, (int)T);
         cudaCheck(cudaMemcpy(losses.data(), m->a.losses, here * T * sizeof(float), cudaMemcpyDeviceToHost));
         for (size_t b = 0; b < here; b++)
@@ -61,20 +67,25 @@ int main(int argc, char **argv) {
                 while (t >= (size_t)64 << bucket) bucket++;
                 size_t at = (w + b) * S + t;
                 if (at < T || at >= (windows - 1) * S) continue; /* is not met at all positions */
-                sums[bucket * stretches + at / T] += losses[b * T + t], counts[bucket * stretches + at / T]++;
+                sums[bucket * stretches + at / T] += losses[b * T + t];
+                counts[bucket * stretches + at / T]++;
             }
     }
-    printf("%s: %zu windows of %zu tokens, one every %zu\n| positions | loss | against |\n|---|---|---|\n", argv[1], windows, T, S);
+    printf("%s: %zu windows of %zu tokens, one every %zu\n| positions | loss | against |\n|---|---|---|\n", argv[1],
+           windows, T, S);
     size_t reference = 0;
     while ((size_t)64 << reference <= S) reference++; /* the bucket that begins at S, or the first after it */
     for (size_t i = 0; i < buckets; i++) {
         double sum = 0, count = 0, difference = 0, squares = 0, used = 0;
         for (size_t s = 0; s < stretches; s++) {
             double mine = counts[i * stretches + s], theirs = counts[reference * stretches + s];
-            sum += sums[i * stretches + s], count += mine;
+            sum += sums[i * stretches + s];
+            count += mine;
             if (mine < 1 || theirs < 1) continue;
             double d = sums[i * stretches + s] / mine - sums[reference * stretches + s] / theirs;
-            difference += d, squares += d * d, used++;
+            difference += d;
+            squares += d * d;
+            used++;
         }
         difference /= used;
         size_t from = i ? (size_t)64 << (i - 1) : 0, to = (size_t)64 << i;

@@ -1,4 +1,4 @@
-/* ---------------------------------------------------------------------------------------------- attention
+/* ---------------------------------------------------------------------- attention
 
    The softmax mixer, equation (4), for standard and GSA heads alike, without a T x T matrix. */
 
@@ -8,8 +8,9 @@ struct AttentionInput {
     const floatX *features;   /* (B, T, 2C): f_q, f_k of the heads that have a feature map; NULL if none has */
     const int *from_features; /* (NH): 1 if head h takes its q and k from features; NULL: no head does */
     const float *scale;       /* (NH), > 0 */
-    const int *window;        /* (NH): number of keys a query sees, itself included; >= T for all; 0 leaves the head out */
-    bool causal;              /* query i sees keys i - window < j <= i, else |i - j| < window */
+    /* (NH): number of keys a query sees, itself included; >= T for all; 0 leaves the head out */
+    const int *window;
+    bool causal; /* query i sees keys i - window < j <= i, else |i - j| < window */
 };
 
 #ifdef GSA_FP32
@@ -17,18 +18,22 @@ struct AttentionInput {
 /* The checking build: the plainest kernels, one warp a query or a key. */
 
 /* Token t of sequence b: q of head h; k is C further. Strides: 2C or 3C. */
-__device__ static inline size_t attention_at(const AttentionInput &in, size_t b, size_t t, size_t h, size_t T, size_t C, size_t HS, size_t *stride) {
+__device__ static inline size_t attention_at(const AttentionInput &in, size_t b, size_t t, size_t h, size_t T, size_t C,
+                                             size_t HS, size_t *stride) {
     *stride = in.from_features && in.from_features[h] ? 2 * C : 3 * C;
     return (b * T + t) * *stride + h * HS;
 }
 
 template <int HS>
-__global__ static void attention_forward_kernel(floatX *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH) {
-    size_t row = (size_t)blockIdx.x * 4 + threadIdx.x / 32, h = row / T % NH, b = row / T / NH, i = row % T, C = NH * HS, stride;
+__global__ static void attention_forward_kernel(floatX *out, float *lse, AttentionInput in, size_t B, size_t T,
+                                                size_t NH) {
+    size_t row = (size_t)blockIdx.x * 4 + threadIdx.x / 32, h = row / T % NH, b = row / T / NH, i = row % T,
+           C = NH * HS, stride;
     if (row >= B * NH * T || in.window[h] < 1) return;
     int lane = threadIdx.x % 32;
     size_t at = attention_at(in, b, 0, h, T, C, HS, &stride), window = (size_t)in.window[h];
-    const floatX *q = (stride == 2 * C ? in.features : in.qkv) + at, *k = q + C, *v = in.qkv + b * T * 3 * C + 2 * C + h * HS;
+    const floatX *q = (stride == 2 * C ? in.features : in.qkv) + at, *k = q + C,
+                 *v = in.qkv + b * T * 3 * C + 2 * C + h * HS;
     float most = -INFINITY, sum = 0, o[HS / 32] = {};
     size_t end = in.causal ? i + 1 : i + window < T ? i + window : T;
     for (size_t j0 = i < window ? 0 : i - window + 1; j0 < end; j0 += 32) {
@@ -40,7 +45,8 @@ __global__ static void attention_forward_kernel(floatX *out, float *lse, Attenti
             z *= in.scale[h];
         }
         float higher = fmaxf(most, warp_max(z)), weight = expf(z - higher), keep = expf(most - higher);
-        sum = sum * keep + warp_sum(weight), most = higher;
+        sum = sum * keep + warp_sum(weight);
+        most = higher;
         for (int e = 0; e < HS / 32; e++) o[e] *= keep;
         for (int l = 0; l < 32 && j0 + l < end; l++) {
             float w = __shfl_sync(~0u, weight, l);
@@ -53,13 +59,16 @@ __global__ static void attention_forward_kernel(floatX *out, float *lse, Attenti
 
 /* QUERIES: dq and delta of one query; else dk and dv of one key. The sums over the other index are the same. */
 template <int HS, bool QUERIES>
-__global__ static void attention_backward_kernel(floatX *dqkv, floatX *dfeatures, float *delta, const floatX *dout, const floatX *out, const float *lse, AttentionInput in, size_t B,
+__global__ static void attention_backward_kernel(floatX *dqkv, floatX *dfeatures, float *delta, const floatX *dout,
+                                                 const floatX *out, const float *lse, AttentionInput in, size_t B,
                                                  size_t T, size_t NH) {
-    size_t row = (size_t)blockIdx.x * 4 + threadIdx.x / 32, h = row / T % NH, b = row / T / NH, mine = row % T, C = NH * HS, stride;
+    size_t row = (size_t)blockIdx.x * 4 + threadIdx.x / 32, h = row / T % NH, b = row / T / NH, mine = row % T,
+           C = NH * HS, stride;
     if (row >= B * NH * T || in.window[h] < 1) return;
     int lane = threadIdx.x % 32;
     size_t at = attention_at(in, b, 0, h, T, C, HS, &stride), window = (size_t)in.window[h];
-    const floatX *q = (stride == 2 * C ? in.features : in.qkv) + at, *k = q + C, *v = in.qkv + b * T * 3 * C + 2 * C + h * HS, *d = dout + b * T * C + h * HS;
+    const floatX *q = (stride == 2 * C ? in.features : in.qkv) + at, *k = q + C,
+                 *v = in.qkv + b * T * 3 * C + 2 * C + h * HS, *d = dout + b * T * C + h * HS;
     floatX *dq = (stride == 2 * C ? dfeatures : dqkv) + at;
     const float *row_lse = lse + row - mine;
     float *row_delta = delta + row - mine, first[HS / 32] = {}, second[HS / 32] = {};
@@ -77,7 +86,10 @@ __global__ static void attention_backward_kernel(floatX *dqkv, floatX *dfeatures
         float weight = 0, dz = 0;
         if (other < end) {
             float z = 0, dweight = 0;
-            for (int e = 0; e < HS; e++) z += q[i * stride + e] * k[j * stride + e], dweight += d[i * C + e] * v[j * 3 * C + e];
+            for (int e = 0; e < HS; e++) {
+                z += q[i * stride + e] * k[j * stride + e];
+                dweight += d[i * C + e] * v[j * 3 * C + e];
+            }
             weight = expf(in.scale[h] * z - row_lse[i]);
             dz = in.scale[h] * weight * (dweight - row_delta[i]);
         }
@@ -96,33 +108,39 @@ __global__ static void attention_backward_kernel(floatX *dqkv, floatX *dfeatures
 }
 
 /* out (B, T, C), lse (B, NH, T) */
-static void attention_forward(floatX *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
-    BY_HEAD_SIZE(HS, (attention_forward_kernel<H><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(out, lse, in, B, T, NH)));
+static void attention_forward(floatX *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
+                              cudaStream_t stream) {
+    BY_HEAD_SIZE(HS,
+                 (attention_forward_kernel<H><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(out, lse, in, B, T, NH)));
 }
 
 /* Overwrites dv in dqkv, and dq, dk where the head's q, k came from. delta (B, NH, T): scratch */
-static void attention_backward(floatX *dqkv, floatX *dfeatures, float *delta, const floatX *dout, const floatX *out, const float *lse, AttentionInput in, size_t B, size_t T, size_t NH,
-                               size_t HS, cudaStream_t stream) {
-    BY_HEAD_SIZE(HS, (attention_backward_kernel<H, true><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH)));
-    BY_HEAD_SIZE(HS, (attention_backward_kernel<H, false><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH)));
+static void attention_backward(floatX *dqkv, floatX *dfeatures, float *delta, const floatX *dout, const floatX *out,
+                               const float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
+                               cudaStream_t stream) {
+    BY_HEAD_SIZE(HS, (attention_backward_kernel<H, true><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(
+                         dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH)));
+    BY_HEAD_SIZE(HS, (attention_backward_kernel<H, false><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(
+                         dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH)));
 }
 
 #else
 
-/* In bf16. Overwrites like the plain kernels above; delta (B, NH, T) is written, unless out is NULL: then it is read. Logits of 100
-   and more are fine: fp32 scores, base-2 exponentials with the scale folded in, fp32 lse.
+/* In bf16. Overwrites like the plain kernels above; delta (B, NH, T) is written, unless out is NULL: then it is read.
+   Logits of 100 and more are fine: fp32 scores, base-2 exponentials with the scale folded in, fp32 lse.
 
-   The kernels differ from the textbook in two places:
-   - The running maximum of the forward pass moves only when it is exceeded by more than 2^8. Until then the weights are at most
+   The kernels differ from the textbook in two places: - The running maximum of the forward pass moves only when it is
+   exceeded by more than 2^8. Until then the weights are at most
      256 instead of 1, which neither fp32 sums nor bf16's 8 exponent bits mind, and the accumulator needs no rescaling.
-   - The backward pass runs twice over the scores, once per block of queries (dq) and once per block of keys (dk, dv). That is 7
+   - The backward pass runs twice over the scores, once per block of queries (dq) and once per block of keys (dk, dv).
+   That is 7
      products instead of 5, but no kernel adds into another's sums. Both passes are one kernel text: see below. */
 
 /* ---- one head, one tile
 
-   A tile is some rows of one head in shared memory, HS bf16 each, in 16-byte chunks. Chunk c of a row is kept at place c ^ row mod 8,
-   so that the same chunk of 8 consecutive rows (what the tensor cores read) lies in 8 different groups of banks. For HS = 64 this
-   is the 128-byte swizzle of the bulk copy engine, for HS = 32 its 64-byte one. */
+   A tile is some rows of one head in shared memory, HS bf16 each, in 16-byte chunks. Chunk c of a row is kept at
+   place c ^ row mod 8, so that the same chunk of 8 consecutive rows (what the tensor cores read) lies in 8 different
+   groups of banks. For HS = 64 this is the 128-byte swizzle of the bulk copy engine, for HS = 32 its 64-byte one. */
 
 typedef __nv_bfloat16 bf16;
 #define ATTENTION_LOG2E 1.4426950408889634f
@@ -172,7 +190,8 @@ __device__ inline uint32_t pack(float a, float b) {
 }
 
 /* tokens first .. first + rows - 1 of a matrix with HS columns into a tile; tokens from T on are zeros */
-template <int HS> __device__ inline void load_tile(uint32_t tile, const bf16 *in, size_t stride, int first, int rows, int T) {
+template <int HS>
+__device__ inline void load_tile(uint32_t tile, const bf16 *in, size_t stride, int first, int rows, int T) {
     for (int n = threadIdx.x; n < rows * (HS / 8); n += blockDim.x) {
         int row = n / (HS / 8), c = n % (HS / 8), token = first + row;
         copy_async(tile + chunk_at<HS>(row, c), in + (token < T ? token : 0) * stride + c * 8, token < T);
@@ -181,18 +200,21 @@ template <int HS> __device__ inline void load_tile(uint32_t tile, const bf16 *in
 
 /* ---- a warp's 16 rows
 
-   Accumulators x[N][4] hold 16 rows and 8 N columns in the layout of the tensor cores: in block n a thread has columns
-   8n + 2 (lane % 4) + {0, 1} of row lane / 4 as x[n][0..1], and of row lane / 4 + 8 as x[n][2..3]. wgmma's 64-row accumulator is
-   four of these, one a warp, so everything in this part serves both kinds of kernels. */
+   Accumulators x[N][4] hold 16 rows and 8 N columns in the layout of the tensor cores: in block n a thread has
+   columns 8n + 2 (lane % 4) + {0, 1} of row lane / 4 as x[n][0..1], and of row lane / 4 + 8 as x[n][2..3]. wgmma's
+   64-row accumulator is four of these, one a warp, so everything in this part serves both kinds of kernels. */
 
-/* Sets to -inf what a query does not see; rows are queries and columns keys, or the reverse for KEYS. (What keys from T on get there is
-   never stored.) */
-template <bool KEYS, int N> __device__ inline void hide(float (&s)[N][4], int row0, int column0, int behind, int ahead, int T) {
+/* Sets to -inf what a query does not see; rows are queries and columns keys, or the reverse for KEYS. (What keys
+   from T on get there is never stored.) */
+template <bool KEYS, int N>
+__device__ inline void hide(float (&s)[N][4], int row0, int column0, int behind, int ahead, int T) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        int row = row0 + lane / 4 + 8 * r, origin = column0 + lane % 4 * 2; /* columns low .. high from origin are seen */
-        int low = row - (KEYS ? ahead : behind) - origin, high = (KEYS ? row + behind : min(row + ahead, T - 1)) - origin;
+        /* columns low .. high from origin are seen */
+        int row = row0 + lane / 4 + 8 * r, origin = column0 + lane % 4 * 2;
+        int low = row - (KEYS ? ahead : behind) - origin,
+            high = (KEYS ? row + behind : min(row + ahead, T - 1)) - origin;
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -209,9 +231,12 @@ __device__ inline bool sees_all(int i0, int ni, int j0, int nj, int behind, int 
     return j0 + nj - 1 <= i0 + ahead && j0 >= i0 + ni - 1 - behind && j0 + nj <= T;
 }
 
-/* Scores become weights relative to 2^m; true if some row of the warp moved its m: then the caller multiplies what it has
-   accumulated by factor. m and sum belong to the thread's two rows; sum is the thread's own part until the end. */
-template <int N> __device__ inline bool online_softmax(float (&s)[N][4], float (&m)[2], float (&sum)[2], float (&factor)[2], float scale2) {
+/* Scores become weights relative to 2^m; true if some row of the warp moved its m: then the caller multiplies what
+   it has accumulated by factor. m and sum belong to the thread's two rows; sum is the thread's own part until the
+   end. */
+template <int N>
+__device__ inline bool online_softmax(float (&s)[N][4], float (&m)[2], float (&sum)[2], float (&factor)[2],
+                                      float scale2) {
     bool moved = false;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -219,7 +244,8 @@ template <int N> __device__ inline bool online_softmax(float (&s)[N][4], float (
 #pragma unroll
         for (int n = 0; n < N; n++) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
         most = quad_max(most) * scale2;
-        float next = most > m[r] + 8 ? most : m[r], offset = next == -INFINITY ? 0 : next; /* a row may see nothing of its first tiles */
+        /* a row may see nothing of its first tiles */
+        float next = most > m[r] + 8 ? most : m[r], offset = next == -INFINITY ? 0 : next;
         moved |= next != m[r];
         factor[r] = exp2_fast(m[r] - offset);
         m[r] = next;
@@ -233,8 +259,8 @@ template <int N> __device__ inline bool online_softmax(float (&s)[N][4], float (
     return __any_sync(~0u, moved);
 }
 
-/* an accumulator as the left operand of the next product, rounded to bf16: register 2 (n % 2) + r of operand n / 2 holds the thread's
-   two columns of block n in its row r */
+/* an accumulator as the left operand of the next product, rounded to bf16: register 2 (n % 2) + r of operand n / 2
+   holds the thread's two columns of block n in its row r */
 template <int N> __device__ inline void as_operands(uint32_t (&a)[N / 2][4], const float (&x)[N][4]) {
 #pragma unroll
     for (int n = 0; n < N; n++)
@@ -242,20 +268,30 @@ template <int N> __device__ inline void as_operands(uint32_t (&a)[N / 2][4], con
         for (int r = 0; r < 2; r++) a[n / 2][n % 2 * 2 + r] = pack(x[n][2 * r], x[n][2 * r + 1]);
 }
 
-/* 16 rows, times a factor each, to out from token row0 on, 16 bytes a thread by way of the warp's own 16 rows of a tile */
-template <int HS> __device__ inline void store_rows(bf16 *out, size_t stride, int row0, int T, float (&x)[HS / 8][4], float factor0, float factor1, uint32_t tile, int tile_row) {
+/* 16 rows, times a factor each, to out from token row0 on, 16 bytes a thread by way of the warp's own 16 rows of a
+   tile */
+template <int HS>
+__device__ inline void store_rows(bf16 *out, size_t stride, int row0, int T, float (&x)[HS / 8][4], float factor0,
+                                  float factor1, uint32_t tile, int tile_row) {
     int lane = threadIdx.x % 32, row = tile_row + lane / 4;
     __syncwarp(); /* the warp has read what was there */
 #pragma unroll
     for (int n = 0; n < HS / 8; n++) {
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile + chunk_at<HS>(row, n) + lane % 4 * 4), "r"(pack(x[n][0] * factor0, x[n][1] * factor0)) : "memory");
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile + chunk_at<HS>(row + 8, n) + lane % 4 * 4), "r"(pack(x[n][2] * factor1, x[n][3] * factor1)) : "memory");
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile + chunk_at<HS>(row, n) + lane % 4 * 4),
+                     "r"(pack(x[n][0] * factor0, x[n][1] * factor0))
+                     : "memory");
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile + chunk_at<HS>(row + 8, n) + lane % 4 * 4),
+                     "r"(pack(x[n][2] * factor1, x[n][3] * factor1))
+                     : "memory");
     }
     __syncwarp();
     for (int n = lane; n < 16 * (HS / 8); n += 32) {
         int r = n / (HS / 8), c = n % (HS / 8);
         uint4 v;
-        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(tile + chunk_at<HS>(tile_row + r, c)) : "memory");
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                     : "r"(tile + chunk_at<HS>(tile_row + r, c))
+                     : "memory");
         if (row0 + r < T) *(uint4 *)(out + (row0 + r) * stride + c * 8) = v;
     }
 }
@@ -264,13 +300,15 @@ template <int HS> __device__ inline void store_rows(bf16 *out, size_t stride, in
 
 /* d (16, 8) += a (16, 16) b (16, 8) */
 __device__ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* s[m] = rows a_row + 16m .. of tile a, times rows b_row .. b_row + 8N - 1 of tile b transposed */
-template <int HS, int M, int N> __device__ inline void product_rows(float (&s)[M][N][4], uint32_t a, int a_row, uint32_t b, int b_row) {
+template <int HS, int M, int N>
+__device__ inline void product_rows(float (&s)[M][N][4], uint32_t a, int a_row, uint32_t b, int b_row) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -282,18 +320,24 @@ template <int HS, int M, int N> __device__ inline void product_rows(float (&s)[M
     for (int k = 0; k < HS / 16; k++) {
         uint32_t x[M][4], y[4];
 #pragma unroll
-        for (int m = 0; m < M; m++) load_matrices<false>(x[m], a + chunk_at<HS>(a_row + 16 * m + lane % 16, 2 * k + lane / 16));
+        for (int m = 0; m < M; m++)
+            load_matrices<false>(x[m], a + chunk_at<HS>(a_row + 16 * m + lane % 16, 2 * k + lane / 16));
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             load_matrices<false>(y, b + chunk_at<HS>(b_row + 8 * n + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
 #pragma unroll
-            for (int m = 0; m < M; m++) mma(s[m][n], x[m], y[0], y[1]), mma(s[m][n + 1], x[m], y[2], y[3]);
+            for (int m = 0; m < M; m++) {
+                mma(s[m][n], x[m], y[0], y[1]);
+                mma(s[m][n + 1], x[m], y[2], y[3]);
+            }
         }
     }
 }
 
 /* o[m] += a[m] (16, 8N) times rows b_row .. b_row + 8N - 1 of tile b */
-template <int HS, int M, int N> __device__ inline void product_columns(float (&o)[M][HS / 8][4], const uint32_t (&a)[M][N / 2][4], uint32_t b, int b_row) {
+template <int HS, int M, int N>
+__device__ inline void product_columns(float (&o)[M][HS / 8][4], const uint32_t (&a)[M][N / 2][4], uint32_t b,
+                                       int b_row) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < N / 2; k++)
@@ -302,22 +346,29 @@ template <int HS, int M, int N> __device__ inline void product_columns(float (&o
             uint32_t y[4];
             load_matrices<true>(y, b + chunk_at<HS>(b_row + 16 * k + lane % 16, n + lane / 16));
 #pragma unroll
-            for (int m = 0; m < M; m++) mma(o[m][n], a[m][k], y[0], y[1]), mma(o[m][n + 1], a[m][k], y[2], y[3]);
+            for (int m = 0; m < M; m++) {
+                mma(o[m][n], a[m][k], y[0], y[1]);
+                mma(o[m][n + 1], a[m][k], y[2], y[3]);
+            }
         }
 }
 
-/* A CTA of 4 warps owns 128 queries of one head, a warp 32 of them, and streams the keys and values through two stages. Two tiles of 16
-   queries a warp (M = 2) halve the shared memory traffic of the keys, which limits this kernel. All blocks of a head are neighbours in
-   the grid, so that its keys stay in L2; the last blocks, which see the most keys, start first. */
-template <int HS> __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *lse, AttentionInput in, int T, int NH) {
+/* A CTA of 4 warps owns 128 queries of one head, a warp 32 of them, and streams the keys and values through two
+   stages. Two tiles of 16 queries a warp (M = 2) halve the shared memory traffic of the keys, which limits this
+   kernel. All blocks of a head are neighbours in the grid, so that its keys stay in L2; the last blocks, which see
+   the most keys, start first. */
+template <int HS>
+__global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *lse, AttentionInput in, int T, int NH) {
     constexpr int M = 2, ROWS = 64 * M, KEYS = HS == 128 ? 32 : 64, TILE = KEYS * HS * 2;
-    extern __shared__ __align__(1024) char memory[]; /* queries (ROWS, HS), then two stages of keys and values (KEYS, HS) each */
+    /* queries (ROWS, HS), then two stages of keys and values (KEYS, HS) each */
+    extern __shared__ __align__(1024) char memory[];
     int blocks = (T + ROWS - 1) / ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     size_t bh = blockIdx.x / blocks, b = bh / NH;
     int h = bh % NH, i0 = (blocks - 1 - blockIdx.x % blocks) * ROWS, row0 = i0 + warp * 16 * M;
     AttentionHead head = attention_head(in, b, h, T, NH, HS);
     if (head.behind < 0) return;
-    int behind = head.behind, ahead = head.ahead, first = max(0, i0 - behind) / KEYS * KEYS, end = min(T, i0 + ROWS + ahead);
+    int behind = head.behind, ahead = head.ahead, first = max(0, i0 - behind) / KEYS * KEYS,
+        end = min(T, i0 + ROWS + ahead);
     uint32_t q_tile = shared_address(memory), stages = q_tile + ROWS * HS * 2;
     float scale2 = head.scale * ATTENTION_LOG2E;
 
@@ -367,7 +418,8 @@ template <int HS> __global__ void __launch_bounds__(128) attention_forward_mma(b
             int i = row0 + 16 * m + lane / 4 + 8 * r;
             if (lane % 4 == 0 && i < T) lse[bh * T + i] = (m_row[m][r] + log2f(total[r])) / ATTENTION_LOG2E;
         }
-        store_rows<HS>(out + b * T * C + (size_t)h * HS, C, row0 + 16 * m, T, o[m], 1 / total[0], 1 / total[1], q_tile, (warp * M + m) * 16);
+        store_rows<HS>(out + b * T * C + (size_t)h * HS, C, row0 + 16 * m, T, o[m], 1 / total[0], 1 / total[1], q_tile,
+                       (warp * M + m) * 16);
     }
 }
 
@@ -376,32 +428,42 @@ template <int HS> __global__ void __launch_bounds__(128) attention_forward_mma(b
      KEYS true:  rows are keys (k, v), columns queries (q, do):  dk += ds^T q, dv += p^T do
    Either way scores = rows of the first matrix times columns of the first, and do . v = second times second. */
 
-/* Pointwise on 16 rows, into operands: p from scores, then ds from do . v and p. lse2 (base 2) and delta belong to the queries: the
-   thread's two rows, or for KEYS columns, in shared memory from the tile's first. ds takes p as rounded: it is at hand. */
-template <bool KEYS, int N> __device__ inline void weights(uint32_t (&p)[N / 2][4], const float (&s)[N][4], float scale2, const float (&lse2)[2], const float *lse2_columns) {
+/* Pointwise on 16 rows, into operands: p from scores, then ds from do . v and p. lse2 (base 2) and delta belong to
+   the queries: the thread's two rows, or for KEYS columns, in shared memory from the tile's first. ds takes p as
+   rounded: it is at hand. */
+template <bool KEYS, int N>
+__device__ inline void weights(uint32_t (&p)[N / 2][4], const float (&s)[N][4], float scale2, const float (&lse2)[2],
+                               const float *lse2_columns) {
 #pragma unroll
     for (int n = 0; n < N; n++) {
         float2 l = KEYS ? *(const float2 *)(lse2_columns + 8 * n + threadIdx.x % 4 * 2) : make_float2(0, 0);
 #pragma unroll
         for (int r = 0; r < 2; r++)
-            p[n / 2][n % 2 * 2 + r] = pack(exp2_fast(s[n][2 * r] * scale2 - (KEYS ? l.x : lse2[r])), exp2_fast(s[n][2 * r + 1] * scale2 - (KEYS ? l.y : lse2[r])));
+            p[n / 2][n % 2 * 2 + r] = pack(exp2_fast(s[n][2 * r] * scale2 - (KEYS ? l.x : lse2[r])),
+                                           exp2_fast(s[n][2 * r + 1] * scale2 - (KEYS ? l.y : lse2[r])));
     }
 }
 template <bool KEYS, int N>
-__device__ inline void score_gradients(uint32_t (&ds)[N / 2][4], const float (&dp)[N][4], const uint32_t (&p)[N / 2][4], const float (&delta)[2], const float *delta_columns) {
+__device__ inline void score_gradients(uint32_t (&ds)[N / 2][4], const float (&dp)[N][4], const uint32_t (&p)[N / 2][4],
+                                       const float (&delta)[2], const float *delta_columns) {
 #pragma unroll
     for (int n = 0; n < N; n++) {
         float2 d = KEYS ? *(const float2 *)(delta_columns + 8 * n + threadIdx.x % 4 * 2) : make_float2(0, 0);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             uint32_t both = p[n / 2][n % 2 * 2 + r]; /* the two halves are floats' upper halves */
-            ds[n / 2][n % 2 * 2 + r] = pack(__uint_as_float(both << 16) * (dp[n][2 * r] - (KEYS ? d.x : delta[r])), __uint_as_float(both & 0xFFFF0000) * (dp[n][2 * r + 1] - (KEYS ? d.y : delta[r])));
+            ds[n / 2][n % 2 * 2 + r] =
+                pack(__uint_as_float(both << 16) * (dp[n][2 * r] - (KEYS ? d.x : delta[r])),
+                     __uint_as_float(both & 0xFFFF0000) * (dp[n][2 * r + 1] - (KEYS ? d.y : delta[r])));
         }
     }
 }
 
-/* delta of queries i0 .. i0 + rows - 1 of head bh to shared memory, computed and saved if out is given, otherwise read */
-template <int HS> __device__ inline void row_deltas(float *shared_delta, float *delta, const bf16 *dout, const bf16 *out, size_t stride, int i0, int rows, int T) {
+/* delta of queries i0 .. i0 + rows - 1 of head bh to shared memory, computed and saved if out is given, otherwise
+   read */
+template <int HS>
+__device__ inline void row_deltas(float *shared_delta, float *delta, const bf16 *dout, const bf16 *out, size_t stride,
+                                  int i0, int rows, int T) {
     constexpr int LANES = HS / 8; /* per row, 16 bytes each */
     for (int n = threadIdx.x; n < rows * LANES; n += blockDim.x) {
         int row = n / LANES, c = n % LANES, i = i0 + row;
@@ -425,39 +487,48 @@ template <int HS> __device__ inline void row_deltas(float *shared_delta, float *
     }
 }
 
-/* What thread t of 128 keeps of the queries from i0 on: t < 64: lse of query i0 + t in base 2; else delta of query i0 + t - 64. Zeros
-   from T on: q and do are zeros there, so ds is zero. */
+/* What thread t of 128 keeps of the queries from i0 on: t < 64: lse of query i0 + t in base 2; else delta of query
+   i0 + t - 64. Zeros from T on: q and do are zeros there, so ds is zero. */
 __device__ inline float column_statistic(const float *lse, const float *delta, int i0, int T) {
     int i = i0 + threadIdx.x % 64;
     return i >= T ? 0 : threadIdx.x < 64 ? lse[i] * ATTENTION_LOG2E : delta[i];
 }
 
 /* which of a head's gradients a block of rows writes, from token 0 on */
-__device__ inline bf16 *gradient_of(bf16 *dqkv, bf16 *dfeatures, const AttentionHead &head, size_t b, int h, int part, int T, int NH, int HS) {
+__device__ inline bf16 *gradient_of(bf16 *dqkv, bf16 *dfeatures, const AttentionHead &head, size_t b, int h, int part,
+                                    int T, int NH, int HS) {
     size_t C = (size_t)NH * HS;
     bf16 *base = part < 2 && head.from_features ? dfeatures + b * T * 2 * C : dqkv + b * T * 3 * C;
     return base + part * C + (size_t)h * HS;
 }
 
 template <int HS, bool KEYS>
-__global__ void __launch_bounds__(128) attention_backward_mma(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out, const float *lse, AttentionInput in, int T, int NH) {
+__global__ void __launch_bounds__(128)
+    attention_backward_mma(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
+                           const float *lse, AttentionInput in, int T, int NH) {
     /* 16 M rows a warp; N * 8 columns at a time, so that scores and sums fit the registers */
-    constexpr int M = HS == 128 ? 1 : 2, N = HS == 32 ? 8 : 4, ROWS = 64 * M, COLUMNS = ATTENTION_BLOCK, TILE = COLUMNS * HS * 2;
-    extern __shared__ __align__(1024) char memory[]; /* two tiles (ROWS, HS), two stages of two tiles (COLUMNS, HS), lse and delta */
+    constexpr int M = HS == 128 ? 1 : 2, N = HS == 32 ? 8 : 4, ROWS = 64 * M, COLUMNS = ATTENTION_BLOCK,
+                  TILE = COLUMNS * HS * 2;
+    /* two tiles (ROWS, HS), two stages of two tiles (COLUMNS, HS), lse and delta */
+    extern __shared__ __align__(1024) char memory[];
     int blocks = (T + ROWS - 1) / ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = blockIdx.x % blocks;
     size_t bh = blockIdx.x / blocks, b = bh / NH, C = (size_t)NH * HS;
-    int h = bh % NH, r0 = (KEYS ? block : blocks - 1 - block) * ROWS, row0 = r0 + warp * 16 * M; /* the longest rows first */
+    /* the longest rows first */
+    int h = bh % NH, r0 = (KEYS ? block : blocks - 1 - block) * ROWS, row0 = r0 + warp * 16 * M;
     AttentionHead head = attention_head(in, b, h, T, NH, HS);
     if (head.behind < 0) return;
     int behind = head.behind, ahead = head.ahead, before = KEYS ? ahead : behind, after = KEYS ? behind : ahead;
     int first = max(0, r0 - before) / COLUMNS * COLUMNS, end = min(T, r0 + ROWS + after);
     const bf16 *dout_h = dout + b * T * C + (size_t)h * HS;
-    const bf16 *rows1 = KEYS ? head.k : head.q, *rows2 = KEYS ? head.v : dout_h, *columns1 = KEYS ? head.q : head.k, *columns2 = KEYS ? dout_h : head.v;
+    const bf16 *rows1 = KEYS ? head.k : head.q, *rows2 = KEYS ? head.v : dout_h, *columns1 = KEYS ? head.q : head.k,
+               *columns2 = KEYS ? dout_h : head.v;
     size_t rows2_stride = KEYS ? head.v_stride : C, columns2_stride = KEYS ? C : head.v_stride;
     uint32_t tile1 = shared_address(memory), tile2 = tile1 + ROWS * HS * 2, stages = tile2 + ROWS * HS * 2;
-    float *statistics = (float *)(memory + 2 * ROWS * HS * 2 + 4 * TILE); /* KEYS: lse, delta of a stage's columns; else delta of the rows */
+    /* KEYS: lse, delta of a stage's columns; else delta of the rows */
+    float *statistics = (float *)(memory + 2 * ROWS * HS * 2 + 4 * TILE);
     float scale2 = head.scale * ATTENTION_LOG2E;
-    lse += bh * T, delta += bh * T;
+    lse += bh * T;
+    delta += bh * T;
 
     auto load_columns = [&](int c0, int stage) {
         load_tile<HS>(stages + stage * 2 * TILE, columns1, head.qk_stride, c0, COLUMNS, T);
@@ -491,7 +562,8 @@ __global__ void __launch_bounds__(128) attention_backward_mma(bf16 *dqkv, bf16 *
         uint32_t stage1 = stages + stage * 2 * TILE, stage2 = stage1 + TILE;
 #pragma unroll 1
         for (int part = 0; part < COLUMNS; part += 8 * N) {
-            int column0 = c0 + part, i0 = KEYS ? column0 : row0, ni = KEYS ? 8 * N : 16 * M, j0 = KEYS ? row0 : column0, nj = KEYS ? 16 * M : 8 * N;
+            int column0 = c0 + part, i0 = KEYS ? column0 : row0, ni = KEYS ? 8 * N : 16 * M, j0 = KEYS ? row0 : column0,
+                nj = KEYS ? 16 * M : 8 * N;
             if (!sees_any(i0, ni, j0, nj, behind, ahead)) continue;
             float s[M][N][4], dp[M][N][4];
             uint32_t p[M][N / 2][4], ds[M][N / 2][4];
@@ -510,35 +582,37 @@ __global__ void __launch_bounds__(128) attention_backward_mma(bf16 *dqkv, bf16 *
             if (KEYS) product_columns<HS, M, N>(sum2, p, stage2, part);
         }
     }
-    bf16 *d1 = gradient_of(dqkv, dfeatures, head, b, h, KEYS ? 1 : 0, T, NH, HS), *d2 = gradient_of(dqkv, dfeatures, head, b, h, 2, T, NH, HS);
+    bf16 *d1 = gradient_of(dqkv, dfeatures, head, b, h, KEYS ? 1 : 0, T, NH, HS),
+         *d2 = gradient_of(dqkv, dfeatures, head, b, h, 2, T, NH, HS);
 #pragma unroll
     for (int m = 0; m < M; m++) {
-        store_rows<HS>(d1, head.qk_stride, row0 + 16 * m, T, sum1[m], head.scale, head.scale, tile1, (warp * M + m) * 16);
+        store_rows<HS>(d1, head.qk_stride, row0 + 16 * m, T, sum1[m], head.scale, head.scale, tile1,
+                       (warp * M + m) * 16);
         if (KEYS) store_rows<HS>(d2, head.v_stride, row0 + 16 * m, T, sum2[m], 1, 1, tile2, (warp * M + m) * 16);
     }
 }
 
 /* ---- wgmma and bulk copies, sm_90a, HS = 64
 
-   The same two kernels for Hopper: a warpgroup of 4 warps owns 64 rows, multiplies with wgmma straight from the swizzled tiles, and
-   the bulk copy engine fills the tiles (zeros from T on). While one warpgroup of a multiprocessor computes exponentials, others keep
-   the tensor cores busy: that is all the overlap there is, and the register counts are chosen for it, 4 warpgroups a multiprocessor at
-   up to 128 registers or 3 at up to 168.
+   The same two kernels for Hopper: a warpgroup of 4 warps owns 64 rows, multiplies with wgmma straight from the
+   swizzled tiles, and the bulk copy engine fills the tiles (zeros from T on). While one warpgroup of a multiprocessor
+   computes exponentials, others keep the tensor cores busy: that is all the overlap there is, and the register counts
+   are chosen for it, 4 warpgroups a multiprocessor at up to 128 registers or 3 at up to 168.
 
-   Measured on one H100 (80 GB HBM3), 64 sequences of 1,024 tokens, 12 heads of 64, causal, ms, medians of 30 (once the card is warm and
-   at its power limit everything takes up to 8 % longer):
+   Measured on one H100 (80 GB HBM3), 64 sequences of 1,024 tokens, 12 heads of 64, causal, ms, medians of 30 (once the
+   card is warm and at its power limit everything takes up to 8 % longer):
                              forward   backward
        wgmma                   0.307      0.836    (dq 0.38, dk and dv 0.46)
        mma.sync                0.515      1.57
        PyTorch 2.11, cuDNN     0.293      1.084
        PyTorch 2.11, FA2       0.466      1.72
-   No unit is saturated: tensor cores and exponentials are each busy half of the time, and take turns within a warpgroup. Starting and
-   ending a CTA costs about 2.5 of 13 us in the forward pass: at T = 4096 it reaches 420 TFLOP/s instead of 335.
-   Tried without gain. Forward: asking for the next scores before adding the values (0.327); that with the two warpgroups of a CTA
-   taking turns at the tensor cores by named barriers (0.340); 5 or 6 stages (the same); a light and a heavy block of queries in one
-   CTA, one after the other (0.318, and slower at T = 4096). Backward: asking for scores and do . v at once (dq 0.408 with 3 CTAs a
-   multiprocessor, dk and dv 0.593 with 2); the next scores before the last product (dq 0.420, dk and dv 0.465); 3 stages instead of
-   2 (the same). */
+   No unit is saturated: tensor cores and exponentials are each busy half of the time, and take turns within a
+   warpgroup. Starting and ending a CTA costs about 2.5 of 13 us in the forward pass: at T = 4096 it reaches 420
+   TFLOP/s instead of 335. Tried without gain. Forward: asking for the next scores before adding the values (0.327);
+   that with the two warpgroups of a CTA taking turns at the tensor cores by named barriers (0.340); 5 or 6 stages
+   (the same); a light and a heavy block of queries in one CTA, one after the other (0.318, and slower at T = 4096).
+   Backward: asking for scores and do . v at once (dq 0.408 with 3 CTAs a multiprocessor, dk and dv 0.593 with 2);
+   the next scores before the last product (dq 0.420, dk and dv 0.465); 3 stages instead of 2 (the same). */
 
 #define TILE64 (64 * 64 * 2) /* bytes of a tile: 64 rows of 64 */
 
@@ -549,22 +623,38 @@ struct AttentionMaps { /* (C columns, T, B) each, boxes of 64 columns of 64 toke
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 static __device__ int attention_has_wgmma = 1;
 
-__device__ inline void barrier_init(uint32_t barrier, int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory"); }
-__device__ inline void barrier_arrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ inline void barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 /* arrives, and lets the barrier wait for so many copied bytes too */
-__device__ inline void barrier_expect(uint32_t barrier, int bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory"); }
+__device__ inline void barrier_expect(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
 /* waits for the end of the phase with this parity: 0 for the first, 1 for the second, and so on */
 __device__ inline void barrier_wait(uint32_t barrier, int parity) {
-    asm volatile("{\n.reg .pred done;\nagain: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(barrier), "r"(parity) : "memory");
+    asm volatile(
+        "{\n.reg .pred done;\nagain: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::
+            "r"(barrier),
+        "r"(parity)
+        : "memory");
 }
 /* 64 columns of tokens t .. t + 63 of sequence b to a tile; the bytes count for the barrier */
 __device__ inline void copy_tile(uint32_t tile, const CUtensorMap *map, int column, int t, int b, uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(tile), "l"(map), "r"(column), "r"(t), "r"(b), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
+            "r"(tile),
+        "l"(map), "r"(column), "r"(t), "r"(b), "r"(barrier)
+        : "memory");
 }
 
-/* what wgmma knows of a tile: address, 1,024 bytes from 8 rows to the next, 128-byte swizzle. + 2: 16 columns on; + 128: 16 rows on */
-__device__ inline uint64_t wgmma_tile(uint32_t tile) { return (uint64_t)(tile >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+/* what wgmma knows of a tile: address, 1,024 bytes from 8 rows to the next, 128-byte swizzle. + 2: 16 columns on; +
+   128: 16 rows on */
+__device__ inline uint64_t wgmma_tile(uint32_t tile) {
+    return (uint64_t)(tile >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
 __device__ inline void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
@@ -572,10 +662,13 @@ __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.al
 #define ALL32(x) ROW4(x, 0), ROW4(x, 1), ROW4(x, 2), ROW4(x, 3), ROW4(x, 4), ROW4(x, 5), ROW4(x, 6), ROW4(x, 7)
 #define NEW4(x, n) "=f"(x[n][0]), "=f"(x[n][1]), "=f"(x[n][2]), "=f"(x[n][3])
 #define NEW32(x) NEW4(x, 0), NEW4(x, 1), NEW4(x, 2), NEW4(x, 3), NEW4(x, 4), NEW4(x, 5), NEW4(x, 6), NEW4(x, 7)
-#define OUT32 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define OUT32                                                                                                         \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+    "%24, %25, %26, %27, %28, %29, %30, %31}"
 
-/* Waits until at most PENDING groups of products are under way. x is what the caller reads next: naming it keeps the compiler from
-   reading it earlier. A statement of its own, since its operands may be copied before it, when they must not be touched yet. */
+/* Waits until at most PENDING groups of products are under way. x is what the caller reads next: naming it keeps the
+   compiler from reading it earlier. A statement of its own, since its operands may be copied before it, when they
+   must not be touched yet. */
 template <int PENDING> __device__ inline void wgmma_wait(float (&x)[8][4]) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
     asm volatile("" : ALL32(x)::"memory");
@@ -583,27 +676,39 @@ template <int PENDING> __device__ inline void wgmma_wait(float (&x)[8][4]) {
 
 /* s (64, 64) = rows of tile a times rows of tile b; the first of four steps overwrites s */
 __device__ inline void wgmma_rows(float (&s)[8][4], uint64_t a, uint64_t b) {
-    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, 0, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OUT32 ", %32, %33, add, 1, 1, 0, 0;\n}" : NEW32(s) : "l"(a), "l"(b));
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, 0, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OUT32
+        ", %32, %33, add, 1, 1, 0, 0;\n}"
+        : NEW32(s)
+        : "l"(a), "l"(b));
 #pragma unroll
-    for (int k = 1; k < 4; k++) asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OUT32 ", %32, %33, 1, 1, 1, 0, 0;" : ALL32(s) : "l"(a + 2 * k), "l"(b + 2 * k));
+    for (int k = 1; k < 4; k++)
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OUT32 ", %32, %33, 1, 1, 1, 0, 0;"
+                     : ALL32(s)
+                     : "l"(a + 2 * k), "l"(b + 2 * k));
 }
 
 /* o (64, 64) += x (64, 64), in registers, times tile b, whose rows are x's columns */
 __device__ inline void wgmma_columns(float (&o)[8][4], const uint32_t (&x)[4][4], uint64_t b) {
 #pragma unroll
     for (int k = 0; k < 4; k++)
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OUT32 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;" : ALL32(o) : "r"(x[k][0]), "r"(x[k][1]), "r"(x[k][2]), "r"(x[k][3]), "l"(b + 128 * k));
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OUT32
+                     ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                     : ALL32(o)
+                     : "r"(x[k][0]), "r"(x[k][1]), "r"(x[k][2]), "r"(x[k][3]), "l"(b + 128 * k));
 }
 #else
 static __device__ int attention_has_wgmma = 0;
 #endif
 
-/* Two warpgroups with 64 queries each share the keys and values. Thread 0 orders the copies, LEAD blocks ahead: the stage it fills is
-   that of STAGES - LEAD blocks before, so that the warpgroups may be a block apart without waiting for each other. (A ninth warp for
-   this job would leave 96 registers to each thread instead of 128.) */
+/* Two warpgroups with 64 queries each share the keys and values. Thread 0 orders the copies, LEAD blocks ahead: the
+   stage it fills is that of STAGES - LEAD blocks before, so that the warpgroups may be a block apart without waiting
+   for each other. (A ninth warp for this job would leave 96 registers to each thread instead of 128.) */
 #define ATTENTION_FORWARD_STAGES 4
 #define ATTENTION_FORWARD_BYTES ((2 + 2 * ATTENTION_FORWARD_STAGES) * TILE64 + 128)
-__global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T, int NH) {
+__global__ void __launch_bounds__(256, 2)
+    attention_forward_wgmma(bf16 *out, float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T,
+                            int NH) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int HS = 64, ROWS = 128, KEYS = 64, STAGES = ATTENTION_FORWARD_STAGES, LEAD = 2;
     extern __shared__ __align__(1024) char memory[]; /* two tiles of queries, stages of keys and values, barriers */
@@ -612,19 +717,26 @@ __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, flo
     int h = bh % NH, i0 = (blocks - 1 - blockIdx.x % blocks) * ROWS;
     AttentionHead head = attention_head(in, b, h, T, NH, HS);
     if (head.behind < 0) return;
-    int behind = head.behind, ahead = head.ahead, first = max(0, i0 - behind) / KEYS * KEYS, end = min(T, i0 + ROWS + ahead);
-    uint32_t q_tiles = shared_address(memory), stages = q_tiles + 2 * TILE64, q_full = stages + 2 * STAGES * TILE64, full = q_full + 8, empty = full + 8 * STAGES;
+    int behind = head.behind, ahead = head.ahead, first = max(0, i0 - behind) / KEYS * KEYS,
+        end = min(T, i0 + ROWS + ahead);
+    uint32_t q_tiles = shared_address(memory), stages = q_tiles + 2 * TILE64, q_full = stages + 2 * STAGES * TILE64,
+             full = q_full + 8, empty = full + 8 * STAGES;
     const CUtensorMap *qk_map = head.from_features ? &maps.features : &maps.qkv;
     auto copy_keys = [&](int block) { /* the block-th one of keys and values */
-        int stage = block % STAGES;
-        uint32_t k_tile = stages + stage * 2 * TILE64, barrier = full + 8 * stage;
-        barrier_expect(barrier, 2 * TILE64);
-        copy_tile(k_tile, qk_map, C + h * HS, first + block * KEYS, b, barrier);
-        copy_tile(k_tile + TILE64, &maps.qkv, 2 * C + h * HS, first + block * KEYS, b, barrier);
+                                      int stage = block % STAGES;
+                                      uint32_t k_tile = stages + stage * 2 * TILE64, barrier = full + 8 * stage;
+                                      barrier_expect(barrier, 2 * TILE64);
+                                      copy_tile(k_tile, qk_map, C + h * HS, first + block * KEYS, b, barrier);
+                                      copy_tile(k_tile + TILE64, &maps.qkv, 2 * C + h * HS, first + block * KEYS, b,
+                                                barrier);
     };
     if (threadIdx.x == 0) {
         barrier_init(q_full, 1);
-        for (int stage = 0; stage < STAGES; stage++) barrier_init(full + 8 * stage, 1), barrier_init(empty + 8 * stage, 8); /* 8 warps */
+        /* 8 warps */
+        for (int stage = 0; stage < STAGES; stage++) {
+            barrier_init(full + 8 * stage, 1);
+            barrier_init(empty + 8 * stage, 8);
+        }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         barrier_expect(q_full, 2 * TILE64);
         copy_tile(q_tiles, qk_map, h * HS, i0, b, q_full);
@@ -634,7 +746,8 @@ __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, flo
     __syncthreads();
 
     int group = warp / 4, row0 = i0 + 16 * warp, block = 0;
-    int group_end = min(end, i0 + 64 * (group + 1) + ahead); /* the first group may leave out the last block, whose stage is not needed again */
+    /* the first group may leave out the last block, whose stage is not needed again */
+    int group_end = min(end, i0 + 64 * (group + 1) + ahead);
     float scale2 = head.scale * ATTENTION_LOG2E, o[8][4] = {}, m[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     uint64_t q = wgmma_tile(q_tiles + group * TILE64);
     barrier_wait(q_full, 0);
@@ -667,9 +780,11 @@ __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, flo
         wgmma_columns(o, p, wgmma_tile(k_tile + TILE64));
         wgmma_commit();
         block++;
-    } while (first + block * KEYS < group_end); /* a plain loop could be skipped with o still zero: the compiler then waits after every product */
+        /* a plain loop could be skipped with o still zero: the compiler then waits after every product */
+    } while (first + block * KEYS < group_end);
     wgmma_wait<0>(o);
-    asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); /* nobody of the warpgroup reads the queries any more */
+    /* nobody of the warpgroup reads the queries any more */
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
     float total[2] = {quad_sum(sum[0]), quad_sum(sum[1])};
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -680,15 +795,19 @@ __global__ void __launch_bounds__(256, 2) attention_forward_wgmma(bf16 *out, flo
 #endif
 }
 
-/* One warpgroup a CTA; thread 0 orders the copies, one block ahead. Rows and columns as in attention_backward_mma. do . v is asked for
-   only when the scores have become weights: it then takes the registers of the scores, and one more warpgroup fits a multiprocessor. */
+/* One warpgroup a CTA; thread 0 orders the copies, one block ahead. Rows and columns as in attention_backward_mma.
+   do . v is asked for only when the scores have become weights: it then takes the registers of the scores, and one
+   more warpgroup fits a multiprocessor. */
 #define ATTENTION_BACKWARD_BYTES (6 * TILE64 + 2 * 128 * 4 + 64)
 template <bool KEYS>
 __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
-    attention_backward_wgmma(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out, const float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T, int NH) {
+    attention_backward_wgmma(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
+                             const float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T,
+                             int NH) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int HS = 64, BLOCK = 64, STAGES = 2;
-    extern __shared__ __align__(1024) char memory[]; /* two tiles of rows, stages of two tiles of columns, statistics, barriers */
+    /* two tiles of rows, stages of two tiles of columns, statistics, barriers */
+    extern __shared__ __align__(1024) char memory[];
     int blocks = (T + BLOCK - 1) / BLOCK, warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = blockIdx.x % blocks;
     size_t bh = blockIdx.x / blocks, b = bh / NH, C = (size_t)NH * HS;
     int h = bh % NH, r0 = (KEYS ? block : blocks - 1 - block) * BLOCK, row0 = r0 + 16 * warp;
@@ -697,9 +816,11 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     int behind = head.behind, ahead = head.ahead, before = KEYS ? ahead : behind, after = KEYS ? behind : ahead;
     int first = max(0, r0 - before) / BLOCK * BLOCK, end = min(T, r0 + BLOCK + after);
     uint32_t tile1 = shared_address(memory), tile2 = tile1 + TILE64, stages = tile2 + TILE64;
-    float *statistics = (float *)(memory + (2 + 2 * STAGES) * TILE64); /* KEYS: lse, delta of a stage's columns; else delta of the rows */
+    /* KEYS: lse, delta of a stage's columns; else delta of the rows */
+    float *statistics = (float *)(memory + (2 + 2 * STAGES) * TILE64);
     uint32_t rows_full = shared_address(statistics + 256), full = rows_full + 8;
-    lse += bh * T, delta += bh * T;
+    lse += bh * T;
+    delta += bh * T;
 
     /* 64 tokens from t on of k and v, or of q and do, to two tiles */
     auto copy = [&](bool keys, int t, uint32_t tile, uint32_t barrier) {
@@ -721,7 +842,8 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
             int i = row0 + lane / 4 + 8 * r;
             lse2[r] = i < T ? lse[i] * ATTENTION_LOG2E : 0;
         }
-        row_deltas<HS>(statistics, delta, dout + b * T * C + (size_t)h * HS, out ? out + b * T * C + (size_t)h * HS : NULL, C, r0, BLOCK, T);
+        row_deltas<HS>(statistics, delta, dout + b * T * C + (size_t)h * HS,
+                       out ? out + b * T * C + (size_t)h * HS : NULL, C, r0, BLOCK, T);
     }
     __syncthreads();
     if (!KEYS)
@@ -733,8 +855,10 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     barrier_wait(rows_full, 0);
     int c0 = first, stage = 0, parity = 0;
     do {
-        uint64_t columns1 = wgmma_tile(stages + stage * 2 * TILE64), columns2 = wgmma_tile(stages + stage * 2 * TILE64 + TILE64);
-        float s[8][4], dp[8][4], statistic = KEYS ? column_statistic(lse, delta, c0 + BLOCK, T) : 0; /* of the next block */
+        uint64_t columns1 = wgmma_tile(stages + stage * 2 * TILE64),
+                 columns2 = wgmma_tile(stages + stage * 2 * TILE64 + TILE64);
+        /* of the next block */
+        float s[8][4], dp[8][4], statistic = KEYS ? column_statistic(lse, delta, c0 + BLOCK, T) : 0;
         barrier_wait(full + 8 * stage, parity);
         wgmma_begin();
         wgmma_rows(s, rows1, columns1);
@@ -742,7 +866,8 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
         wgmma_wait<0>(s);
         __syncthreads(); /* all are done with the block before: its stage and its statistics are free */
         if (KEYS) statistics[(stage ^ 1) * 128 + threadIdx.x] = statistic;
-        if (threadIdx.x == 0 && c0 + BLOCK < end) copy(!KEYS, c0 + BLOCK, stages + (stage ^ 1) * 2 * TILE64, full + 8 * (stage ^ 1));
+        if (threadIdx.x == 0 && c0 + BLOCK < end)
+            copy(!KEYS, c0 + BLOCK, stages + (stage ^ 1) * 2 * TILE64, full + 8 * (stage ^ 1));
         int i0 = KEYS ? c0 : row0, ni = KEYS ? BLOCK : 16, j0 = KEYS ? row0 : c0, nj = KEYS ? 16 : BLOCK;
         if (!sees_all(i0, ni, j0, nj, behind, ahead, T)) hide<KEYS>(s, row0, c0, behind, ahead, T);
         uint32_t p[4][4], ds[4][4];
@@ -759,12 +884,15 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
         wgmma_begin();
         wgmma_columns(sum1, ds, columns1);
         wgmma_commit();
-        c0 += BLOCK, parity ^= stage, stage ^= 1;
+        c0 += BLOCK;
+        parity ^= stage;
+        stage ^= 1;
     } while (c0 < end); /* not a plain loop: as in the forward pass */
     wgmma_wait<0>(sum1);
     if (KEYS) wgmma_wait<0>(sum2);
     __syncthreads();
-    bf16 *d1 = gradient_of(dqkv, dfeatures, head, b, h, KEYS ? 1 : 0, T, NH, HS), *d2 = gradient_of(dqkv, dfeatures, head, b, h, 2, T, NH, HS);
+    bf16 *d1 = gradient_of(dqkv, dfeatures, head, b, h, KEYS ? 1 : 0, T, NH, HS),
+         *d2 = gradient_of(dqkv, dfeatures, head, b, h, 2, T, NH, HS);
     store_rows<HS>(d1, head.qk_stride, row0, T, sum1, head.scale, head.scale, tile1, 16 * warp);
     if (KEYS) store_rows<HS>(d2, head.v_stride, row0, T, sum2, 1, 1, tile2, 16 * warp);
 #endif
@@ -772,20 +900,28 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
 
 /* ---- launchers */
 
-template <int HS> static void attention_forward_launch(bf16 *out, float *lse, AttentionInput in, size_t B, int T, int NH, cudaStream_t stream) {
+template <int HS>
+static void attention_forward_launch(bf16 *out, float *lse, AttentionInput in, size_t B, int T, int NH,
+                                     cudaStream_t stream) {
     int rows = 128, keys = HS == 128 ? 32 : 64, bytes = (rows + 4 * keys) * HS * 2;
     cudaCheck(cudaFuncSetAttribute(attention_forward_mma<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    attention_forward_mma<HS><<<(unsigned)(B * NH * ((T + rows - 1) / rows)), 128, bytes, stream>>>(out, lse, in, T, NH);
+    attention_forward_mma<HS>
+        <<<(unsigned)(B * NH * ((T + rows - 1) / rows)), 128, bytes, stream>>>(out, lse, in, T, NH);
     cudaCheck(cudaGetLastError());
 }
 
 template <int HS>
-static void attention_backward_launch(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out, const float *lse, AttentionInput in, size_t B, int T, int NH, cudaStream_t stream) {
+static void attention_backward_launch(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
+                                      const float *lse, AttentionInput in, size_t B, int T, int NH,
+                                      cudaStream_t stream) {
     int rows = HS == 128 ? 64 : 128, bytes = (2 * rows + 4 * ATTENTION_BLOCK) * HS * 2 + 4 * ATTENTION_BLOCK * 4;
     unsigned grid = (unsigned)(B * NH * ((T + rows - 1) / rows));
-    cudaCheck(cudaFuncSetAttribute(attention_backward_mma<HS, false>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    cudaCheck(cudaFuncSetAttribute(attention_backward_mma<HS, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    attention_backward_mma<HS, false><<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, T, NH); /* writes delta */
+    cudaCheck(
+        cudaFuncSetAttribute(attention_backward_mma<HS, false>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    cudaCheck(
+        cudaFuncSetAttribute(attention_backward_mma<HS, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    /* writes delta */
+    attention_backward_mma<HS, false><<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, T, NH);
     attention_backward_mma<HS, true><<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, T, NH);
     cudaCheck(cudaGetLastError());
 }
@@ -805,36 +941,51 @@ static CUtensorMap attention_map(const bf16 *x, size_t B, size_t T, size_t colum
     CUtensorMap map = {};
     if (!encode) {
         cudaDriverEntryPointQueryResult found;
-        cudaCheck(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault, &found));
+        cudaCheck(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000, cudaEnableDefault,
+                                                   &found));
     }
     if (!x) return map;
     cuuint64_t sizes[3] = {columns, T, B}, strides[2] = {columns * sizeof(bf16), T * columns * sizeof(bf16)};
     cuuint32_t box[3] = {64, 64, 1}, steps[3] = {1, 1, 1};
-    CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)x, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+    CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, (void *)x, sizes, strides, box, steps,
+                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                              CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS) die("the GPU driver refuses a map of (%zu, %zu, %zu) for the bulk copy engine, error %d", B, T, columns, (int)result);
+    if (result != CUDA_SUCCESS)
+        die("the GPU driver refuses a map of (%zu, %zu, %zu) for the bulk copy engine, error %d", B, T, columns,
+            (int)result);
     return map;
 }
 
-static void attention_forward_hopper(bf16 *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH, cudaStream_t stream) {
+static void attention_forward_hopper(bf16 *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH,
+                                     cudaStream_t stream) {
     AttentionMaps maps = {attention_map(in.qkv, B, T, 3 * NH * 64), attention_map(in.features, B, T, 2 * NH * 64), {}};
-    cudaCheck(cudaFuncSetAttribute(attention_forward_wgmma, cudaFuncAttributeMaxDynamicSharedMemorySize, ATTENTION_FORWARD_BYTES));
-    attention_forward_wgmma<<<(unsigned)(B * NH * ((T + 127) / 128)), 256, ATTENTION_FORWARD_BYTES, stream>>>(out, lse, in, maps, (int)T, (int)NH);
+    cudaCheck(cudaFuncSetAttribute(attention_forward_wgmma, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   ATTENTION_FORWARD_BYTES));
+    attention_forward_wgmma<<<(unsigned)(B * NH * ((T + 127) / 128)), 256, ATTENTION_FORWARD_BYTES, stream>>>(
+        out, lse, in, maps, (int)T, (int)NH);
     cudaCheck(cudaGetLastError());
 }
 
-static void attention_backward_hopper(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out, const float *lse, AttentionInput in, size_t B, size_t T, size_t NH,
+static void attention_backward_hopper(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
+                                      const float *lse, AttentionInput in, size_t B, size_t T, size_t NH,
                                       cudaStream_t stream) {
-    AttentionMaps maps = {attention_map(in.qkv, B, T, 3 * NH * 64), attention_map(in.features, B, T, 2 * NH * 64), attention_map(dout, B, T, NH * 64)};
+    AttentionMaps maps = {attention_map(in.qkv, B, T, 3 * NH * 64), attention_map(in.features, B, T, 2 * NH * 64),
+                          attention_map(dout, B, T, NH * 64)};
     unsigned grid = (unsigned)(B * NH * ((T + 63) / 64));
-    cudaCheck(cudaFuncSetAttribute(attention_backward_wgmma<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, ATTENTION_BACKWARD_BYTES));
-    cudaCheck(cudaFuncSetAttribute(attention_backward_wgmma<true>, cudaFuncAttributeMaxDynamicSharedMemorySize, ATTENTION_BACKWARD_BYTES));
-    attention_backward_wgmma<false><<<grid, 128, ATTENTION_BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, maps, (int)T, (int)NH); /* writes delta */
-    attention_backward_wgmma<true><<<grid, 128, ATTENTION_BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, maps, (int)T, (int)NH);
+    cudaCheck(cudaFuncSetAttribute(attention_backward_wgmma<false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   ATTENTION_BACKWARD_BYTES));
+    cudaCheck(cudaFuncSetAttribute(attention_backward_wgmma<true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   ATTENTION_BACKWARD_BYTES));
+    /* writes delta */
+    attention_backward_wgmma<false><<<grid, 128, ATTENTION_BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out,
+                                                                                     lse, in, maps, (int)T, (int)NH);
+    attention_backward_wgmma<true><<<grid, 128, ATTENTION_BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out,
+                                                                                    lse, in, maps, (int)T, (int)NH);
     cudaCheck(cudaGetLastError());
 }
 
-static void attention_forward(bf16 *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
+static void attention_forward(bf16 *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
+                              cudaStream_t stream) {
     if (HS == 64 && attention_wgmma()) attention_forward_hopper(out, lse, in, B, T, NH, stream);
     else if (HS == 32) attention_forward_launch<32>(out, lse, in, B, (int)T, (int)NH, stream);
     else if (HS == 64) attention_forward_launch<64>(out, lse, in, B, (int)T, (int)NH, stream);
@@ -842,12 +993,17 @@ static void attention_forward(bf16 *out, float *lse, AttentionInput in, size_t B
     else die("internal error: attention has heads of 32, 64 and 128, not %zu", HS);
 }
 
-static void attention_backward(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out, const float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
+static void attention_backward(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
+                               const float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
                                cudaStream_t stream) {
-    if (HS == 64 && attention_wgmma()) attention_backward_hopper(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH, stream);
-    else if (HS == 32) attention_backward_launch<32>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
-    else if (HS == 64) attention_backward_launch<64>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
-    else if (HS == 128) attention_backward_launch<128>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
+    if (HS == 64 && attention_wgmma())
+        attention_backward_hopper(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH, stream);
+    else if (HS == 32)
+        attention_backward_launch<32>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
+    else if (HS == 64)
+        attention_backward_launch<64>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
+    else if (HS == 128)
+        attention_backward_launch<128>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
     else die("internal error: attention has heads of 32, 64 and 128, not %zu", HS);
 }
 

@@ -1,12 +1,13 @@
 /* ---- splats
 
-   What the kernels need of the splats of all G heads, renewed at each forward pass: S padded to SP, a multiple of 32.
-   slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), lnalpha (G, SP), steps (G, SP) of the waves, decay = delta (G, SP),
-   typical (G, SP) and key_scale (G) as in train_gsa.c. The centre of a dead splat and of padding is infinite: its responses, exp(-infinity), are 0.
-   Of full precision slope and precision are not used: its kernels read mu and lnp, which are the parameters themselves. */
+   What the kernels need of the splats of all G heads, renewed at each forward pass: S padded to SP, a multiple of
+   32. slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), log_alpha (G, SP), steps
+   (G, SP) of the waves, decay = delta (G, SP), typical (G, SP) and key_scale (G) as in train_gsa.c. The centre of a
+   dead splat and of padding is infinite: its responses, exp(-infinity), are 0. Of full precision slope and precision
+   are not used: its kernels read mu and log_precision, which are the parameters themselves. */
 typedef struct {
-    float *slope, *precision, *centre, *lnalpha, *decay, *typical, *key_scale;
-    const float *mu, *lnp;
+    float *slope, *precision, *centre, *log_alpha, *decay, *typical, *key_scale;
+    const float *mu, *log_precision;
     uint32_t *steps; /* NULL: no cosine */
     size_t SP;
     bool raw; /* x^ = x in place of equation (1) */
@@ -15,33 +16,37 @@ enum { SPLATS_MOST = 64 };
 static size_t splats_padded(size_t S) { return S <= 32 ? 32 : 64; }
 
 /* One warp a splat. */
-__global__ static void splat_tables_kernel(SplatTables w, const float *lnalpha, const float *lntheta, const float *lndelta, const float *alive, int S, int P, int HS) {
+__global__ static void splat_tables_kernel(SplatTables w, const float *log_alpha, const float *log_theta,
+                                           const float *log_delta, const float *alive, int S, int P, int HS) {
     int SP = (int)w.SP, s = blockIdx.x % SP;
     size_t to = blockIdx.x, from = (size_t)(blockIdx.x / SP) * S + s;
     bool real = s < S && alive[from] > 0;
     float centre = 0, trace = 0;
     for (int k = threadIdx.x; k < HS && P <= HS; k += 32) {
-        float p = real ? expf(w.lnp[from * P + (P > 1 ? k : 0)]) : 0, m = real ? w.mu[from * HS + k] : 0;
+        float p = real ? expf(w.log_precision[from * P + (P > 1 ? k : 0)]) : 0, m = real ? w.mu[from * HS + k] : 0;
         w.slope[to * HS + k] = p * m;
         if (P > 1 || k == 0) w.precision[to * P + k] = p;
-        centre += m * p * m, trace += p;
+        centre += m * p * m;
+        trace += p;
     }
     for (int k = threadIdx.x; k < HS && P > HS && real; k += 32) { /* column k of L */
         float along = 0;
         for (int i = k; i < HS; i++) {
-            float entry = w.lnp[from * P + i * (i + 1) / 2 + k];
+            float entry = w.log_precision[from * P + i * (i + 1) / 2 + k];
             if (i == k) entry = expf(entry);
-            trace += entry * entry, along += entry * w.mu[from * HS + i];
+            trace += entry * entry;
+            along += entry * w.mu[from * HS + i];
         }
         centre += along * along;
     }
-    centre = warp_sum(centre), trace = warp_sum(trace);
+    centre = warp_sum(centre);
+    trace = warp_sum(trace);
     if (threadIdx.x > 0) return;
     w.centre[to] = real ? centre : INFINITY;
     w.typical[to] = real ? -0.5f * (trace / (float)HS + centre) : -INFINITY;
-    w.lnalpha[to] = real ? lnalpha[from] : 0;
-    w.decay[to] = real && lndelta ? (float)exp((double)lndelta[from]) : 0;
-    if (w.steps) w.steps[to] = real ? wave_step(exp((double)lntheta[from])) : 0;
+    w.log_alpha[to] = real ? log_alpha[from] : 0;
+    w.decay[to] = real && log_delta ? (float)exp((double)log_delta[from]) : 0;
+    if (w.steps) w.steps[to] = real ? wave_step(exp((double)log_theta[from])) : 0;
 }
 
 /* One warp a head. */
@@ -52,10 +57,11 @@ __global__ static void splat_key_scales_kernel(SplatTables w) {
     if (threadIdx.x == 0) w.key_scale[blockIdx.x] = most;
 }
 
-/* Both kernels below: a block has 4 warps and works on tiles of 64 tokens of one head, 16 a warp, queries then keys. Lane 4g + t has tokens splat_row(g) and
-   splat_row(g) + 8 of its warp's, of their channels the eight from 8t of each 32, of their splats the E from E t of each 4E: loads and stores of 16 bytes, which do not
-   meet in a bank. The order of a product's rows, terms and columns is free, so the fragments are dealt to fit: column g of tile i is number E (g / 2) + 2i + g % 2, and
-   terms t and t + 4 of step i are numbers E t + 2i and E t + 2i + 1. */
+/* Both kernels below: a block has 4 warps and works on tiles of 64 tokens of one head, 16 a warp, queries then keys.
+   Lane 4g + t has tokens splat_row(g) and splat_row(g) + 8 of its warp's, of their channels the eight from 8t of
+   each 32, of their splats the E from E t of each 4E: loads and stores of 16 bytes, which do not meet in a bank. The
+   order of a product's rows, terms and columns is free, so the fragments are dealt to fit: column g of tile i is
+   number E (g / 2) + 2i + g % 2, and terms t and t + 4 of step i are numbers E t + 2i and E t + 2i + 1. */
 __device__ static inline int splat_row(int g) { return g / 2 + g % 2 * 4; }
 
 /* 8 numbers of a row of `count`, from i on; zeros beyond. aligned: count is a multiple of 8. */
@@ -79,15 +85,16 @@ __device__ static inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 
-/* Where splat_forward puts its result: in features, or for the scan the responses r = softmax_s(ln alpha + ln phi(q^)) and phi(k^) exp(-c) themselves:
-   (2, B, heads, T, SP), as splat_backward takes their gradients. */
+/* Where splat_forward puts its result: in features, or for the scan the responses r = softmax_s(ln alpha + ln
+   phi(q^)) and phi(k^) exp(-c) themselves: (2, B, heads, T, SP), as splat_backward takes their gradients. */
 typedef struct {
     floatX *responses; /* NULL: features */
     size_t SP;         /* 16 for up to 16 splats, else 32 */
     size_t late;       /* the last `late` keys of a sequence are never met */
     bool add;          /* dq, dk are added to: the softmax nearby has written them */
 } ScanResponsesAt;
-__device__ static inline size_t response_row(size_t side, size_t n, size_t head, size_t heads, size_t N, size_t T) { /* token n of a listed head */
+/* token n of a listed head */
+__device__ static inline size_t response_row(size_t side, size_t n, size_t head, size_t heads, size_t N, size_t T) {
     return ((size_t)side * N + (uint32_t)n / (uint32_t)T * T) * heads + head * T + (uint32_t)n % (uint32_t)T;
 }
 
@@ -99,7 +106,8 @@ struct SplatToken {
         for (n += tokens; n - start >= T;) start += T;
     }
     __device__ inline uint32_t position() const { return n - start; }
-    __device__ inline size_t response(size_t side, size_t head, size_t heads, size_t N, size_t T) const { /* its row of responses of a listed head */
+    /* its row of responses of a listed head */
+    __device__ inline size_t response(size_t side, size_t head, size_t heads, size_t N, size_t T) const {
         return (side * N + start) * heads + head * T + position();
     }
 };
@@ -110,7 +118,10 @@ template <int E> __device__ static inline void load_numbers(float *v, const floa
 #ifdef GSA_FP32
     else p.half[0] = *(const float4 *)from;
 #else
-    else p.pairs.x = ((const uint2 *)from)->x, p.pairs.y = ((const uint2 *)from)->y;
+    else {
+        p.pairs.x = ((const uint2 *)from)->x;
+        p.pairs.y = ((const uint2 *)from)->y;
+    }
 #endif
 #pragma unroll
     for (int e = 0; e < E; e++) v[e] = number(p, e);
@@ -125,31 +136,46 @@ template <int E> __device__ static inline void store_numbers(floatX *to, const f
 }
 
 /* at least so many blocks a multiprocessor, which limits registers */
-template <int HS, int SP, bool DIAGONAL> constexpr int splat_forward_blocks = HS > 64 || DIAGONAL ? 1 : SP == 16 ? 6 : 4;
-template <int HS, int SP, bool DIAGONAL> constexpr int splat_backward_blocks = HS > 64 || SP > 32 || DIAGONAL ? 1 : SP == 16 ? 5 : 4;
+template <int HS, int SP, bool DIAGONAL>
+constexpr int splat_forward_blocks = HS > 64 || DIAGONAL ? 1
+                                     : SP == 16          ? 6
+                                                         : 4;
+template <int HS, int SP, bool DIAGONAL>
+constexpr int splat_backward_blocks = HS > 64 || SP > 32 || DIAGONAL ? 1
+                                      : SP == 16                     ? 5
+                                                                     : 4;
 
 template <int HS, int SP, bool DIAGONAL, bool SCAN>
-__global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGONAL>) splat_forward_kernel(floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w, ScanResponsesAt scan, const __grid_constant__ HeadList heads,
-                                                                   size_t first_head, size_t N, size_t T, size_t C, int S, size_t tiles) {
+__global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGONAL>)
+    splat_forward_kernel(floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w,
+                         ScanResponsesAt scan, const __grid_constant__ HeadList heads, size_t first_head, size_t N,
+                         size_t T, size_t C, int S, size_t tiles) {
     constexpr int P = DIAGONAL ? HS : 1, STEPS = HS / 8, E = SP < 32 ? 4 : 8, GROUP = 4 * E, GROUPS = SP / GROUP;
     extern __shared__ __align__(1024) char memory[];
-    /* (GROUPS, STEPS, E / 4, 32 lanes): a lane's terms t and t + 4 of its column of two tiles, beside the other lanes' */
+    /* (GROUPS, STEPS, E / 4, 32 lanes): a lane's terms t and t + 4 of its column of two tiles, beside the other
+       lanes' */
     float4 *slope = (float4 *)memory, *spreads = slope + SP * HS / 4;
-    float *precision = (float *)(slope + SP * HS / 4 * (DIAGONAL ? 2 : 1)), *constant = precision + SP; /* (SP) where not diagonal, (2, SP): of queries, of keys */
+    /* (SP) where not diagonal, (2, SP): of queries, of keys */
+    float *precision = (float *)(slope + SP * HS / 4 * (DIAGONAL ? 2 : 1)), *constant = precision + SP;
     uint32_t *steps = (uint32_t *)(constant + 2 * SP);
     size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * w.SP;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     bool aligned = S % 8 == 0, envelope = w.steps != NULL && !SCAN;
     float key_scale = SCAN ? w.key_scale[first_head + blockIdx.x] : 0;
     for (int at = threadIdx.x; at < SP * HS / 4; at += 128) { /* at % 32 is the lane */
-        int i = at / 32 % (E / 4) * 2, step = at / 32 / (E / 4) % STEPS, s = at / 32 / (E / 4) / STEPS * GROUP + E * (g / 2) + 2 * i + g % 2, k = step / 4 * 32 + 8 * t + step % 4 * 2;
+        int i = at / 32 % (E / 4) * 2, step = at / 32 / (E / 4) % STEPS,
+            s = at / 32 / (E / 4) / STEPS * GROUP + E * (g / 2) + 2 * i + g % 2,
+            k = step / 4 * 32 + 8 * t + step % 4 * 2;
         const float *m = w.slope + (head + s) * HS + k, *p = w.precision + (head + s) * HS + k;
         slope[at] = make_float4(round_tf32(m[0]), round_tf32(m[1]), round_tf32(m[2 * HS]), round_tf32(m[2 * HS + 1]));
-        if (DIAGONAL) spreads[at] = make_float4(round_tf32(p[0]), round_tf32(p[1]), round_tf32(p[2 * HS]), round_tf32(p[2 * HS + 1]));
+        if (DIAGONAL)
+            spreads[at] =
+                make_float4(round_tf32(p[0]), round_tf32(p[1]), round_tf32(p[2 * HS]), round_tf32(p[2 * HS + 1]));
     }
     for (int i = threadIdx.x; i < SP; i += 128) {
         precision[i] = DIAGONAL ? 0 : w.precision[head * P + i];
-        constant[i] = w.lnalpha[head + i] - 0.5f * w.centre[head + i], constant[SP + i] = -0.5f * w.centre[head + i] - key_scale;
+        constant[i] = w.log_alpha[head + i] - 0.5f * w.centre[head + i];
+        constant[SP + i] = -0.5f * w.centre[head + i] - key_scale;
         steps[i] = envelope ? w.steps[head + i] : 0;
     }
     __syncthreads();
@@ -157,15 +183,18 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
     size_t first = blockIdx.y * tiles * 64 + threadIdx.x / 32 * 16;
     if (first >= N) return;
     int passes = (int)(CEIL_DIV(N - first, (size_t)64) < tiles ? CEIL_DIV(N - first, (size_t)64) : tiles) * GROUPS * 2;
-    SplatToken token[2] = {SplatToken((uint32_t)first + splat_row(g), (uint32_t)T), SplatToken((uint32_t)first + splat_row(g) + 8, (uint32_t)T)};
+    SplatToken token[2] = {SplatToken((uint32_t)first + splat_row(g), (uint32_t)T),
+                           SplatToken((uint32_t)first + splat_row(g) + 8, (uint32_t)T)};
     const floatX *from = qkv + token[0].n * 3 * C + h * HS + 8 * t;
     Pack next[2][HS / 32] = {};
     auto fetch = [&](int ahead, size_t side) { /* of the tile so many tokens ahead */
 #pragma unroll
-        for (int r = 0; r < 2; r++)
+                                               for (int r = 0; r < 2; r++)
 #pragma unroll
-            for (int j = 0; j < HS / 32; j++)
-                if (token[r].n + ahead < N) next[r][j] = load_pack(from + (ahead + 8 * r) * 3 * C + side * C + 32 * j);
+                                                   for (int j = 0; j < HS / 32; j++)
+                                                       if (token[r].n + ahead < N)
+                                                           next[r][j] = load_pack(from + (ahead + 8 * r) * 3 * C +
+                                                                                  side * C + 32 * j);
     };
     fetch(0, 0);
     float wave_c[2][8], wave_s[2][8];
@@ -177,8 +206,11 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
             for (int r = 0; r < 2; r++)
 #pragma unroll
                 for (int e = 0; e < E; e++) {
-                    wave_c[r][e] = 1, wave_s[r][e] = 0;
-                    if (envelope) fast_sincos(wave_angle(steps[c + E * t + e], token[r].position()), &wave_s[r][e], &wave_c[r][e]);
+                    wave_c[r][e] = 1;
+                    wave_s[r][e] = 0;
+                    if (envelope)
+                        fast_sincos(wave_angle(steps[c + E * t + e], token[r].position()), &wave_s[r][e],
+                                    &wave_c[r][e]);
                 }
         float square[2] = {0, 0}, product[E / 2][4] = {}, spread[E / 2][4] = {};
         Pack x[2][HS / 32];
@@ -205,19 +237,23 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
             for (int i = 0; i < E / 2; i += 2) {
                 int at = ((c / GROUP * STEPS + step) * (E / 4) + i / 2) * 32 + lane;
                 float4 m = slope[at];
-                mma_16x8x8(product[i], a, m.x, m.y), mma_16x8x8(product[i + 1], a, m.z, m.w);
+                mma_16x8x8(product[i], a, m.x, m.y);
+                mma_16x8x8(product[i + 1], a, m.z, m.w);
                 if (!DIAGONAL) continue;
                 m = spreads[at];
-                mma_16x8x8(spread[i], b, m.x, m.y), mma_16x8x8(spread[i + 1], b, m.z, m.w);
+                mma_16x8x8(spread[i], b, m.x, m.y);
+                mma_16x8x8(spread[i + 1], b, m.z, m.w);
             }
         }
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             size_t n = token[r].n;
-            float inverse = w.raw ? 1 : rsqrtf(square[r] + (float)SPHERE_EPSILON), unit = square[r] * inverse * inverse, f_c[8] = {}, f_s[8] = {};
+            float inverse = w.raw ? 1 : rsqrtf(square[r] + (float)SPHERE_EPSILON), unit = square[r] * inverse * inverse,
+                  f_c[8] = {}, f_s[8] = {};
 #pragma unroll
             for (int e = 0; e < E; e++) {
-                float wide = DIAGONAL ? spread[e / 2][2 * r + e % 2] * inverse * inverse : precision[c + E * t + e] * unit;
+                float wide =
+                    DIAGONAL ? spread[e / 2][2 * r + e % 2] * inverse * inverse : precision[c + E * t + e] * unit;
                 f_c[e] = product[e / 2][2 * r + e % 2] * inverse - 0.5f * wide + constant[side * SP + c + E * t + e];
             }
             if (SCAN) { /* all splats are in these four lanes */
@@ -230,12 +266,15 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
                 sum = side ? 1 : 1 / quad_sum(sum);
 #pragma unroll
                 for (int e = 0; e < E; e++) f_c[e] *= sum;
-                if (n < N) store_numbers<E>(scan.responses + token[r].response(side, blockIdx.x, heads.count, N, T) * SP + E * t, f_c);
+                if (n < N)
+                    store_numbers<E>(
+                        scan.responses + token[r].response(side, blockIdx.x, heads.count, N, T) * SP + E * t, f_c);
             } else if (n < N) {
 #pragma unroll
                 for (int e = 0; e < E; e++) {
                     float f = fast_exp(f_c[e]);
-                    f_c[e] = f * wave_c[r][e], f_s[e] = f * wave_s[r][e];
+                    f_c[e] = f * wave_c[r][e];
+                    f_s[e] = f * wave_s[r][e];
                 }
                 floatX *row = features + n * 2 * C + side * C + h * HS;
                 store_some(row, c + 8 * t, S, aligned, f_c);
@@ -244,33 +283,46 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
                     for (int k = (envelope ? 2 * S : S) + t; k < HS; k += 4) row[k] = (floatX)0.0f;
             }
         }
-        if (done) token[0].step(64, (uint32_t)T), token[1].step(64, (uint32_t)T), from += 64 * 3 * C;
+        if (done) {
+            token[0].step(64, (uint32_t)T);
+            token[1].step(64, (uint32_t)T);
+            from += 64 * 3 * C;
+        }
     }
 }
 
-/* Numbers in a head's record of moments, the layout of train_gsa.c: M0 (S), M1 (S, HS), M2 (S) or (S, HS), amplitude (S), frequency (S) */
+/* Numbers in a head's record of moments, the layout of train_gsa.c: M0 (S), M1 (S, HS), M2 (S) or (S, HS), amplitude
+   (S), frequency (S) */
 __host__ __device__ static inline size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 3); }
 
-/* A block's memory: slope and precision as the products of one warp want them (iso: the precisions alone), then stages of tiles of 64 tokens: x, and where diagonal
-   x^2 / |x|; G / |x|, in bf16 as rounded and the rest; what the scan left of G. Where there is room the next tile arrives while one is worked on. */
+/* A block's memory: slope and precision as the products of one warp want them (iso: the precisions alone), then
+   stages of tiles of 64 tokens: x, and where diagonal x^2 / |x|; G / |x|, in bf16 as rounded and the rest; what the
+   scan left of G. Where there is room the next tile arrives while one is worked on. */
 template <int HS, int SP, bool DIAGONAL, bool SCAN> struct SplatBackwardShape {
     static constexpr bool WIDE = sizeof(floatX) == 4;
-    static constexpr int STAGES = WIDE || HS * SP * (DIAGONAL ? 2 : 1) > 4096 ? 1 : 2, PAD = WIDE ? 4 : 8, XROW = HS + PAD, GROW = SP + PAD, PARTS = WIDE ? 1 : 2, SUMS = 4 * SP * 4;
-    static constexpr int X = 64 * XROW * (DIAGONAL ? 2 : 1), G = 64 * GROW * PARTS, RAW = SCAN ? 64 * SP : 0, STAGE = X + G + RAW;
-    static constexpr size_t TABLES = (SP * HS * (DIAGONAL ? 2 : 1) + SP) * sizeof(float), TILES = STAGES * STAGE * sizeof(floatX);
+    static constexpr int STAGES = WIDE || HS * SP * (DIAGONAL ? 2 : 1) > 4096 ? 1 : 2, PAD = WIDE ? 4 : 8,
+                         XROW = HS + PAD, GROW = SP + PAD, PARTS = WIDE ? 1 : 2, SUMS = 4 * SP * 4;
+    static constexpr int X = 64 * XROW * (DIAGONAL ? 2 : 1), G = 64 * GROW * PARTS, RAW = SCAN ? 64 * SP : 0,
+                         STAGE = X + G + RAW;
+    static constexpr size_t TABLES = (SP * HS * (DIAGONAL ? 2 : 1) + SP) * sizeof(float),
+                            TILES = STAGES * STAGE * sizeof(floatX);
     static constexpr size_t bytes = TABLES + (TILES > SUMS * sizeof(float) ? TILES : SUMS * sizeof(float));
 };
 
 /* With G = f df = dL / d ln phi (lane 4g + t: as above), each tile of 64 tokens, queries then keys:
      dL / dx^ = G slope - x^ .* (G precision), on each warp's own 16 tokens;
      M1 += G^T x^, M2 += G^T x^2 on all 64 tokens, each warp for its own part of the (SP, HS) sums, kept in registers.
-   G is stored divided by |x|, so that plain x serves as x^. A block covers `tiles` tiles of one head and writes one record. From the scan G itself comes,
-   and amplitude and frequency come elsewhere. */
+   G is stored divided by |x|, so that plain x serves as x^. A block covers `tiles` tiles of one head and writes one
+   record. From the scan G itself comes, and amplitude and frequency come elsewhere. */
 template <int HS, int SP, bool DIAGONAL, bool SCAN>
-__global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAGONAL>) splat_backward_kernel(floatX *__restrict__ dqkv, float *records, const floatX *__restrict__ dfeatures, const floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w,
-                                                                    ScanResponsesAt scan, const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S, size_t tiles) {
+__global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAGONAL>)
+    splat_backward_kernel(floatX *__restrict__ dqkv, float *records, const floatX *__restrict__ dfeatures,
+                          const floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w,
+                          ScanResponsesAt scan, const __grid_constant__ HeadList heads, size_t first_head, size_t N,
+                          size_t T, size_t C, int S, size_t tiles) {
     using Shape = SplatBackwardShape<HS, SP, DIAGONAL, SCAN>;
-    constexpr int XROW = Shape::XROW, GROW = Shape::GROW, P = DIAGONAL ? HS : 1, E = SP < 32 ? 4 : 8, GROUP = 4 * E, GROUPS = SP / GROUP;
+    constexpr int XROW = Shape::XROW, GROW = Shape::GROW, P = DIAGONAL ? HS : 1, E = SP < 32 ? 4 : 8, GROUP = 4 * E,
+                  GROUPS = SP / GROUP;
     constexpr int COLUMNS = HS / 16, BLOCKS = SP / 16 * COLUMNS, OWN = CEIL_DIV(BLOCKS, 4); /* of 16 x 16 sums */
     extern __shared__ __align__(1024) char memory[];
     /* (SP / 8, HS / 16, 32 lanes): a lane's terms t and t + 4 of its column of two tiles */
@@ -281,40 +333,52 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     bool aligned = S % 8 == 0, envelope = w.steps != NULL && !SCAN;
     for (int at = threadIdx.x; at < SP * HS / 4; at += 128) {
-        int pair = at / 32 % (HS / 16), step = at / 32 / (HS / 16), s = step / (E / 2) * GROUP + E * t + step % (E / 2) * 2, k = pair / 2 * 32 + 8 * (g / 2) + pair % 2 * 4 + g % 2;
+        int pair = at / 32 % (HS / 16), step = at / 32 / (HS / 16),
+            s = step / (E / 2) * GROUP + E * t + step % (E / 2) * 2,
+            k = pair / 2 * 32 + 8 * (g / 2) + pair % 2 * 4 + g % 2;
         const float *m = w.slope + (head + s) * HS + k, *p = w.precision + (head + s) * HS + k;
         slope[at] = make_float4(round_tf32(m[0]), round_tf32(m[HS]), round_tf32(m[2]), round_tf32(m[HS + 2]));
-        if (DIAGONAL) spreads[at] = make_float4(round_tf32(p[0]), round_tf32(p[HS]), round_tf32(p[2]), round_tf32(p[HS + 2]));
+        if (DIAGONAL)
+            spreads[at] = make_float4(round_tf32(p[0]), round_tf32(p[HS]), round_tf32(p[2]), round_tf32(p[HS + 2]));
     }
     for (int i = threadIdx.x; i < SP; i += 128) precision[i] = DIAGONAL ? 0 : w.precision[head + i];
 
     size_t first = blockIdx.y * tiles * 64;
-    int passes = (int)(CEIL_DIV(N - first, (size_t)64) < tiles ? CEIL_DIV(N - first, (size_t)64) : tiles) * 2, own = warp * 16;
-    SplatToken token[2] = {SplatToken((uint32_t)first + own + splat_row(g), (uint32_t)T), SplatToken((uint32_t)first + own + splat_row(g) + 8, (uint32_t)T)};
+    int passes = (int)(CEIL_DIV(N - first, (size_t)64) < tiles ? CEIL_DIV(N - first, (size_t)64) : tiles) * 2,
+        own = warp * 16;
+    SplatToken token[2] = {SplatToken((uint32_t)first + own + splat_row(g), (uint32_t)T),
+                           SplatToken((uint32_t)first + own + splat_row(g) + 8, (uint32_t)T)};
     SplatToken scanned(0, 1); /* row lane / 2 of the warp's next tile, or lane / 4 and that of 8 rows on */
     if (SCAN) scanned = SplatToken((uint32_t)first + own + lane / (SP / 8), (uint32_t)T);
-    auto load = [&](int pass) { /* a warp's own 16 rows */
-        floatX *X = stages + pass % Shape::STAGES * Shape::STAGE, *raw = X + Shape::X + Shape::G;
-        size_t tile = first + pass / 2 * 64 + own, side = pass % 2;
+    auto load =
+        [&](int pass) { /* a warp's own 16 rows */
+                        floatX *X = stages + pass % Shape::STAGES * Shape::STAGE, *raw = X + Shape::X + Shape::G;
+                        size_t tile = first + pass / 2 * 64 + own, side = pass % 2;
 #pragma unroll
-        for (int i = lane; i < 16 * HS / 8; i += 32) {
-            int row = i / (HS / 8), k = i % (HS / 8) * 8;
-            bool inside = tile + row < N;
-            copy_pack(X + (own + row) * XROW + k, inside ? qkv + (tile + row) * 3 * C + side * C + h * HS + k : qkv, inside);
-        }
+                        for (int i = lane; i < 16 * HS / 8; i += 32) {
+                            int row = i / (HS / 8), k = i % (HS / 8) * 8;
+                            bool inside = tile + row < N;
+                            copy_pack(X + (own + row) * XROW + k,
+                                      inside ? qkv + (tile + row) * 3 * C + side * C + h * HS + k : qkv, inside);
+                        }
 #pragma unroll
-        for (int i = 0; i < SP / 16 && SCAN; i++) {
-            int row = lane / (SP / 8) + 8 * i, s = lane % (SP / 8) * 8;
-            SplatToken token = scanned;
-            token.step(8 * i, (uint32_t)T);
-            bool met = token.n < N && !(side && token.position() + scan.late >= T);
-            copy_pack(raw + (own + row) * SP + s, met ? scan.responses + token.response(side, blockIdx.x, heads.count, N, T) * SP + s : scan.responses, met);
-        }
-        if (side && SCAN) scanned.step(64, (uint32_t)T);
-        copies_commit();
-    };
+                        for (int i = 0; i < SP / 16 && SCAN; i++) {
+                            int row = lane / (SP / 8) + 8 * i, s = lane % (SP / 8) * 8;
+                            SplatToken token = scanned;
+                            token.step(8 * i, (uint32_t)T);
+                            bool met = token.n < N && !(side && token.position() + scan.late >= T);
+                            copy_pack(raw + (own + row) * SP + s,
+                                      met ? scan.responses + token.response(side, blockIdx.x, heads.count, N, T) * SP +
+                                                s
+                                          : scan.responses,
+                                      met);
+                        }
+                        if (side && SCAN) scanned.step(64, (uint32_t)T);
+                        copies_commit();
+        };
 
-    float M0[GROUPS][E] = {}, square_sum[GROUPS][E] = {}, amplitude[GROUPS][E] = {}, frequency[GROUPS][E] = {}; /* of this lane's tokens */
+    /* of this lane's tokens */
+    float M0[GROUPS][E] = {}, square_sum[GROUPS][E] = {}, amplitude[GROUPS][E] = {}, frequency[GROUPS][E] = {};
     float M1[OWN][2][4] = {}, M2[OWN][2][4] = {};
     if (Shape::STAGES == 2) {
         load(0);
@@ -323,7 +387,8 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
 #pragma unroll 1
     for (int pass = 0; pass < passes; pass++) {
         size_t side = pass % 2;
-        floatX *X = stages + pass % Shape::STAGES * Shape::STAGE, *squares = X + 64 * XROW, *G = X + Shape::X, *raw = G + Shape::G;
+        floatX *X = stages + pass % Shape::STAGES * Shape::STAGE, *squares = X + 64 * XROW, *G = X + Shape::X,
+               *raw = G + Shape::G;
         if (Shape::STAGES == 1) {
             __syncthreads(); /* the tile before is done with */
             load(pass);
@@ -356,7 +421,9 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
         for (int r = 0; r < 2; r++) {
             int row = own + splat_row(g) + 8 * r;
             size_t n = token[r].n, at = n * 2 * C + side * C + h * HS;
-            float unit = w.raw ? square[r] : 1 - (float)SPHERE_EPSILON * inverse[r] * inverse[r], middle = (float)token[r].position() - 0.5f * (float)(T - 1); /* unit = |x^|^2 */
+            /* unit = |x^|^2 */
+            float unit = w.raw ? square[r] : 1 - (float)SPHERE_EPSILON * inverse[r] * inverse[r],
+                  middle = (float)token[r].position() - 0.5f * (float)(T - 1);
 #pragma unroll
             for (int c = 0; c < GROUPS; c++) {
                 int s = GROUP * c + E * t;
@@ -364,8 +431,12 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
                 if (SCAN) load_numbers<E>(of, raw + row * SP + s);
                 else {
                     int some = n < N ? S : 0;
-                    Pack f_c = load_some(features + at, s, some, aligned), d_c = load_some(dfeatures + at, s, some, aligned), f_s = {}, d_s = {};
-                    if (envelope) f_s = load_some(features + at + S, s, some, aligned), d_s = load_some(dfeatures + at + S, s, some, aligned);
+                    Pack f_c = load_some(features + at, s, some, aligned),
+                         d_c = load_some(dfeatures + at, s, some, aligned), f_s = {}, d_s = {};
+                    if (envelope) {
+                        f_s = load_some(features + at + S, s, some, aligned);
+                        d_s = load_some(dfeatures + at + S, s, some, aligned);
+                    }
 #pragma unroll
                     for (int e = 0; e < E; e++) {
                         float fc = number(f_c, e), fs = number(f_s, e), dc = number(d_c, e), ds = number(d_s, e);
@@ -377,7 +448,10 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
 #pragma unroll
                 for (int e = 0; e < E; e++) {
                     M0[c][e] += of[e];
-                    if (!DIAGONAL) square_sum[c][e] += of[e] * unit, total[r] += of[e] * precision[s + e];
+                    if (!DIAGONAL) {
+                        square_sum[c][e] += of[e] * unit;
+                        total[r] += of[e] * precision[s + e];
+                    }
                     scaled[e] = of[e] * inverse[r];
                     of[e] = round_tf32(of[e]);
                 }
@@ -385,7 +459,9 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
                 for (int e = 0; e < E; e += 2) {
                     floatX *to = G + row * GROW + s + e;
                     store_two(to, scaled[e], scaled[e + 1]);
-                    if (Shape::PARTS == 2) store_two(to + 64 * GROW, scaled[e] - (float)(floatX)scaled[e], scaled[e + 1] - (float)(floatX)scaled[e + 1]);
+                    if (Shape::PARTS == 2)
+                        store_two(to + 64 * GROW, scaled[e] - (float)(floatX)scaled[e],
+                                  scaled[e + 1] - (float)(floatX)scaled[e + 1]);
                 }
             }
             total[r] = quad_sum(total[r]);
@@ -405,8 +481,12 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
 #pragma unroll
                 for (int part = 0; part < Shape::PARTS; part++) {
                     FragmentA a = load_a<true>(G + part * 64 * GROW, GROW, k, s);
-                    mma_16x8x16(M1[i][0], a, x[0]), mma_16x8x16(M1[i][1], a, x[1]);
-                    if (DIAGONAL) mma_16x8x16(M2[i][0], a, xx[0]), mma_16x8x16(M2[i][1], a, xx[1]);
+                    mma_16x8x16(M1[i][0], a, x[0]);
+                    mma_16x8x16(M1[i][1], a, x[1]);
+                    if (DIAGONAL) {
+                        mma_16x8x16(M2[i][0], a, xx[0]);
+                        mma_16x8x16(M2[i][1], a, xx[1]);
+                    }
                 }
             }
 
@@ -422,10 +502,12 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
                 for (int i = 0; i < 4; i += 2) {
                     int at = (step * (HS / 16) + 2 * j + i / 2) * 32 + lane;
                     float4 m = slope[at];
-                    mma_16x8x8(product[j][i], a, m.x, m.y), mma_16x8x8(product[j][i + 1], a, m.z, m.w);
+                    mma_16x8x8(product[j][i], a, m.x, m.y);
+                    mma_16x8x8(product[j][i + 1], a, m.z, m.w);
                     if (!DIAGONAL) continue;
                     m = spreads[at];
-                    mma_16x8x8(spread[i], a, m.x, m.y), mma_16x8x8(spread[i + 1], a, m.z, m.w);
+                    mma_16x8x8(spread[i], a, m.x, m.y);
+                    mma_16x8x8(spread[i + 1], a, m.z, m.w);
                 }
             }
 #pragma unroll
@@ -448,7 +530,8 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
                 Pack x = *(const Pack *)(X + (own + splat_row(g) + 8 * r) * XROW + 32 * j + 8 * t);
                 float dx[8];
 #pragma unroll
-                for (int e = 0; e < 8; e++) dx[e] = inverse[r] * product[j][e / 2][2 * r + e % 2] - number(x, e) * along;
+                for (int e = 0; e < 8; e++)
+                    dx[e] = inverse[r] * product[j][e / 2][2 * r + e % 2] - number(x, e) * along;
                 floatX *to = dqkv + n * 3 * C + side * C + h * HS + 32 * j + 8 * t;
                 if (n < N && scan.add) {
                     Pack old = load_pack(to);
@@ -467,7 +550,8 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
     for (int i = 0; i < OWN; i++)
 #pragma unroll
         for (int e = 0; e < 8; e++) {
-            int block = warp + 4 * i, s = block / COLUMNS * 16 + g + e % 4 / 2 * 8, column = block % COLUMNS * 16 + e / 4 * 8 + 2 * t + e % 2;
+            int block = warp + 4 * i, s = block / COLUMNS * 16 + g + e % 4 / 2 * 8,
+                column = block % COLUMNS * 16 + e / 4 * 8 + 2 * t + e % 2;
             if (s >= S || (BLOCKS % 4 && block >= BLOCKS)) continue;
             to_M1[s * HS + column] = M1[i][e / 4][e % 4];
             if (DIAGONAL) to_M2[s * HS + column] = M2[i][e / 4][e % 4];
@@ -512,67 +596,89 @@ __global__ static void moments_sums_kernel(double *sums, const float *records, s
     sums[blockIdx.y * record + c] = mine;
 }
 
-/* Where the gradients of a layer's splats go, and the parameters: all at the first of its GSA heads; NULL where there are none. */
+/* Where the gradients of a layer's splats go, and the parameters: all at the first of its GSA heads; NULL where
+   there are none. */
 typedef struct {
-    float *dmu, *dlnp, *dlnalpha, *dlntheta, *dlndelta, *dlng;
-    const float *mu, *lnp, *lntheta, *lndelta;
+    float *dmu, *dlog_precision, *dlog_alpha, *dlog_theta, *dlog_delta, *dlog_far;
+    const float *mu, *log_precision, *log_theta, *log_delta;
 } SplatGradients;
 
-/* One warp a splat: adds the gradients that follow from its moments, as splat_gradients in train_gsa.c. scan (heads, 3 scan_SP + 1): the scan's own sums
-   of amplitude, frequency, decay and gain; NULL: amplitude and frequency are among the moments. */
-__global__ static void splat_gradients_kernel(SplatGradients d, const double *sums, const double *scan, size_t scan_SP, int S, int P, int HS) {
+/* One warp a splat: adds the gradients that follow from its moments, as splat_gradients in train_gsa.c. scan (heads,
+   3 scan_SP + 1): the scan's own sums of amplitude, frequency, decay and gain; NULL: amplitude and frequency are
+   among the moments. */
+__global__ static void splat_gradients_kernel(SplatGradients d, const double *sums, const double *scan, size_t scan_SP,
+                                              int S, int P, int HS) {
     size_t s = blockIdx.x, splat = (size_t)blockIdx.y * S + s;
-    const double *M0 = sums + blockIdx.y * moments_size(S, P, HS), *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = NULL;
-    if (scan) amplitude = scan + blockIdx.y * (3 * scan_SP + 1), frequency = amplitude + scan_SP, decay = frequency + scan_SP;
+    const double *M0 = sums + blockIdx.y * moments_size(S, P, HS), *M1 = M0 + S, *M2 = M1 + S * HS,
+                 *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = NULL;
+    if (scan) {
+        amplitude = scan + blockIdx.y * (3 * scan_SP + 1);
+        frequency = amplitude + scan_SP;
+        decay = frequency + scan_SP;
+    }
     double along = 0;
     for (int k = threadIdx.x; k < HS; k += 32) {
-        double m = (double)d.mu[splat * HS + k], m1 = M1[s * HS + k], p = P > HS ? 0 : (double)expf(d.lnp[splat * P + (P > 1 ? k : 0)]);
+        double m = (double)d.mu[splat * HS + k], m1 = M1[s * HS + k],
+               p = P > HS ? 0 : (double)expf(d.log_precision[splat * P + (P > 1 ? k : 0)]);
         d.dmu[splat * HS + k] += (float)(P > HS ? m1 : p * (m1 - M0[s] * m));
         along += m * m1 - 0.5 * m * m * M0[s];
-        if (P == HS) d.dlnp[splat * HS + k] += (float)(-0.5 * p * (M2[s * HS + k] - 2 * m * m1 + m * m * M0[s]));
+        if (P == HS)
+            d.dlog_precision[splat * HS + k] += (float)(-0.5 * p * (M2[s * HS + k] - 2 * m * m1 + m * m * M0[s]));
     }
-    for (int k = threadIdx.x; k < P && P > HS; k += 32) d.dlnp[splat * P + k] += (float)M2[s * P + k];
+    for (int k = threadIdx.x; k < P && P > HS; k += 32) d.dlog_precision[splat * P + k] += (float)M2[s * P + k];
     along = warp_sum(along);
     if (threadIdx.x > 0) return;
-    if (P == 1) d.dlnp[splat] += (float)((double)expf(d.lnp[splat]) * (along - 0.5 * M2[s]));
-    d.dlnalpha[splat] += (float)amplitude[s];
-    if (d.dlntheta) d.dlntheta[splat] += (float)(exp((double)d.lntheta[splat]) * frequency[s]);
-    if (d.dlndelta) d.dlndelta[splat] += (float)(exp((double)d.lndelta[splat]) * decay[s]);
-    if (d.dlng && s == 0) d.dlng[blockIdx.y] += (float)decay[scan_SP];
+    if (P == 1) d.dlog_precision[splat] += (float)((double)expf(d.log_precision[splat]) * (along - 0.5 * M2[s]));
+    d.dlog_alpha[splat] += (float)amplitude[s];
+    if (d.dlog_theta) d.dlog_theta[splat] += (float)(exp((double)d.log_theta[splat]) * frequency[s]);
+    if (d.dlog_delta) d.dlog_delta[splat] += (float)(exp((double)d.log_delta[splat]) * decay[s]);
+    if (d.dlog_far && s == 0) d.dlog_far[blockIdx.y] += (float)decay[scan_SP];
 }
 
 /* ---- full precision: Lambda = L L^T, ln phi = -1/2 |L^T (x^ - mu)|^2
 
-   Off the fast path: plain fp32 products in shared memory, tiles of FULL_TOKENS tokens. 128 threads: thread i has column i % HS and every 128 / HS-th part of the
-   tokens or rows. A row of L takes HS + 1 numbers, so that rows and columns are read alike. */
+   Off the fast path: plain fp32 products in shared memory, tiles of FULL_TOKENS tokens. 128 threads: thread i has
+   column i % HS and every 128 / HS-th part of the tokens or rows. A row of L takes HS + 1 numbers, so that rows and
+   columns are read alike. */
 
 enum { FULL_TOKENS = 32 };
-template <int HS> constexpr size_t full_bytes = (HS * (HS + 1) + 2 * FULL_TOKENS * (HS + 1) + HS + FULL_TOKENS * (SPLATS_MOST + 2)) * sizeof(float);
+template <int HS>
+constexpr size_t full_bytes = (HS * (HS + 1) + 2 * FULL_TOKENS * (HS + 1) + HS + FULL_TOKENS * (SPLATS_MOST + 2)) *
+                              sizeof(float);
 
 template <int HS> struct FullRoom {
-    float *L, *x, *y, *mu, *response, *inverse; /* (HS, HS + 1), (tokens, HS + 1) twice, (HS), (tokens, SPLATS_MOST), (tokens) */
+    /* (HS, HS + 1), (tokens, HS + 1) twice, (HS), (tokens, SPLATS_MOST), (tokens) */
+    float *L, *x, *y, *mu, *response, *inverse;
 };
 template <int HS> __device__ static inline FullRoom<HS> full_room(float *shared) {
     FullRoom<HS> m;
-    m.L = shared, m.x = m.L + HS * (HS + 1), m.y = m.x + FULL_TOKENS * (HS + 1), m.mu = m.y + FULL_TOKENS * (HS + 1);
-    m.response = m.mu + HS, m.inverse = m.response + FULL_TOKENS * SPLATS_MOST;
+    m.L = shared;
+    m.x = m.L + HS * (HS + 1);
+    m.y = m.x + FULL_TOKENS * (HS + 1);
+    m.mu = m.y + FULL_TOKENS * (HS + 1);
+    m.response = m.mu + HS;
+    m.inverse = m.response + FULL_TOKENS * SPLATS_MOST;
     return m;
 }
 
 /* mu and L of a splat, whose index counts those that exist */
-template <int HS> __device__ static inline void full_load_splat(const FullRoom<HS> &m, const SplatTables &w, size_t splat) {
+template <int HS>
+__device__ static inline void full_load_splat(const FullRoom<HS> &m, const SplatTables &w, size_t splat) {
     constexpr int P = HS * (HS + 1) / 2;
     for (int i = threadIdx.x; i < HS * HS; i += 128) {
         int row = i / HS, k = i % HS;
-        float entry = k > row ? 0 : w.lnp[splat * P + row * (row + 1) / 2 + k];
+        float entry = k > row ? 0 : w.log_precision[splat * P + row * (row + 1) / 2 + k];
         m.L[row * (HS + 1) + k] = row == k ? expf(entry) : entry;
     }
     for (int i = threadIdx.x; i < HS; i += 128) m.mu[i] = w.mu[splat * HS + i];
 }
 
 /* x^ of the tile's tokens, zeros from N on */
-template <int HS> __device__ static inline void full_load_tokens(const FullRoom<HS> &m, const floatX *x, size_t stride, size_t first, size_t N, bool raw) {
-    for (int i = threadIdx.x; i < FULL_TOKENS * HS; i += 128) m.x[i / HS * (HS + 1) + i % HS] = first + i / HS < N ? (float)x[(first + i / HS) * stride + i % HS] : 0;
+template <int HS>
+__device__ static inline void full_load_tokens(const FullRoom<HS> &m, const floatX *x, size_t stride, size_t first,
+                                               size_t N, bool raw) {
+    for (int i = threadIdx.x; i < FULL_TOKENS * HS; i += 128)
+        m.x[i / HS * (HS + 1) + i % HS] = first + i / HS < N ? (float)x[(first + i / HS) * stride + i % HS] : 0;
     __syncthreads();
     if (threadIdx.x < FULL_TOKENS) {
         float square = 0;
@@ -600,11 +706,14 @@ template <int HS> __device__ static inline void full_across(const FullRoom<HS> &
 
 /* One block: a head, a side (queries or keys) and a tile of tokens. */
 template <int HS>
-__global__ static void __launch_bounds__(128) splat_full_forward_kernel(floatX *features, const floatX *qkv, SplatTables w, ScanResponsesAt scan, const __grid_constant__ HeadList heads, size_t first_head,
-                                                                        size_t N, size_t T, size_t C, int S) {
+__global__ static void __launch_bounds__(128)
+    splat_full_forward_kernel(floatX *features, const floatX *qkv, SplatTables w, ScanResponsesAt scan,
+                              const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C,
+                              int S) {
     extern __shared__ float shared[];
     FullRoom<HS> m = full_room<HS>(shared);
-    size_t head = first_head + blockIdx.y, first = (size_t)blockIdx.x * FULL_TOKENS, side = blockIdx.z, column = side * C + heads.head[blockIdx.y] * HS;
+    size_t head = first_head + blockIdx.y, first = (size_t)blockIdx.x * FULL_TOKENS, side = blockIdx.z,
+           column = side * C + heads.head[blockIdx.y] * HS;
     full_load_tokens(m, qkv + column, 3 * C, first, N, w.raw);
     for (int s = 0; s < S; s++) {
         full_load_splat(m, w, head * S + s);
@@ -614,7 +723,9 @@ __global__ static void __launch_bounds__(128) splat_full_forward_kernel(floatX *
         if (threadIdx.x < FULL_TOKENS) {
             float square = 0;
             for (int k = 0; k < HS; k++) square += m.y[threadIdx.x * (HS + 1) + k] * m.y[threadIdx.x * (HS + 1) + k];
-            m.response[threadIdx.x * SPLATS_MOST + s] = isinf(w.centre[head * w.SP + s]) ? -INFINITY : -0.5f * square + (side ? 0 : w.lnalpha[head * w.SP + s]);
+            m.response[threadIdx.x * SPLATS_MOST + s] =
+                isinf(w.centre[head * w.SP + s]) ? -INFINITY
+                                                 : -0.5f * square + (side ? 0 : w.log_alpha[head * w.SP + s]);
         }
         __syncthreads();
     }
@@ -636,13 +747,16 @@ __global__ static void __launch_bounds__(128) splat_full_forward_kernel(floatX *
         to[s] = (floatX)f;
         if (!w.steps) continue;
         fast_sincos(wave_angle(w.steps[head * w.SP + s], (uint32_t)n % (uint32_t)T), &sine, &cosine);
-        to[s] = (floatX)(f * cosine), to[S + s] = (floatX)(f * sine);
+        to[s] = (floatX)(f * cosine);
+        to[S + s] = (floatX)(f * sine);
     }
 }
 
 /* G of token n, side and splat s; X in cross: what an angle adds to the gradient of theta, for each position */
-__device__ static inline float full_gradient(float *cross, const floatX *dfeatures, const floatX *features, const SplatTables &w, const ScanResponsesAt &scan, size_t n, size_t side, size_t listed,
-                                             size_t heads, size_t column, size_t N, size_t T, size_t C, int S, int s) {
+__device__ static inline float full_gradient(float *cross, const floatX *dfeatures, const floatX *features,
+                                             const SplatTables &w, const ScanResponsesAt &scan, size_t n, size_t side,
+                                             size_t listed, size_t heads, size_t column, size_t N, size_t T, size_t C,
+                                             int S, int s) {
     *cross = 0;
     if (n >= N) return 0;
     if (scan.responses) {
@@ -656,16 +770,19 @@ __device__ static inline float full_gradient(float *cross, const floatX *dfeatur
     return gradient + (float)f[S] * (float)d[S];
 }
 
-/* One block a head: dalive (heads, S) += sum |dL / d ln phi_s| over the queries and keys of `count` evenly spaced tokens, scaled to all N. For adaptation; a kernel
-   of its own, because it runs now and then and splat_backward_kernel has no register to spare. */
-__global__ static void splat_watch_kernel(float *dalive, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features, SplatTables w, const __grid_constant__ HeadList heads, size_t N,
-                                          size_t T, size_t count, size_t C, size_t HS, int S) {
+/* One block a head: dalive (heads, S) += sum |dL / d ln phi_s| over the queries and keys of `count` evenly spaced
+   tokens, scaled to all N. For adaptation; a kernel of its own, because it runs now and then and
+   splat_backward_kernel has no register to spare. */
+__global__ static void splat_watch_kernel(float *dalive, ScanResponsesAt scan, const floatX *dfeatures,
+                                          const floatX *features, SplatTables w, const __grid_constant__ HeadList heads,
+                                          size_t N, size_t T, size_t count, size_t C, size_t HS, int S) {
     __shared__ float partial[8][SPLATS_MOST];
     int row = threadIdx.x / 32;
     for (int s = threadIdx.x % 32; s < S; s += 32) {
         float sum = 0, cross;
         for (size_t i = row; i < 2 * count; i += 8)
-            sum += fabsf(full_gradient(&cross, dfeatures, features, w, scan, i / 2 * (N / count), i % 2, blockIdx.x, heads.count, i % 2 * C + heads.head[blockIdx.x] * HS, N, T, C, S, s));
+            sum += fabsf(full_gradient(&cross, dfeatures, features, w, scan, i / 2 * (N / count), i % 2, blockIdx.x,
+                                       heads.count, i % 2 * C + heads.head[blockIdx.x] * HS, N, T, C, S, s));
         partial[row][s] = sum;
     }
     __syncthreads();
@@ -678,17 +795,22 @@ __global__ static void splat_watch_kernel(float *dalive, ScanResponsesAt scan, c
 
 /* dx, a block as above: dL / dx^ = -sum_s G_s L L^T (x^ - mu) */
 template <int HS>
-__global__ static void __launch_bounds__(128) splat_full_backward_kernel(floatX *dqkv, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, ScanResponsesAt scan,
-                                                                         const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S) {
+__global__ static void __launch_bounds__(128)
+    splat_full_backward_kernel(floatX *dqkv, const floatX *dfeatures, const floatX *features, const floatX *qkv,
+                               SplatTables w, ScanResponsesAt scan, const __grid_constant__ HeadList heads,
+                               size_t first_head, size_t N, size_t T, size_t C, int S) {
     constexpr int PARTS = 128 / HS, ROWS = FULL_TOKENS / PARTS;
     extern __shared__ float shared[];
     FullRoom<HS> m = full_room<HS>(shared);
-    size_t head = first_head + blockIdx.y, first = (size_t)blockIdx.x * FULL_TOKENS, side = blockIdx.z, column = side * C + heads.head[blockIdx.y] * HS;
+    size_t head = first_head + blockIdx.y, first = (size_t)blockIdx.x * FULL_TOKENS, side = blockIdx.z,
+           column = side * C + heads.head[blockIdx.y] * HS;
     int k = threadIdx.x % HS, part = threadIdx.x / HS;
     float gradient[ROWS] = {}, cross;
     full_load_tokens(m, qkv + column, 3 * C, first, N, w.raw);
     for (int i = threadIdx.x; i < FULL_TOKENS * S; i += 128)
-        m.response[i / S * SPLATS_MOST + i % S] = full_gradient(&cross, dfeatures, features, w, scan, first + i / S, side, blockIdx.y, heads.count, column, N, T, C, S, i % S);
+        m.response[i / S * SPLATS_MOST + i % S] =
+            full_gradient(&cross, dfeatures, features, w, scan, first + i / S, side, blockIdx.y, heads.count, column, N,
+                          T, C, S, i % S);
     for (int s = 0; s < S; s++) {
         full_load_splat(m, w, head * S + s);
         __syncthreads();
@@ -713,14 +835,17 @@ __global__ static void __launch_bounds__(128) splat_full_backward_kernel(floatX 
         float dot = 0;
         for (int i = threadIdx.x % 32; i < HS; i += 32) dot += x[i] * g[i];
         dot = w.raw ? 0 : warp_sum(dot);
-        for (int i = threadIdx.x % 32; i < HS; i += 32) to[i] = (floatX)(m.inverse[t] * (g[i] - x[i] * dot) + (scan.add ? (float)to[i] : 0));
+        for (int i = threadIdx.x % 32; i < HS; i += 32)
+            to[i] = (floatX)(m.inverse[t] * (g[i] - x[i] * dot) + (scan.add ? (float)to[i] : 0));
     }
 }
 
 /* One block a splat: its moments over all tokens, in order: dmu, dL, amplitude, frequency */
 template <int HS>
-__global__ static void __launch_bounds__(128) splat_full_moments_kernel(double *sums, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, ScanResponsesAt scan,
-                                                                        const __grid_constant__ HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S) {
+__global__ static void __launch_bounds__(128)
+    splat_full_moments_kernel(double *sums, const floatX *dfeatures, const floatX *features, const floatX *qkv,
+                              SplatTables w, ScanResponsesAt scan, const __grid_constant__ HeadList heads,
+                              size_t first_head, size_t N, size_t T, size_t C, int S) {
     constexpr int P = HS * (HS + 1) / 2, PARTS = 128 / HS, ROWS = HS / PARTS;
     extern __shared__ float shared[];
     FullRoom<HS> m = full_room<HS>(shared);
@@ -737,7 +862,8 @@ __global__ static void __launch_bounds__(128) splat_full_moments_kernel(double *
             full_across(m);
             if (threadIdx.x < FULL_TOKENS) {
                 size_t n = first + threadIdx.x;
-                float cross, gradient = full_gradient(&cross, dfeatures, features, w, scan, n, side, blockIdx.y, heads.count, column, N, T, C, S, s);
+                float cross, gradient = full_gradient(&cross, dfeatures, features, w, scan, n, side, blockIdx.y,
+                                                      heads.count, column, N, T, C, S, s);
                 m.response[threadIdx.x] = gradient;
                 if (side == 0) amplitude += (double)gradient;
                 frequency += ((double)((uint32_t)n % (uint32_t)T) - 0.5 * (double)(T - 1)) * (double)cross;
@@ -747,13 +873,15 @@ __global__ static void __launch_bounds__(128) splat_full_moments_kernel(double *
                 float across = -m.response[t] * m.y[t * (HS + 1) + k];
                 if (part == 0) sum += across;
 #pragma unroll
-                for (int i = 0; i < ROWS; i++) dL[i] += (m.x[t * (HS + 1) + part * ROWS + i] - m.mu[part * ROWS + i]) * across;
+                for (int i = 0; i < ROWS; i++)
+                    dL[i] += (m.x[t * (HS + 1) + part * ROWS + i] - m.mu[part * ROWS + i]) * across;
             }
         }
     __syncthreads();
     if (part == 0) m.y[k] = sum;
     __syncthreads();
-    double *M1 = sums + blockIdx.y * moments_size(S, P, HS) + S + s * HS, *M2 = M1 - s * HS + S * HS + (size_t)s * P, *to = M2 - (size_t)s * P + (size_t)S * P;
+    double *M1 = sums + blockIdx.y * moments_size(S, P, HS) + S + s * HS, *M2 = M1 - s * HS + S * HS + (size_t)s * P,
+           *to = M2 - (size_t)s * P + (size_t)S * P;
     if (part == 0) {
         double along = 0;
         for (int i = 0; i <= k; i++) along -= (double)m.L[k * (HS + 1) + i] * (double)m.y[i];
@@ -765,77 +893,111 @@ __global__ static void __launch_bounds__(128) splat_full_moments_kernel(double *
         if (row >= k) M2[row * (row + 1) / 2 + k] = (double)dL[i] * (row == k ? (double)m.L[k * (HS + 1) + k] : 1);
     }
     if (threadIdx.x >= 32) return;
-    amplitude = warp_sum(amplitude), frequency = warp_sum(frequency);
-    if (threadIdx.x == 0) to[s] = amplitude, to[S + s] = frequency;
+    amplitude = warp_sum(amplitude);
+    frequency = warp_sum(frequency);
+    if (threadIdx.x == 0) {
+        to[s] = amplitude;
+        to[S + s] = frequency;
+    }
 }
 
 template <int HS>
-static void splat_full_forward(floatX *features, ScanResponsesAt scan, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head, size_t N, size_t T, size_t C, int S, cudaStream_t stream) {
-    cudaCheck(cudaFuncSetAttribute(splat_full_forward_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)full_bytes<HS>));
-    splat_full_forward_kernel<HS><<<dim3((unsigned)CEIL_DIV(N, (size_t)FULL_TOKENS), (unsigned)heads.count, 2), 128, full_bytes<HS>, stream>>>(features, qkv, w, scan, heads, first_head, N, T, C, S);
+static void splat_full_forward(floatX *features, ScanResponsesAt scan, const floatX *qkv, SplatTables w, HeadList heads,
+                               size_t first_head, size_t N, size_t T, size_t C, int S, cudaStream_t stream) {
+    cudaCheck(cudaFuncSetAttribute(splat_full_forward_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   (int)full_bytes<HS>));
+    splat_full_forward_kernel<HS>
+        <<<dim3((unsigned)CEIL_DIV(N, (size_t)FULL_TOKENS), (unsigned)heads.count, 2), 128, full_bytes<HS>, stream>>>(
+            features, qkv, w, scan, heads, first_head, N, T, C, S);
 }
 
 template <int HS>
-static void splat_full_backward(floatX *dqkv, double *sums, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head,
-                                size_t N, size_t T, size_t C, int S, cudaStream_t stream) {
-    cudaCheck(cudaFuncSetAttribute(splat_full_backward_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)full_bytes<HS>));
-    cudaCheck(cudaFuncSetAttribute(splat_full_moments_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)full_bytes<HS>));
-    splat_full_backward_kernel<HS><<<dim3((unsigned)CEIL_DIV(N, (size_t)FULL_TOKENS), (unsigned)heads.count, 2), 128, full_bytes<HS>, stream>>>(dqkv, dfeatures, features, qkv, w, scan, heads,
-                                                                                                                                                 first_head, N, T, C, S);
-    splat_full_moments_kernel<HS><<<dim3((unsigned)S, (unsigned)heads.count), 128, full_bytes<HS>, stream>>>(sums, dfeatures, features, qkv, w, scan, heads, first_head, N, T, C, S);
+static void splat_full_backward(floatX *dqkv, double *sums, ScanResponsesAt scan, const floatX *dfeatures,
+                                const floatX *features, const floatX *qkv, SplatTables w, HeadList heads,
+                                size_t first_head, size_t N, size_t T, size_t C, int S, cudaStream_t stream) {
+    cudaCheck(cudaFuncSetAttribute(splat_full_backward_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   (int)full_bytes<HS>));
+    cudaCheck(cudaFuncSetAttribute(splat_full_moments_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   (int)full_bytes<HS>));
+    splat_full_backward_kernel<HS>
+        <<<dim3((unsigned)CEIL_DIV(N, (size_t)FULL_TOKENS), (unsigned)heads.count, 2), 128, full_bytes<HS>, stream>>>(
+            dqkv, dfeatures, features, qkv, w, scan, heads, first_head, N, T, C, S);
+    splat_full_moments_kernel<HS><<<dim3((unsigned)S, (unsigned)heads.count), 128, full_bytes<HS>, stream>>>(
+        sums, dfeatures, features, qkv, w, scan, heads, first_head, N, T, C, S);
 }
 
 /* Calls LAUNCH(head size, splats, diagonal?, for the scan?) with constants. */
-#define BY_COVARIANCE(HS, SP, diagonal, SCAN)                                                                            \
-    BY_HEAD_SIZE(HS, { if (diagonal) { LAUNCH(H, SP, true, SCAN); } else { LAUNCH(H, SP, false, SCAN); } })
-#define BY_SPLATS(HS, S, diagonal, scan)                                                                                 \
-    do {                                                                                                                 \
-        if ((scan) && (S) <= 16) BY_COVARIANCE(HS, 16, diagonal, true);                                                  \
-        else if (scan) BY_COVARIANCE(HS, 32, diagonal, true);                                                            \
-        else if ((S) <= 32) BY_COVARIANCE(HS, 32, diagonal, false);                                                      \
-        else BY_COVARIANCE(HS, 64, diagonal, false);                                                                     \
+#define BY_COVARIANCE(HS, SP, diagonal, SCAN) \
+    BY_HEAD_SIZE(HS, {                        \
+        if (diagonal) {                       \
+            LAUNCH(H, SP, true, SCAN);        \
+        } else {                              \
+            LAUNCH(H, SP, false, SCAN);       \
+        }                                     \
+    })
+#define BY_SPLATS(HS, S, diagonal, scan)                                \
+    do {                                                                \
+        if ((scan) && (S) <= 16) BY_COVARIANCE(HS, 16, diagonal, true); \
+        else if (scan) BY_COVARIANCE(HS, 32, diagonal, true);           \
+        else if ((S) <= 32) BY_COVARIANCE(HS, 32, diagonal, false);     \
+        else BY_COVARIANCE(HS, 64, diagonal, false);                    \
     } while (0)
 
-/* Tiles of 64 tokens a block works on, so that a layer has about SPLAT_BLOCKS blocks: depends on shapes alone, as it is the order of sums. */
+/* Tiles of 64 tokens a block works on, so that a layer has about SPLAT_BLOCKS blocks: depends on shapes alone, as it
+   is the order of sums. */
 enum { SPLAT_BLOCKS = 1536 };
 static size_t splat_tiles(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 64) * heads, (size_t)SPLAT_BLOCKS); }
-static size_t splat_records(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 64), splat_tiles(N, heads)); } /* per head */
+/* per head */
+static size_t splat_records(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 64), splat_tiles(N, heads)); }
 
 /* Equations (2), (6), (7), (9): features of q and k of the listed heads, the first of which is GSA head first_head:
-   f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for queries and 1 for keys; or the scan's responses. P: numbers per precision */
-static void splat_forward(floatX *features, ScanResponsesAt scan, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head, size_t B, size_t T, size_t NH, size_t HS, size_t S,
-                          size_t P, cudaStream_t stream) {
+   f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for queries and 1 for keys; or
+   the scan's responses. P: numbers per precision */
+static void splat_forward(floatX *features, ScanResponsesAt scan, const floatX *qkv, SplatTables w, HeadList heads,
+                          size_t first_head, size_t B, size_t T, size_t NH, size_t HS, size_t S, size_t P,
+                          cudaStream_t stream) {
     bool diagonal = P > 1;
     if (P > HS) {
-        BY_HEAD_SIZE(HS, (splat_full_forward<H>(features, scan, qkv, w, heads, first_head, B * T, T, NH * H, (int)S, stream)));
+        BY_HEAD_SIZE(
+            HS, (splat_full_forward<H>(features, scan, qkv, w, heads, first_head, B * T, T, NH * H, (int)S, stream)));
         return;
     }
     size_t N = B * T, tiles = splat_tiles(N, heads.count);
-    dim3 grid((unsigned)heads.count, (unsigned)splat_records(N, heads.count)); /* heads first: neighbours in memory are read at one time */
-#define LAUNCH(H, SP, DIAGONAL, SCAN)                                                                                                                                            \
-    constexpr size_t bytes = (SP * H * (DIAGONAL ? 2 : 1) + 4 * SP) * sizeof(float);                                                                                          \
-    cudaCheck(cudaFuncSetAttribute(splat_forward_kernel<H, SP, DIAGONAL, SCAN>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                                      \
-    splat_forward_kernel<H, SP, DIAGONAL, SCAN><<<grid, 128, bytes, stream>>>(features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
+    /* heads first: neighbours in memory are read at one time */
+    dim3 grid((unsigned)heads.count, (unsigned)splat_records(N, heads.count));
+#define LAUNCH(H, SP, DIAGONAL, SCAN)                                                         \
+    constexpr size_t bytes = (SP * H * (DIAGONAL ? 2 : 1) + 4 * SP) * sizeof(float);          \
+    cudaCheck(cudaFuncSetAttribute(splat_forward_kernel<H, SP, DIAGONAL, SCAN>,               \
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes)); \
+    splat_forward_kernel<H, SP, DIAGONAL, SCAN>                                               \
+        <<<grid, 128, bytes, stream>>>(features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
     BY_SPLATS(HS, S, diagonal, scan.responses);
 #undef LAUNCH
 }
 
-/* dqkv of q and k of the listed heads; records (heads, splat_records, moments) and sums (heads, moments): see splat_gradients */
-static void splat_backward(floatX *dqkv, float *records, double *sums, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features, const floatX *qkv, SplatTables w, HeadList heads,
-                           size_t first_head, size_t B, size_t T, size_t NH, size_t HS, size_t S, size_t P, cudaStream_t stream) {
+/* dqkv of q and k of the listed heads; records (heads, splat_records, moments) and sums (heads, moments): see
+   splat_gradients */
+static void splat_backward(floatX *dqkv, float *records, double *sums, ScanResponsesAt scan, const floatX *dfeatures,
+                           const floatX *features, const floatX *qkv, SplatTables w, HeadList heads, size_t first_head,
+                           size_t B, size_t T, size_t NH, size_t HS, size_t S, size_t P, cudaStream_t stream) {
     bool diagonal = P > 1;
     if (P > HS) {
-        BY_HEAD_SIZE(HS, (splat_full_backward<H>(dqkv, sums, scan, dfeatures, features, qkv, w, heads, first_head, B * T, T, NH * H, (int)S, stream)));
+        BY_HEAD_SIZE(HS, (splat_full_backward<H>(dqkv, sums, scan, dfeatures, features, qkv, w, heads, first_head,
+                                                 B * T, T, NH * H, (int)S, stream)));
         return;
     }
-    size_t N = B * T, tiles = splat_tiles(N, heads.count), count = splat_records(N, heads.count), record = moments_size(S, diagonal ? HS : 1, HS);
+    size_t N = B * T, tiles = splat_tiles(N, heads.count), count = splat_records(N, heads.count),
+           record = moments_size(S, diagonal ? HS : 1, HS);
     dim3 grid((unsigned)heads.count, (unsigned)count);
-#define LAUNCH(H, SP, DIAGONAL, SCAN)                                                                                                                                            \
-    constexpr size_t bytes = SplatBackwardShape<H, SP, DIAGONAL, SCAN>::bytes;                                                                                                  \
-    cudaCheck(cudaFuncSetAttribute(splat_backward_kernel<H, SP, DIAGONAL, SCAN>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));                                     \
-    splat_backward_kernel<H, SP, DIAGONAL, SCAN><<<grid, 128, bytes, stream>>>(dqkv, records, dfeatures, features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
+#define LAUNCH(H, SP, DIAGONAL, SCAN)                                                         \
+    constexpr size_t bytes = SplatBackwardShape<H, SP, DIAGONAL, SCAN>::bytes;                \
+    cudaCheck(cudaFuncSetAttribute(splat_backward_kernel<H, SP, DIAGONAL, SCAN>,              \
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes)); \
+    splat_backward_kernel<H, SP, DIAGONAL, SCAN><<<grid, 128, bytes, stream>>>(               \
+        dqkv, records, dfeatures, features, qkv, w, scan, heads, first_head, N, T, NH * HS, (int)S, tiles)
     BY_SPLATS(HS, S, diagonal, scan.responses);
 #undef LAUNCH
-    moments_sums_kernel<<<dim3((unsigned)CEIL_DIV(record, 32), (unsigned)heads.count), dim3(32, 16), 0, stream>>>(sums, records, count, record);
+    moments_sums_kernel<<<dim3((unsigned)CEIL_DIV(record, 32), (unsigned)heads.count), dim3(32, 16), 0, stream>>>(
+        sums, records, count, record);
     cudaCheck(cudaGetLastError());
 }

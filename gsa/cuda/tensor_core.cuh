@@ -1,24 +1,29 @@
-/* ---------------------------------------------------------------------------------------------- tensor cores
+/* ---------------------------------------------------------------------- tensor cores
 
    What one warp multiplies, for splat maps and scans (softmax has its own, see there). */
 
-/* The splat map's products run on the tensor cores in TF32: operands of 11 bits, which hold bf16 queries and keys exactly, and
-   fp32 sums. Fragments of one 16 x 8 x 8 product, with g = lane / 4 and t = lane % 4: a = A(g, t), A(g+8, t), A(g, t+4), A(g+8, t+4);
-   b = B(t, g), B(t+4, g); c = C(g, 2t), C(g, 2t+1), C(g+8, 2t), C(g+8, 2t+1). In the fp32 build the same fragments meet by
-   shuffles and nothing is rounded. */
+/* The splat map's products run on the tensor cores in TF32: operands of 11 bits, which hold bf16 queries and keys
+   exactly, and fp32 sums. Fragments of one 16 x 8 x 8 product, with g = lane / 4 and t = lane % 4: a = A(g, t),
+   A(g+8, t), A(g, t+4), A(g+8, t+4); b = B(t, g), B(t+4, g); c = C(g, 2t), C(g, 2t+1), C(g+8, 2t), C(g+8, 2t+1). In
+   the fp32 build the same fragments meet by shuffles and nothing is rounded. */
 __device__ static inline void mma_16x8x8(float c[4], const float a[4], float b0, float b1) {
 #ifdef GSA_FP32
     int lane = threadIdx.x % 32, t = lane % 4;
     for (int k = 0; k < 8; k++) {
         int from = (lane & 28) | (k & 3);
         float low = __shfl_sync(~0u, a[k < 4 ? 0 : 2], from), high = __shfl_sync(~0u, a[k < 4 ? 1 : 3], from);
-        float left = __shfl_sync(~0u, k < 4 ? b0 : b1, 8 * t + (k & 3)), right = __shfl_sync(~0u, k < 4 ? b0 : b1, 8 * t + 4 + (k & 3));
-        c[0] += low * left, c[1] += low * right, c[2] += high * left, c[3] += high * right;
+        float left = __shfl_sync(~0u, k < 4 ? b0 : b1, 8 * t + (k & 3)),
+              right = __shfl_sync(~0u, k < 4 ? b0 : b1, 8 * t + 4 + (k & 3));
+        c[0] += low * left;
+        c[1] += low * right;
+        c[2] += high * left;
+        c[3] += high * right;
     }
 #else
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 #endif
 }
 __device__ static inline float round_tf32(float x) { /* the product itself would cut the low bits off */
@@ -31,8 +36,9 @@ __device__ static inline float round_tf32(float x) { /* the product itself would
 #endif
 }
 
-/* In bf16, m16n8k16 tiles: with g = lane / 4, t = lane % 4 a thread has of A (16, 16) the pairs (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), of B (16, 8)
-   the pairs (2t, g), (2t + 8, g) down a column, of C (16, 8) the pairs (g, 2t), (g + 8, 2t). In the fp32 build the same tiles meet by shuffles. */
+/* In bf16, m16n8k16 tiles: with g = lane / 4, t = lane % 4 a thread has of A (16, 16) the pairs (g, 2t), (g + 8,
+   2t), (g, 2t + 8), (g + 8, 2t + 8), of B (16, 8) the pairs (2t, g), (2t + 8, g) down a column, of C (16, 8) the
+   pairs (g, 2t), (g + 8, 2t). In the fp32 build the same tiles meet by shuffles. */
 #ifdef GSA_FP32
 struct FragmentA {
     float x[8];
@@ -40,23 +46,32 @@ struct FragmentA {
 struct FragmentB {
     float x[4];
 };
-__device__ __noinline__ static float4 product_16x8x16(float4 c, FragmentA a, FragmentB b) { /* inlined everywhere it takes minutes to compile */
+/* inlined everywhere it takes minutes to compile */
+__device__ __noinline__ static float4 product_16x8x16(float4 c, FragmentA a, FragmentB b) {
     int lane = threadIdx.x % 32, t = lane % 4;
 #pragma unroll
     for (int k = 0; k < 16; k++) {
         int from = (lane & 28) | (k % 8 / 2), at = k / 8 * 4 + k % 2, column = k % 8 / 2;
         float low = __shfl_sync(~0u, a.x[at], from), high = __shfl_sync(~0u, a.x[at + 2], from);
-        float left = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + column), right = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + 4 + column);
-        c.x += low * left, c.y += low * right, c.z += high * left, c.w += high * right;
+        float left = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + column),
+              right = __shfl_sync(~0u, b.x[k / 8 * 2 + k % 2], 8 * t + 4 + column);
+        c.x += low * left;
+        c.y += low * right;
+        c.z += high * left;
+        c.w += high * right;
     }
     return c;
 }
 __device__ static inline void mma_16x8x16(float c[4], const FragmentA &a, const FragmentB &b) {
     float4 sum = product_16x8x16(make_float4(c[0], c[1], c[2], c[3]), a, b);
-    c[0] = sum.x, c[1] = sum.y, c[2] = sum.z, c[3] = sum.w;
+    c[0] = sum.x;
+    c[1] = sum.y;
+    c[2] = sum.z;
+    c[3] = sum.w;
 }
 /* A(i, k) = tile[row + i][column + k], or where TRANSPOSED tile[row + k][column + i] */
-template <bool TRANSPOSED> __device__ static inline FragmentA load_a(const float *tile, int stride, int row, int column) {
+template <bool TRANSPOSED>
+__device__ static inline FragmentA load_a(const float *tile, int stride, int row, int column) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     FragmentA a;
 #pragma unroll
@@ -67,7 +82,8 @@ template <bool TRANSPOSED> __device__ static inline FragmentA load_a(const float
     return a;
 }
 /* Two tiles side by side: B(k, j) = tile[row + j][column + k], or where TRANSPOSED tile[row + k][column + j], j < 16 */
-template <bool TRANSPOSED> __device__ static inline void load_b(FragmentB b[2], const float *tile, int stride, int row, int column) {
+template <bool TRANSPOSED>
+__device__ static inline void load_b(FragmentB b[2], const float *tile, int stride, int row, int column) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -76,15 +92,22 @@ template <bool TRANSPOSED> __device__ static inline void load_b(FragmentB b[2], 
     }
 }
 /* two neighbouring tiles of an accumulator as the A of a next product; they are rounded in place */
-__device__ static inline FragmentA as_fragment(float first[4], float second[4]) { return {{first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]}}; }
+__device__ static inline FragmentA as_fragment(float first[4], float second[4]) {
+    return {{first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]}};
+}
 /* an A whose rows are all alike */
-__device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, float x9) { return {{x0, x1, x0, x1, x8, x9, x8, x9}}; }
+__device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, float x9) {
+    return {{x0, x1, x0, x1, x8, x9, x8, x9}};
+}
 __device__ static inline float fragment_number(const FragmentA &a, int i) { return a.x[i]; }
-__device__ static inline void store_two(float *to, float first, float second) { *(float2 *)to = make_float2(first, second); }
+__device__ static inline void store_two(float *to, float first, float second) {
+    *(float2 *)to = make_float2(first, second);
+}
 __device__ static inline float2 load_two(const float *from) { return *(const float2 *)from; }
 __device__ static inline void copy_pack(float *to, const float *from, bool inside) {
     float4 zero = make_float4(0, 0, 0, 0);
-    ((float4 *)to)[0] = inside ? ((const float4 *)from)[0] : zero, ((float4 *)to)[1] = inside ? ((const float4 *)from)[1] : zero;
+    ((float4 *)to)[0] = inside ? ((const float4 *)from)[0] : zero;
+    ((float4 *)to)[1] = inside ? ((const float4 *)from)[1] : zero;
 }
 __device__ static inline void copies_commit() {}
 __device__ static inline void copies_wait() {}
@@ -98,8 +121,16 @@ __device__ inline void copy_commit() { asm volatile("cp.async.commit_group;"); }
 __device__ inline void copy_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 /* four 8x8 matrices from shared memory; lane l gives the address of row l % 8 of matrix l / 8 */
 template <bool TRANSPOSED> __device__ inline void load_matrices(uint32_t (&x)[4], uint32_t address) {
-    if (TRANSPOSED) asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
-    else asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                     : "r"(address)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                     : "r"(address)
+                     : "memory");
 }
 
 struct FragmentA {
@@ -109,30 +140,39 @@ struct FragmentB {
     uint32_t x[2];
 };
 __device__ static inline void mma_16x8x16(float c[4], const FragmentA &a, const FragmentB &b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
 }
-template <bool TRANSPOSED> __device__ static inline FragmentA load_a(const floatX *tile, int stride, int row, int column) {
+template <bool TRANSPOSED>
+__device__ static inline FragmentA load_a(const floatX *tile, int stride, int row, int column) {
     int lane = threadIdx.x % 32;
     FragmentA a;
-    if (TRANSPOSED) load_matrices<true>(a.x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
+    if (TRANSPOSED)
+        load_matrices<true>(
+            a.x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
     else load_matrices<false>(a.x, shared_address(tile + (row + lane % 16) * stride + column + lane / 16 * 8));
     return a;
 }
-template <bool TRANSPOSED> __device__ static inline void load_b(FragmentB b[2], const floatX *tile, int stride, int row, int column) {
+template <bool TRANSPOSED>
+__device__ static inline void load_b(FragmentB b[2], const floatX *tile, int stride, int row, int column) {
     int lane = threadIdx.x % 32;
     uint32_t x[4];
     if (TRANSPOSED) load_matrices<true>(x, shared_address(tile + (row + lane % 16) * stride + column + lane / 16 * 8));
-    else load_matrices<false>(x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
+    else
+        load_matrices<false>(
+            x, shared_address(tile + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8));
     b[0] = {{x[0], x[1]}}, b[1] = {{x[2], x[3]}};
 }
 __device__ static inline FragmentA as_fragment(float first[4], float second[4]) {
-    FragmentA a = {{make_pair(first[0], first[1]), make_pair(first[2], first[3]), make_pair(second[0], second[1]), make_pair(second[2], second[3])}};
+    FragmentA a = {{make_pair(first[0], first[1]), make_pair(first[2], first[3]), make_pair(second[0], second[1]),
+                    make_pair(second[2], second[3])}};
 #pragma unroll
     for (int i = 0; i < 4; i++) { /* a bf16 is the upper half of an fp32 */
         float *of = i < 2 ? first : second;
-        of[i % 2 * 2] = __uint_as_float(a.x[i] << 16), of[i % 2 * 2 + 1] = __uint_as_float(a.x[i] & 0xffff0000u);
+        of[i % 2 * 2] = __uint_as_float(a.x[i] << 16);
+        of[i % 2 * 2 + 1] = __uint_as_float(a.x[i] & 0xffff0000u);
     }
     return a;
 }
@@ -140,13 +180,19 @@ __device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, f
     uint32_t low = make_pair(x0, x1), high = make_pair(x8, x9);
     return {{low, low, high, high}};
 }
-__device__ static inline float fragment_number(const FragmentA &a, int i) { return __uint_as_float(i % 2 ? a.x[i / 2] & 0xffff0000u : a.x[i / 2] << 16); }
-__device__ static inline void store_two(floatX *to, float first, float second) { *(uint32_t *)to = make_pair(first, second); }
+__device__ static inline float fragment_number(const FragmentA &a, int i) {
+    return __uint_as_float(i % 2 ? a.x[i / 2] & 0xffff0000u : a.x[i / 2] << 16);
+}
+__device__ static inline void store_two(floatX *to, float first, float second) {
+    *(uint32_t *)to = make_pair(first, second);
+}
 __device__ static inline float2 load_two(const floatX *from) {
     uint32_t pair = *(const uint32_t *)from;
     return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
-__device__ static inline void copy_pack(floatX *to, const floatX *from, bool inside) { copy_async(shared_address(to), from, inside); }
+__device__ static inline void copy_pack(floatX *to, const floatX *from, bool inside) {
+    copy_async(shared_address(to), from, inside);
+}
 __device__ static inline void copies_commit() { copy_commit(); }
 __device__ static inline void copies_wait() { copy_wait(); }
 #endif

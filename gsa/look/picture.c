@@ -12,15 +12,17 @@
 #define STBI_WRITE_NO_STDIO
 #include <stb/stb_image_write.h>
 
-/* ---------------------------------------------------------------------------------------------- canvas */
+/* ---------------------------------------------------------------------- canvas */
 
 const Colour ink = {34, 34, 34}, grey = {112, 112, 112}, pale = {222, 222, 222}, paper = {255, 255, 255};
 
 Canvas *canvas_create(int width, int height) {
     enum { MOST = 32768 };
-    if (width < 1 || height < 1 || width > MOST || height > MOST) die("a picture of %d x %d pixels cannot be drawn: each side may have 1 to %d", width, height, MOST);
+    if (width < 1 || height < 1 || width > MOST || height > MOST)
+        die("a picture of %d x %d pixels cannot be drawn: each side may have 1 to %d", width, height, MOST);
     Canvas *c = (Canvas *)xmalloc(sizeof *c);
-    c->width = width, c->height = height;
+    c->width = width;
+    c->height = height;
     c->rgb = (uint8_t *)xmalloc((size_t)width * (size_t)height * 3);
     memset(c->rgb, 255, (size_t)width * (size_t)height * 3);
     canvas_unclip(c);
@@ -32,7 +34,12 @@ void canvas_free(Canvas *c) {
     free(c);
 }
 
-void canvas_clip(Canvas *c, double left, double top, double right, double bottom) { c->clip[0] = left, c->clip[1] = top, c->clip[2] = right, c->clip[3] = bottom; }
+void canvas_clip(Canvas *c, double left, double top, double right, double bottom) {
+    c->clip[0] = left;
+    c->clip[1] = top;
+    c->clip[2] = right;
+    c->clip[3] = bottom;
+}
 void canvas_unclip(Canvas *c) { canvas_clip(c, 0, 0, c->width, c->height); }
 
 typedef struct {
@@ -49,7 +56,8 @@ static void take_bytes(void *context, void *data, int size) {
 
 uint8_t *canvas_png(const Canvas *c, size_t *bytes) {
     Bytes b = {NULL, 0};
-    if (!stbi_write_png_to_func(take_bytes, &b, c->width, c->height, 3, c->rgb, c->width * 3) || !b.count) die("out of memory for a picture of %d x %d pixels", c->width, c->height);
+    if (!stbi_write_png_to_func(take_bytes, &b, c->width, c->height, 3, c->rgb, c->width * 3) || !b.count)
+        die("out of memory for a picture of %d x %d pixels", c->width, c->height);
     *bytes = b.count;
     return b.bytes;
 }
@@ -65,13 +73,18 @@ void canvas_write(const Canvas *c, const char *path) {
 
 /* ---- colours */
 
-/* sRGB of the colour of lightness L (0 to 100), chroma C and hue h (degrees) in CIE LCh(ab), D65; what no screen can show is clamped. */
+/* sRGB of the colour of lightness L (0 to 100), chroma C and hue h (degrees) in CIE LCh(ab), D65; what no screen can
+   show is clamped. */
 static Colour colour_lch(double L, double C, double h) {
     double a = C * cos(h / 57.29577951308232), b = C * sin(h / 57.29577951308232), f[3], xyz[3];
     static const double white[3] = {0.95047, 1, 1.08883};
-    f[1] = (L + 16) / 116, f[0] = f[1] + a / 500, f[2] = f[1] - b / 200;
-    for (int i = 0; i < 3; i++) xyz[i] = white[i] * (f[i] > 6.0 / 29 ? f[i] * f[i] * f[i] : (f[i] - 4.0 / 29) * 3 * 36 / 841);
-    static const double matrix[3][3] = {{3.2404542, -1.5371385, -0.4985314}, {-0.9692660, 1.8760108, 0.0415560}, {0.0556434, -0.2040259, 1.0572252}};
+    f[1] = (L + 16) / 116;
+    f[0] = f[1] + a / 500;
+    f[2] = f[1] - b / 200;
+    for (int i = 0; i < 3; i++)
+        xyz[i] = white[i] * (f[i] > 6.0 / 29 ? f[i] * f[i] * f[i] : (f[i] - 4.0 / 29) * 3 * 36 / 841);
+    static const double matrix[3][3] = {
+        {3.2404542, -1.5371385, -0.4985314}, {-0.9692660, 1.8760108, 0.0415560}, {0.0556434, -0.2040259, 1.0572252}};
     uint8_t rgb[3];
     for (int i = 0; i < 3; i++) {
         double x = matrix[i][0] * xyz[0] + matrix[i][1] * xyz[1] + matrix[i][2] * xyz[2];
@@ -89,7 +102,8 @@ Colour colour_scale(double v) {
 }
 
 Colour colour_of(int i) {
-    static const Colour colours[7] = {{0, 114, 178}, {213, 94, 0}, {0, 158, 115}, {204, 121, 167}, {230, 159, 0}, {86, 180, 233}, {240, 228, 66}};
+    static const Colour colours[7] = {{0, 114, 178}, {213, 94, 0},   {0, 158, 115}, {204, 121, 167},
+                                      {230, 159, 0}, {86, 180, 233}, {240, 228, 66}};
     return colours[(i % 7 + 7) % 7];
 }
 
@@ -99,26 +113,35 @@ Colour colour_on(Colour c) { return 0.299 * c.r + 0.587 * c.g + 0.114 * c.b > 14
 
 static void mix(Canvas *c, int x, int y, Colour colour, double share) {
     uint8_t *p = c->rgb + ((size_t)y * (size_t)c->width + (size_t)x) * 3;
-    p[0] = (uint8_t)(p[0] + (colour.r - p[0]) * share + 0.5), p[1] = (uint8_t)(p[1] + (colour.g - p[1]) * share + 0.5), p[2] = (uint8_t)(p[2] + (colour.b - p[2]) * share + 0.5);
+    p[0] = (uint8_t)(p[0] + (colour.r - p[0]) * share + 0.5);
+    p[1] = (uint8_t)(p[1] + (colour.g - p[1]) * share + 0.5);
+    p[2] = (uint8_t)(p[2] + (colour.b - p[2]) * share + 0.5);
 }
 
 /* The pixels that [left, right) x [top, bottom) touches, within the clip: {x0, y0, x1, y1}, ends not included. */
 static bool pixels(const Canvas *c, double left, double top, double right, double bottom, int box[4]) {
     if (!isfinite(left + top + right + bottom)) return false;
-    left = fmax(fmax(left, c->clip[0]), 0), top = fmax(fmax(top, c->clip[1]), 0);
-    right = fmin(fmin(right, c->clip[2]), c->width), bottom = fmin(fmin(bottom, c->clip[3]), c->height);
+    left = fmax(fmax(left, c->clip[0]), 0);
+    top = fmax(fmax(top, c->clip[1]), 0);
+    right = fmin(fmin(right, c->clip[2]), c->width);
+    bottom = fmin(fmin(bottom, c->clip[3]), c->height);
     if (left >= right || top >= bottom) return false;
-    box[0] = (int)floor(left), box[1] = (int)floor(top), box[2] = (int)ceil(right), box[3] = (int)ceil(bottom);
+    box[0] = (int)floor(left);
+    box[1] = (int)floor(top);
+    box[2] = (int)ceil(right);
+    box[3] = (int)ceil(bottom);
     return true;
 }
 
 void draw_rectangle(Canvas *c, double x, double y, double width, double height, Colour colour, double opacity) {
     int box[4];
     double right = fmin(x + width, c->clip[2]), bottom = fmin(y + height, c->clip[3]);
-    x = fmax(x, c->clip[0]), y = fmax(y, c->clip[1]);
+    x = fmax(x, c->clip[0]);
+    y = fmax(y, c->clip[1]);
     if (!pixels(c, x, y, right, bottom, box)) return;
     for (int j = box[1]; j < box[3]; j++)
-        for (int i = box[0]; i < box[2]; i++) mix(c, i, j, colour, opacity * (fmin(right, i + 1) - fmax(x, i)) * (fmin(bottom, j + 1) - fmax(y, j)));
+        for (int i = box[0]; i < box[2]; i++)
+            mix(c, i, j, colour, opacity * (fmin(right, i + 1) - fmax(x, i)) * (fmin(bottom, j + 1) - fmax(y, j)));
 }
 
 void draw_frame(Canvas *c, double x, double y, double width, double height, double line, Colour colour) {
@@ -128,7 +151,8 @@ void draw_frame(Canvas *c, double x, double y, double width, double height, doub
     draw_rectangle(c, x + width - line, y + line, line, height - 2 * line, colour, 1);
 }
 
-static double covered(double distance) { return distance < -0.5 ? 1 : distance > 0.5 ? 0 : 0.5 - distance; } /* of a pixel whose middle is that far outside */
+/* of a pixel whose middle is that far outside */
+static double covered(double distance) { return distance < -0.5 ? 1 : distance > 0.5 ? 0 : 0.5 - distance; }
 
 void draw_line(Canvas *c, double x0, double y0, double x1, double y1, double width, Colour colour, double opacity) {
     int box[4];
@@ -136,20 +160,24 @@ void draw_line(Canvas *c, double x0, double y0, double x1, double y1, double wid
     if (!pixels(c, fmin(x0, x1) - r - 1, fmin(y0, y1) - r - 1, fmax(x0, x1) + r + 1, fmax(y0, y1) + r + 1, box)) return;
     for (int j = box[1]; j < box[3]; j++)
         for (int i = box[0]; i < box[2]; i++) {
-            double x = i + 0.5 - x0, y = j + 0.5 - y0, along = square > 0 ? fmin(fmax((x * dx + y * dy) / square, 0), 1) : 0;
+            double x = i + 0.5 - x0, y = j + 0.5 - y0,
+                   along = square > 0 ? fmin(fmax((x * dx + y * dy) / square, 0), 1) : 0;
             double share = covered(hypot(x - along * dx, y - along * dy) - r);
             if (share > 0) mix(c, i, j, colour, opacity * share);
         }
 }
 
-void draw_ellipse(Canvas *c, double x, double y, double a, double b, double angle, double line, Colour colour, double opacity) {
+void draw_ellipse(Canvas *c, double x, double y, double a, double b, double angle, double line, Colour colour,
+                  double opacity) {
     int box[4];
     double cosine = cos(angle), sine = sin(angle), r = line / 2;
     double wide = hypot(a * cosine, b * sine) + r + 1, high = hypot(a * sine, b * cosine) + r + 1;
     if (!(a > 0 && b > 0) || !pixels(c, x - wide, y - high, x + wide, y + high, box)) return;
     for (int j = box[1]; j < box[3]; j++)
-        for (int i = box[0]; i < box[2]; i++) { /* the distance to the outline, by the gradient of f = |(u / a, v / b)|, near it exact enough */
-            double px = i + 0.5 - x, py = j + 0.5 - y, u = (px * cosine + py * sine) / a, v = (py * cosine - px * sine) / b, f = hypot(u, v);
+        /* the distance to the outline, by the gradient of f = |(u / a, v / b)|, near it exact enough */
+        for (int i = box[0]; i < box[2]; i++) {
+            double px = i + 0.5 - x, py = j + 0.5 - y, u = (px * cosine + py * sine) / a,
+                   v = (py * cosine - px * sine) / b, f = hypot(u, v);
             double distance = f > 1e-9 ? (f - 1) * f / hypot(u / a, v / b) : -fmin(a, b);
             double share = covered(line > 0 ? fabs(distance) - r : distance);
             if (share > 0) mix(c, i, j, colour, opacity * share);
@@ -169,9 +197,12 @@ static int next_letter(const char **text) {
     switch (code) {
     case 0xB7: return 1;
     case 0xD7: return 'x';
-    case 0x2018: case 0x2019: return '\'';
-    case 0x201C: case 0x201D: return '"';
-    case 0x2013: case 0x2014: return '-';
+    case 0x2018:
+    case 0x2019: return '\'';
+    case 0x201C:
+    case 0x201D: return '"';
+    case 0x2013:
+    case 0x2014: return '-';
     }
     return code >= 32 && code < 127 ? (int)code : '?';
 }
@@ -184,7 +215,8 @@ double text_width(const char *text, double size) {
     return width * size;
 }
 
-static void draw_letters(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour, bool up) {
+static void draw_letters(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour,
+                         bool up) {
     struct { /* a vertex as the font writes it */
         float x, y, z;
         uint8_t colour[4];
@@ -197,7 +229,8 @@ static void draw_letters(Canvas *c, double x, double y, const char *text, double
         int count = letter == 1 ? 1 : stb_easy_font_print(0, 0, one, NULL, quads, sizeof quads);
         for (int q = 0; q < count; q++) {
             double left = at + size * (letter == 1 ? 1 : quads[q][0].x), top = size * (letter == 1 ? 4 : quads[q][0].y);
-            double width = size * (letter == 1 ? 1 : quads[q][2].x - quads[q][0].x), height = size * (letter == 1 ? 1 : quads[q][2].y - quads[q][0].y);
+            double width = size * (letter == 1 ? 1 : quads[q][2].x - quads[q][0].x),
+                   height = size * (letter == 1 ? 1 : quads[q][2].y - quads[q][0].y);
             if (up) draw_rectangle(c, x + top, y - left - width, height, width, colour, 1);
             else draw_rectangle(c, x + left, y + top, width, height, colour, 1);
         }
@@ -205,8 +238,12 @@ static void draw_letters(Canvas *c, double x, double y, const char *text, double
     }
 }
 
-void draw_text(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour) { draw_letters(c, x, y, text, size, anchor, colour, false); }
-void draw_text_up(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour) { draw_letters(c, x, y, text, size, anchor, colour, true); }
+void draw_text(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour) {
+    draw_letters(c, x, y, text, size, anchor, colour, false);
+}
+void draw_text_up(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour) {
+    draw_letters(c, x, y, text, size, anchor, colour, true);
+}
 
 /* As much of the text as fits, two dots at the end where it was cut. */
 static char *fitting(const char *text, double size, double width) {
@@ -222,7 +259,7 @@ static char *fitting(const char *text, double size, double width) {
     return xasprintf("%.*s..", (int)(end - text), text);
 }
 
-/* ---------------------------------------------------------------------------------------------- diagrams */
+/* ---------------------------------------------------------------------- diagrams */
 
 int nice_ticks(double low, double high, int most, double *ticks, double *step) {
     *step = 0;
@@ -232,7 +269,8 @@ int nice_ticks(double low, double high, int most, double *ticks, double *step) {
     for (int i = 0; i < 12; i++) {
         double s = power * pow(10, i / 3) * factors[i % 3], first = ceil(low / s - 1e-9), last = floor(high / s + 1e-9);
         if (!(last - first + 1 <= most)) continue;
-        int count = 1 + (int)(last - first); /* counted as whole numbers: far from 0 adding 1 to a double may change nothing */
+        /* counted as whole numbers: far from 0 adding 1 to a double may change nothing */
+        int count = 1 + (int)(last - first);
         for (int k = 0; k < count; k++) ticks[k] = (first + k) * s;
         *step = s;
         return count;
@@ -244,7 +282,9 @@ void number_text(double value, double step, char *out, size_t room) {
     const char *unit = "";
     if (step >= 1e3 && value != 0) {
         double size = step >= 1e9 ? 1e9 : step >= 1e6 ? 1e6 : 1e3;
-        unit = step >= 1e9 ? "G" : step >= 1e6 ? "M" : "k", value /= size, step /= size;
+        unit = step >= 1e9 ? "G" : step >= 1e6 ? "M" : "k";
+        value /= size;
+        step /= size;
     }
     int decimals = step > 0 ? (int)fmax(0, ceil(-log10(step) - 1e-9)) : 3;
     if (decimals > 6 || fabs(value) >= 1e7) snprintf(out, room, "%.3g%s", value, unit);
@@ -267,12 +307,14 @@ static void draw_title(Canvas *c, const char *title) {
 /* The range of a scale, widened by a little, and never empty. */
 static void widen(double *low, double *high, double share) {
     double room = *high > *low ? (*high - *low) * share : fabs(*low) > 0 ? fabs(*low) * 0.1 : 1;
-    *low -= room, *high += room;
+    *low -= room;
+    *high += room;
 }
 
-Plot plot_open(int width, int height, const char *title, const char *x_label, const char *y_label, double x0, double x1, double y0, double y1, double names, double legend,
-               bool equal, bool doubling) {
-    Plot p = {canvas_create(width, height), 0, MARGIN + 48, width - MARGIN - legend, height - MARGIN - 76, x0, x1, y0, y1};
+Plot plot_open(int width, int height, const char *title, const char *x_label, const char *y_label, double x0, double x1,
+               double y0, double y1, double names, double legend, bool equal, bool doubling) {
+    Plot p = {
+        canvas_create(width, height), 0, MARGIN + 48, width - MARGIN - legend, height - MARGIN - 76, x0, x1, y0, y1};
     if (!(x0 < x1)) widen(&p.x0, &p.x1, 0);
     if (!(y0 < y1)) widen(&p.y0, &p.y1, 0);
     Canvas *c = p.canvas;
@@ -285,8 +327,12 @@ Plot plot_open(int width, int height, const char *title, const char *x_label, co
     }
     p.left = MARGIN + (*y_label ? 36 : 0) + fmax(widest, names) + 12;
     if (equal) {
-        double wide = p.right - p.left, tall = p.bottom - p.top, unit = fmax((p.x1 - p.x0) / wide, (p.y1 - p.y0) / tall), x = (p.x0 + p.x1) / 2, y = (p.y0 + p.y1) / 2;
-        p.x0 = x - unit * wide / 2, p.x1 = x + unit * wide / 2, p.y0 = y - unit * tall / 2, p.y1 = y + unit * tall / 2;
+        double wide = p.right - p.left, tall = p.bottom - p.top,
+               unit = fmax((p.x1 - p.x0) / wide, (p.y1 - p.y0) / tall), x = (p.x0 + p.x1) / 2, y = (p.y0 + p.y1) / 2;
+        p.x0 = x - unit * wide / 2;
+        p.x1 = x + unit * wide / 2;
+        p.y0 = y - unit * tall / 2;
+        p.y1 = y + unit * tall / 2;
         count = nice_ticks(p.y0, p.y1, 8, ticks, &step);
     }
     draw_title(c, title);
@@ -311,13 +357,15 @@ Plot plot_open(int width, int height, const char *title, const char *x_label, co
     return p;
 }
 
-/* Places in the colour scale: of shares from 0 to 1 the square root, since most are small; of ratios from 0 to infinity, 1 in the middle. */
+/* Places in the colour scale: of shares from 0 to 1 the square root, since most are small; of ratios from 0 to
+   infinity, 1 in the middle. */
 static double place_share(double share) { return sqrt(share); }
 static double place_ratio(double ratio) { return ratio / (1 + ratio); }
 
 /* The colour scale, standing, with ticks at values whose places in it are given. */
 static void draw_scale(Canvas *c, double x, double y, double height, const char *label, double (*place)(double)) {
-    static const double shares[] = {0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1}, ratios[] = {0, 0.1, 0.2, 0.5, 1, 2, 5, 10};
+    static const double shares[] = {0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1},
+                        ratios[] = {0, 0.1, 0.2, 0.5, 1, 2, 5, 10};
     const double *ticks = place == place_share ? shares : ratios;
     const size_t count = place == place_share ? sizeof shares / sizeof *shares : sizeof ratios / sizeof *ratios;
     for (int i = 0; i < height; i++) draw_rectangle(c, x, y + i, 28, 1, colour_scale(1 - (i + 0.5) / height), 1);
@@ -333,7 +381,7 @@ static void draw_scale(Canvas *c, double x, double y, double height, const char 
 }
 enum { SCALE_WIDTH = 130 };
 
-/* ---------------------------------------------------------------------------------------------- pictures */
+/* ---------------------------------------------------------------------- pictures */
 
 enum { LONGEST = 120 }; /* of a token's label, in pixels */
 
@@ -354,14 +402,16 @@ Canvas *picture_attention(const char *title, const float *weights, const char *c
     int cell = T <= 96 ? 20 : 12; /* large enough for a line of text of its size */
     double size = cell == 20 ? 2 : 1, room = longest_label(labels, T, size), scale = fmin(fmax(T * cell, 160), 480);
     int left = MARGIN + 30 + (int)room + 8, top = MARGIN + 48 + 26 + (int)room + 8, side = T * cell;
-    Canvas *c = canvas_create((int)fmax(left + side + MARGIN + 24 + SCALE_WIDTH, 560), top + (int)fmax(side, 200) + MARGIN);
+    Canvas *c =
+        canvas_create((int)fmax(left + side + MARGIN + 24 + SCALE_WIDTH, 560), top + (int)fmax(side, 200) + MARGIN);
     draw_title(c, title);
     for (int t = 0; t < T; t++) {
         draw_label(c, left - 8, top + t * cell + (cell - 7 * size) / 2 - 1, labels[t], size, false);
         draw_label(c, left + t * cell + (cell - 7 * size) / 2 - 1, top - 8, labels[t], size, true);
     }
     for (int i = 0; i < T; i++)
-        for (int j = 0; j < T; j++) draw_rectangle(c, left + j * cell, top + i * cell, cell, cell, colour_scale(sqrt(weights[i * T + j])), 1);
+        for (int j = 0; j < T; j++)
+            draw_rectangle(c, left + j * cell, top + i * cell, cell, cell, colour_scale(sqrt(weights[i * T + j])), 1);
     draw_frame(c, left - 2, top - 2, side + 4, side + 4, 2, grey);
     draw_text(c, left, MARGIN + 44, "key: is attended to", TEXT, TEXT_START, grey);
     draw_text_up(c, MARGIN, top + side, "query", TEXT, TEXT_START, grey);
@@ -369,7 +419,8 @@ Canvas *picture_attention(const char *title, const float *weights, const char *c
     return c;
 }
 
-Canvas *picture_heads(const char *title, const float *weights, const int *kind, const char *const *kinds, int number_of_kinds, int L, int NH, int T, HeadGrid *grid) {
+Canvas *picture_heads(const char *title, const float *weights, const int *kind, const char *const *kinds,
+                      int number_of_kinds, int L, int NH, int T, HeadGrid *grid) {
     int cell = NH <= 4 ? 240 : NH <= 8 ? 160 : NH <= 16 ? 104 : 56, pitch = cell + 16;
     int left = MARGIN + 130, top = MARGIN + 48 + LINE + 12, legend_row = 0;
     double legend = 0;
@@ -393,7 +444,8 @@ Canvas *picture_heads(const char *title, const float *weights, const int *kind, 
                 for (int j = 0; j < cell; j++) { /* the largest weight in a pixel, so that thin lines stay */
                     float most = 0;
                     for (int a = i * T / cell; a <= ((i + 1) * T - 1) / cell && a < T; a++)
-                        for (int b = j * T / cell; b <= ((j + 1) * T - 1) / cell && b < T; b++) most = w[a * T + b] > most ? w[a * T + b] : most;
+                        for (int b = j * T / cell; b <= ((j + 1) * T - 1) / cell && b < T; b++)
+                            most = w[a * T + b] > most ? w[a * T + b] : most;
                     draw_rectangle(c, x + j, y + i, 1, 1, colour_scale(sqrt(most)), 1);
                 }
             draw_frame(c, x - 4, y - 4, cell + 8, cell + 8, 4, colour_of(kind[l * NH + h]));
@@ -406,21 +458,31 @@ Canvas *picture_heads(const char *title, const float *weights, const int *kind, 
         draw_text(c, at + 38, legend_row, kinds[k], TEXT, TEXT_START, ink);
         at += 40 + text_width(kinds[k], TEXT) + 30;
     }
-    grid->left = left, grid->top = top, grid->pitch = pitch, grid->cell = cell;
+    grid->left = left;
+    grid->top = top;
+    grid->pitch = pitch;
+    grid->cell = cell;
     return c;
 }
 
 void principal_plane(const float *keys, int T, int d, float *mean, float *components, double share[2]) {
-    double *m = (double *)xcalloc((size_t)d + (size_t)d * (size_t)d + 2 * (size_t)d, sizeof(double)), *covariance = m + d, *v = covariance + (size_t)d * d, *next = v + d, total = 0;
+    double *m = (double *)xcalloc((size_t)d + (size_t)d * (size_t)d + 2 * (size_t)d, sizeof(double)),
+           *covariance = m + d, *v = covariance + (size_t)d * d, *next = v + d, total = 0;
     for (int t = 0; t < T; t++)
         for (int k = 0; k < d; k++) m[k] += keys[t * d + k] / (double)T;
     for (int t = 0; t < T; t++)
         for (int a = 0; a < d; a++)
-            for (int b = 0; b < d; b++) covariance[a * d + b] += (keys[t * d + a] - m[a]) * (keys[t * d + b] - m[b]) / T;
+            for (int b = 0; b < d; b++)
+                covariance[a * d + b] += (keys[t * d + a] - m[a]) * (keys[t * d + b] - m[b]) / T;
     double size = 0;
-    for (int k = 0; k < d; k++) total += covariance[k * d + k], size += m[k] * m[k], mean[k] = (float)m[k];
+    for (int k = 0; k < d; k++) {
+        total += covariance[k * d + k];
+        size += m[k] * m[k];
+        mean[k] = (float)m[k];
+    }
     if (total <= 1e-13 * size) total = 0; /* rounding only */
-    for (int component = 0; component < 2; component++) { /* the leading direction by repeated multiplication; the second at right angles to the first */
+    /* the leading direction by repeated multiplication; the second at right angles to the first */
+    for (int component = 0; component < 2; component++) {
         double value = 0;
         uint64_t rng = 1 + (uint64_t)component;
         for (int k = 0; k < d; k++) v[k] = rng_normal(&rng);
@@ -431,7 +493,10 @@ void principal_plane(const float *keys, int T, int d, float *mean, float *compon
                 if (component) v[k] -= along * components[k];
                 square += v[k] * v[k];
             }
-            for (int k = 0; k < d; k++) v[k] /= sqrt(square), components[component * d + k] = (float)v[k];
+            for (int k = 0; k < d; k++) {
+                v[k] /= sqrt(square);
+                components[component * d + k] = (float)v[k];
+            }
             value = 0;
             for (int a = 0; a < d; a++) {
                 next[a] = 0;
@@ -448,34 +513,45 @@ void principal_plane(const float *keys, int T, int d, float *mean, float *compon
 
 void plane_ellipse(double xx, double xy, double yy, PlaneSplat *s) {
     double middle = (xx + yy) / 2, apart = hypot((xx - yy) / 2, xy);
-    s->a = (float)sqrt(fmax(middle + apart, 0)), s->b = (float)sqrt(fmax(middle - apart, 0));
+    s->a = (float)sqrt(fmax(middle + apart, 0));
+    s->b = (float)sqrt(fmax(middle - apart, 0));
     s->angle = (float)(0.5 * atan2(2 * xy, xx - yy));
 }
 
-Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const float *points, const int *owner, const char *const *labels, int T, const double share[2]) {
+Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const float *points, const int *owner,
+                       const char *const *labels, int T, const double share[2]) {
     double low[2] = {INFINITY, INFINITY}, high[2] = {-INFINITY, -INFINITY};
     for (int t = 0; t < T; t++)
-        for (int k = 0; k < 2; k++) low[k] = fmin(low[k], points[2 * t + k]), high[k] = fmax(high[k], points[2 * t + k]);
+        for (int k = 0; k < 2; k++) {
+            low[k] = fmin(low[k], points[2 * t + k]);
+            high[k] = fmax(high[k], points[2 * t + k]);
+        }
     for (int s = 0; s < S; s++) { /* centres are always seen, ellipses as far as they fit */
-        low[0] = fmin(low[0], splats[s].x), high[0] = fmax(high[0], splats[s].x);
-        low[1] = fmin(low[1], splats[s].y), high[1] = fmax(high[1], splats[s].y);
+        low[0] = fmin(low[0], splats[s].x);
+        high[0] = fmax(high[0], splats[s].x);
+        low[1] = fmin(low[1], splats[s].y);
+        high[1] = fmax(high[1], splats[s].y);
     }
     enum { WIDTH = 1500, HEIGHT = 1260, KEY = 300 };
     char x_label[96], y_label[96];
     for (int k = 0; k < 2; k++) widen(&low[k], &high[k], 0.08);
-    snprintf(x_label, sizeof x_label, "first principal component of the keys (%.0f %% of their variance)", 100 * share[0]);
+    snprintf(x_label, sizeof x_label, "first principal component of the keys (%.0f %% of their variance)",
+             100 * share[0]);
     snprintf(y_label, sizeof y_label, "second (%.0f %%)", 100 * share[1]);
     Plot p = plot_open(WIDTH, HEIGHT, title, x_label, y_label, low[0], high[0], low[1], high[1], 0, KEY, true, false);
     double scale = (p.right - p.left) / (p.x1 - p.x0);
     Canvas *c = p.canvas;
     for (int s = 0; s < S; s++) {
         const PlaneSplat *e = &splats[s];
-        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 0, colour_of(e->slot), 0.5 / (4 + S));
-        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 2.5, colour_of(e->slot), 0.25 + 0.65 * e->amplitude);
+        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 0,
+                     colour_of(e->slot), 0.5 / (4 + S));
+        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 2.5,
+                     colour_of(e->slot), 0.25 + 0.65 * e->amplitude);
     }
     for (int t = 0; t < T; t++) {
         draw_ellipse(c, plot_x(&p, points[2 * t]), plot_y(&p, points[2 * t + 1]), 7, 7, 0, 0, paper, 1);
-        draw_ellipse(c, plot_x(&p, points[2 * t]), plot_y(&p, points[2 * t + 1]), 6, 6, 0, 0, owner[t] < 0 ? grey : colour_of(splats[owner[t]].slot), 1);
+        draw_ellipse(c, plot_x(&p, points[2 * t]), plot_y(&p, points[2 * t + 1]), 6, 6, 0, 0,
+                     owner[t] < 0 ? grey : colour_of(splats[owner[t]].slot), 1);
     }
     for (int s = 0; s < S; s++) {
         double r = 5 + 9 * sqrt(splats[s].amplitude), cx = plot_x(&p, splats[s].x), cy = plot_y(&p, splats[s].y);
@@ -491,17 +567,26 @@ Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const
     double(*boxes)[4] = (double(*)[4])xmalloc((size_t)(2 * T + S + 1) * sizeof *boxes);
     for (int s = 0; s < S; s++) {
         double r = 7 + 9 * sqrt(splats[s].amplitude), cx = plot_x(&p, splats[s].x), cy = plot_y(&p, splats[s].y);
-        boxes[taken][0] = cx - r, boxes[taken][1] = cy - r, boxes[taken][2] = cx + r, boxes[taken++][3] = cy + r;
+        boxes[taken][0] = cx - r;
+        boxes[taken][1] = cy - r;
+        boxes[taken][2] = cx + r;
+        boxes[taken++][3] = cy + r;
     }
     for (int t = 0; t < T; t++) {
         double cx = plot_x(&p, points[2 * t]), cy = plot_y(&p, points[2 * t + 1]);
-        boxes[taken][0] = cx - 6, boxes[taken][1] = cy - 6, boxes[taken][2] = cx + 6, boxes[taken++][3] = cy + 6;
+        boxes[taken][0] = cx - 6;
+        boxes[taken][1] = cy - 6;
+        boxes[taken][2] = cx + 6;
+        boxes[taken++][3] = cy + 6;
     }
     for (int t = 0; t < T; t++) {
         char *text = fitting(labels[t], TEXT, LONGEST);
-        double cx = plot_x(&p, points[2 * t]) + 10, cy = plot_y(&p, points[2 * t + 1]) - 8, box[4] = {cx, cy, cx + text_width(text, TEXT), cy + 18};
+        double cx = plot_x(&p, points[2 * t]) + 10, cy = plot_y(&p, points[2 * t + 1]) - 8,
+               box[4] = {cx, cy, cx + text_width(text, TEXT), cy + 18};
         bool free_place = box[2] < p.right && box[1] > p.top && box[3] < p.bottom;
-        for (int i = 0; i < taken && free_place; i++) free_place = box[0] >= boxes[i][2] || box[2] <= boxes[i][0] || box[1] >= boxes[i][3] || box[3] <= boxes[i][1];
+        for (int i = 0; i < taken && free_place; i++)
+            free_place =
+                box[0] >= boxes[i][2] || box[2] <= boxes[i][0] || box[1] >= boxes[i][3] || box[3] <= boxes[i][1];
         if (free_place) {
             draw_text(c, cx, cy, text, TEXT, TEXT_START, ink);
             memcpy(boxes[taken++], box, sizeof box);
@@ -525,53 +610,74 @@ Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const
     return c;
 }
 
-Canvas *picture_responsibilities(const char *title, const float *r, const int *slots, int S, const char *const *labels, int T) {
+Canvas *picture_responsibilities(const char *title, const float *r, const int *slots, int S, const char *const *labels,
+                                 int T) {
     int high = T <= 96 ? 20 : 12, wide = S <= 24 ? 36 : 26;
     double size = high >= 18 ? 2 : 1, room = longest_label(labels, T, size);
     int left = MARGIN + (int)room + 12, top = MARGIN + 48 + 2 * LINE;
-    Canvas *c = canvas_create((int)fmax(left + S * wide + MARGIN + 24 + SCALE_WIDTH, 720), top + (int)fmax(T * high, 240) + MARGIN);
+    Canvas *c = canvas_create((int)fmax(left + S * wide + MARGIN + 24 + SCALE_WIDTH, 720),
+                              top + (int)fmax(T * high, 240) + MARGIN);
     draw_title(c, title);
     draw_text(c, left, MARGIN + 44, "splat (slot)", TEXT, TEXT_START, grey);
     for (int s = 0; s < S; s++) {
         char text[16];
         snprintf(text, sizeof text, "%d", slots[s]);
-        draw_text(c, left + s * wide + wide / 2, top - LINE, text, wide < 30 && slots[s] > 99 ? 1 : TEXT, TEXT_MIDDLE, ink);
+        draw_text(c, left + s * wide + wide / 2, top - LINE, text, wide < 30 && slots[s] > 99 ? 1 : TEXT, TEXT_MIDDLE,
+                  ink);
     }
     for (int t = 0; t < T; t++) {
         draw_label(c, left - 8, top + t * high + (high - 7 * size) / 2 - 1, labels[t], size, false);
-        for (int s = 0; s < S; s++) draw_rectangle(c, left + s * wide, top + t * high, wide, high, colour_scale(sqrt(r[t * S + s])), 1);
+        for (int s = 0; s < S; s++)
+            draw_rectangle(c, left + s * wide, top + t * high, wide, high, colour_scale(sqrt(r[t * S + s])), 1);
     }
     draw_frame(c, left - 2, top - 2, S * wide + 4, T * high + 4, 2, grey);
     draw_scale(c, left + S * wide + 24, top, fmin(fmax(T * high, 160), 480), "responsibility", place_share);
     return c;
 }
 
-static Canvas *draw_curves(int height, const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high, bool doubling) {
+static Canvas *draw_curves(int height, const char *title, const char *x_label, const char *y_label, const Curve *curves,
+                           int count, double low, double high, bool doubling) {
     double x0 = INFINITY, x1 = -INFINITY, y0 = INFINITY, y1 = -INFINITY, legend = 0;
     int named = 0;
     for (int i = 0; i < count; i++) {
-        if (!curves[i].thin) legend = fmax(legend, text_width(curves[i].name, TEXT)), named++;
+        if (!curves[i].thin) {
+            legend = fmax(legend, text_width(curves[i].name, TEXT));
+            named++;
+        }
         for (size_t k = 0; k < curves[i].count; k++)
             if (isfinite(curves[i].y[k])) {
                 double x = doubling ? log2(curves[i].x[k]) : curves[i].x[k];
-                x0 = fmin(x0, x), x1 = fmax(x1, x);
-                y0 = fmin(y0, curves[i].y[k]), y1 = fmax(y1, curves[i].y[k]);
+                x0 = fmin(x0, x);
+                x1 = fmax(x1, x);
+                y0 = fmin(y0, curves[i].y[k]);
+                y1 = fmax(y1, curves[i].y[k]);
             }
     }
-    if (!(x0 <= x1)) x0 = 0, x1 = 1, y0 = 0, y1 = 1;
-    if (low < high) y0 = low, y1 = high;
-    else widen(&y0, &y1, 0.04);
+    if (!(x0 <= x1)) {
+        x0 = 0;
+        x1 = 1;
+        y0 = 0;
+        y1 = 1;
+    }
+    if (low < high) {
+        y0 = low;
+        y1 = high;
+    } else widen(&y0, &y1, 0.04);
     x1 += 0.01 * (x1 - x0); /* the last point is seen whole */
     legend = legend > 0 ? legend + 84 : 0;
-    Plot p = plot_open((int)(1240 + legend), (int)fmax(height, 200 + (LINE + 6) * named), title, x_label, y_label, x0, x1, y0, y1, 0, legend, false, doubling);
+    Plot p = plot_open((int)(1240 + legend), (int)fmax(height, 200 + (LINE + 6) * named), title, x_label, y_label, x0,
+                       x1, y0, y1, 0, legend, false, doubling);
     for (int pass = 0; pass < 2; pass++) /* pale ones below */
         for (int i = 0; i < count; i++) {
             const Curve *v = &curves[i];
             if (v->thin == (pass == 1)) continue;
             for (size_t k = 0; k < v->count; k++) {
-                double x = plot_x(&p, doubling ? log2(v->x[k]) : v->x[k]), y = plot_y(&p, v->y[k]), before = k ? v->x[k - 1] : NAN;
+                double x = plot_x(&p, doubling ? log2(v->x[k]) : v->x[k]), y = plot_y(&p, v->y[k]),
+                       before = k ? v->x[k - 1] : NAN;
                 if (!isfinite(y)) continue;
-                if (k && isfinite(v->y[k - 1])) draw_line(p.canvas, plot_x(&p, doubling ? log2(before) : before), plot_y(&p, v->y[k - 1]), x, y, v->thin ? 1.5 : 4, colour_of(v->colour), v->thin ? 0.25 : 1);
+                if (k && isfinite(v->y[k - 1]))
+                    draw_line(p.canvas, plot_x(&p, doubling ? log2(before) : before), plot_y(&p, v->y[k - 1]), x, y,
+                              v->thin ? 1.5 : 4, colour_of(v->colour), v->thin ? 0.25 : 1);
                 if (v->marks) draw_ellipse(p.canvas, x, y, 6, 6, 0, 0, colour_of(v->colour), 1);
             }
         }
@@ -586,11 +692,13 @@ static Canvas *draw_curves(int height, const char *title, const char *x_label, c
     return p.canvas;
 }
 
-Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count, double low, double high, bool doubling) {
+Canvas *picture_curves(const char *title, const char *x_label, const char *y_label, const Curve *curves, int count,
+                       double low, double high, bool doubling) {
     return draw_curves(800, title, x_label, y_label, curves, count, low, high, doubling);
 }
 
-/* A bar's number in text (size bytes); with an error, as many digits as the smallest error of the picture, finest, has up to its first. */
+/* A bar's number in text (size bytes); with an error, as many digits as the smallest error of the picture, finest,
+   has up to its first. */
 static void bar_text(double value, double error, double finest, char *text, size_t size) {
     double scale = fabs(value) >= 1e9 ? 1e9 : fabs(value) >= 1e6 ? 1e6 : fabs(value) >= 1e4 ? 1e3 : 1;
     const char *unit = scale == 1e9 ? "G" : scale == 1e6 ? "M" : scale == 1e3 ? "k" : "";
@@ -599,27 +707,36 @@ static void bar_text(double value, double error, double finest, char *text, size
     else snprintf(text, size, "%.4g%s", value / scale, unit);
 }
 
-Canvas *picture_bars(const char *title, const char *x_label, const char *const *names, const double *values, const double *errors, int count) {
+Canvas *picture_bars(const char *title, const char *x_label, const char *const *names, const double *values,
+                     const double *errors, int count) {
     enum { BAR = 34, PITCH = 50, WIDTH = 1400 };
     double low = INFINITY, high = -INFINITY, finest = INFINITY, room = 0, numbers = 0, step, ticks[16];
     char label[256], text[96];
     for (int i = 0; i < count; i++) {
         double e = errors[i] > 0 ? errors[i] : 0;
         if (e > 0) finest = fmin(finest, e);
-        if (isfinite(values[i])) low = fmin(low, values[i] - e), high = fmax(high, values[i] + e);
+        if (isfinite(values[i])) {
+            low = fmin(low, values[i] - e);
+            high = fmax(high, values[i] + e);
+        }
         room = fmax(room, text_width(names[i], TEXT));
     }
     for (int i = 0; i < count; i++) {
         bar_text(values[i], errors[i], finest, text, sizeof text);
         numbers = fmax(numbers, text_width(text, TEXT));
     }
-    if (!(low <= high)) low = 0, high = 1;
-    room = fmin(room, WIDTH / 2), numbers = fmin(numbers, WIDTH / 4);
+    if (!(low <= high)) {
+        low = 0;
+        high = 1;
+    }
+    room = fmin(room, WIDTH / 2);
+    numbers = fmin(numbers, WIDTH / 4);
     bool from_zero = low < 0.5 * high || low <= 0;
     double start = from_zero ? fmin(low, 0) : low - fmax(high - low, 1e-3 * high) * 0.6, end = high;
     if (nice_ticks(start, end, 8, ticks, &step) && !from_zero) start = floor(start / step) * step;
     if (end <= start) end = start + 1;
-    end += (end - start) * (numbers + 24) / (WIDTH - 3 * MARGIN - room - numbers - 24); /* for the numbers behind the bars */
+    /* for the numbers behind the bars */
+    end += (end - start) * (numbers + 24) / (WIDTH - 3 * MARGIN - room - numbers - 24);
     snprintf(label, sizeof label, "%s", x_label);
     if (!from_zero) {
         number_text(start, step, text, sizeof text);
@@ -642,7 +759,8 @@ Canvas *picture_bars(const char *title, const char *x_label, const char *const *
         bool error = errors[i] > 0;
         double reach = fmax(x, zero);
         if (error) {
-            double x0 = plot_x(&p, values[i] - errors[i]), x1 = plot_x(&p, values[i] + errors[i]), middle = y + BAR / 2.0;
+            double x0 = plot_x(&p, values[i] - errors[i]), x1 = plot_x(&p, values[i] + errors[i]),
+                   middle = y + BAR / 2.0;
             draw_line(c, x0, middle, x1, middle, 3, ink, 1);
             draw_line(c, x0, middle - 9, x0, middle + 9, 3, ink, 1);
             draw_line(c, x1, middle - 9, x1, middle + 9, 3, ink, 1);
@@ -654,7 +772,7 @@ Canvas *picture_bars(const char *title, const char *x_label, const char *const *
     return c;
 }
 
-/* ---------------------------------------------------------------------------------------------- a training's main.log */
+/* ---------------------------------------------------------------------- a training's main.log */
 
 typedef struct {
     double *x, *y;
@@ -665,12 +783,17 @@ static void series_add(Series *s, double x, double y) {
     while (s->count && s->x[s->count - 1] >= x) s->count--; /* a resumed run writes its last steps again */
     if (s->count == s->room) {
         s->room = 2 * s->room + 256;
-        s->x = (double *)xrealloc(s->x, s->room * sizeof *s->x), s->y = (double *)xrealloc(s->y, s->room * sizeof *s->y);
+        s->x = (double *)xrealloc(s->x, s->room * sizeof *s->x);
+        s->y = (double *)xrealloc(s->y, s->room * sizeof *s->y);
     }
-    s->x[s->count] = x, s->y[s->count++] = y;
+    s->x[s->count] = x;
+    s->y[s->count++] = y;
 }
 
-static void series_free(Series *s) { free(s->x), free(s->y); }
+static void series_free(Series *s) {
+    free(s->x);
+    free(s->y);
+}
 
 /* Losses by step: "s:N trl:X ..." of training, "s:N tel:X" of validation. */
 static void read_losses(const char *path, Series *training, Series *validation) {
@@ -687,7 +810,9 @@ static void read_losses(const char *path, Series *training, Series *validation) 
         if (strcmp(name, "tel") == 0) series_add(validation, step, loss);
     }
     free(text);
-    if (!training->count && !validation->count) die("%s holds no losses: lines such as 's:100 trl:3.5' or 's:100 tel:3.4', as in the main.log of a training", path);
+    if (!training->count && !validation->count)
+        die("%s holds no losses: lines such as 's:100 trl:3.5' or 's:100 tel:3.4', as in the main.log of a training",
+            path);
 }
 
 /* The average of a series within `steps` to either side of each point. */
@@ -696,9 +821,15 @@ static void smooth(Series *out, const Series *in, double steps) {
     size_t from = 0, to = 0, finite = 0;
     for (size_t k = 0; k < in->count; k++) {
         for (; to < in->count && in->x[to] <= in->x[k] + steps; to++)
-            if (isfinite(in->y[to])) sum += in->y[to], finite++;
+            if (isfinite(in->y[to])) {
+                sum += in->y[to];
+                finite++;
+            }
         for (; in->x[from] < in->x[k] - steps; from++)
-            if (isfinite(in->y[from])) sum -= in->y[from], finite--;
+            if (isfinite(in->y[from])) {
+                sum -= in->y[from];
+                finite--;
+            }
         series_add(out, in->x[k], finite ? sum / (double)finite : NAN);
     }
 }
@@ -711,7 +842,8 @@ static char *run_name(const char *path) {
     return xasprintf("%.*s", (int)(end - start), start);
 }
 
-Canvas *picture_losses(const char *title, const char *const *logs, const char *const *names, int count, double low, double high) {
+Canvas *picture_losses(const char *title, const char *const *logs, const char *const *names, int count, double low,
+                       double high) {
     Series *series = (Series *)xcalloc((size_t)count * 3, sizeof *series);
     Curve *curves = (Curve *)xcalloc((size_t)count * 2, sizeof *curves);
     double last = 0, bottom = INFINITY, top = -INFINITY;
@@ -724,23 +856,35 @@ Canvas *picture_losses(const char *title, const char *const *logs, const char *c
         }
         char *name = names && names[i] ? xstrdup(names[i]) : run_name(logs[i]);
         curves[2 * i] = (Curve){NULL, training->x, training->y, training->count, i, true, false};
-        curves[2 * i + 1] = (Curve){xasprintf("%s: %.4g (%s)", name, shown->y[shown->count - 1], shown == validation ? "validation" : "training"), shown->x, shown->y, shown->count, i, false, shown == validation};
+        curves[2 * i + 1] = (Curve){xasprintf("%s: %.4g (%s)", name, shown->y[shown->count - 1],
+                                              shown == validation ? "validation" : "training"),
+                                    shown->x,
+                                    shown->y,
+                                    shown->count,
+                                    i,
+                                    false,
+                                    shown == validation};
         free(name);
         if (training->count) last = fmax(last, training->x[training->count - 1]);
         last = fmax(last, shown->x[shown->count - 1]);
     }
-    for (int i = 0; i < 2 * count; i++) /* the fall from the start would flatten all that follows: the first tenth may leave the frame */
+    /* the fall from the start would flatten all that follows: the first tenth may leave the frame */
+    for (int i = 0; i < 2 * count; i++)
         for (size_t k = 0; k < curves[i].count; k++) {
             double y = curves[i].y[k];
             if (!isfinite(y)) continue;
             bottom = fmin(bottom, y);
             if (curves[i].x[k] >= 0.1 * last) top = fmax(top, y);
         }
-    if (!(low < high) && bottom < top) low = bottom - 0.04 * (top - bottom), high = top + 0.04 * (top - bottom);
+    if (!(low < high) && bottom < top) {
+        low = bottom - 0.04 * (top - bottom);
+        high = top + 0.04 * (top - bottom);
+    }
     Canvas *c = picture_curves(title, "step", "loss, nats a token", curves, 2 * count, low, high, false);
     for (int i = 0; i < count; i++) free((char *)curves[2 * i + 1].name);
     for (int i = 0; i < 3 * count; i++) series_free(&series[i]);
-    free(series), free(curves);
+    free(series);
+    free(curves);
     return c;
 }
 
@@ -781,13 +925,16 @@ static float *read_activations(const char *text, int *count) {
         double value = strtod(text, &end);
         if (dead) end = (char *)text + 1;
         else if (end == text) break;
-        alive += !dead, values[(*count)++] = dead ? NAN : (float)value, text = end;
+        alive += !dead;
+        values[(*count)++] = dead ? NAN : (float)value;
+        text = end;
     }
     for (int s = 0; s < *count; s++) values[s] *= (float)alive;
     return (float *)xrealloc(values, ((size_t)*count + 1) * sizeof *values);
 }
 
-/* "s:N adp:state alive:X fewest:X ... coverage:X ...", an event's "s:N adp:birth l:1 h:2 slot:3 ...", and a head's activations. */
+/* "s:N adp:state alive:X fewest:X ... coverage:X ...", an event's "s:N adp:birth l:1 h:2 slot:3 ...", and a head's
+   activations. */
 static Adaptation read_adaptation(const char *path) {
     Adaptation a;
     size_t bytes;
@@ -807,17 +954,20 @@ static Adaptation read_adaptation(const char *path) {
             if (e.layer < 0 || e.head < 0 || e.layer > 1 << 20 || e.head > 1 << 20) continue;
             if (strcmp(name, "act") == 0) {
                 Activations h = {e.step, e.layer, e.head, 0, NULL};
-                if (a.head_count == a.head_room) a.heads = (Activations *)xrealloc(a.heads, (a.head_room = 2 * a.head_room + 256) * sizeof *a.heads);
+                if (a.head_count == a.head_room)
+                    a.heads = (Activations *)xrealloc(a.heads, (a.head_room = 2 * a.head_room + 256) * sizeof *a.heads);
                 h.activation = read_activations(line + behind, &h.count);
                 a.heads[a.head_count++] = h;
                 continue;
             }
             for (e.kind = 0; e.kind < EVENTS && strcmp(name, event_names[e.kind]) != 0;) e.kind++;
             if (e.kind == EVENTS) continue;
-            if (a.count == a.room) a.events = (Event *)xrealloc(a.events, (a.room = 2 * a.room + 256) * sizeof *a.events);
+            if (a.count == a.room)
+                a.events = (Event *)xrealloc(a.events, (a.room = 2 * a.room + 256) * sizeof *a.events);
             a.events[a.count++] = e;
         } else if (strstr(line, " adp:state ")) {
-            const char *alive = strstr(line, " alive:"), *fewest = strstr(line, " fewest:"), *coverage = strstr(line, " coverage:");
+            const char *alive = strstr(line, " alive:"), *fewest = strstr(line, " fewest:"),
+                       *coverage = strstr(line, " coverage:");
             if (alive) series_add(&a.alive, e.step, strtod(alive + 7, NULL));
             if (fewest) series_add(&a.fewest, e.step, strtod(fewest + 8, NULL));
             if (coverage) series_add(&a.coverage, e.step, strtod(coverage + 10, NULL));
@@ -829,7 +979,11 @@ static Adaptation read_adaptation(const char *path) {
 
 static void adaptation_free(Adaptation *a) {
     for (size_t i = 0; i < a->head_count; i++) free(a->heads[i].activation);
-    series_free(&a->alive), series_free(&a->fewest), series_free(&a->coverage), free(a->events), free(a->heads);
+    series_free(&a->alive);
+    series_free(&a->fewest);
+    series_free(&a->coverage);
+    free(a->events);
+    free(a->heads);
 }
 
 bool log_has_adaptation(const char *log) {
@@ -844,10 +998,14 @@ static Canvas *draw_events_by_head(const Adaptation *a) {
     int(*heads)[2] = (int(*)[2])xmalloc((a->count + 1) * sizeof *heads), rows = 0, most = 0;
     for (size_t i = 0; i < a->count; i++) {
         int at = 0;
-        while (at < rows && (heads[at][0] < a->events[i].layer || (heads[at][0] == a->events[i].layer && heads[at][1] < a->events[i].head))) at++;
+        while (at < rows && (heads[at][0] < a->events[i].layer ||
+                             (heads[at][0] == a->events[i].layer && heads[at][1] < a->events[i].head)))
+            at++;
         if (at < rows && heads[at][0] == a->events[i].layer && heads[at][1] == a->events[i].head) continue;
         memmove(heads[at + 1], heads[at], (size_t)(rows - at) * sizeof *heads);
-        heads[at][0] = a->events[i].layer, heads[at][1] = a->events[i].head, rows++;
+        heads[at][0] = a->events[i].layer;
+        heads[at][1] = a->events[i].head;
+        rows++;
     }
     int *counts = (int *)xcalloc((size_t)rows * BINS, sizeof *counts), high = rows > 40 ? 20 : 28;
     for (size_t i = 0; i < a->count; i++) {
@@ -856,12 +1014,15 @@ static Canvas *draw_events_by_head(const Adaptation *a) {
         int *n = &counts[row * BINS + (bin < BINS ? bin : BINS - 1)];
         most = ++*n > most ? *n : most;
     }
-    Plot p = plot_open(1540, MARGIN + 48 + rows * high + MARGIN + 76, "Events in each head", "step", "", 0, fmax(a->last, 1), 0, rows, 150, 300, false, false);
+    Plot p = plot_open(1540, MARGIN + 48 + rows * high + MARGIN + 76, "Events in each head", "step", "", 0,
+                       fmax(a->last, 1), 0, rows, 150, 300, false, false);
     char text[96];
     for (int row = 0; row < rows; row++) {
         for (int bin = 0; bin < BINS; bin++) {
             double x = plot_x(&p, bin * fmax(a->last, 1) / BINS), end = plot_x(&p, (bin + 1) * fmax(a->last, 1) / BINS);
-            if (counts[row * BINS + bin]) draw_rectangle(p.canvas, x, p.top + row * high, end - x, high, colour_scale(0.15 + 0.85 * counts[row * BINS + bin] / most), 1);
+            if (counts[row * BINS + bin])
+                draw_rectangle(p.canvas, x, p.top + row * high, end - x, high,
+                               colour_scale(0.15 + 0.85 * counts[row * BINS + bin] / most), 1);
         }
     }
     canvas_unclip(p.canvas);
@@ -869,16 +1030,20 @@ static Canvas *draw_events_by_head(const Adaptation *a) {
         snprintf(text, sizeof text, "head %d:%d", heads[row][0], heads[row][1]);
         draw_text(p.canvas, p.left - 12, p.top + row * high + high / 2 - 8, text, TEXT, TEXT_END, ink);
     }
-    for (int k = most == 1; k < 2; k++) { /* the two ends of the scale; rows are few at times, so they stand side by side */
-        draw_rectangle(p.canvas, p.right + 28 + 110 * (k && most > 1), p.top, 28, 20, colour_scale(k ? 1 : 0.15 + 0.85 / most), 1);
+    /* the two ends of the scale; rows are few at times, so they stand side by side */
+    for (int k = most == 1; k < 2; k++) {
+        draw_rectangle(p.canvas, p.right + 28 + 110 * (k && most > 1), p.top, 28, 20,
+                       colour_scale(k ? 1 : 0.15 + 0.85 / most), 1);
         snprintf(text, sizeof text, "%d", k ? most : 1);
         draw_text(p.canvas, p.right + 64 + 110 * (k && most > 1), p.top + 2, text, TEXT, TEXT_START, ink);
     }
-    free(heads), free(counts);
+    free(heads);
+    free(counts);
     return p.canvas;
 }
 
-/* Activation over time: a panel a head, layers below each other; in it a row a slot and a column an evaluation, as wide as the time since the one before. */
+/* Activation over time: a panel a head, layers below each other; in it a row a slot and a column an evaluation, as
+   wide as the time since the one before. */
 static Canvas *draw_activations(const Adaptation *a) {
     enum { WIDTH = 1540, GAP = 16, KEY = 300 };
     int layers[SLOTS], most_heads = 0, slots = 0, L = 0; /* layers that have such heads, in order */
@@ -888,14 +1053,17 @@ static Canvas *draw_activations(const Adaptation *a) {
         while (at < L && layers[at] < l) at++;
         if ((at < L && layers[at] == l) || L == SLOTS) continue;
         memmove(layers + at + 1, layers + at, (size_t)(L - at) * sizeof *layers);
-        layers[at] = l, L++;
+        layers[at] = l;
+        L++;
     }
     for (int l = 0; l < L; l++) { /* heads of a layer stand in the order in which its first evaluation names them */
         int here = 0;
-        for (size_t i = 0; i < a->head_count && a->heads[i].step == a->heads[0].step; i++) here += a->heads[i].layer == layers[l];
+        for (size_t i = 0; i < a->head_count && a->heads[i].step == a->heads[0].step; i++)
+            here += a->heads[i].layer == layers[l];
         most_heads = here > most_heads ? here : most_heads;
     }
-    int row = (int)fmin(fmax(1600 / (L * (slots + 1)), 3), 14), high = slots * row, left = MARGIN + 110, top = MARGIN + 48 + LINE, pitch = high + LINE + GAP;
+    int row = (int)fmin(fmax(1600 / (L * (slots + 1)), 3), 14), high = slots * row, left = MARGIN + 110,
+        top = MARGIN + 48 + LINE, pitch = high + LINE + GAP;
     int wide = (int)fmax((WIDTH - left - KEY) / most_heads - GAP, 24);
     int right = left + most_heads * (wide + GAP);
     Canvas *c = canvas_create(right + KEY, top + (int)fmax(L * pitch, 300) + MARGIN + LINE);
@@ -915,14 +1083,16 @@ static Canvas *draw_activations(const Adaptation *a) {
             int h = 0;
             while (h < known && heads[h] != v->head) h++;
             if (h == known && known == most_heads) continue;
-            double x = left + h * (wide + GAP), from = round(x + before[h] / fmax(a->last, 1) * wide), to = round(x + v->step / fmax(a->last, 1) * wide);
+            double x = left + h * (wide + GAP), from = round(x + before[h] / fmax(a->last, 1) * wide),
+                   to = round(x + v->step / fmax(a->last, 1) * wide);
             if (h == known) {
                 heads[known++] = v->head;
                 snprintf(text, sizeof text, wide < 100 ? "%d" : "head %d", v->head);
                 draw_text(c, x + wide / 2, y - LINE + 4, text, TEXT, TEXT_MIDDLE, ink);
                 draw_frame(c, x - 2, y - 2, wide + 4, high + 4, 2, grey);
             }
-            for (int s = 0; s < v->count; s++) draw_rectangle(c, from, y + s * row, to - from, row, colour_scale(place_ratio(v->activation[s])), 1);
+            for (int s = 0; s < v->count; s++)
+                draw_rectangle(c, from, y + s * row, to - from, row, colour_scale(place_ratio(v->activation[s])), 1);
             before[h] = v->step;
         }
         free(heads);
@@ -939,16 +1109,25 @@ static Canvas *draw_activations(const Adaptation *a) {
 
 Canvas *picture_adaptation(const char *log) {
     Adaptation a = read_adaptation(log);
-    if (!a.count && !a.alive.count) die("%s tells nothing of adaptation: no lines such as 's:100 adp:birth l:0 h:1 ...'; train with --adapt", log);
+    if (!a.count && !a.alive.count)
+        die("%s tells nothing of adaptation: no lines such as 's:100 adp:birth l:0 h:1 ...'; train with --adapt", log);
     Canvas *parts[6];
     int n = 0, width = 0, height = 0;
     char *name = run_name(log), *title = xasprintf("Splats alive in all heads: %s", name), *legend[EVENTS];
     Curve curve = {"at an evaluation", a.alive.x, a.alive.y, a.alive.count, 0, false, true};
     if (a.alive.count) parts[n++] = draw_curves(420, title, "step", "splats", &curve, 1, 0, 0, false);
-    curve.x = a.fewest.x, curve.y = a.fewest.y, curve.count = a.fewest.count;
-    if (a.fewest.count) parts[n++] = draw_curves(420, "Splats alive in the head that has fewest", "step", "splats", &curve, 1, 0, 0, false);
-    curve.x = a.coverage.x, curve.y = a.coverage.y, curve.count = a.coverage.count;
-    if (a.coverage.count) parts[n++] = draw_curves(420, "Coverage of keys: mean of ln of their summed responses", "step", "ln sum of phi", &curve, 1, 0, 0, false);
+    curve.x = a.fewest.x;
+    curve.y = a.fewest.y;
+    curve.count = a.fewest.count;
+    if (a.fewest.count)
+        parts[n++] =
+            draw_curves(420, "Splats alive in the head that has fewest", "step", "splats", &curve, 1, 0, 0, false);
+    curve.x = a.coverage.x;
+    curve.y = a.coverage.y;
+    curve.count = a.coverage.count;
+    if (a.coverage.count)
+        parts[n++] = draw_curves(420, "Coverage of keys: mean of ln of their summed responses", "step", "ln sum of phi",
+                                 &curve, 1, 0, 0, false);
     Series sums[EVENTS];
     Curve curves[EVENTS];
     memset(sums, 0, sizeof sums);
@@ -969,14 +1148,22 @@ Canvas *picture_adaptation(const char *log) {
         parts[n++] = draw_events_by_head(&a);
     }
     if (a.head_count) parts[n++] = draw_activations(&a);
-    for (int i = 0; i < n; i++) width = parts[i]->width > width ? parts[i]->width : width, height += parts[i]->height;
+    for (int i = 0; i < n; i++) {
+        width = parts[i]->width > width ? parts[i]->width : width;
+        height += parts[i]->height;
+    }
     Canvas *c = canvas_create(width, height);
     for (int i = 0, y = 0; i < n; y += parts[i++]->height)
         for (int row = 0; row < parts[i]->height; row++)
-            memcpy(c->rgb + (size_t)(y + row) * (size_t)width * 3, parts[i]->rgb + (size_t)row * (size_t)parts[i]->width * 3, (size_t)parts[i]->width * 3);
+            memcpy(c->rgb + (size_t)(y + row) * (size_t)width * 3,
+                   parts[i]->rgb + (size_t)row * (size_t)parts[i]->width * 3, (size_t)parts[i]->width * 3);
     for (int i = 0; i < n; i++) canvas_free(parts[i]);
-    for (int k = 0; k < EVENTS; k++) series_free(&sums[k]), free(legend[k]);
-    free(name), free(title);
+    for (int k = 0; k < EVENTS; k++) {
+        series_free(&sums[k]);
+        free(legend[k]);
+    }
+    free(name);
+    free(title);
     adaptation_free(&a);
     return c;
 }

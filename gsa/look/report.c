@@ -10,16 +10,20 @@ __asm__(".section .rodata\n.global report_page\nreport_page: .incbin \"gsa/look/
 extern const char report_page[];
 static const char mark[] = "{\"data\":0}";
 
-/* ---------------------------------------------------------------------------------------------- the arrays */
+/* ---------------------------------------------------------------------- the arrays */
 
 /* Head i = l NH + h: its weights, its keys in their plane, and its splats. */
-static void gather_head(Report *r, const float *params, size_t i, void (*read)(void *model, int l, int h, int part, float *out), void *model) {
+static void gather_head(Report *r, const float *params, size_t i,
+                        void (*read)(void *model, int l, int h, int part, float *out), void *model) {
     const Config *c = &r->config;
     size_t T = (size_t)r->T, d = (size_t)config_head_size(c), S = (size_t)c->S, NH = (size_t)config_heads(c);
     int l = (int)(i / NH), h = (int)(i % NH);
-    float *q = (float *)xmalloc((2 * T * d + 3 * d) * sizeof *q), *k = q + T * d, *mean = k + T * d, *plane = mean + d, *points = r->points + i * T * 2;
-    double *row = (double *)xmalloc(T * (S + 1) * sizeof *row), share[2]; /* weights of a query; responsibilities (T, S) */
-    read(model, l, h, 0, q), read(model, l, h, 1, k);
+    float *q = (float *)xmalloc((2 * T * d + 3 * d) * sizeof *q), *k = q + T * d, *mean = k + T * d, *plane = mean + d,
+          *points = r->points + i * T * 2;
+    /* weights of a query; responsibilities (T, S) */
+    double *row = (double *)xmalloc(T * (S + 1) * sizeof *row), share[2];
+    read(model, l, h, 0, q);
+    read(model, l, h, 1, k);
     HeadWeights *w = head_weights_open(c, params, l, h, q, k, T);
     for (size_t t = 0; t < T; t++) {
         head_weights_row(w, t, row);
@@ -38,7 +42,8 @@ static void gather_head(Report *r, const float *params, size_t i, void (*read)(v
         for (size_t e = 0; e < d; e++) k[t * d + e] = (float)((double)k[t * d + e] / sqrt(square));
     }
     principal_plane(k, (int)T, (int)d, mean, plane, share);
-    r->share[2 * i] = (float)share[0], r->share[2 * i + 1] = (float)share[1];
+    r->share[2 * i] = (float)share[0];
+    r->share[2 * i + 1] = (float)share[1];
     for (size_t n = 0; n < 2 * T; n++)
         for (size_t e = 0; e < d; e++) points[n] += (k[n / 2 * d + e] - mean[e]) * plane[n % 2 * d + e];
     if (gsa) {
@@ -52,31 +57,50 @@ static void gather_head(Report *r, const float *params, size_t i, void (*read)(v
             double covariance[3], square = 0, at[2] = {0, 0};
             for (size_t n = 0; n < d; n++) {
                 square += (double)mu[n] * (double)mu[n];
-                for (size_t axis = 0; axis < 2; axis++) at[axis] += ((double)mu[n] - (double)mean[n]) * (double)plane[axis * d + n];
+                for (size_t axis = 0; axis < 2; axis++)
+                    at[axis] += ((double)mu[n] - (double)mean[n]) * (double)plane[axis * d + n];
             }
-            f->width = (float)sqrt(splat_covariance(c, params, g, s, plane, covariance) / (double)d), f->norm = (float)sqrt(square);
+            f->width = (float)sqrt(splat_covariance(c, params, g, s, plane, covariance) / (double)d);
+            f->norm = (float)sqrt(square);
             plane_ellipse(covariance[0], covariance[1], covariance[2], e);
-            e->x = (float)at[0], e->y = (float)at[1], e->slot = (int)s;
+            e->x = (float)at[0];
+            e->y = (float)at[1];
+            e->slot = (int)s;
             f->alive = params[tensors[TENSOR_alive].offset + g * S + s] > 0;
-            f->amplitude = (float)exp((double)params[tensors[TENSOR_lnalpha].offset + g * S + s]);
-            if (tensors[TENSOR_lntheta].size) f->period = (float)(6.283185307179586 / exp((double)params[tensors[TENSOR_lntheta].offset + g * S + s]));
-            if (tensors[TENSOR_lndelta].size) f->half_life = (float)(0.6931471805599453 / exp((double)params[tensors[TENSOR_lndelta].offset + g * S + s]));
+            f->amplitude = (float)exp((double)params[tensors[TENSOR_log_alpha].offset + g * S + s]);
+            if (tensors[TENSOR_log_theta].size)
+                f->period =
+                    (float)(6.283185307179586 / exp((double)params[tensors[TENSOR_log_theta].offset + g * S + s]));
+            if (tensors[TENSOR_log_delta].size)
+                f->half_life =
+                    (float)(0.6931471805599453 / exp((double)params[tensors[TENSOR_log_delta].offset + g * S + s]));
             if (f->alive) largest = fmax(largest, (double)f->amplitude);
         }
-        for (size_t s = 0; s < S; s++) r->splats[g * S + s].amplitude = (float)((double)r->facts[g * S + s].amplitude / largest);
+        for (size_t s = 0; s < S; s++)
+            r->splats[g * S + s].amplitude = (float)((double)r->facts[g * S + s].amplitude / largest);
     }
-    free(q), free(row);
+    free(q);
+    free(row);
 }
 
-Report *report_create(const Config *c, const float *params, int T, void (*read)(void *model, int l, int h, int part, float *out), void *model) {
+Report *report_create(const Config *c, const float *params, int T,
+                      void (*read)(void *model, int l, int h, int part, float *out), void *model) {
     Report *r = (Report *)xcalloc(1, sizeof *r);
-    size_t t = (size_t)T, heads = (size_t)c->L * (size_t)config_heads(c), slots = (size_t)config_gsa_heads(c) * (size_t)c->S;
-    r->config = *c, r->T = T;
-    r->tokens = (const char **)xcalloc(t * (1 + REPORT_GUESSES), sizeof *r->tokens), r->guess = r->tokens + t;
+    size_t t = (size_t)T, heads = (size_t)c->L * (size_t)config_heads(c),
+           slots = (size_t)config_gsa_heads(c) * (size_t)c->S;
+    r->config = *c;
+    r->T = T;
+    r->tokens = (const char **)xcalloc(t * (1 + REPORT_GUESSES), sizeof *r->tokens);
+    r->guess = r->tokens + t;
     r->loss = (float *)xcalloc(t * (1 + REPORT_GUESSES) + heads * (t * t + 2 * t + 2) + 2 * slots * t, sizeof *r->loss);
-    r->guess_share = r->loss + t, r->weights = r->guess_share + t * REPORT_GUESSES, r->points = r->weights + heads * t * t, r->share = r->points + heads * t * 2;
-    r->queries = r->share + heads * 2, r->keys = r->queries + slots * t;
-    r->splats = (PlaneSplat *)xcalloc(slots + 1, sizeof *r->splats), r->facts = (SplatFacts *)xcalloc(slots + 1, sizeof *r->facts);
+    r->guess_share = r->loss + t;
+    r->weights = r->guess_share + t * REPORT_GUESSES;
+    r->points = r->weights + heads * t * t;
+    r->share = r->points + heads * t * 2;
+    r->queries = r->share + heads * 2;
+    r->keys = r->queries + slots * t;
+    r->splats = (PlaneSplat *)xcalloc(slots + 1, sizeof *r->splats);
+    r->facts = (SplatFacts *)xcalloc(slots + 1, sizeof *r->facts);
     r->measures = (HeadMeasure *)xmalloc(heads * sizeof *r->measures);
     measure_heads(c, params, t, read, model, r->measures);
     for (size_t i = 0; i < heads; i++) gather_head(r, params, i, read, model);
@@ -84,17 +108,26 @@ Report *report_create(const Config *c, const float *params, int T, void (*read)(
 }
 
 void report_free(Report *r) {
-    free(r->tokens), free(r->loss), free(r->splats), free(r->facts), free(r->measures);
+    free(r->tokens);
+    free(r->loss);
+    free(r->splats);
+    free(r->facts);
+    free(r->measures);
     free(r);
 }
 
 /* Length of the UTF-8 character at s, or 0 where there is none. */
 static size_t character(const unsigned char *s, size_t bytes) {
-    size_t n = s[0] < 0x80 ? 1 : s[0] >= 0xC2 && s[0] < 0xE0 ? 2 : s[0] >= 0xE0 && s[0] < 0xF0 ? 3 : s[0] >= 0xF0 && s[0] < 0xF5 ? 4 : 0;
+    size_t n = s[0] < 0x80                   ? 1
+               : s[0] >= 0xC2 && s[0] < 0xE0 ? 2
+               : s[0] >= 0xE0 && s[0] < 0xF0 ? 3
+               : s[0] >= 0xF0 && s[0] < 0xF5 ? 4
+                                             : 0;
     if (n == 0 || n > bytes) return 0;
     for (size_t i = 1; i < n; i++)
         if ((s[i] & 0xC0) != 0x80) return 0;
-    if (n == 3 && ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xED && s[1] >= 0xA0))) return 0; /* too long a form; half of a pair */
+    /* too long a form; half of a pair */
+    if (n == 3 && ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xED && s[1] >= 0xA0))) return 0;
     if (n == 4 && ((s[0] == 0xF0 && s[1] < 0x90) || (s[0] == 0xF4 && s[1] >= 0x90))) return 0;
     return n;
 }
@@ -104,26 +137,37 @@ char *token_label(const char *piece, size_t bytes) {
     for (size_t i = 0, n; i < bytes; i += n) {
         unsigned char letter = (unsigned char)piece[i];
         n = character((const unsigned char *)piece + i, bytes - i);
-        if (letter == ' ' && (i == 0 || i + 1 == bytes)) out += sprintf(out, "\xC2\xB7"), n = 1;
-        else if (letter == '\n') out += sprintf(out, "\\n");
+        if (letter == ' ' && (i == 0 || i + 1 == bytes)) {
+            out += sprintf(out, "\xC2\xB7");
+            n = 1;
+        } else if (letter == '\n') out += sprintf(out, "\\n");
         else if (letter == '\t') out += sprintf(out, "\\t");
-        else if (n == 0 || letter < 32 || letter == 127) out += sprintf(out, "<%02X>", letter), n = 1;
-        else memcpy(out, piece + i, n), out += n;
+        else if (n == 0 || letter < 32 || letter == 127) {
+            out += sprintf(out, "<%02X>", letter);
+            n = 1;
+        } else {
+            memcpy(out, piece + i, n);
+            out += n;
+        }
     }
     *out = 0;
     return label;
 }
 
-/* ---------------------------------------------------------------------------------------------- kinds of heads */
+/* ---------------------------------------------------------------------- kinds of heads */
 
-static const char *const head_kinds[] = {"standard", "splats, softmax", "splats, linear", "extend: window, splats beyond"};
+static const char *const head_kinds[] = {"standard", "splats, softmax", "splats, linear",
+                                         "extend: window, splats beyond"};
 
 /* The kinds that a model has, in order: their names, and for each head the index of its own. */
 static int kinds_of(const Config *c, const char **names, int *kind) {
     int index[4] = {-1, -1, -1, -1}, count = 0, NH = config_heads(c);
     for (int i = 0; i < c->L * NH; i++) {
         int k = config_head_kind(c, i / NH, i % NH);
-        if (index[k] < 0) names[count] = head_kinds[k], index[k] = count++;
+        if (index[k] < 0) {
+            names[count] = head_kinds[k];
+            index[k] = count++;
+        }
         kind[i] = index[k];
     }
     return count;
@@ -133,22 +177,27 @@ static int kinds_of(const Config *c, const char **names, int *kind) {
 static int living(const Report *r, int g, PlaneSplat *splats, int *slots) {
     int count = 0;
     for (int s = 0; s < r->config.S; s++)
-        if (r->facts[g * r->config.S + s].alive) slots[count] = s, splats[count++] = r->splats[g * r->config.S + s];
+        if (r->facts[g * r->config.S + s].alive) {
+            slots[count] = s;
+            splats[count++] = r->splats[g * r->config.S + s];
+        }
     return count;
 }
 
-/* ---------------------------------------------------------------------------------------------- pictures */
+/* ---------------------------------------------------------------------- pictures */
 
 static Canvas *heads_picture(const Report *r, HeadGrid *grid) {
     const char *names[4];
-    int NH = config_heads(&r->config), *kind = (int *)xmalloc((size_t)(r->config.L * NH) * sizeof *kind), count = kinds_of(&r->config, names, kind);
+    int NH = config_heads(&r->config), *kind = (int *)xmalloc((size_t)(r->config.L * NH) * sizeof *kind),
+        count = kinds_of(&r->config, names, kind);
     Canvas *c = picture_heads("Attention of all heads", r->weights, kind, names, count, r->config.L, NH, r->T, grid);
     free(kind);
     return c;
 }
 
 int report_pictures(const Report *r, const uint64_t heads[MAX_LAYERS], const char *folder) {
-    int NH = config_heads(&r->config), S = r->config.S, T = r->T, count = 1, *slots = (int *)xmalloc((size_t)(S + T + 1) * sizeof *slots), *owner = slots + S;
+    int NH = config_heads(&r->config), S = r->config.S, T = r->T, count = 1,
+        *slots = (int *)xmalloc((size_t)(S + T + 1) * sizeof *slots), *owner = slots + S;
     PlaneSplat *splats = (PlaneSplat *)xmalloc((size_t)(S + 1) * sizeof *splats);
     float *shares = (float *)xmalloc((size_t)T * (size_t)(S + 1) * sizeof *shares);
     make_folder(folder);
@@ -156,7 +205,8 @@ int report_pictures(const Report *r, const uint64_t heads[MAX_LAYERS], const cha
     char *path = xasprintf("%s/heads.png", folder), title[128];
     Canvas *c = heads_picture(r, &grid);
     canvas_write(c, path);
-    canvas_free(c), free(path);
+    canvas_free(c);
+    free(path);
     for (int i = 0; i < r->config.L * NH; i++) {
         int l = i / NH, h = i % NH, alive = 0, g = config_gsa_before(&r->config, l, h);
         if (!(heads[l] >> h & 1)) continue;
@@ -165,7 +215,8 @@ int report_pictures(const Report *r, const uint64_t heads[MAX_LAYERS], const cha
         path = xasprintf("%s/attention_%d_%d.png", folder, l, h);
         c = picture_attention(title, r->weights + (size_t)i * (size_t)T * (size_t)T, r->tokens, T);
         canvas_write(c, path);
-        canvas_free(c), free(path);
+        canvas_free(c);
+        free(path);
         if (config_is_gsa(&r->config, l, h)) alive = living(r, g, splats, slots);
         for (int t = 0; t < T; t++) {
             owner[t] = alive ? 0 : -1;
@@ -180,21 +231,25 @@ int report_pictures(const Report *r, const uint64_t heads[MAX_LAYERS], const cha
         path = xasprintf("%s/splats_%d_%d.png", folder, l, h);
         c = picture_splats(title, splats, alive, r->points + (size_t)i * (size_t)T * 2, owner, r->tokens, T, share);
         canvas_write(c, path);
-        canvas_free(c), free(path);
+        canvas_free(c);
+        free(path);
         count += 2;
         if (!alive) continue;
         snprintf(title, sizeof title, "Queries and splats: layer %d, head %d (%s)", l, h, kind);
         path = xasprintf("%s/responsibilities_%d_%d.png", folder, l, h);
         c = picture_responsibilities(title, shares, slots, alive, r->tokens, T);
         canvas_write(c, path);
-        canvas_free(c), free(path);
+        canvas_free(c);
+        free(path);
         count++;
     }
-    free(slots), free(splats), free(shares);
+    free(slots);
+    free(splats);
+    free(shares);
     return count;
 }
 
-/* ---------------------------------------------------------------------------------------------- the page */
+/* ---------------------------------------------------------------------- the page */
 
 typedef struct {
     FILE *f;
@@ -205,7 +260,8 @@ static void put(Page *p, const char *text) { xfwrite(text, 1, strlen(text), p->f
 
 static void put_number(Page *p, double value, int decimals) {
     char text[64];
-    if (isnan(value)) snprintf(text, sizeof text, "null"); /* JSON has no NaN, and an infinite number is one that is too large */
+    /* JSON has no NaN, and an infinite number is one that is too large */
+    if (isnan(value)) snprintf(text, sizeof text, "null");
     else if (isinf(value)) snprintf(text, sizeof text, value > 0 ? "1e999" : "-1e999");
     else snprintf(text, sizeof text, "%.*f", decimals, value);
     put(p, text);
@@ -217,8 +273,12 @@ static void put_string(Page *p, const char *s) {
     put(p, "\"");
     for (; *s; s++) {
         unsigned char letter = (unsigned char)*s;
-        if (letter < 32 || letter == '"' || letter == '\\' || letter == '<') snprintf(escape, sizeof escape, "\\u%04x", letter);
-        else escape[0] = *s, escape[1] = 0;
+        if (letter < 32 || letter == '"' || letter == '\\' || letter == '<')
+            snprintf(escape, sizeof escape, "\\u%04x", letter);
+        else {
+            escape[0] = *s;
+            escape[1] = 0;
+        }
         put(p, escape);
     }
     put(p, "\"");
@@ -228,7 +288,8 @@ static void put_base64(Page *p, const uint8_t *bytes, size_t count) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     char *text = (char *)xmalloc(count / 3 * 4 + 8), *out = text;
     for (size_t i = 0; i < count; i += 3) {
-        uint32_t three = (uint32_t)bytes[i] << 16 | (i + 1 < count ? (uint32_t)bytes[i + 1] << 8 : 0) | (i + 2 < count ? bytes[i + 2] : 0);
+        uint32_t three = (uint32_t)bytes[i] << 16 | (i + 1 < count ? (uint32_t)bytes[i + 1] << 8 : 0) |
+                         (i + 2 < count ? bytes[i + 2] : 0);
         for (int k = 0; k < 4; k++) *out++ = i + (size_t)k > count ? '=' : digits[three >> (18 - 6 * k) & 63];
     }
     *out = 0;
@@ -255,23 +316,32 @@ static void put_row(Page *p, const char *name, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    put(p, ",["), put_string(p, name), put(p, ","), put_string(p, text), put(p, "]");
+    put(p, ",[");
+    put_string(p, name);
+    put(p, ",");
+    put_string(p, text);
+    put(p, "]");
 }
 
 static void put_model(Page *p, const Report *r) {
     const Config *c = &r->config;
     char attention[32], mixer[32], position[32], envelope[32], covariance[32];
-    choice_name(ATTENTION_CHOICES, c->attention, attention, sizeof attention), choice_name(MIXER_CHOICES, c->mixer, mixer, sizeof mixer);
-    choice_name(POSITION_CHOICES, c->position, position, sizeof position), choice_name(ENVELOPE_CHOICES, c->envelope, envelope, sizeof envelope);
+    choice_name(ATTENTION_CHOICES, c->attention, attention, sizeof attention);
+    choice_name(MIXER_CHOICES, c->mixer, mixer, sizeof mixer);
+    choice_name(POSITION_CHOICES, c->position, position, sizeof position);
+    choice_name(ENVELOPE_CHOICES, c->envelope, envelope, sizeof envelope);
     choice_name(COVARIANCE_CHOICES, c->covariance, covariance, sizeof covariance);
     int alive = 0, slots = config_gsa_heads(c) * c->S;
     for (int s = 0; s < slots; s++) alive += r->facts[s].alive;
-    put(p, ",\n\"facts\":[[\"file\","), put_string(p, r->model), put(p, "]");
+    put(p, ",\n\"facts\":[[\"file\",");
+    put_string(p, r->model);
+    put(p, "]");
     put_row(p, "objective", "%s", c->objective == OBJECTIVE_MLM ? "masked tokens (encoder)" : "next token (decoder)");
     put_row(p, "steps of training", "%lld", (long long)r->step);
     put_row(p, "parameters", "%zu", model_parameters(c));
     put_row(p, "layers", "%d", c->L);
-    if (c->extra) put_row(p, "heads in a layer", "%d standard and %d extra, of size %d", c->NH, c->extra, config_head_size(c));
+    if (c->extra)
+        put_row(p, "heads in a layer", "%d standard and %d extra, of size %d", c->NH, c->extra, config_head_size(c));
     else put_row(p, "heads in a layer", "%d of size %d", c->NH, config_head_size(c));
     put_row(p, "channels", "%d", c->C);
     put_row(p, "context", "%d tokens", c->T);
@@ -292,10 +362,12 @@ static void put_splats(Page *p, const Report *r, int g) {
     uint8_t *shares = (uint8_t *)xmalloc((size_t)T * (size_t)S);
     count = living(r, g, splats, slots);
     put(p, "{\"splats\":[");
-    for (int s = 0; s < count; s++) { /* slot, x, y, a, b, angle, relative amplitude, amplitude, width, period, half-life, |mu| */
+    /* slot, x, y, a, b, angle, relative amplitude, amplitude, width, period, half-life, |mu| */
+    for (int s = 0; s < count; s++) {
         const PlaneSplat *e = &splats[s];
         const SplatFacts *f = &r->facts[g * S + slots[s]];
-        const double numbers[12] = {slots[s], e->x, e->y, e->a, e->b, e->angle, e->amplitude, f->amplitude, f->width, f->period, f->half_life, f->norm};
+        const double numbers[12] = {slots[s],     e->x,         e->y,     e->a,      e->b,         e->angle,
+                                    e->amplitude, f->amplitude, f->width, f->period, f->half_life, f->norm};
         put(p, s ? ",[" : "[");
         for (int i = 0; i < 12; i++) {
             if (i) put(p, ",");
@@ -311,26 +383,36 @@ static void put_splats(Page *p, const Report *r, int g) {
         put_base64(p, shares, (size_t)(T * count));
     }
     put(p, "\"}");
-    free(slots), free(splats), free(shares);
+    free(slots);
+    free(splats);
+    free(shares);
 }
 
 void report_write(const Report *r, const char *log, const char *path) {
     const char *at = strstr(report_page, mark), *names[4];
     if (!at) die("this program was built from a gsa/look/report.html without the mark %s", mark);
     const Config *c = &r->config;
-    int NH = config_heads(c), T = r->T, L = c->L, *kind = (int *)xmalloc((size_t)(L * NH) * sizeof *kind), kinds = kinds_of(c, names, kind);
+    int NH = config_heads(c), T = r->T, L = c->L, *kind = (int *)xmalloc((size_t)(L * NH) * sizeof *kind),
+        kinds = kinds_of(c, names, kind);
     bool causal = c->objective == OBJECTIVE_LM;
     char text[256];
     Page page = {create_file(path), path}, *p = &page;
     xfwrite(report_page, 1, (size_t)(at - report_page), p->f, path);
-    snprintf(text, sizeof text, "{\"L\":%d,\"NH\":%d,\"T\":%d,\"causal\":%s,\"note\":", L, NH, T, causal ? "true" : "false");
+    snprintf(text, sizeof text, "{\"L\":%d,\"NH\":%d,\"T\":%d,\"causal\":%s,\"note\":", L, NH, T,
+             causal ? "true" : "false");
     put(p, text);
     put_string(p, r->note ? r->note : "");
     put_model(p, r);
     put(p, "],\n\"kinds\":[");
-    for (int k = 0; k < kinds; k++) put(p, k ? "," : ""), put_string(p, names[k]);
+    for (int k = 0; k < kinds; k++) {
+        put(p, k ? "," : "");
+        put_string(p, names[k]);
+    }
     put(p, "],\"kind\":[");
-    for (int i = 0; i < L * NH; i++) put(p, i ? "," : ""), put_number(p, kind[i], 0);
+    for (int i = 0; i < L * NH; i++) {
+        put(p, i ? "," : "");
+        put_number(p, kind[i], 0);
+    }
     put(p, "],\n\"scale\":\"");
     for (int i = 0; i < 256; i++) {
         Colour colour = colour_scale(i / 255.0);
@@ -339,40 +421,64 @@ void report_write(const Report *r, const char *log, const char *path) {
     }
     put(p, "\",\"colours\":[");
     for (int i = 0; i < 7; i++) {
-        snprintf(text, sizeof text, "%s\"#%02x%02x%02x\"", i ? "," : "", colour_of(i).r, colour_of(i).g, colour_of(i).b);
+        snprintf(text, sizeof text, "%s\"#%02x%02x%02x\"", i ? "," : "", colour_of(i).r, colour_of(i).g,
+                 colour_of(i).b);
         put(p, text);
     }
     put(p, "],\n\"tokens\":[");
-    for (int t = 0; t < T; t++) put(p, t ? "," : ""), put_string(p, r->tokens[t]);
+    for (int t = 0; t < T; t++) {
+        put(p, t ? "," : "");
+        put_string(p, r->tokens[t]);
+    }
     put(p, "],\n\"loss\":[");
-    for (int t = 0; t < T; t++) put(p, t ? "," : ""), put_number(p, r->loss[t], 3);
+    for (int t = 0; t < T; t++) {
+        put(p, t ? "," : "");
+        put_number(p, r->loss[t], 3);
+    }
     put(p, "],\n\"guess\":[");
     for (int i = 0; i < T * REPORT_GUESSES; i++) {
-        put(p, i ? ",[" : "["), put_string(p, r->guess[i]), put(p, ",");
-        put_number(p, r->guess_share[i], 4), put(p, "]");
+        put(p, i ? ",[" : "[");
+        put_string(p, r->guess[i]);
+        put(p, ",");
+        put_number(p, r->guess_share[i], 4);
+        put(p, "]");
     }
     put(p, "],\n\"weights\":["); /* of a head: bytes 255 sqrt(w), row by row, up to the diagonal where causal */
     uint8_t *bytes = (uint8_t *)xmalloc((size_t)T * (size_t)T);
     for (int i = 0; i < L * NH; i++) {
         size_t count = 0;
         for (int q = 0; q < T; q++)
-            for (int k = 0; k < (causal ? q + 1 : T); k++) bytes[count++] = to_byte(sqrt(r->weights[((size_t)i * (size_t)T + (size_t)q) * (size_t)T + (size_t)k]));
-        put(p, i ? ",\n\"" : "\""), put_base64(p, bytes, count), put(p, "\"");
+            for (int k = 0; k < (causal ? q + 1 : T); k++)
+                bytes[count++] = to_byte(sqrt(r->weights[((size_t)i * (size_t)T + (size_t)q) * (size_t)T + (size_t)k]));
+        put(p, i ? ",\n\"" : "\"");
+        put_base64(p, bytes, count);
+        put(p, "\"");
     }
     free(bytes);
     put(p, "],\n\"points\":[");
     for (int i = 0; i < L * NH; i++) {
         put(p, i ? ",\n[" : "[");
-        for (int k = 0; k < 2 * T; k++) put(p, k ? "," : ""), put_number(p, r->points[(size_t)i * (size_t)T * 2 + (size_t)k], 3);
+        for (int k = 0; k < 2 * T; k++) {
+            put(p, k ? "," : "");
+            put_number(p, r->points[(size_t)i * (size_t)T * 2 + (size_t)k], 3);
+        }
         put(p, "]");
     }
     put(p, "],\"measures\":["); /* entropy, distance, reach */
     for (int i = 0; i < L * NH; i++) {
-        put(p, i ? ",[" : "["), put_number(p, r->measures[i].entropy, 3), put(p, ","), put_number(p, r->measures[i].distance, 2), put(p, ",");
-        put_number(p, r->measures[i].reach, 0), put(p, "]");
+        put(p, i ? ",[" : "[");
+        put_number(p, r->measures[i].entropy, 3);
+        put(p, ",");
+        put_number(p, r->measures[i].distance, 2);
+        put(p, ",");
+        put_number(p, r->measures[i].reach, 0);
+        put(p, "]");
     }
     put(p, "],\"share\":[");
-    for (int i = 0; i < 2 * L * NH; i++) put(p, i ? "," : ""), put_number(p, r->share[i], 3);
+    for (int i = 0; i < 2 * L * NH; i++) {
+        put(p, i ? "," : "");
+        put_number(p, r->share[i], 3);
+    }
     put(p, "],\n\"splats\":[");
     for (int i = 0, g = 0; i < L * NH; i++) {
         put(p, i ? ",\n" : "");
@@ -385,7 +491,10 @@ void report_write(const Report *r, const char *log, const char *path) {
     snprintf(text, sizeof text, ",\"grid\":[%d,%d,%d,%d],\n\"training\":[", grid.left, grid.top, grid.pitch, grid.cell);
     put(p, text);
     if (log) put_picture(p, picture_losses("Loss of the training", &log, NULL, 1, 0, 0));
-    if (log && log_has_adaptation(log)) put(p, ","), put_picture(p, picture_adaptation(log));
+    if (log && log_has_adaptation(log)) {
+        put(p, ",");
+        put_picture(p, picture_adaptation(log));
+    }
     put(p, "]}");
     put(p, at + sizeof mark - 1);
     commit_file(p->f, path);

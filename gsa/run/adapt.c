@@ -6,10 +6,12 @@
 
 const char *const adapt_event_names[NUM_ADAPT_EVENTS] = {"death", "merge", "birth", "split", "move"};
 
-/* ---------------------------------------------------------------------------------------------- one head's slots */
+/* ---------------------------------------------------------------------- one head's slots */
 
 enum { MU, LNP, LNALPHA, LNALPHA0, ALIVE, LNTHETA, LNDELTA, NUM_ROWS };
-static const int row_tensors[NUM_ROWS] = {TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lnalpha0, TENSOR_alive, TENSOR_lntheta, TENSOR_lndelta};
+static const int row_tensors[NUM_ROWS] = {
+    TENSOR_mu,    TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_alpha_reference,
+    TENSOR_alive, TENSOR_log_theta,     TENSOR_log_delta};
 
 typedef struct {
     float *rows[NUM_ROWS]; /* of slot 0; NULL: the model has no such tensor */
@@ -42,21 +44,21 @@ int adapt_alive(const Config *c, int g, const float *splats) {
     return count_alive(&h);
 }
 
-double adapt_log_response(const Config *c, const float *mu, const float *lnp, const float *x) {
+double adapt_log_response(const Config *c, const float *mu, const float *log_precision, const float *x) {
     int d = config_head_size(c);
     float sum = 0;
     if (c->covariance == COVARIANCE_ISO) {
 #pragma omp simd reduction(+ : sum)
         for (int k = 0; k < d; k++) sum += (x[k] - mu[k]) * (x[k] - mu[k]);
-        return -0.5 * exp((double)lnp[0]) * (double)sum;
+        return -0.5 * exp((double)log_precision[0]) * (double)sum;
     }
     if (c->covariance == COVARIANCE_DIAG) {
-        for (int k = 0; k < d; k++) sum += expf(lnp[k]) * (x[k] - mu[k]) * (x[k] - mu[k]);
+        for (int k = 0; k < d; k++) sum += expf(log_precision[k]) * (x[k] - mu[k]) * (x[k] - mu[k]);
         return -0.5 * (double)sum;
     }
     for (int k = 0; k < d; k++) { /* |L^T (x - mu)|^2, column k of L; its diagonal as logarithms */
-        float along = expf(lnp[k * (k + 1) / 2 + k]) * (x[k] - mu[k]);
-        for (int i = k + 1; i < d; i++) along += lnp[i * (i + 1) / 2 + k] * (x[i] - mu[i]);
+        float along = expf(log_precision[k * (k + 1) / 2 + k]) * (x[k] - mu[k]);
+        for (int i = k + 1; i < d; i++) along += log_precision[i * (i + 1) / 2 + k] * (x[i] - mu[i]);
         sum += along * along;
     }
     return -0.5 * (double)sum;
@@ -67,7 +69,9 @@ static void responses(const Config *c, const Slots *h, const float *x, size_t n,
     size_t d = (size_t)config_head_size(c);
     for (size_t i = 0; i < n; i++)
         for (size_t s = 0; s < h->S; s++)
-            out[i * h->S + s] = is_alive(h, s) ? adapt_log_response(c, h->rows[MU] + s * d, h->rows[LNP] + s * h->width[LNP], x + i * d) : -INFINITY;
+            out[i * h->S + s] =
+                is_alive(h, s) ? adapt_log_response(c, h->rows[MU] + s * d, h->rows[LNP] + s * h->width[LNP], x + i * d)
+                               : -INFINITY;
 }
 
 /* ln sum_s exp(l_s) (S); where weights is given, the responsibilities as well */
@@ -83,18 +87,23 @@ static double log_sum(const double *l, size_t S, double *weights) {
     return most + log(sum);
 }
 
-/* ---------------------------------------------------------------------------------------------- the record */
+/* ---------------------------------------------------------------------- the record */
 
 Adapt *adapt_create(const Config *c, int64_t every) {
     Adapt *a = (Adapt *)xcalloc(1, sizeof *a);
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
-    a->c = *c, a->G = (size_t)config_gsa_heads(c), a->S = a->G ? (size_t)c->S : 0;
-    a->first = tensors[TENSOR_mu].offset, a->count = tensors[TENSOR_lng].offset - a->first; /* all but ln g, which belongs to a head */
+    a->c = *c;
+    a->G = (size_t)config_gsa_heads(c);
+    a->S = a->G ? (size_t)c->S : 0;
+    /* all but ln g, which belongs to a head */
+    a->first = tensors[TENSOR_mu].offset;
+    a->count = tensors[TENSOR_log_far].offset - a->first;
     a->numbers[ADAPT_NEXT] = every;
     a->born = (int64_t *)xcalloc(a->G * a->S + 1, sizeof *a->born);
     a->activation = (float *)xcalloc(2 * a->G * a->S * ADAPT_WINDOWS + a->G + 1, sizeof *a->activation);
-    a->pull = a->activation + a->G * a->S * ADAPT_WINDOWS, a->coverage = a->pull + a->G * a->S * ADAPT_WINDOWS;
+    a->pull = a->activation + a->G * a->S * ADAPT_WINDOWS;
+    a->coverage = a->pull + a->G * a->S * ADAPT_WINDOWS;
     a->bands = (AdaptBand *)xcalloc(a->G + 1, sizeof *a->bands);
     a->sample = (float *)xcalloc(a->G * 2 * ADAPT_TOKENS * (size_t)config_head_size(c) + 1, sizeof *a->sample);
     return a;
@@ -102,40 +111,58 @@ Adapt *adapt_create(const Config *c, int64_t every) {
 
 void adapt_free(Adapt *a) {
     if (!a) return;
-    free(a->born), free(a->activation), free(a->bands), free(a->sample);
+    free(a->born);
+    free(a->activation);
+    free(a->bands);
+    free(a->sample);
     free(a);
 }
 
 void adapt_add_entries(const Adapt *a, Entry *entries, const void **data, int *count) {
-    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
-    data[*count] = a->numbers, entries[(*count)++] = checkpoint_entry("adapt.schedule", TYPE_I64, 1, &numbers);
-    data[*count] = a->born, entries[(*count)++] = checkpoint_entry("adapt.born", TYPE_I64, 1, &slots);
-    data[*count] = a->activation, entries[(*count)++] = checkpoint_entry("adapt.activation", TYPE_F32, 3, rings);
-    data[*count] = a->pull, entries[(*count)++] = checkpoint_entry("adapt.pull", TYPE_F32, 3, rings);
-    data[*count] = a->coverage, entries[(*count)++] = checkpoint_entry("adapt.coverage", TYPE_F32, 1, &heads);
-    data[*count] = a->bands, entries[(*count)++] = checkpoint_entry("adapt.bands", TYPE_F32, 2, bands);
+    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S),
+                  rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G,
+                  bands[2] = {(int64_t)a->G, 4};
+    data[*count] = a->numbers;
+    entries[(*count)++] = checkpoint_entry("adapt.schedule", TYPE_I64, 1, &numbers);
+    data[*count] = a->born;
+    entries[(*count)++] = checkpoint_entry("adapt.born", TYPE_I64, 1, &slots);
+    data[*count] = a->activation;
+    entries[(*count)++] = checkpoint_entry("adapt.activation", TYPE_F32, 3, rings);
+    data[*count] = a->pull;
+    entries[(*count)++] = checkpoint_entry("adapt.pull", TYPE_F32, 3, rings);
+    data[*count] = a->coverage;
+    entries[(*count)++] = checkpoint_entry("adapt.coverage", TYPE_F32, 1, &heads);
+    data[*count] = a->bands;
+    entries[(*count)++] = checkpoint_entry("adapt.bands", TYPE_F32, 2, bands);
 }
 
 void adapt_read(Adapt *a, const Checkpoint *k, bool restart) {
-    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S), rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G, bands[2] = {(int64_t)a->G, 4};
+    const int64_t numbers = NUM_ADAPT_NUMBERS, slots = (int64_t)(a->G * a->S),
+                  rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G,
+                  bands[2] = {(int64_t)a->G, 4};
     int64_t every = a->numbers[ADAPT_NEXT];
     if (!checkpoint_has(k, "adapt.schedule")) return; /* nor do models of earlier versions, whose record was another */
     memcpy(a->numbers, checkpoint_find(k, "adapt.schedule", TYPE_I64, 1, &numbers, NULL), sizeof a->numbers);
     memcpy(a->born, checkpoint_find(k, "adapt.born", TYPE_I64, 1, &slots, NULL), a->G * a->S * sizeof *a->born);
-    memcpy(a->activation, checkpoint_find(k, "adapt.activation", TYPE_F32, 3, rings, NULL), a->G * a->S * ADAPT_WINDOWS * sizeof *a->activation);
-    memcpy(a->pull, checkpoint_find(k, "adapt.pull", TYPE_F32, 3, rings, NULL), a->G * a->S * ADAPT_WINDOWS * sizeof *a->pull);
+    memcpy(a->activation, checkpoint_find(k, "adapt.activation", TYPE_F32, 3, rings, NULL),
+           a->G * a->S * ADAPT_WINDOWS * sizeof *a->activation);
+    memcpy(a->pull, checkpoint_find(k, "adapt.pull", TYPE_F32, 3, rings, NULL),
+           a->G * a->S * ADAPT_WINDOWS * sizeof *a->pull);
     memcpy(a->coverage, checkpoint_find(k, "adapt.coverage", TYPE_F32, 1, &heads, NULL), a->G * sizeof *a->coverage);
     memcpy(a->bands, checkpoint_find(k, "adapt.bands", TYPE_F32, 2, bands, NULL), a->G * sizeof *a->bands);
     if (!restart) return;
     for (size_t i = 0; i < a->G * a->S; i++) a->born[i] -= k->step;
     int64_t windows = a->numbers[ADAPT_COUNT_WINDOWS];
     memset(a->numbers, 0, sizeof a->numbers);
-    a->numbers[ADAPT_NEXT] = every, a->numbers[ADAPT_COUNT_WINDOWS] = windows;
+    a->numbers[ADAPT_NEXT] = every;
+    a->numbers[ADAPT_COUNT_WINDOWS] = windows;
 }
 
-/* ---------------------------------------------------------------------------------------------- statistics */
+/* ---------------------------------------------------------------------- statistics */
 
-static float *sample_of(const Adapt *a, size_t g, int part) { return a->sample + (g * 2 + (size_t)part) * ADAPT_TOKENS * (size_t)config_head_size(&a->c); }
+static float *sample_of(const Adapt *a, size_t g, int part) {
+    return a->sample + (g * 2 + (size_t)part) * ADAPT_TOKENS * (size_t)config_head_size(&a->c);
+}
 
 void adapt_sample(Adapt *a, int g, int part, const float *x, int tokens) {
     size_t d = (size_t)config_head_size(&a->c);
@@ -144,7 +171,8 @@ void adapt_sample(Adapt *a, int g, int part, const float *x, int tokens) {
     for (size_t t = 0; t < (size_t)tokens; t++) {
         double square = 1e-6;
         for (size_t k = 0; k < d; k++) square += (double)x[t * d + k] * (double)x[t * d + k];
-        for (size_t k = 0; k < d; k++) unit[t * d + k] = a->c.raw ? x[t * d + k] : (float)((double)x[t * d + k] / sqrt(square));
+        for (size_t k = 0; k < d; k++)
+            unit[t * d + k] = a->c.raw ? x[t * d + k] : (float)((double)x[t * d + k] / sqrt(square));
     }
 }
 
@@ -163,8 +191,12 @@ enum { BAND_WINDOWS = 30, BAND_MEMORY = 3, NOISE_MEMORY = 30, BAND_OUTSIDE = 3 }
 bool adapt_band(AdaptBand *b, double value) {
     double apart = value - (double)b->mean;
     if (b->count >= BAND_WINDOWS && fabs(apart) > 4 * sqrt((double)b->variance)) return ++b->outside >= BAND_OUTSIDE;
-    b->outside = 0, b->count++;
-    if (b->count > 1) b->variance = (float)((double)b->variance + (apart * apart - (double)b->variance) / (b->count - 1 < NOISE_MEMORY ? (double)b->count - 1 : NOISE_MEMORY));
+    b->outside = 0;
+    b->count++;
+    if (b->count > 1)
+        b->variance =
+            (float)((double)b->variance + (apart * apart - (double)b->variance) /
+                                              (b->count - 1 < NOISE_MEMORY ? (double)b->count - 1 : NOISE_MEMORY));
     b->mean = (float)((double)b->mean + apart / (b->count < BAND_MEMORY ? (double)b->count : BAND_MEMORY));
     return false;
 }
@@ -194,7 +226,8 @@ bool adapt_window(Adapt *a, int64_t step, const float *splats, const float *sums
     }
     a->numbers[ADAPT_COUNT_WINDOWS]++;
     bool shifted = false;
-    for (size_t g = 0; g < a->G && step % ADAPT_SPACING == 0; g++) shifted |= adapt_band(&a->bands[g], (double)a->coverage[g]);
+    for (size_t g = 0; g < a->G && step % ADAPT_SPACING == 0; g++)
+        shifted |= adapt_band(&a->bands[g], (double)a->coverage[g]);
     if (shifted) memset(a->bands, 0, a->G * sizeof *a->bands);
     return shifted;
 }
@@ -217,15 +250,17 @@ static void renew(Adapt *a, size_t g, size_t s, int64_t step, double activation,
     a->born[g * a->S + s] = step;
 }
 
-/* ---------------------------------------------------------------------------------------------- edits */
+/* ---------------------------------------------------------------------- edits */
 
 void adapt_split(const Config *c, int g, int s, int t, float *splats) {
     Slots h = slots_of(c, g, splats);
     for (int i = 0; i < NUM_ROWS; i++)
-        if (h.rows[i]) memcpy(h.rows[i] + (size_t)t * h.width[i], h.rows[i] + (size_t)s * h.width[i], h.width[i] * sizeof(float));
+        if (h.rows[i])
+            memcpy(h.rows[i] + (size_t)t * h.width[i], h.rows[i] + (size_t)s * h.width[i], h.width[i] * sizeof(float));
     double whole = exp((double)h.rows[LNALPHA][s]);
     h.rows[LNALPHA][s] = (float)((double)h.rows[LNALPHA][s] - log(2));
-    h.rows[LNALPHA][t] = (float)log(whole - exp((double)h.rows[LNALPHA][s])); /* what rounding took from one half goes to the other */
+    /* what rounding took from one half goes to the other */
+    h.rows[LNALPHA][t] = (float)log(whole - exp((double)h.rows[LNALPHA][s]));
     h.rows[LNALPHA0][s] = h.rows[LNALPHA0][t] = (float)((double)h.rows[LNALPHA0][s] - log(2));
 }
 
@@ -233,7 +268,8 @@ void adapt_split(const Config *c, int g, int s, int t, float *splats) {
 static double log_mean_response(const Config *c, const Slots *h, size_t s, const float *x, size_t n) {
     size_t d = (size_t)config_head_size(c);
     double *l = (double *)xmalloc(n * sizeof *l), mean;
-    for (size_t i = 0; i < n; i++) l[i] = adapt_log_response(c, h->rows[MU] + s * d, h->rows[LNP] + s * h->width[LNP], x + i * d);
+    for (size_t i = 0; i < n; i++)
+        l[i] = adapt_log_response(c, h->rows[MU] + s * d, h->rows[LNP] + s * h->width[LNP], x + i * d);
     mean = log_sum(l, n, NULL) - log((double)n);
     free(l);
     return mean;
@@ -245,7 +281,11 @@ void adapt_merge(const Config *c, int g, int s, int t, double weight, const floa
     Slots h = slots_of(c, g, splats);
     static const int mixed[] = {MU, LNP, LNTHETA, LNDELTA};
     double alpha_s = (double)h.rows[LNALPHA][s], alpha_t = (double)h.rows[LNALPHA][t];
-    if (n) alpha_s += 2 * log_mean_response(c, &h, (size_t)s, x, n), alpha_t += 2 * log_mean_response(c, &h, (size_t)t, x, n); /* contributions are alpha phi(q) phi(k) */
+    /* contributions are alpha phi(q) phi(k) */
+    if (n) {
+        alpha_s += 2 * log_mean_response(c, &h, (size_t)s, x, n);
+        alpha_t += 2 * log_mean_response(c, &h, (size_t)t, x, n);
+    }
     for (int i = 0; i < 4; i++) {
         float *a = h.rows[mixed[i]];
         for (size_t k = 0, w = h.width[mixed[i]]; a && k < w; k++) {
@@ -253,22 +293,26 @@ void adapt_merge(const Config *c, int g, int s, int t, double weight, const floa
             *own = (float)((double)*own + (1 - weight) * ((double)other - (double)*own));
         }
     }
-    double alpha = log_add(alpha_s, alpha_t), reference = log_add((double)h.rows[LNALPHA0][s], (double)h.rows[LNALPHA0][t]);
+    double alpha = log_add(alpha_s, alpha_t),
+           reference = log_add((double)h.rows[LNALPHA0][s], (double)h.rows[LNALPHA0][t]);
     if (n) alpha -= 2 * log_mean_response(c, &h, (size_t)s, x, n);
     h.rows[LNALPHA0][s] = (float)reference;
-    if (config_bounded(c, BOUND_AMPLITUDE)) alpha = fmin(fmax(alpha, reference - SPLAT_AMPLITUDE_RANGE), reference + SPLAT_AMPLITUDE_RANGE);
+    if (config_bounded(c, BOUND_AMPLITUDE))
+        alpha = fmin(fmax(alpha, reference - SPLAT_AMPLITUDE_RANGE), reference + SPLAT_AMPLITUDE_RANGE);
     h.rows[LNALPHA][s] = (float)alpha;
     h.rows[ALIVE][t] = 0;
 }
 
-static void set_precision(const Config *c, float *lnp, double precision) {
+static void set_precision(const Config *c, float *log_precision, double precision) {
     int d = config_head_size(c), P = config_precisions(c);
-    for (int k = 0; k < P; k++) lnp[k] = c->covariance == COVARIANCE_FULL ? 0 : (float)log(precision);
-    for (int k = 0; k < d && c->covariance == COVARIANCE_FULL; k++) lnp[k * (k + 1) / 2 + k] = (float)(0.5 * log(precision));
+    for (int k = 0; k < P; k++) log_precision[k] = c->covariance == COVARIANCE_FULL ? 0 : (float)log(precision);
+    for (int k = 0; k < d && c->covariance == COVARIANCE_FULL; k++)
+        log_precision[k * (k + 1) / 2 + k] = (float)(0.5 * log(precision));
 }
 
-/* A new splat in a free slot, with the frequency and decay that the slot had and the amplitude of the others. A softmax head's logits grow with the number
-   of its splats: where they are larger than those that a head of so many starts with, all amplitudes go down. */
+/* A new splat in a free slot, with the frequency and decay that the slot had and the amplitude of the others. A
+   softmax head's logits grow with the number of its splats: where they are larger than those that a head of so many
+   starts with, all amplitudes go down. */
 static void give_birth(const Config *c, Slots *h, size_t t, const float *centre) {
     size_t d = h->width[MU];
     int alive = count_alive(h);
@@ -276,18 +320,22 @@ static void give_birth(const Config *c, Slots *h, size_t t, const float *centre)
     for (size_t s = 0; s < h->S; s++) amplitude += is_alive(h, s) ? exp((double)h->rows[LNALPHA0][s]) / alive : 0;
     amplitude = log(amplitude);
     excess = c->mixer == MIXER_SOFTMAX ? fmax(amplitude - splat_amplitude_start(alive + 1, (int)d), 0) : 0;
-    for (size_t s = 0; s < h->S && excess > 0; s++) h->rows[LNALPHA][s] -= (float)excess, h->rows[LNALPHA0][s] -= (float)excess;
+    for (size_t s = 0; s < h->S && excess > 0; s++) {
+        h->rows[LNALPHA][s] -= (float)excess;
+        h->rows[LNALPHA0][s] -= (float)excess;
+    }
     memcpy(h->rows[MU] + t * d, centre, d * sizeof *centre);
     set_precision(c, h->rows[LNP] + t * h->width[LNP], SPLAT_PRECISION_START);
     h->rows[LNALPHA][t] = h->rows[LNALPHA0][t] = (float)(amplitude - excess);
     h->rows[ALIVE][t] = 1;
 }
 
-/* The leading axis of the keys that splat s owns, times their deviation along it: the largest eigenvalue of their covariance, keys weighed by
-   responsibility. axis (HS). */
+/* The leading axis of the keys that splat s owns, times their deviation along it: the largest eigenvalue of their
+   covariance, keys weighed by responsibility. axis (HS). */
 static void leading_axis(const Config *c, const Slots *h, size_t s, const float *keys, size_t n, double *axis) {
     size_t d = h->width[MU], S = h->S, start = 0;
-    double *l = (double *)xmalloc((n * S + S + n + 2 * d) * sizeof *l), *r = l + n * S, *weight = r + S, *mean = weight + n, *image = mean + d, total = 0, most = -1, value = 0;
+    double *l = (double *)xmalloc((n * S + S + n + 2 * d) * sizeof *l), *r = l + n * S, *weight = r + S,
+           *mean = weight + n, *image = mean + d, total = 0, most = -1, value = 0;
     responses(c, h, keys, n, l);
     memset(mean, 0, d * sizeof *mean);
     for (size_t i = 0; i < n; i++) {
@@ -299,13 +347,20 @@ static void leading_axis(const Config *c, const Slots *h, size_t s, const float 
     for (size_t k = 0; k < d; k++) mean[k] /= total > 0 ? total : 1;
     for (size_t i = 0; i < n; i++) { /* power iteration begins at the key that counts most */
         double square = 0;
-        for (size_t k = 0; k < d; k++) square += weight[i] * ((double)keys[i * d + k] - mean[k]) * ((double)keys[i * d + k] - mean[k]);
-        if (square > most) most = square, start = i;
+        for (size_t k = 0; k < d; k++)
+            square += weight[i] * ((double)keys[i * d + k] - mean[k]) * ((double)keys[i * d + k] - mean[k]);
+        if (square > most) {
+            most = square;
+            start = i;
+        }
     }
     for (size_t k = 0; k < d; k++) axis[k] = (double)keys[start * d + k] - mean[k];
     for (int round = 0; round < 30; round++) {
         double size = 0;
-        for (size_t k = 0; k < d; k++) size += axis[k] * axis[k], image[k] = 0;
+        for (size_t k = 0; k < d; k++) {
+            size += axis[k] * axis[k];
+            image[k] = 0;
+        }
         if (!(size > 0)) break;
         for (size_t k = 0; k < d; k++) axis[k] /= sqrt(size);
         value = 0;
@@ -321,7 +376,7 @@ static void leading_axis(const Config *c, const Slots *h, size_t s, const float 
     free(l);
 }
 
-/* ---------------------------------------------------------------------------------------------- rules */
+/* ---------------------------------------------------------------------- rules */
 
 /* What a pass knows of the head it is at. */
 typedef struct {
@@ -332,7 +387,11 @@ typedef struct {
     Slots h, m, v; /* parameters and Adam's moments */
 } Head;
 
-static bool is_old(const Head *p, size_t s) { int64_t born = p->a->born[p->g * p->a->S + s]; return born <= 0 || p->step - born >= p->rules->life; } /* the first ones always are */
+/* the first ones always are */
+static bool is_old(const Head *p, size_t s) {
+    int64_t born = p->a->born[p->g * p->a->S + s];
+    return born <= 0 || p->step - born >= p->rules->life;
+}
 static double activation(const Head *p, size_t s) { return adapt_activation(p->a, p->g, s); }
 static double pull(const Head *p, size_t s) { return ring_mean(p->a, p->a->pull, p->g, s); }
 static double mean_pull(const Head *p) {
@@ -345,19 +404,23 @@ static int weakest(const Head *p) {
     int found = -1;
     double even = 1.0 / count_alive(&p->h);
     for (size_t s = 0; s < p->h.S; s++)
-        if (is_alive(&p->h, s) && is_old(p, s) && activation(p, s) < p->rules->low * even && (found < 0 || activation(p, s) < activation(p, (size_t)found))) found = (int)s;
+        if (is_alive(&p->h, s) && is_old(p, s) && activation(p, s) < p->rules->low * even &&
+            (found < 0 || activation(p, s) < activation(p, (size_t)found)))
+            found = (int)s;
     return found;
 }
 
-static bool alike(const Head *p, size_t s, size_t t) { /* envelopes within a tenth, half of the usual spacing: twins that a split has made */
+/* envelopes within a tenth, half of the usual spacing: twins that a split has made */
+static bool alike(const Head *p, size_t s, size_t t) {
     for (int i = LNTHETA; i <= LNDELTA; i++)
         if (p->h.rows[i] && fabs((double)p->h.rows[i][s] - (double)p->h.rows[i][t]) > 0.1) return false;
     return true;
 }
 
-/* Bhattacharyya coefficient of two responses as distributions over the sample: sum sqrt(phi_s phi_t) / sqrt(sum phi_s sum phi_t). It is 1 for
-   equals of any amplitude, and what |mu| and the precision trade between them does not show. Of the pair of most overlap the less active splat, or -1; twin: the
-   other one, where the two are alike in their envelopes as well. */
+/* Bhattacharyya coefficient of two responses as distributions over the sample: sum sqrt(phi_s phi_t) / sqrt(sum
+   phi_s sum phi_t). It is 1 for equals of any amplitude, and what |mu| and the precision trade between them does not
+   show. Of the pair of most overlap the less active splat, or -1; twin: the other one, where the two are alike in
+   their envelopes as well. */
 static int redundant(const Head *p, int *twin) {
     const Adapt *a = p->a;
     size_t S = a->S, n = (size_t)a->tokens;
@@ -377,7 +440,9 @@ static int redundant(const Head *p, int *twin) {
             for (size_t i = 0; i < 2 * n; i++) sum += exp(0.5 * (l[i * S + s] - total[s] + l[i * S + t] - total[t]));
             if (!(sum > most)) continue;
             bool first = activation(p, s) < activation(p, t);
-            most = sum, found = (int)(first ? s : t), *twin = alike(p, s, t) ? (int)(first ? t : s) : -1;
+            most = sum;
+            found = (int)(first ? s : t);
+            *twin = alike(p, s, t) ? (int)(first ? t : s) : -1;
         }
     free(l);
     return found;
@@ -390,7 +455,8 @@ static bool near(const float *x, const float *y, size_t d) { /* within a new spl
     return (double)apart <= 1 / SPLAT_PRECISION_START;
 }
 
-/* Of the keys with too little coverage the one with most keys near it; centre (HS): the mean of these. Returns their share, 0 where there is no such key. */
+/* Of the keys with too little coverage the one with most keys near it; centre (HS): the mean of these. Returns their
+   share, 0 where there is no such key. */
 static double densest(const Head *p, float *centre) {
     const Adapt *a = p->a;
     size_t n = (size_t)a->tokens, S = a->S, d = p->h.width[MU], best = 0, most = 0;
@@ -401,13 +467,17 @@ static double densest(const Head *p, float *centre) {
         size_t count = 0;
         if (!(log_sum(l + i * S, S, NULL) < p->rules->covered)) continue;
         for (size_t j = 0; j < n; j++) count += near(keys + i * d, keys + j * d, d);
-        if (count > most) most = count, best = i;
+        if (count > most) {
+            most = count;
+            best = i;
+        }
     }
     free(l);
     if (!most || (double)most < p->rules->dense * (double)n) return 0;
     for (size_t k = 0; k < d; k++) centre[k] = 0;
     for (size_t j = 0; j < n; j++)
-        for (size_t k = 0; k < d && near(keys + best * d, keys + j * d, d); k++) centre[k] += keys[j * d + k] / (float)most;
+        for (size_t k = 0; k < d && near(keys + best * d, keys + j * d, d); k++)
+            centre[k] += keys[j * d + k] / (float)most;
     return (double)most / (double)n;
 }
 
@@ -417,12 +487,15 @@ static int busiest(const Head *p, int not_this, int nor_that) {
     double even = 1.0 / count_alive(&p->h), mean = mean_pull(p);
     for (size_t s = 0; s < p->h.S; s++) {
         if (!is_alive(&p->h, s) || !is_old(p, s) || (int)s == not_this || (int)s == nor_that) continue;
-        if (activation(p, s) >= even && pull(p, s) > 0 && pull(p, s) >= p->rules->pull * mean && (found < 0 || pull(p, s) > pull(p, (size_t)found))) found = (int)s;
+        if (activation(p, s) >= even && pull(p, s) > 0 && pull(p, s) >= p->rules->pull * mean &&
+            (found < 0 || pull(p, s) > pull(p, (size_t)found)))
+            found = (int)s;
     }
     return found;
 }
 
-/* The free slot whose frequency is farthest from those of the living, so that births bring in what the head lacks; the first where there are no frequencies. */
+/* The free slot whose frequency is farthest from those of the living, so that births bring in what the head lacks;
+   the first where there are no frequencies. */
 static int free_slot(const Head *p) {
     int found = -1;
     double most = -1;
@@ -430,8 +503,12 @@ static int free_slot(const Head *p) {
         double nearest = INFINITY;
         if (is_alive(&p->h, t)) continue;
         for (size_t s = 0; s < p->h.S && p->h.rows[LNTHETA]; s++)
-            if (is_alive(&p->h, s)) nearest = fmin(nearest, fabs((double)p->h.rows[LNTHETA][s] - (double)p->h.rows[LNTHETA][t]));
-        if (nearest > most) most = nearest, found = (int)t;
+            if (is_alive(&p->h, s))
+                nearest = fmin(nearest, fabs((double)p->h.rows[LNTHETA][s] - (double)p->h.rows[LNTHETA][t]));
+        if (nearest > most) {
+            most = nearest;
+            found = (int)t;
+        }
     }
     return found;
 }
@@ -461,9 +538,11 @@ static AdaptEvent join(Head *p, float *splats, size_t s, size_t t) {
     double a = activation(p, s), b = activation(p, t);
     AdaptEvent e = event(p, ADAPT_MERGE, t, (int)s, b);
     renew(p->a, p->g, s, p->step, a + b, pull(p, s) + pull(p, t));
-    adapt_merge(&p->a->c, (int)p->g, (int)s, (int)t, a + b > 0 ? a / (a + b) : 0.5, sample_of(p->a, p->g, 0), (size_t)p->a->tokens, splats);
+    adapt_merge(&p->a->c, (int)p->g, (int)s, (int)t, a + b > 0 ? a / (a + b) : 0.5, sample_of(p->a, p->g, 0),
+                (size_t)p->a->tokens, splats);
     renew(p->a, p->g, t, p->step, 0, 0);
-    forget_moments(p, s), forget_moments(p, t);
+    forget_moments(p, s);
+    forget_moments(p, t);
     return e;
 }
 
@@ -474,11 +553,15 @@ static AdaptEvent settle(Head *p, size_t t) {
     if (!(share > 0)) { /* a random unit vector, another for each step, head and slot */
         uint64_t rng = rng_mix(rng_mix((uint64_t)p->step, p->g), t);
         double square = 0;
-        for (size_t k = 0; k < d; k++) centre[k] = (float)rng_normal(&rng), square += (double)centre[k] * (double)centre[k];
+        for (size_t k = 0; k < d; k++) {
+            centre[k] = (float)rng_normal(&rng);
+            square += (double)centre[k] * (double)centre[k];
+        }
         for (size_t k = 0; k < d; k++) centre[k] = (float)((double)centre[k] / sqrt(square));
     }
     give_birth(&p->a->c, &p->h, t, centre);
-    renew(p->a, p->g, t, p->step, 1.0 / count_alive(&p->h), ordinary); /* until it has statistics of its own it counts as an ordinary one */
+    /* until it has statistics of its own it counts as an ordinary one */
+    renew(p->a, p->g, t, p->step, 1.0 / count_alive(&p->h), ordinary);
     forget_moments(p, t);
     free(centre);
     return event(p, ADAPT_BIRTH, t, -1, share);
@@ -494,8 +577,10 @@ static AdaptEvent divide(Head *p, float *splats, size_t s, size_t t) {
         p->h.rows[MU][s * d + k] = (float)((double)p->h.rows[MU][s * d + k] - 0.5 * axis[k]);
         p->h.rows[MU][t * d + k] = (float)((double)p->h.rows[MU][t * d + k] + 0.5 * axis[k]);
     }
-    renew(p->a, p->g, s, p->step, half, half_pull), renew(p->a, p->g, t, p->step, half, half_pull);
-    forget_moments(p, s), forget_moments(p, t);
+    renew(p->a, p->g, s, p->step, half, half_pull);
+    renew(p->a, p->g, t, p->step, half, half_pull);
+    forget_moments(p, s);
+    forget_moments(p, t);
     free(axis);
     return e;
 }
@@ -507,8 +592,13 @@ int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, f
     int count = 0;
     for (size_t g = 0; g < a->G; g++) {
         Head p;
-        p.a = a, p.rules = rules, p.g = g, p.step = step;
-        p.h = slots_of(&a->c, (int)g, splats), p.m = slots_of(&a->c, (int)g, m), p.v = slots_of(&a->c, (int)g, v);
+        p.a = a;
+        p.rules = rules;
+        p.g = g;
+        p.step = step;
+        p.h = slots_of(&a->c, (int)g, splats);
+        p.m = slots_of(&a->c, (int)g, m);
+        p.v = slots_of(&a->c, (int)g, v);
         double before = head_coverage(a, g, &p.h);
         int edits = 0, s, t;
         while (rules->mode == ADAPT_RELOCATE && edits < cap(a) && count_alive(&p.h) > 1) {
@@ -520,7 +610,8 @@ int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, f
             else die_out(&p, (size_t)s);
             if (parent >= 0) divide(&p, splats, (size_t)parent, (size_t)s);
             else settle(&p, (size_t)s);
-            events[count++] = event(&p, ADAPT_MOVE, (size_t)s, parent, lost), edits++;
+            events[count++] = event(&p, ADAPT_MOVE, (size_t)s, parent, lost);
+            edits++;
         }
         for (int left = cap(a); rules->mode == ADAPT_GROW && left > 0 && count_alive(&p.h) > 1; left--, edits++) {
             int twin = -1;
@@ -528,8 +619,10 @@ int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, f
             events[count++] = twin >= 0 ? join(&p, splats, (size_t)twin, (size_t)s) : die_out(&p, (size_t)s);
         }
         for (int left = cap(a); rules->mode == ADAPT_GROW && left > 0 && (t = free_slot(&p)) >= 0; left--, edits++)
-            events[count++] = (s = busiest(&p, -1, -1)) >= 0 ? divide(&p, splats, (size_t)s, (size_t)t) : settle(&p, (size_t)t);
-        double moved = edits ? head_coverage(a, g, &p.h) - before : 0; /* what edits do to the coverage is no shift of the data */
+            events[count++] =
+                (s = busiest(&p, -1, -1)) >= 0 ? divide(&p, splats, (size_t)s, (size_t)t) : settle(&p, (size_t)t);
+        /* what edits do to the coverage is no shift of the data */
+        double moved = edits ? head_coverage(a, g, &p.h) - before : 0;
         a->bands[g].mean = (float)((double)a->bands[g].mean + moved);
     }
     for (int i = 0; i < count; i++) a->numbers[ADAPT_EVENTS + events[i].kind]++;
@@ -547,10 +640,11 @@ void adapt_schedule(Adapt *a, const AdaptRules *rules, int64_t step, bool shifte
     int64_t *n = a->numbers, so_far;
     if (shifted) n[ADAPT_FIRST] = step;
     so_far = (step - n[ADAPT_FIRST]) / 10;
-    n[ADAPT_LAST] = step, n[ADAPT_NEXT] = step + (so_far > rules->every ? so_far : rules->every);
+    n[ADAPT_LAST] = step;
+    n[ADAPT_NEXT] = step + (so_far > rules->every ? so_far : rules->every);
 }
 
-/* ---------------------------------------------------------------------------------------------- starts */
+/* ---------------------------------------------------------------------- starts */
 
 void adapt_start_alive(const Config *c, int alive, float *flat) {
     Tensor tensors[NUM_TENSORS];
@@ -558,7 +652,10 @@ void adapt_start_alive(const Config *c, int alive, float *flat) {
     float amplitude = (float)(c->mixer == MIXER_SOFTMAX ? splat_amplitude_start(alive, config_head_size(c)) : 0);
     for (int g = 0; g < config_gsa_heads(c); g++) {
         Slots h = slots_of(c, g, flat + tensors[TENSOR_mu].offset);
-        for (size_t s = 0; s < h.S; s++) h.rows[ALIVE][s] = 0, h.rows[LNALPHA][s] = h.rows[LNALPHA0][s] = amplitude;
+        for (size_t s = 0; s < h.S; s++) {
+            h.rows[ALIVE][s] = 0;
+            h.rows[LNALPHA][s] = h.rows[LNALPHA0][s] = amplitude;
+        }
         for (int i = 0; i < alive; i++) h.rows[ALIVE][alive > 1 ? (size_t)i * (h.S - 1) / (size_t)(alive - 1) : 0] = 1;
     }
 }
@@ -570,8 +667,9 @@ void adapt_start_ball(const Config *c, float *flat, uint64_t seed) {
     for (int g = 0; g < config_gsa_heads(c); g++) {
         uint64_t rng = rng_mix(seed, 0xBA11u + (uint64_t)g);
         float *mu = flat + tensors[TENSOR_mu].offset + (size_t)g * (size_t)c->S * d;
-        float first[1024]; /* the largest head */
+        float first[1024];                    /* the largest head */
         memcpy(first, mu, d * sizeof *first); /* the first splat's own: a random unit vector */
-        for (size_t i = 0; i < (size_t)c->S * d; i++) mu[i] = (float)((double)first[i % d] + 0.05 * rng_normal(&rng) / sqrt((double)d));
+        for (size_t i = 0; i < (size_t)c->S * d; i++)
+            mu[i] = (float)((double)first[i % d] + 0.05 * rng_normal(&rng) / sqrt((double)d));
     }
 }

@@ -1,21 +1,25 @@
-/* Birth and death of splats: which slots of a head live, decided now and then from statistics of training. Host code without network
-   arithmetic: a back end hands over queries, keys and sums of gradients, and both back ends' statistics meet the same rules here. The same
-   statistics give the same events, whatever the number of threads.
+/* Birth and death of splats: which slots of a head live, decided now and then from statistics of training. Host code
+   without network arithmetic: a back end hands over queries, keys and sums of gradients, and both back ends' statistics
+   meet the same rules here. The same statistics give the same events, whatever the number of threads.
 
-   Statistics come in windows: ADAPT_TOKENS evenly spaced tokens of one batch, every ADAPT_SPACING steps, and at least five between two passes. Of each splat s
+   Statistics come in windows: ADAPT_TOKENS evenly spaced tokens of one batch, every ADAPT_SPACING steps, and at least
+   five between two passes. Of each splat s
      activation   mean over queries and keys x of its responsibility r_s(x) = softmax_s(ln alpha_s + ln phi_s(x^))
      pull         sum over the batch's queries and keys of |dL / d ln phi_s|
    are kept for the last ADAPT_WINDOWS windows, and of each head the mean coverage of keys, ln sum_s phi_s(k^).
 
-   Passes come every few steps at first and ever more rarely: each interval is a tenth of the steps so far. Early, when little is learned that an edit
-   could disturb, a bad start is put right within a hundred steps. In a pass over all heads at most S / 16 splats of a head (at least 1) go, and as many come:
+   Passes come every few steps at first and ever more rarely: each interval is a tenth of the steps so far. Early, when
+   little is learned that an edit could disturb, a bad start is put right within a hundred steps. In a pass over all
+   heads at most S / 16 splats of a head (at least 1) go, and as many come:
      idle       a splat with an activation below `low` times an even share is given up, after `life` steps
-     redundant  so is the less active of two whose responses overlap by more than `overlap`; if their envelopes are alike as well, they merge
-     split      a splat with at least an even share of activation and at least `pull` times the mean pull becomes two, if a slot is free
-     birth      else a free slot takes a splat at the densest of the keys whose coverage is below `covered`, if at least `dense` of all keys are near
-                that, or in a random direction, as at the start of a run
-   grow: splats die or merge, then free slots are filled, by as many births as deaths at most, so that a head that was full stays full.
-   relocate: what is given up moves at once, by split or birth: the number of splats stays.
+     redundant  so is the less active of two whose responses overlap by more than `overlap`; if their envelopes are
+                alike as well, they merge
+     split      a splat with at least an even share of activation and at least `pull` times the mean pull becomes two,
+                if a slot is free
+     birth      else a free slot takes a splat at the densest of the keys whose coverage is below `covered`, if at least
+                `dense` of all keys are near that, or in a random direction, as at the start of a run
+   grow: splats die or merge, then free slots are filled, by as many births as deaths at most, so that a head that
+   was full stays full. relocate: what is given up moves at once, by split or birth: the number of splats stays.
    Splits and merges of equals leave the function as it was: contributions alpha phi(q) phi(k) add, so amplitudes do. */
 #ifndef GSA_ADAPT_H
 #define GSA_ADAPT_H
@@ -41,63 +45,84 @@ typedef struct {
 enum { ADAPT_DEATH, ADAPT_MERGE, ADAPT_BIRTH, ADAPT_SPLIT, ADAPT_MOVE, NUM_ADAPT_EVENTS };
 extern const char *const adapt_event_names[NUM_ADAPT_EVENTS];
 typedef struct {
-    int kind, g, slot, from; /* g: GSA head in order of layer and head; from: the slot it is split off or merged into, or -1 */
-    float activation;        /* of the slot before, of a split's parent; of a birth the share of keys near it, 0 for a random direction */
+    /* g: GSA head in order of layer and head; from: the slot it is split off or merged into, or -1 */
+    int kind, g, slot, from;
+    /* of the slot before, of a split's parent; of a birth the share of keys near it, 0 for a random direction */
+    float activation;
 } AdaptEvent;
 
-/* The mean of a number's last three or so values, and the mean square of what each value was apart from that mean before: noise, and a drift as
-   training has it. */
+/* The mean of a number's last three or so values, and the mean square of what each value was apart from that mean
+   before: noise, and a drift as training has it. */
 typedef struct {
     float mean, variance, count, outside; /* windows seen; the last ones in a row that were outside */
 } AdaptBand;
 /* True where the third value in a row lies more than 4 standard deviations from the mean. */
 bool adapt_band(AdaptBand *b, double value);
 
-enum { ADAPT_FIRST, ADAPT_LAST, ADAPT_NEXT, ADAPT_COUNT_WINDOWS, ADAPT_SHIFTS, ADAPT_EVENTS, NUM_ADAPT_NUMBERS = ADAPT_EVENTS + NUM_ADAPT_EVENTS };
+enum {
+    ADAPT_FIRST,
+    ADAPT_LAST,
+    ADAPT_NEXT,
+    ADAPT_COUNT_WINDOWS,
+    ADAPT_SHIFTS,
+    ADAPT_EVENTS,
+    NUM_ADAPT_NUMBERS = ADAPT_EVENTS + NUM_ADAPT_EVENTS
+};
 typedef struct {
     Config c;
-    size_t G, S, first, count;                /* first, count: the range of the flat buffers that holds the tensors of splats */
-    int64_t numbers[NUM_ADAPT_NUMBERS];       /* steps at which the schedule began, of the last pass and of the next; windows and shifts so far, events of each kind so far */
-    int64_t *born;                            /* (G, S): step; of the first splats 0 */
-    float *activation, *pull;                 /* (G, S, ADAPT_WINDOWS): window w at w % ADAPT_WINDOWS */
-    float *coverage;                          /* (G): of the last window */
-    AdaptBand *bands;                         /* (G): of the coverage */
-    float *sample;                            /* (G, 2, ADAPT_TOKENS, HS): queries and keys of the last window, as unit vectors; not saved */
-    int tokens;                               /* of the sample */
+    /* first, count: the range of the flat buffers that holds the tensors of splats */
+    size_t G, S, first, count;
+    /* steps at which the schedule began, of the last pass and of the next; windows and shifts so far, events of each
+       kind so far */
+    int64_t numbers[NUM_ADAPT_NUMBERS];
+    int64_t *born;            /* (G, S): step; of the first splats 0 */
+    float *activation, *pull; /* (G, S, ADAPT_WINDOWS): window w at w % ADAPT_WINDOWS */
+    float *coverage;          /* (G): of the last window */
+    AdaptBand *bands;         /* (G): of the coverage */
+    /* (G, 2, ADAPT_TOKENS, HS): queries and keys of the last window, as unit vectors; not saved */
+    float *sample;
+    int tokens; /* of the sample */
 } Adapt;
 
 Adapt *adapt_create(const Config *c, int64_t every);
 void adapt_free(Adapt *a);
-/* The record in checkpoints of models. adapt_read leaves a as created where the file has none. restart: for a run that starts from the model at
-   its step 0: ages go on, the schedule starts anew, and the bands stay, so that other data shows as a shift. */
+/* The record in checkpoints of models. adapt_read leaves a as created where the file has none. restart: for a run
+   that starts from the model at its step 0: ages go on, the schedule starts anew, and the bands stay, so that other
+   data shows as a shift. */
 void adapt_add_entries(const Adapt *a, Entry *entries, const void **data, int *count);
 void adapt_read(Adapt *a, const Checkpoint *k, bool restart);
 enum { ADAPT_ENTRIES = 6 };
 
-/* Takes queries (part 0) or keys (1) of GSA head g, (tokens, HS), into the sample, as unit vectors where the model uses them so; tokens <= ADAPT_TOKENS. */
+/* Takes queries (part 0) or keys (1) of GSA head g, (tokens, HS), into the sample, as unit vectors where the model
+   uses them so; tokens <= ADAPT_TOKENS. */
 void adapt_sample(Adapt *a, int g, int part, const float *x, int tokens);
-/* One window, after `step` updates, from the sample of all layers. splats: the range of the parameters; sums (G, S): of |dL / d ln phi|. True: the
-   coverage of a head has shifted; all bands then begin anew. Bands see every ADAPT_SPACING-th step only: the spacing of their values must not change. */
+/* One window, after `step` updates, from the sample of all layers. splats: the range of the parameters; sums (G, S):
+   of |dL / d ln phi|. True: the coverage of a head has shifted; all bands then begin anew. Bands see every
+   ADAPT_SPACING-th step only: the spacing of their values must not change. */
 bool adapt_window(Adapt *a, int64_t step, const float *splats, const float *sums);
-/* One pass; the window before must be of this step. splats, m, v: the range of parameters and of Adam's two moments, edited in place. Events are stored,
-   `room` at most (adapt_room), and their number returned. */
+/* One pass; the window before must be of this step. splats, m, v: the range of parameters and of Adam's two moments,
+   edited in place. Events are stored, `room` at most (adapt_room), and their number returned. */
 int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, float *m, float *v, AdaptEvent *events);
 int adapt_room(const Adapt *a);
 /* True where a window is due after `step` updates. */
 bool adapt_due(const Adapt *a, const AdaptRules *rules, int64_t step);
-/* Sets the step of the next pass after one at `step`: rules->every later, or a tenth of the steps since the first or the last shift. */
+/* Sets the step of the next pass after one at `step`: rules->every later, or a tenth of the steps since the first or
+   the last shift. */
 void adapt_schedule(Adapt *a, const AdaptRules *rules, int64_t step, bool shifted);
 
-double adapt_activation(const Adapt *a, size_t g, size_t s); /* its mean over the last windows; 0 where there are none */
-/* ln phi_s(x), equation (2), of one splat at x (HS), which is used as it is. mu (HS), lnp as in the parameter table. */
-double adapt_log_response(const Config *c, const float *mu, const float *lnp, const float *x);
-/* The edits themselves, of head g: s becomes s and t; t is merged into s and dies. weight: of s in the mean, 0 .. 1. x (n, HS): where the merged splat's
-   mean response is to be what the two had together; n = 0: amplitudes add. */
+/* its mean over the last windows; 0 where there are none */
+double adapt_activation(const Adapt *a, size_t g, size_t s);
+/* ln phi_s(x), equation (2), of one splat at x (HS), which is used as it is. mu (HS), log_precision as in the
+   parameter table. */
+double adapt_log_response(const Config *c, const float *mu, const float *log_precision, const float *x);
+/* The edits themselves, of head g: s becomes s and t; t is merged into s and dies. weight: of s in the mean, 0 .. 1.
+   x (n, HS): where the merged splat's mean response is to be what the two had together; n = 0: amplitudes add. */
 void adapt_split(const Config *c, int g, int s, int t, float *splats);
 void adapt_merge(const Config *c, int g, int s, int t, double weight, const float *x, size_t n, float *splats);
 int adapt_alive(const Config *c, int g, const float *splats);
 
-/* --splats-alive: only `alive` slots of each head live, spread over the frequencies, with the amplitude of that number. flat: all parameters. */
+/* --splats-alive: only `alive` slots of each head live, spread over the frequencies, with the amplitude of that
+   number. flat: all parameters. */
 void adapt_start_alive(const Config *c, int alive, float *flat);
 /* --splat-init ball: all centres of a head within 0.05 of one random unit vector. */
 void adapt_start_ball(const Config *c, float *flat, uint64_t seed);

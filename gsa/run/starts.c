@@ -22,12 +22,16 @@ static double distance(const float *a, const float *b, int d) {
 
 void start_kmeans(float *mu, int S, const float *keys, size_t n, int d, uint64_t seed) {
     float *x = unit_keys(keys, n, d);
-    double *nearest = (double *)xmalloc(n * sizeof *nearest), *sums = (double *)xmalloc((size_t)S * (d + 1) * sizeof *sums);
+    double *nearest = (double *)xmalloc(n * sizeof *nearest),
+           *sums = (double *)xmalloc((size_t)S * (d + 1) * sizeof *sums);
     int *owner = (int *)xcalloc(n, sizeof *owner);
     uint64_t rng = seed;
-    for (int s = 0; s < S; s++) { /* k-means++: the next centre is a key, chosen with probability proportional to its squared distance from the others */
+    /* k-means++: the next centre is a key, chosen with probability proportional to its squared distance from the
+       others */
+    for (int s = 0; s < S; s++) {
         double total = 0;
-        for (size_t i = 0; i < n; i++) total += nearest[i] = s ? fmin(nearest[i], distance(x + i * d, mu + (size_t)(s - 1) * d, d)) : 1;
+        for (size_t i = 0; i < n; i++)
+            total += nearest[i] = s ? fmin(nearest[i], distance(x + i * d, mu + (size_t)(s - 1) * d, d)) : 1;
         double at = rng_uniform(&rng) * total;
         size_t chosen = 0;
         while (chosen + 1 < n && (at -= nearest[chosen]) >= 0) chosen++;
@@ -41,7 +45,10 @@ void start_kmeans(float *mu, int S, const float *keys, size_t n, int d, uint64_t
             nearest[i] = INFINITY;
             for (int s = 0; s < S; s++) {
                 double far = distance(x + i * d, mu + (size_t)s * d, d);
-                if (far < nearest[i]) nearest[i] = far, best = s;
+                if (far < nearest[i]) {
+                    nearest[i] = far;
+                    best = s;
+                }
             }
             moved = moved || best != owner[i];
             owner[i] = best;
@@ -54,24 +61,32 @@ void start_kmeans(float *mu, int S, const float *keys, size_t n, int d, uint64_t
             size_t farthest = 0;
             for (size_t i = 1; i < n && count == 0; i++)
                 if (nearest[i] > nearest[farthest]) farthest = i;
-            for (int k = 0; k < d; k++) mu[(size_t)s * d + k] = count > 0 ? (float)(sums[(size_t)s * (d + 1) + k] / count) : x[farthest * d + k];
+            for (int k = 0; k < d; k++)
+                mu[(size_t)s * d + k] =
+                    count > 0 ? (float)(sums[(size_t)s * (d + 1) + k] / count) : x[farthest * d + k];
             if (count == 0) nearest[farthest] = 0;
         }
     }
-    free(x), free(nearest), free(sums), free(owner);
+    free(x);
+    free(nearest);
+    free(sums);
+    free(owner);
 }
 
 void start_components(float *mu, int S, const float *keys, size_t n, int d, uint64_t seed) {
     float *x = unit_keys(keys, n, d);
     int components = S / 2 < d ? S / 2 : d;
-    double *mean = (double *)xcalloc((size_t)d, sizeof *mean), *covariance = (double *)xcalloc((size_t)d * d, sizeof *covariance);
-    double *vectors = (double *)xmalloc((size_t)(components + 1) * d * sizeof *vectors), *image = vectors + (size_t)components * d;
+    double *mean = (double *)xcalloc((size_t)d, sizeof *mean),
+           *covariance = (double *)xcalloc((size_t)d * d, sizeof *covariance);
+    double *vectors = (double *)xmalloc((size_t)(components + 1) * d * sizeof *vectors),
+           *image = vectors + (size_t)components * d;
     uint64_t rng = seed;
     for (size_t i = 0; i < n; i++)
         for (int k = 0; k < d; k++) mean[k] += x[i * d + k] / (double)n;
     for (size_t i = 0; i < n; i++)
         for (int j = 0; j < d; j++)
-            for (int k = 0; k < d; k++) covariance[j * d + k] += (x[i * d + j] - mean[j]) * (x[i * d + k] - mean[k]) / (double)n;
+            for (int k = 0; k < d; k++)
+                covariance[j * d + k] += (x[i * d + j] - mean[j]) * (x[i * d + k] - mean[k]) / (double)n;
     for (int s = 0; s < S; s++)
         for (int k = 0; k < d; k++) mu[(size_t)s * d + k] = (float)mean[k]; /* where S exceeds 2d, or is odd */
     for (int c = 0; c < components; c++) { /* power iteration, each vector kept orthogonal to those before it */
@@ -94,17 +109,23 @@ void start_components(float *mu, int S, const float *keys, size_t n, int d, uint
             if (!(value > 0)) break;
         }
         for (int side = 0; side < 2; side++)
-            for (int k = 0; k < d && value > 0; k++) mu[(size_t)(2 * c + side) * d + k] = (float)(mean[k] + (side ? -1 : 1) * sqrt(value) * v[k]);
+            for (int k = 0; k < d && value > 0; k++)
+                mu[(size_t)(2 * c + side) * d + k] = (float)(mean[k] + (side ? -1 : 1) * sqrt(value) * v[k]);
     }
-    free(x), free(mean), free(covariance), free(vectors);
+    free(x);
+    free(mean);
+    free(covariance);
+    free(vectors);
 }
 
 void start_from_file(const Config *c, float *params, const Checkpoint *other) {
-    static const int splats[] = {TENSOR_mu, TENSOR_lnp, TENSOR_lnalpha, TENSOR_lnalpha0, TENSOR_alive, TENSOR_lntheta, TENSOR_lndelta, TENSOR_lng};
+    static const int splats[] = {TENSOR_mu,    TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_alpha_reference,
+                                 TENSOR_alive, TENSOR_log_theta,     TENSOR_log_delta, TENSOR_log_far};
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
     for (size_t i = 0; i < sizeof splats / sizeof *splats; i++) {
         const Tensor *t = &tensors[splats[i]];
-        memcpy(params + t->offset, checkpoint_find(other, t->name, TYPE_F32, 3, t->shape, NULL), t->size * sizeof *params);
+        memcpy(params + t->offset, checkpoint_find(other, t->name, TYPE_F32, 3, t->shape, NULL),
+               t->size * sizeof *params);
     }
 }

@@ -8,14 +8,15 @@
 extern "C" {
 #endif
 
-/* keys (n, d), of any length; they are used as unit vectors. mu (S, d) is written; n >= 1.
-   k-means: k-means++ seeding, then at most 25 rounds; an empty cluster takes the key farthest from its centre.
-   Principal components: mean + and - sqrt(eigenvalue) along the first S / 2 eigenvectors of the keys' covariance (S odd: the mean as well). */
+/* keys (n, d), of any length; they are used as unit vectors. mu (S, d) is written; n >= 1. k-means: k-means++
+   seeding, then at most 25 rounds; an empty cluster takes the key farthest from its centre. Principal components:
+   mean + and - sqrt(eigenvalue) along the first S / 2 eigenvectors of the keys' covariance (S odd: the mean as
+   well). */
 void start_kmeans(float *mu, int S, const float *keys, size_t n, int d, uint64_t seed);
 void start_components(float *mu, int S, const float *keys, size_t n, int d, uint64_t seed);
 
-/* Copies the splats (all tensors of one line per GSA head) of another model into the flat buffer of c, head by head in order of layer and head. Dies
-   with a sentence that names the tensor and both shapes where they differ. */
+/* Copies the splats (all tensors of one line per GSA head) of another model into the flat buffer of c, head by head
+   in order of layer and head. Dies with a sentence that names the tensor and both shapes where they differ. */
 void start_from_file(const Config *c, float *params, const Checkpoint *other);
 
 #ifdef __cplusplus

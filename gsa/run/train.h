@@ -11,19 +11,25 @@ extern "C" {
 /* The flat buffers of a model, all in the order of model_tensors. */
 enum { BUFFER_PARAMS, BUFFER_GRADS, BUFFER_ADAM_M, BUFFER_ADAM_V };
 
-/* What memory goes to: enumerator, name. From `residual` to `logits`: what the forward pass keeps; `backward`: gradients of activations. */
-#define MEMORY_GROUPS(X)                                                                                                                  \
-    X(PARAMS, "parameters") X(GRADS, "gradients") X(OPTIMISER, "optimiser") X(RESIDUAL, "residual stream") X(ATTENTION, "attention")      \
-    X(STATES, "scan states") X(MLP, "MLP") X(LOGITS, "logits") X(BACKWARD, "backward pass") X(WORKSPACE, "workspaces")
-enum {
+/* What memory goes to: enumerator, name. From `residual` to `logits`: what the forward pass keeps; `backward`:
+   gradients of activations. */
+#define MEMORY_GROUPS(X)           \
+    X(PARAMS, "parameters")        \
+    X(GRADS, "gradients")          \
+    X(OPTIMISER, "optimiser")      \
+    X(RESIDUAL, "residual stream") \
+    X(ATTENTION, "attention")      \
+    X(STATES, "scan states")       \
+    X(MLP, "MLP")                  \
+    X(LOGITS, "logits")            \
+    X(BACKWARD, "backward pass")   \
+    X(WORKSPACE, "workspaces")
 #define X(name, text) MEMORY_##name,
-    MEMORY_GROUPS(X)
+enum { MEMORY_GROUPS(X) NUM_MEMORY };
 #undef X
-    NUM_MEMORY
-};
 
 typedef struct {
-    double rate[NUM_CLIPS];  /* learning rate of this step */
+    double rate[NUM_CLIPS]; /* learning rate of this step */
     double beta1, beta2, weight_decay;
     double scale[NUM_CLIPS]; /* what gradients are multiplied by: clipping */
     int64_t step;            /* 1 for the first update */
@@ -31,27 +37,38 @@ typedef struct {
 
 /* A back end: the network's arithmetic. B and T of a call may be smaller than those given to create. */
 typedef struct {
-    const char *(*name)(void);                                       /* machine, threads, libraries: for the first line of a run */
+    /* machine, threads, libraries: for the first line of a run */
+    const char *(*name)(void);
     void (*memory)(const Config *c, int B, size_t bytes[NUM_MEMORY]); /* what create(c, B) and training will take */
-    size_t (*free_memory)(void);                                     /* bytes that are free for that; 0: unknown */
-    void *(*create)(const Config *c, int B);                         /* room for batches of (B, c->T); buffers are zero; c->recompute is honoured */
+    size_t (*free_memory)(void);                                      /* bytes that are free for that; 0: unknown */
+    /* room for batches of (B, c->T); buffers are zero; c->recompute is honoured */
+    void *(*create)(const Config *c, int B);
     void (*destroy)(void *model);
-    void (*write)(void *model, int buffer, const float *from);       /* from the host into the model */
-    const float *(*read)(void *model, int buffer);                   /* on the host, valid until the next call */
-    void (*put)(void *model, int buffer, size_t first, size_t count, const float *from); /* part of a buffer: splats fit in one, see gsa/run/adapt.h */
+    void (*write)(void *model, int buffer, const float *from); /* from the host into the model */
+    const float *(*read)(void *model, int buffer);             /* on the host, valid until the next call */
+    /* part of a buffer: splats fit in one, see gsa/run/adapt.h */
+    void (*put)(void *model, int buffer, size_t first, size_t count, const float *from);
     void (*get)(void *model, int buffer, size_t first, size_t count, float *to);
-    double (*forward)(void *model, const int *x, const int *y, int B, int T); /* x, y (B, T); mean loss in nats over the y that are not -1; y NULL: logits only, returns 0 */
-    void (*backward)(void *model, double scale);                     /* of the last forward; adds scale times its gradients */
+    /* x, y (B, T); mean loss in nats over the y that are not -1; y NULL: logits only, returns 0 */
+    double (*forward)(void *model, const int *x, const int *y, int B, int T);
+    /* of the last forward; adds scale times its gradients */
+    void (*backward)(void *model, double scale);
     void (*zero_gradients)(void *model);
     void (*gradient_norms)(void *model, double norms[NUM_CLIPS]);
-    void (*update)(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]); /* AdamW, then the bounds of the splats; how many values were outside */
-    void (*logits)(void *model, int b, int t, float *out);           /* of the last forward without y, V numbers */
-    void (*head)(void *model, int l, int h, int part, int count, float *out); /* of the last forward: queries (part 0) or keys (1) of head (l, h) before any feature map, (count, HS),
-                                                                                   of every (B T / count)-th token */
-    void (*watch)(void *model, bool on);                             /* on: backward also adds sum |dL / d ln phi_s| over the queries and keys of the batch, or an even sample of
-                                                                        them, to the gradients of `alive` */
-    double (*peak_flops)(void);                                      /* what the machine could do a second in this precision; 0 or no such function: unknown */
-    void (*expect)(void *model, double scale);                       /* the next forward pass will be followed by backward(scale), whose beginning may be done at once; NULL: no use for that */
+    /* AdamW, then the bounds of the splats; how many values were outside */
+    void (*update)(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]);
+    void (*logits)(void *model, int b, int t, float *out); /* of the last forward without y, V numbers */
+    /* of the last forward: queries (part 0) or keys (1) of head (l, h) before any feature map, (count, HS), of every
+       (B T / count)-th token */
+    void (*head)(void *model, int l, int h, int part, int count, float *out);
+    /* on: backward also adds sum |dL / d ln phi_s| over the queries and keys of the batch, or an even sample of
+       them, to the gradients of `alive` */
+    void (*watch)(void *model, bool on);
+    /* what the machine could do a second in this precision; 0 or no such function: unknown */
+    double (*peak_flops)(void);
+    /* the next forward pass will be followed by backward(scale), whose beginning may be done at once; NULL: no use
+       for that */
+    void (*expect)(void *model, double scale);
 } Backend;
 
 /* The whole program: flags, data, training. Returns the exit status. */
