@@ -1942,41 +1942,17 @@ template <int HS> static size_t shared_memory(const Config *c, int S) {
     bool diagonal = c->covariance == COVARIANCE_DIAG, full = c->covariance == COVARIANCE_FULL;
     size_t map, scan = 0;
     if (c->mixer == MIXER_LINEAR && S <= 16) {
-        map = diagonal ? SplatBackwardShape < HS;
-        16;
-        true;
-        true > ::bytes : SplatBackwardShape < HS;
-        16;
-        false;
-        true > ::bytes;
-        scan = ScanShape < HS;
-        16 > ::bytes(2);
+        map = diagonal ? SplatBackwardShape<HS, 16, true, true>::bytes : SplatBackwardShape<HS, 16, false, true>::bytes;
+        scan = ScanShape<HS, 16>::bytes(2);
     } else if (c->mixer == MIXER_LINEAR) {
-        map = diagonal ? SplatBackwardShape < HS;
-        32;
-        true;
-        true > ::bytes : SplatBackwardShape < HS;
-        32;
-        false;
-        true > ::bytes;
-        scan = ScanShape < HS;
-        32 > ::bytes(2);
+        map = diagonal ? SplatBackwardShape<HS, 32, true, true>::bytes : SplatBackwardShape<HS, 32, false, true>::bytes;
+        scan = ScanShape<HS, 32>::bytes(2);
     } else if (S <= 32) {
-        map = diagonal ? SplatBackwardShape < HS;
-        32;
-        true;
-        false > ::bytes : SplatBackwardShape < HS;
-        32;
-        false;
-        false > ::bytes;
+        map =
+            diagonal ? SplatBackwardShape<HS, 32, true, false>::bytes : SplatBackwardShape<HS, 32, false, false>::bytes;
     } else {
-        map = diagonal ? SplatBackwardShape < HS;
-        64;
-        true;
-        false > ::bytes : SplatBackwardShape < HS;
-        64;
-        false;
-        false > ::bytes;
+        map =
+            diagonal ? SplatBackwardShape<HS, 64, true, false>::bytes : SplatBackwardShape<HS, 64, false, false>::bytes;
     }
     if (full) map = full_bytes<HS>;
     return map > scan ? map : scan;
