@@ -425,11 +425,11 @@ typedef struct {
     real key_scale;                /* see scan_key_scale */
 } SplatConstants;
 
-/* The splats of one head. */
+/* The splats of one head: its row of each tensor in SPLAT_TENSORS (gsa/model.h), NULL where the model has none. */
 typedef struct {
-    const real *mu, *log_precision, *log_alpha;  /* (S, HS), (S, P), (S) */
-    const real *log_theta, *log_delta, *log_far; /* (S), (S), one number; NULL where the head has none */
-    const real *alive;               /* (S), 1 or 0: a dead splat's features are 0, and so are all its gradients */
+#define X(name, ...) const real *name;
+    SPLAT_TENSORS(X)
+#undef X
     bool watch;                      /* the backward pass also sums |G| */
     size_t S, P;                     /* P: numbers per precision, 1 isotropic, HS diagonal, HS (HS + 1) / 2 full */
     bool raw;                        /* x^ = x in place of equation (1) */
@@ -688,10 +688,11 @@ static void splat_backward(real *dx, real *record, const real *df, const real *f
     splat_close(&r);
 }
 
-/* The gradients of one head's parameters, in the order of Splats; NULL where the head has none. */
+/* Where the gradients of one head's splats go. `alive` has none: its place takes sum |G| where watched. */
 typedef struct {
-    /* alive has no gradient: its place takes sum |G| where watched */
-    real *mu, *log_precision, *log_alpha, *log_theta, *log_delta, *log_far, *alive;
+#define X(name, ...) real *name;
+    SPLAT_TENSORS(X)
+#undef X
 } SplatGradients;
 
 /* Adds what follows from the moments, summed over sequences: B records, `apart` numbers from each other. */
@@ -1315,43 +1316,50 @@ typedef struct {
 #undef X
 } ParameterTensors;
 
-/* name, kind (gsa/run/train.h), size. K: the blocks whose activations are kept for the backward pass, after each
-   other: L, or 1 with --recompute, where they are computed again. */
-#define ACTIVATIONS(X)                                                                                           \
-    X(residual, RESIDUAL, (L + 1) * B * T * C) /* the stream at the input of each block and after the last */    \
-    X(middle, RESIDUAL, K *B *T *C)            /* the stream after attention */                                  \
-    X(ln1, ATTENTION, K *B *T *C)                                                                                \
-    X(ln1_mean, ATTENTION, K *B *T)                                                                              \
-    X(ln1_rstd, ATTENTION, K *B *T)                                                                              \
-    X(qkv, ATTENTION, K *B *T * 3 * A)                                                                           \
-    X(fq, ATTENTION, K *B *T *A) /* (B, NH, T, HS) */                                                            \
-    X(fk, ATTENTION, K *B *T *A)                                                                                 \
-    X(att_lse, ATTENTION, K *B *NH *T)                                                                           \
-    X(scan_rho, ATTENTION, G ? K *B *NH *T : 0)                                                                  \
-    X(att, ATTENTION, K *B *T *A)                                                                                \
-    X(ln2, MLP, K *B *T *C)                                                                                      \
-    X(ln2_mean, MLP, K *B *T)                                                                                    \
-    X(ln2_rstd, MLP, K *B *T)                                                                                    \
-    X(fc, MLP, K *B *T * 4 * C)                                                                                  \
-    X(gelu, MLP, K *B *T * 4 * C)                                                                                \
-    X(lnf, LOGITS, B *T *C)                                                                                      \
-    X(lnf_mean, LOGITS, B *T)                                                                                    \
-    X(lnf_rstd, LOGITS, B *T)                                                                                    \
-    X(logits, LOGITS, B *T *Vp)                                                                                  \
-    X(losses, LOGITS, B *T)                                                                                      \
-    X(lse, LOGITS, B *T)                                                                                         \
-    X(splat_waves, WORKSPACE, G *T * 2 * S) /* softmax mixer: cosines and sines of the envelope, per GSA head */ \
-    X(dresidual, BACKWARD, B *T *C)                                                                              \
-    X(dln, BACKWARD, B *T *C)                                                                                    \
-    X(dfc, BACKWARD, B *T * 4 * C)                                                                               \
-    X(datt, BACKWARD, B *T *A)                                                                                   \
-    X(dqkv, BACKWARD, B *T * 3 * A)                                                                              \
-    X(dfq, BACKWARD, B *T *A)                                                                                    \
-    X(dfk, BACKWARD, B *T *A)                                                                                    \
-    X(moments, WORKSPACE, B *NH *moments_size(S, P, HS))
+/* THE table of activations: name, group of memory (gsa/run/train.h), unit, numbers per unit. Units:
+     STREAM  a token at the input of each block and behind the last
+     BLOCK   a token in each block whose activations are kept for the backward pass: all, or with --recompute one
+     TOKEN   a token
+     ONCE    all of it
+   Where they lie, which of them are block l's and what they take of memory follows from it. */
+// clang-format off
+#define ACTIVATIONS(X) \
+    X(residual, RESIDUAL, STREAM, z.C) \
+    X(middle, RESIDUAL, BLOCK, z.C) /* the stream after attention */ \
+    X(ln1, ATTENTION, BLOCK, z.C) \
+    X(ln1_mean, ATTENTION, BLOCK, 1) \
+    X(ln1_rstd, ATTENTION, BLOCK, 1) \
+    X(qkv, ATTENTION, BLOCK, 3 * z.A) \
+    X(fq, ATTENTION, BLOCK, z.A) /* (B, NH, T, HS) */ \
+    X(fk, ATTENTION, BLOCK, z.A) \
+    X(att_lse, ATTENTION, BLOCK, z.NH) /* (B, NH, T) */ \
+    X(scan_rho, ATTENTION, BLOCK, z.G ? z.NH : 0) /* (B, NH, T) */ \
+    X(att, ATTENTION, BLOCK, z.A) \
+    X(ln2, MLP, BLOCK, z.C) \
+    X(ln2_mean, MLP, BLOCK, 1) \
+    X(ln2_rstd, MLP, BLOCK, 1) \
+    X(fc, MLP, BLOCK, 4 * z.C) \
+    X(gelu, MLP, BLOCK, 4 * z.C) \
+    X(lnf, LOGITS, TOKEN, z.C) \
+    X(lnf_mean, LOGITS, TOKEN, 1) \
+    X(lnf_rstd, LOGITS, TOKEN, 1) \
+    X(logits, LOGITS, TOKEN, z.Vp) \
+    X(losses, LOGITS, TOKEN, 1) \
+    X(lse, LOGITS, TOKEN, 1) \
+    X(splat_waves, WORKSPACE, ONCE, z.G * z.T * 2 * z.S) /* (G, T, 2S): cosines and sines of the envelope */ \
+    X(dresidual, BACKWARD, TOKEN, z.C) \
+    X(dln, BACKWARD, TOKEN, z.C) \
+    X(dfc, BACKWARD, TOKEN, 4 * z.C) \
+    X(datt, BACKWARD, TOKEN, z.A) \
+    X(dqkv, BACKWARD, TOKEN, 3 * z.A) \
+    X(dfq, BACKWARD, TOKEN, z.A) \
+    X(dfk, BACKWARD, TOKEN, z.A) \
+    X(moments, WORKSPACE, ONCE, B * z.NH * moments_size(z.S, z.P, z.HS))
+// clang-format on
+enum { UNIT_STREAM, UNIT_BLOCK, UNIT_TOKEN, UNIT_ONCE, NUM_UNITS };
 
 typedef struct {
-#define X(name, kind, size) real *name;
+#define X(name, group, unit, size) real *name;
     ACTIVATIONS(X)
 #undef X
 } ActivationTensors;
@@ -1399,15 +1407,25 @@ typedef struct {
    and adds their bytes up by kind (bytes NULL: it does not). */
 static size_t carve_activations(ActivationTensors *a, real *base, const Config *c, size_t B, size_t *bytes) {
     Sizes z = config_sizes(c);
-    size_t T = z.T, L = z.L, K = c->recompute ? 1 : L, C = z.C, A = z.A, NH = z.NH, Vp = z.Vp, HS = z.HS, S = z.S,
-           P = z.P, G = z.G, at = 0;
-#define X(name, kind, size)            \
-    a->name = base ? base + at : NULL; \
-    at += ((size) + 31) / 32 * 32;     \
-    if (bytes) bytes[MEMORY_##kind] += ((size) + 31) / 32 * 32 * sizeof(real);
+    size_t N = B * z.T, at = 0, units[NUM_UNITS] = {(z.L + 1) * N, (c->recompute ? 1 : z.L) * N, N, 1};
+#define X(name, group, unit, size)                      \
+    a->name = base ? base + at : NULL;                  \
+    at += (units[UNIT_##unit] * (size) + 31) / 32 * 32; \
+    if (bytes) bytes[MEMORY_##group] += (units[UNIT_##unit] * (size) + 31) / 32 * 32 * sizeof(real);
     ACTIVATIONS(X)
 #undef X
     return at;
+}
+
+/* The activations, those that blocks keep being block l's; N tokens. With --recompute all blocks share one place. */
+static ActivationTensors block_activations(const GSA *m, size_t l, size_t N) {
+    Sizes z = config_sizes(&m->config);
+    ActivationTensors a = m->a;
+    size_t B = m->B, first[NUM_UNITS] = {l * N, m->config.recompute ? 0 : l * N, 0, 0};
+#define X(name, group, unit, size) a.name += first[UNIT_##unit] * (size);
+    ACTIVATIONS(X)
+#undef X
+    return a;
 }
 
 /* Numbers that a thread allocates for a while, at most, when it works on one head: attention's backward pass (its
@@ -1482,13 +1500,9 @@ static Splats head_splats(const GSA *m, size_t l, size_t h) {
     Sizes z = config_sizes(&m->config);
     size_t g = (size_t)config_gsa_before(&m->config, (int)l, (int)h);
     Splats w;
-    w.mu = m->p.mu + g * z.S * z.HS;
-    w.log_precision = m->p.log_precision + g * z.S * z.P;
-    w.log_alpha = m->p.log_alpha + g * z.S;
-    w.log_theta = m->p.log_theta ? m->p.log_theta + g * z.S : NULL;
-    w.log_delta = m->p.log_delta ? m->p.log_delta + g * z.S : NULL;
-    w.log_far = m->p.log_far ? m->p.log_far + g : NULL;
-    w.alive = m->p.alive + g * z.S;
+#define X(name, ...) w.name = m->p.name ? m->p.name + g * tensor_row(&m->tensors[TENSOR_##name]) : NULL;
+    SPLAT_TENSORS(X)
+#undef X
     w.watch = m->watch;
     w.S = z.S;
     w.P = z.P;
@@ -1498,16 +1512,11 @@ static Splats head_splats(const GSA *m, size_t l, size_t h) {
 }
 
 static SplatGradients head_splat_gradients(const GSA *m, size_t l, size_t h) {
-    Sizes z = config_sizes(&m->config);
     size_t g = (size_t)config_gsa_before(&m->config, (int)l, (int)h);
     SplatGradients d;
-    d.mu = m->dp.mu + g * z.S * z.HS;
-    d.log_precision = m->dp.log_precision + g * z.S * z.P;
-    d.log_alpha = m->dp.log_alpha + g * z.S;
-    d.log_theta = m->dp.log_theta ? m->dp.log_theta + g * z.S : NULL;
-    d.log_delta = m->dp.log_delta ? m->dp.log_delta + g * z.S : NULL;
-    d.log_far = m->dp.log_far ? m->dp.log_far + g : NULL;
-    d.alive = m->dp.alive + g * z.S;
+#define X(name, ...) d.name = m->dp.name ? m->dp.name + g * tensor_row(&m->tensors[TENSOR_##name]) : NULL;
+    SPLAT_TENSORS(X)
+#undef X
     return d;
 }
 
@@ -1634,30 +1643,6 @@ static void splats_backward(GSA *m, size_t l, size_t B) {
         SplatGradients d = head_splat_gradients(m, l, h);
         splat_gradients(&d, m->a.moments + h * record, z.NH * record, B, &w, z.HS);
     }
-}
-
-/* The activations, those that blocks keep being block l's; N tokens. With --recompute all blocks share one place. */
-static ActivationTensors block_activations(const GSA *m, size_t l, size_t N) {
-    Sizes z = config_sizes(&m->config);
-    ActivationTensors a = m->a;
-    size_t k = m->config.recompute ? 0 : l * N;
-    a.residual += l * N * z.C;
-    a.middle += k * z.C;
-    a.ln1 += k * z.C;
-    a.ln1_mean += k;
-    a.ln1_rstd += k;
-    a.qkv += k * 3 * z.A;
-    a.fq += k * z.A;
-    a.fk += k * z.A;
-    a.att_lse += k * z.NH;
-    a.scan_rho += k * z.NH;
-    a.att += k * z.A;
-    a.ln2 += k * z.C;
-    a.ln2_mean += k;
-    a.ln2_rstd += k;
-    a.fc += k * 4 * z.C;
-    a.gelu += k * 4 * z.C;
-    return a;
 }
 
 /* Block l from its input to the MLP's hidden layer: all that the backward pass needs of it. */
@@ -1988,25 +1973,23 @@ static void cpu_head(void *model, int l, int h, int part, int count, float *out)
 }
 
 int main(int argc, char **argv) {
-    const Backend cpu = {cpu_name,
-                         cpu_memory,
-                         cpu_free_memory,
-                         cpu_create,
-                         cpu_destroy,
-                         cpu_write,
-                         cpu_read,
-                         cpu_put,
-                         cpu_get,
-                         cpu_forward,
-                         cpu_backward,
-                         cpu_zero_gradients,
-                         cpu_gradient_norms,
-                         cpu_update,
-                         cpu_logits,
-                         cpu_head,
-                         cpu_watch,
-                         NULL,
-                         NULL};
+    const Backend cpu = {.name = cpu_name,
+                         .memory = cpu_memory,
+                         .free_memory = cpu_free_memory,
+                         .create = cpu_create,
+                         .destroy = cpu_destroy,
+                         .write = cpu_write,
+                         .read = cpu_read,
+                         .put = cpu_put,
+                         .get = cpu_get,
+                         .forward = cpu_forward,
+                         .backward = cpu_backward,
+                         .zero_gradients = cpu_zero_gradients,
+                         .gradient_norms = cpu_gradient_norms,
+                         .update = cpu_update,
+                         .logits = cpu_logits,
+                         .head = cpu_head,
+                         .watch = cpu_watch};
     return train(argc, argv, &cpu);
 }
 

@@ -726,6 +726,7 @@ static size_t piece_most = PIECE, logits_piece_most = LOGITS_PIECE; /* variables
 static size_t piece_size(size_t N, size_t most) {
     return N <= most ? N : CEIL_DIV(CEIL_DIV(N, CEIL_DIV(N, most)), 16) * 16;
 }
+static size_t mlp_piece(size_t N) { return N < piece_most ? N : piece_most; } /* room for any smaller batch too */
 /* for a model with room for N tokens; all of them where that is one piece, so that no logits are made twice */
 static size_t logits_piece(size_t N) { return N <= piece_most ? N : logits_piece_most; }
 
@@ -950,9 +951,9 @@ __global__ static void __launch_bounds__(1024)
         warp_total[warp] = sum;
     }
     __syncthreads();
-    bool real = lane < (int)blockDim.x / 32 && warp_most[lane] > -INFINITY;
-    most = warp_max(real ? warp_most[lane] : -INFINITY);
-    sum = warp_sum(real ? warp_total[lane] * fast_exp(warp_most[lane] - most) : 0);
+    bool there = lane < (int)blockDim.x / 32 && warp_most[lane] > -INFINITY;
+    most = warp_max(there ? warp_most[lane] : -INFINITY);
+    sum = warp_sum(there ? warp_total[lane] * fast_exp(warp_most[lane] - most) : 0);
     if (threadIdx.x == 0) losses[blockIdx.x] = most + logf(sum) - (float)row[target];
     __syncthreads(); /* the target's logit has been read */
     float factor = scale / sum;
@@ -1023,12 +1024,6 @@ __device__ static inline int clamp(float *x, float low, float high) { /* a NaN s
     return *x != before && before == before;
 }
 
-/* Splats as the bounds see them; NULL where there are none of a kind. */
-typedef struct {
-    float *mu, *log_precision, *log_alpha, *log_theta, *log_delta;
-    const float *log_alpha_reference, *alive;
-} SplatParameters;
-
 /* x = L y, or L^T y, with L packed by rows and its diagonal as logarithms; one warp, x and y in shared memory */
 __device__ static inline void cholesky_product(float *x, const float *packed, const float *y, bool transposed, int HS) {
     for (int i = threadIdx.x; i < HS; i += 32) {
@@ -1076,8 +1071,7 @@ __device__ static inline bool cholesky_bounds(float *slope, float *packed, const
 }
 
 /* One warp a splat: back into its bounds, see gsa/model.h; clamped counts what was outside, by kind. */
-__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatParameters w, int unbounded, int P,
-                                           int HS) {
+__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTensors w, int unbounded, int P, int HS) {
     __shared__ float slope[128], x[128], y[128]; /* HS is at most 128 */
     const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX),
                 range = (float)SPLAT_AMPLITUDE_RANGE;
@@ -1145,10 +1139,14 @@ typedef struct {
 #undef X
 } WeightTensors;
 
-/* sizes that appear in every function, as size_t; A: channels of q, of k, of v and of attention's output; of the
-   linear mixer: scans, the most heads that a layer scans, W, their splats as padded, and the numbers of a state */
+/* Sizes that appear in every function, as size_t. A: channels of q, of k, of v and of attention's output. Of the
+   linear mixer: scans, the most heads that a layer scans; W, their splats as padded; state, the numbers of a state;
+   directions; segments, the most of all sequences and scanned heads of a layer together, where they are cut, for the
+   largest batch or a smaller one. features: numbers a token, 0 if no head has a feature map. records: the most records
+   of splat_backward in a layer. norm_pieces: of square_sums_kernel. */
 typedef struct {
-    size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G, scans, W, state;
+    size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G, scans, W, state, directions, segments, features, records,
+        norm_pieces;
 } CudaSizes;
 
 /* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. Nearby an
@@ -1175,8 +1173,9 @@ static HeadList scan_list(const Config *c, size_t l) {
     return list;
 }
 
-static CudaSizes cuda_sizes(const Config *c) {
+static CudaSizes cuda_sizes(const Config *c, size_t B) {
     CudaSizes z;
+    memset(&z, 0, sizeof z);
     z.T = c->T;
     z.V = c->V;
     z.Vp = c->Vp;
@@ -1189,80 +1188,100 @@ static CudaSizes cuda_sizes(const Config *c) {
     z.S = z.G ? c->S : 0;
     z.SP = z.G ? splats_padded(z.S) : 0;
     z.P = config_precisions(c);
-    z.scans = 0;
-    for (size_t l = 0; l < z.L; l++)
-        if ((size_t)scan_list(c, l).count > z.scans) z.scans = (size_t)scan_list(c, l).count;
+    z.directions = c->objective == OBJECTIVE_LM ? 1 : 2;
+    size_t tiles = CEIL_DIV(B * z.T, 64);
+    for (size_t l = 0; l < z.L; l++) {
+        size_t scans = scan_list(c, l).count, splats = head_list(c, l, HEAD_SPLAT).count;
+        if (splats || head_list(c, l, HEAD_STANDARD).count) z.features = 2 * z.A;
+        if (scans > z.scans) z.scans = scans;
+        splats += scans;
+        /* of any smaller batch too */
+        size_t most = tiles * splats < SPLAT_BLOCKS + splats ? tiles * splats : SPLAT_BLOCKS + splats;
+        if (most > z.records) z.records = most;
+    }
     z.W = z.scans ? scan_splats(z.S) : 0;
     z.state = z.scans ? scan_state_size(z.HS, z.W) : 0;
+    z.segments = B * z.scans * 2 * CEIL_DIV(z.T, (size_t)SCAN_BLOCK);
+    if (z.segments > (size_t)SCAN_SEGMENTS_MOST) z.segments = SCAN_SEGMENTS_MOST;
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    for (int i = 0; i < NUM_TENSORS; i++) z.norm_pieces += CEIL_DIV(tensors[i].size, (size_t)NORM_PIECE);
     return z;
 }
 
-/* type, name, kind (gsa/run/train.h), size. K: the blocks whose activations are kept for the backward pass, after
-   each other: L, or 1 with --recompute. N = B T; M: tokens of a piece of the MLP; F: N if any head has a feature
-   map, else 0. */
-#define CUDA_ACTIVATIONS(X)                                                                                       \
-    X(int, x, WORKSPACE, N)                                                                                       \
-    X(int, y, WORKSPACE, N)                                                                                       \
-    X(floatX, residual, RESIDUAL, (L + 1) * N * C) /* the stream at the input of each block and after the last */ \
-    X(floatX, middle, RESIDUAL, K *N *C)           /* the stream after attention */                               \
-    X(floatX, ln1, ATTENTION, K *N *C)                                                                            \
-    X(float, ln1_mean, ATTENTION, K *N)                                                                           \
-    X(float, ln1_rstd, ATTENTION, K *N)                                                                           \
-    X(floatX, qkv, ATTENTION, K *N * 3 * A)                                                                       \
-    X(floatX, features, ATTENTION,                                                                                \
-      K *F * 2 * A) /* f_q, f_k: (B, T, 2A); columns of heads without a feature map are never touched */          \
-    X(floatX, responses, ATTENTION, K *N *scans * 2 * W)               /* of the scan: (2, B, heads, T, W) */     \
-    X(float, scan_rho, ATTENTION, scans ? K *N *NH : 0)                /* (B, NH, T) */                           \
-    X(float, scan_states, STATES, K *directions *segments_most *state) /* at the start of each segment */         \
-    X(float, att_lse, ATTENTION, K *N *NH)                             /* (B, NH, T) */                           \
-    X(floatX, att, ATTENTION, K *N *A)                                                                            \
-    X(floatX, ln2, MLP, K *N *C)                                                                                  \
-    X(float, ln2_mean, MLP, K *N)                                                                                 \
-    X(float, ln2_rstd, MLP, K *N)                                                                                 \
-    X(floatX, fc, MLP, (recompute ? M : L * N) * 4 * C)                                                           \
-    X(floatX, gelu, MLP, (recompute ? M : L * N) * 4 * C)                                                         \
-    X(floatX, lnf, LOGITS, N *C)                                                                                  \
-    X(float, lnf_mean, LOGITS, N)                                                                                 \
-    X(float, lnf_rstd, LOGITS, N)                                                                                 \
-    X(floatX, logits, LOGITS, logits_piece(N) * Vp)                                                               \
-    X(float, losses, LOGITS, N)                                                                                   \
-    X(floatX, dresidual, BACKWARD, N *C)                                                                          \
-    X(floatX, dln, BACKWARD, N *C)                                                                                \
-    X(floatX, dfc, BACKWARD, M * 4 * C)                                                                           \
-    X(floatX, datt, BACKWARD, N *A)                                                                               \
-    X(floatX, dqkv, BACKWARD, N * 3 * A)                                                                          \
-    X(floatX, dfeatures, BACKWARD, F * 2 * A)                                                                     \
-    X(floatX, dresponses, BACKWARD, N *scans * 2 * W)                                                             \
-    X(float, scan_blocks, STATES, B *scans *CEIL_DIV(T, SCAN_BLOCK) * state)                                      \
-    X(float, delta, BACKWARD, N *NH)                                                                              \
-    X(float, partials, WORKSPACE, SUM_BLOCKS *(3 * A > 4 * C ? 3 * A : 4 * C))                                    \
-    X(float, scan_sums, WORKSPACE, 2 * segments_most * state)                                                     \
-    X(float, scan_records, WORKSPACE,                                                                             \
-      2 * directions * (B * scans > segments_most ? B * scans : segments_most) * (3 * W + 1))                     \
-    X(double, scan_moments, WORKSPACE, scans *(3 * W + 1))                                                        \
-    X(float, moments, WORKSPACE, P > HS ? 0 : layer_records * moments_size(S, P, HS))                             \
-    X(double, moments_sums, WORKSPACE, (G ? NH : 0) * moments_size(S, P, HS))                                     \
-    X(float, token_sums, WORKSPACE, bucket_sums(N) * C)                                                           \
-    X(int, positions, WORKSPACE, N)                                                                               \
-    X(Bucket, segments, WORKSPACE, N)                                                                             \
-    X(Bucket, bucket_tokens, WORKSPACE, N / SEGMENT + 1)                                                          \
-    X(double, sums, WORKSPACE, norm_pieces + 1)                                                                   \
-    X(float, slope, WORKSPACE, P > HS ? 0 : G * SP * HS)                                                          \
-    X(float, precision, WORKSPACE, P > HS ? 0 : G * SP * P)                                                       \
-    X(float, centre, WORKSPACE, G *SP)                                                                            \
-    X(float, decay, WORKSPACE, G *SP)                                                                             \
-    X(float, typical, WORKSPACE, G *SP)                                                                           \
-    X(float, key_scale, WORKSPACE, G)                                                                             \
-    X(float, log_alpha, WORKSPACE, G *SP)                                                                         \
-    X(uint32_t, steps, WORKSPACE, G *SP)                                                                          \
-    X(int64_t, clamped, WORKSPACE, NUM_BOUNDS)                                                                    \
-    X(uint32_t, rope_steps, WORKSPACE, HS / 2)                                                                    \
-    X(float, scale, WORKSPACE, L *NH)                                                                             \
-    X(int, window, WORKSPACE, L *NH)                                                                              \
-    X(int, from_features, WORKSPACE, L *NH)
+/* THE table of activations: type, name, group of memory (gsa/run/train.h), unit, numbers per unit. Units:
+     STREAM  a token at the input of each block and behind the last
+     BLOCK   a token in each block whose activations are kept for the backward pass: all, or with --recompute one
+     HIDDEN  likewise, but with --recompute the tokens of one piece of the MLP
+     STATES  a block, whatever its tokens
+     TOKEN   a token
+     ONCE    all of it
+   Where they lie, which of them are block l's and what they take of memory follows from it. B: largest batch. */
+// clang-format off
+#define CUDA_ACTIVATIONS(X) \
+    X(int, x, WORKSPACE, TOKEN, 1) \
+    X(int, y, WORKSPACE, TOKEN, 1) \
+    X(floatX, residual, RESIDUAL, STREAM, z.C) \
+    X(floatX, middle, RESIDUAL, BLOCK, z.C) /* the stream after attention */ \
+    X(floatX, ln1, ATTENTION, BLOCK, z.C) \
+    X(float, ln1_mean, ATTENTION, BLOCK, 1) \
+    X(float, ln1_rstd, ATTENTION, BLOCK, 1) \
+    X(floatX, qkv, ATTENTION, BLOCK, 3 * z.A) \
+    X(floatX, features, ATTENTION, BLOCK, z.features) /* f_q, f_k: (B, T, 2A), see head_list */ \
+    X(floatX, responses, ATTENTION, BLOCK, z.scans * 2 * z.W) /* of scans: (2, B, heads, T, W) */ \
+    X(float, scan_rho, ATTENTION, BLOCK, z.scans ? z.NH : 0) /* (B, NH, T) */ \
+    X(float, scan_states, STATES, STATES, z.directions * z.segments * z.state) /* at the start of each segment */ \
+    X(float, att_lse, ATTENTION, BLOCK, z.NH) /* (B, NH, T) */ \
+    X(floatX, att, ATTENTION, BLOCK, z.A) \
+    X(floatX, ln2, MLP, BLOCK, z.C) \
+    X(float, ln2_mean, MLP, BLOCK, 1) \
+    X(float, ln2_rstd, MLP, BLOCK, 1) \
+    X(floatX, fc, MLP, HIDDEN, 4 * z.C) \
+    X(floatX, gelu, MLP, HIDDEN, 4 * z.C) \
+    X(floatX, lnf, LOGITS, TOKEN, z.C) \
+    X(float, lnf_mean, LOGITS, TOKEN, 1) \
+    X(float, lnf_rstd, LOGITS, TOKEN, 1) \
+    X(floatX, logits, LOGITS, ONCE, logits_piece(B * z.T) * z.Vp) \
+    X(float, losses, LOGITS, TOKEN, 1) \
+    X(floatX, dresidual, BACKWARD, TOKEN, z.C) \
+    X(floatX, dln, BACKWARD, TOKEN, z.C) \
+    X(floatX, dfc, BACKWARD, ONCE, mlp_piece(B * z.T) * 4 * z.C) \
+    X(floatX, datt, BACKWARD, TOKEN, z.A) \
+    X(floatX, dqkv, BACKWARD, TOKEN, 3 * z.A) \
+    X(floatX, dfeatures, BACKWARD, TOKEN, z.features) \
+    X(floatX, dresponses, BACKWARD, TOKEN, z.scans * 2 * z.W) \
+    X(float, scan_blocks, STATES, ONCE, B * z.scans * CEIL_DIV(z.T, SCAN_BLOCK) * z.state) \
+    X(float, delta, BACKWARD, TOKEN, z.NH) \
+    X(float, partials, WORKSPACE, ONCE, SUM_BLOCKS * (3 * z.A > 4 * z.C ? 3 * z.A : 4 * z.C)) \
+    X(float, scan_sums, WORKSPACE, ONCE, 2 * z.segments * z.state) \
+    X(float, scan_records, WORKSPACE, ONCE, \
+      2 * z.directions * (B * z.scans > z.segments ? B * z.scans : z.segments) * (3 * z.W + 1)) \
+    X(double, scan_moments, WORKSPACE, ONCE, z.scans * (3 * z.W + 1)) \
+    X(float, moments, WORKSPACE, ONCE, z.P > z.HS ? 0 : z.records * moments_record(z.S, z.P, z.HS)) \
+    X(double, moments_sums, WORKSPACE, ONCE, (z.G ? z.NH : 0) * moments_record(z.S, z.P, z.HS)) \
+    X(float, token_sums, WORKSPACE, ONCE, bucket_sums(B * z.T) * z.C) \
+    X(int, positions, WORKSPACE, TOKEN, 1) \
+    X(Bucket, segments, WORKSPACE, TOKEN, 1) \
+    X(Bucket, bucket_tokens, WORKSPACE, ONCE, B * z.T / SEGMENT + 1) \
+    X(double, sums, WORKSPACE, ONCE, z.norm_pieces + 1) \
+    X(float, slope, WORKSPACE, ONCE, z.P > z.HS ? 0 : z.G * z.SP * z.HS) \
+    X(float, precision, WORKSPACE, ONCE, z.P > z.HS ? 0 : z.G * z.SP * z.P) \
+    X(float, centre, WORKSPACE, ONCE, z.G * z.SP) \
+    X(float, decay, WORKSPACE, ONCE, z.G * z.SP) \
+    X(float, typical, WORKSPACE, ONCE, z.G * z.SP) \
+    X(float, key_scale, WORKSPACE, ONCE, z.G) \
+    X(float, log_alpha, WORKSPACE, ONCE, z.G * z.SP) \
+    X(uint32_t, steps, WORKSPACE, ONCE, z.G * z.SP) \
+    X(int64_t, clamped, WORKSPACE, ONCE, NUM_BOUNDS) \
+    X(uint32_t, rope_steps, WORKSPACE, ONCE, z.HS / 2) \
+    X(float, scale, WORKSPACE, ONCE, z.L * z.NH) \
+    X(int, window, WORKSPACE, ONCE, z.L * z.NH) \
+    X(int, from_features, WORKSPACE, ONCE, z.L * z.NH)
+// clang-format on
+enum { UNIT_STREAM, UNIT_BLOCK, UNIT_HIDDEN, UNIT_STATES, UNIT_TOKEN, UNIT_ONCE, NUM_UNITS };
 
 typedef struct {
-#define X(type, name, kind, size) type *name;
+#define X(type, name, group, unit, size) type *name;
     CUDA_ACTIVATIONS(X)
 #undef X
 } CudaActivations;
@@ -1270,6 +1289,7 @@ typedef struct {
 typedef struct {
     Config config;
     size_t B; /* largest batch */
+    CudaSizes sizes;
     Tensor tensors[NUM_TENSORS];
     size_t total;                            /* length of the flat buffers */
     float *params, *grads, *adam_m, *adam_v; /* fp32; params are the masters */
@@ -1298,43 +1318,30 @@ typedef struct {
     float *flat;     /* a whole buffer on its way back; allocated when first needed */
 } CudaModel;
 
-/* Segments of all sequences and scanned heads together where they are cut, for this or any smaller batch. */
-static size_t scan_segments_most(const Config *c, size_t B) {
-    size_t most = B * cuda_sizes(c).scans * 2 * CEIL_DIV((size_t)c->T, (size_t)SCAN_BLOCK);
-    return most < (size_t)SCAN_SEGMENTS_MOST ? most : (size_t)SCAN_SEGMENTS_MOST;
-}
-static size_t scan_directions(const Config *c) { return c->objective == OBJECTIVE_LM ? 1 : 2; }
-
 /* One function measures the activations (base NULL) and carves them from one piece of memory; returns its bytes, and
    adds them up by kind (bytes NULL: it does not). */
 static size_t carve_activations(CudaActivations *a, char *base, const Config *c, size_t B, size_t *bytes) {
-    CudaSizes z = cuda_sizes(c);
-    Tensor tensors[NUM_TENSORS];
-    bool recompute = c->recompute;
-    size_t T = z.T, N = B * T, L = z.L, C = z.C, A = z.A, NH = z.NH, HS = z.HS, Vp = z.Vp, S = z.S, SP = z.SP, P = z.P,
-           G = z.G, at = 0, layer_records = 0, F = 0, norm_pieces = 0;
-    size_t scans = z.scans, W = z.W, state = z.state, segments_most = scan_segments_most(c, B),
-           directions = scan_directions(c);
-    /* room for the pieces of any smaller batch too */
-    size_t K = recompute ? 1 : L, M = N < piece_most ? N : piece_most;
-    model_tensors(c, tensors);
-    for (int i = 0; i < NUM_TENSORS; i++) norm_pieces += CEIL_DIV(tensors[i].size, (size_t)NORM_PIECE);
-    for (size_t l = 0; l < L; l++) {
-        size_t splat_heads = head_list(c, l, HEAD_SPLAT).count;
-        if (splat_heads || head_list(c, l, HEAD_STANDARD).count) F = N;
-        splat_heads += scan_list(c, l).count;
-        /* of any smaller batch too */
-        size_t most = CEIL_DIV(N, 64) * splat_heads < SPLAT_BLOCKS + splat_heads ? CEIL_DIV(N, 64) * splat_heads
-                                                                                 : SPLAT_BLOCKS + splat_heads;
-        if (most > layer_records) layer_records = most;
-    }
-#define X(type, name, kind, size)                     \
-    a->name = base ? (type *)(base + at) : NULL;      \
-    at += CEIL_DIV((size) * sizeof(type), 256) * 256; \
-    if (bytes) bytes[MEMORY_##kind] += CEIL_DIV((size) * sizeof(type), 256) * 256;
+    CudaSizes z = cuda_sizes(c, B);
+    size_t N = B * z.T, K = c->recompute ? 1 : z.L, at = 0;
+    size_t units[NUM_UNITS] = {(z.L + 1) * N, K * N, c->recompute ? mlp_piece(N) : z.L * N, K, N, 1};
+#define X(type, name, group, unit, size)                                   \
+    a->name = base ? (type *)(base + at) : NULL;                           \
+    at += CEIL_DIV(units[UNIT_##unit] * (size) * sizeof(type), 256) * 256; \
+    if (bytes) bytes[MEMORY_##group] += CEIL_DIV(units[UNIT_##unit] * (size) * sizeof(type), 256) * 256;
     CUDA_ACTIVATIONS(X)
 #undef X
     return at;
+}
+
+/* The activations, those that blocks keep being block l's; N tokens. With --recompute all blocks share one place. */
+static CudaActivations block_activations(const CudaModel *m, size_t l, size_t N) {
+    CudaSizes z = m->sizes;
+    CudaActivations a = m->a;
+    size_t B = m->B, k = m->config.recompute ? 0 : l, first[NUM_UNITS] = {l * N, k * N, k * N, k, 0, 0};
+#define X(type, name, group, unit, size) a.name += first[UNIT_##unit] * (size);
+    CUDA_ACTIVATIONS(X)
+#undef X
+    return a;
 }
 
 template <typename Tensors, typename Number>
@@ -1346,8 +1353,9 @@ static void point_parameters(Tensors *p, Number *flat, const Tensor *tensors) {
 
 static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     CudaModel *m = (CudaModel *)xcalloc(1, sizeof *m);
-    CudaSizes z = cuda_sizes(c);
+    CudaSizes z = cuda_sizes(c, B);
     size_t L = z.L, NH = z.NH, HS = z.HS, N = B * z.T;
+    m->sizes = z;
     m->config = *c;
     m->B = B;
     m->logits_rows = logits_piece(N);
@@ -1417,33 +1425,33 @@ static void gsa_destroy(CudaModel *m) {
 
 static SplatTables gsa_splats(const CudaModel *m) {
     CudaActivations a = m->a;
-    SplatTables w = {a.slope,
-                     a.precision,
-                     a.centre,
-                     a.log_alpha,
-                     a.decay,
-                     a.typical,
-                     a.key_scale,
-                     m->p.mu,
-                     m->p.log_precision,
-                     m->p.log_theta ? a.steps : NULL,
-                     cuda_sizes(&m->config).SP,
-                     m->config.raw != 0};
+    SplatTables w = {a.slope,     a.precision,       a.centre, a.log_alpha,        a.decay,
+                     a.typical,   a.key_scale,       m->p.mu,  m->p.log_precision, m->p.log_theta ? a.steps : NULL,
+                     m->sizes.SP, m->config.raw != 0};
     return w;
 }
 
+/* From GSA head g on: the rows in the parameters or the gradients t. */
+static SplatTensors splat_tensors(const CudaModel *m, const MasterTensors &t, size_t g) {
+    SplatTensors at;
+#define X(name, ...) at.name = t.name ? t.name + g * tensor_row(&m->tensors[TENSOR_##name]) : NULL;
+    SPLAT_TENSORS(X)
+#undef X
+    return at;
+}
+
 static void splat_tables(const CudaModel *m) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     if (!z.G) return;
-    splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, m->stream>>>(
-        gsa_splats(m), m->p.log_alpha, m->p.log_theta, m->p.log_delta, m->p.alive, (int)z.S, (int)z.P, (int)z.HS);
+    splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, m->stream>>>(gsa_splats(m), splat_tensors(m, m->p, 0),
+                                                                      (int)z.S, (int)z.P, (int)z.HS);
     splat_key_scales_kernel<<<(unsigned)z.G, 32, 0, m->stream>>>(gsa_splats(m));
     cudaCheck(cudaGetLastError());
 }
 
 /* Features of the heads of layer l that have a feature map. */
 static void features_forward(CudaModel *m, floatX *features, const floatX *qkv, size_t l, size_t B, size_t T) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
     size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
     if (rope.count) rope_forward(features, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
@@ -1453,28 +1461,18 @@ static void features_forward(CudaModel *m, floatX *features, const floatX *qkv, 
 
 /* The gradients of layer l's splats, from the moments of all its GSA heads; scan: from those of its scans too. */
 static void splats_backward(CudaModel *m, size_t l, int heads, bool scan) {
-    CudaSizes z = cuda_sizes(&m->config);
-    size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0), splats = first * z.S;
-    MasterTensors p = m->p, d = m->dp;
-    SplatGradients to = {d.mu + splats * z.HS,
-                         d.log_precision + splats * z.P,
-                         d.log_alpha + splats,
-                         d.log_theta ? d.log_theta + splats : NULL,
-                         d.log_delta ? d.log_delta + splats : NULL,
-                         d.log_far ? d.log_far + first : NULL,
-                         p.mu + splats * z.HS,
-                         p.log_precision + splats * z.P,
-                         p.log_theta ? p.log_theta + splats : NULL,
-                         p.log_delta ? p.log_delta + splats : NULL};
+    CudaSizes z = m->sizes;
+    size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
     splat_gradients_kernel<<<dim3((unsigned)z.S, (unsigned)heads), 32, 0, m->stream>>>(
-        to, m->a.moments_sums, scan ? m->a.scan_moments : NULL, z.W, (int)z.S, (int)z.P, (int)z.HS);
+        splat_tensors(m, m->dp, first), splat_tensors(m, m->p, first), m->a.moments_sums,
+        scan ? m->a.scan_moments : NULL, z.W, (int)z.S, (int)z.P, (int)z.HS);
     cudaCheck(cudaGetLastError());
 }
 
 /* Where watched: sums of |G| of the listed heads into the gradients of `alive`. */
 static void splats_watch(CudaModel *m, ScanResponsesAt scan, const floatX *dfeatures, const floatX *features,
                          HeadList heads, size_t first, size_t B, size_t T) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     if (!m->watch) return;
     splat_watch_kernel<<<(unsigned)heads.count, 256, 0, m->stream>>>(m->dp.alive + first * z.S, scan, dfeatures,
                                                                      features, gsa_splats(m), heads, B * T, T,
@@ -1485,7 +1483,7 @@ static void splats_watch(CudaModel *m, ScanResponsesAt scan, const floatX *dfeat
 /* Their part of dqkv; the gradients of layer l's splats. */
 static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeatures, const floatX *features,
                               const floatX *qkv, size_t l, size_t B, size_t T) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
     size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
     if (rope.count) rope_backward(dqkv, dfeatures, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
@@ -1521,7 +1519,7 @@ static ScanInput scan_input(const CudaModel *m, CudaActivations block, size_t l,
 /* The scan heads of layer l, and the far part of its extended heads, whose near part att (B, T, A) and lse (B, NH,
    T) hold already; block: the layer's activations */
 static void scans_forward(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     ScanInput in = scan_input(m, block, l, B, T);
     bool merged = m->config.attention == ATTENTION_EXTEND;
     if (!in.heads.count) return;
@@ -1533,7 +1531,7 @@ static void scans_forward(CudaModel *m, CudaActivations block, size_t l, size_t 
 
 /* Their part of dqkv; the gradients of layer l's splats. */
 static void scans_backward(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     CudaActivations a = m->a;
     ScanInput in = scan_input(m, block, l, B, T);
     bool merged = m->config.attention == ATTENTION_EXTEND;
@@ -1546,38 +1544,13 @@ static void scans_backward(CudaModel *m, CudaActivations block, size_t l, size_t
     splats_watch(m, {a.dresponses, z.W, (size_t)in.late, merged}, NULL, NULL, in.heads, in.first_head, B, T);
 }
 
-/* The activations, those that blocks keep being block l's; N tokens. With --recompute all blocks share one place. */
-static CudaActivations block_activations(const CudaModel *m, size_t l, size_t N) {
-    CudaSizes z = cuda_sizes(&m->config);
-    CudaActivations a = m->a;
-    size_t k = m->config.recompute ? 0 : l * N;
-    a.residual += l * N * z.C;
-    a.middle += k * z.C;
-    a.ln1 += k * z.C;
-    a.ln1_mean += k;
-    a.ln1_rstd += k;
-    a.qkv += k * 3 * z.A;
-    a.features += k * 2 * z.A;
-    a.att_lse += k * z.NH;
-    a.att += k * z.A;
-    a.responses += k * z.scans * 2 * z.W;
-    a.scan_rho += k * z.NH;
-    a.scan_states += k ? l * scan_directions(&m->config) * scan_segments_most(&m->config, m->B) * z.state : 0;
-    a.ln2 += k * z.C;
-    a.ln2_mean += k;
-    a.ln2_rstd += k;
-    a.fc += k * 4 * z.C;
-    a.gelu += k * 4 * z.C;
-    return a;
-}
-
 /* Is there a head in layer l with softmax? */
 static bool attends(const CudaModel *m, size_t l) {
     return m->config.attention == ATTENTION_EXTEND || scan_list(&m->config, l).count < config_heads(&m->config);
 }
 
 static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     AttentionInput in;
     CudaActivations a = block_activations(m, l, N);
     in.qkv = a.qkv;
@@ -1593,7 +1566,7 @@ static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
 /* Block l from its input to the normalised stream before the MLP: all that the backward pass needs but for the MLP's
    hidden layer. */
 static void block_forward(CudaModel *m, size_t l, size_t B, size_t T) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     size_t C = z.C, A = z.A, N = B * T;
     MasterTensors p = m->p;
     WeightTensors w = m->w;
@@ -1621,7 +1594,7 @@ static void hidden_forward(CudaModel *m, floatX *gelu, floatX *fc, const floatX 
 
 /* Logits of n tokens from `first` on; they become their gradients in the same pass, and losses are stored. */
 static void logits_forward(CudaModel *m, size_t first, size_t n) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     CudaActivations a = m->a;
     matmul_forward(&m->matmul, a.logits, a.lnf + first * z.C, m->w.wte, NULL, NULL, NULL, n, z.C, z.Vp, m->stream);
     fused_classifier(a.logits, a.losses + first, a.y + first, 1 / (float)(m->predicted ? m->predicted : 1), n, z.V,
@@ -1630,7 +1603,7 @@ static void logits_forward(CudaModel *m, size_t first, size_t n) {
 
 /* From the gradients of these logits: dln of their tokens, and adds to dwte. */
 static void logits_backward(CudaModel *m, size_t first, size_t n, double scale) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     CudaActivations a = m->a;
     matmul_backward(&m->matmul, a.dln + first * z.C, m->dp.wte, NULL, NULL, a.logits, a.lnf + first * z.C, m->w.wte,
                     NULL, (float)scale, n, z.C, z.Vp, m->stream);
@@ -1639,7 +1612,7 @@ static void logits_backward(CudaModel *m, size_t first, size_t n, double scale) 
 /* x, y (B, T); a y of -1 is not predicted; y NULL: all but the loss. Returns the mean loss of what is predicted, in
    nats. */
 static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, size_t T) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     size_t C = z.C, N = B * T, L = z.L, piece = piece_size(N, piece_most);
     MasterTensors p = m->p;
     WeightTensors w = m->w;
@@ -1696,7 +1669,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
 
 /* Adds scale times the gradient of the last forward's mean loss to the gradients. */
 static void gsa_backward(CudaModel *m, double scale) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     size_t B = m->used_B, T = m->used_T, C = z.C, A = z.A, N = B * T, L = z.L, piece = piece_size(N, piece_most),
            rows = piece_size(N, m->logits_rows);
     MasterTensors p = m->p, dp = m->dp;
@@ -1781,14 +1754,12 @@ static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
 
 /* Puts the splats back into their bounds (gsa/model.h) and counts what was outside, by kind. */
 static void splat_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
     if (!z.G) return;
     cudaCheck(cudaMemsetAsync(m->a.clamped, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
-    SplatParameters w = {m->p.mu,        m->p.log_precision,       m->p.log_alpha, m->p.log_theta,
-                         m->p.log_delta, m->p.log_alpha_reference, m->p.alive};
-    splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>((unsigned long long *)m->a.clamped, w,
-                                                                     m->config.unbounded, (int)z.P, (int)z.HS);
+    splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(
+        (unsigned long long *)m->a.clamped, splat_tensors(m, m->p, 0), m->config.unbounded, (int)z.P, (int)z.HS);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(clamped, m->a.clamped, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
@@ -1843,7 +1814,7 @@ static const float *cuda_read(void *model, int buffer) {
 
 static void cuda_logits(void *model, int b, int t, float *out) {
     CudaModel *m = (CudaModel *)model;
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     if (m->used_y) die("internal error: the logits of a forward pass with targets are their gradients");
     floatX *row = (floatX *)xmalloc(z.V * sizeof *row);
     matmul_forward(&m->matmul, m->a.logits, m->a.lnf + ((size_t)b * m->used_T + (size_t)t) * z.C, m->w.wte, NULL, NULL,
@@ -1856,7 +1827,7 @@ static void cuda_logits(void *model, int b, int t, float *out) {
 
 static void cuda_head(void *model, int l, int h, int part, int count, float *out) {
     CudaModel *m = (CudaModel *)model;
-    CudaSizes z = cuda_sizes(&m->config);
+    CudaSizes z = m->sizes;
     size_t N = m->used_B * m->used_T, n = (size_t)count, size = z.HS * sizeof(floatX);
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
     cudaCheck(cudaStreamSynchronize(m->stream));
@@ -2035,13 +2006,35 @@ static void *cuda_create(const Config *c, int B) {
     return m;
 }
 
-static const Backend cuda_backend = {
-    cuda_name,   cuda_memory, cuda_free_memory, cuda_create,     cuda_destroy,        cuda_write,          cuda_read,
-    cuda_put,    cuda_get,    cuda_forward,     cuda_backward,   cuda_zero_gradients, cuda_gradient_norms, cuda_update,
-    cuda_logits, cuda_head,   cuda_watch,       cuda_peak_flops, cuda_expect};
+static Backend cuda_backend(void) {
+    Backend b;
+    b.name = cuda_name;
+    b.memory = cuda_memory;
+    b.free_memory = cuda_free_memory;
+    b.create = cuda_create;
+    b.destroy = cuda_destroy;
+    b.write = cuda_write;
+    b.read = cuda_read;
+    b.put = cuda_put;
+    b.get = cuda_get;
+    b.forward = cuda_forward;
+    b.backward = cuda_backward;
+    b.zero_gradients = cuda_zero_gradients;
+    b.gradient_norms = cuda_gradient_norms;
+    b.update = cuda_update;
+    b.logits = cuda_logits;
+    b.head = cuda_head;
+    b.watch = cuda_watch;
+    b.peak_flops = cuda_peak_flops;
+    b.expect = cuda_expect;
+    return b;
+}
 
 /* ---------------------------------------------------------------------- main */
 
 #ifndef GSA_NO_MAIN
-int main(int argc, char **argv) { return train(argc, argv, &cuda_backend); }
+int main(int argc, char **argv) {
+    const Backend backend = cuda_backend();
+    return train(argc, argv, &backend);
+}
 #endif

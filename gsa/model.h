@@ -129,15 +129,10 @@ enum {
 
 /* THE table: name, shape as expressions of the configuration c, start, group. The parameter struct of both programs,
    all sizes, the optimiser's groups, the checkpoint's directory and the tests' reports come from it; to add a
-   tensor, add a line. A first dimension of 0: the model has no such tensor. */
+   tensor, add a line. A first dimension of 0: the model has no such tensor. Those of splats have a table of their own
+   within it: one row for each GSA head, in order of layer and head. */
 // clang-format off
-#define PARAMETERS(X) \
-    X(wte, c->Vp, c->C, 1, START_NORMAL, GROUP_MATRIX) /* token embedding and classifier */ \
-    X(wpe, c->position == POSITION_ROPE ? 0 : c->T, c->C, 1, START_NORMAL, GROUP_MATRIX) \
-    X(ln1w, c->L, c->C, 1, START_ONE, GROUP_VECTOR) \
-    X(ln1b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
-    X(qkvw, c->L, 3 * config_width(c), c->C, START_NORMAL, GROUP_MATRIX) \
-    X(qkvb, c->L, 3 * config_width(c), 1, START_ZERO, GROUP_VECTOR) \
+#define SPLAT_TENSORS(X) \
     X(mu, config_gsa_heads(c), c->S, config_head_size(c), START_SPHERE, GROUP_CENTRE) /* centres */ \
     X(log_precision, config_gsa_heads(c), c->S, config_precisions(c), START_ZERO, GROUP_SCALAR) \
     X(log_alpha, config_gsa_heads(c), c->S, 1, START_AMPLITUDE, GROUP_SCALAR) /* amplitudes */ \
@@ -145,7 +140,15 @@ enum {
     X(alive, config_gsa_heads(c), c->S, 1, START_ONE, GROUP_FIXED) /* 1 or 0, at least one a head */ \
     X(log_theta, config_has_cosine(c) ? config_gsa_heads(c) : 0, c->S, 1, START_FREQUENCY, GROUP_SCALAR) \
     X(log_delta, config_has_decay(c) ? config_gsa_heads(c) : 0, c->S, 1, START_DECAY, GROUP_SCALAR) \
-    X(log_far, config_has_far(c) ? config_gsa_heads(c) : 0, 1, 1, START_FAR, GROUP_SCALAR) /* weight of far keys */ \
+    X(log_far, config_has_far(c) ? config_gsa_heads(c) : 0, 1, 1, START_FAR, GROUP_SCALAR) /* weight of far keys */
+#define PARAMETERS(X) \
+    X(wte, c->Vp, c->C, 1, START_NORMAL, GROUP_MATRIX) /* token embedding and classifier */ \
+    X(wpe, c->position == POSITION_ROPE ? 0 : c->T, c->C, 1, START_NORMAL, GROUP_MATRIX) \
+    X(ln1w, c->L, c->C, 1, START_ONE, GROUP_VECTOR) \
+    X(ln1b, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
+    X(qkvw, c->L, 3 * config_width(c), c->C, START_NORMAL, GROUP_MATRIX) \
+    X(qkvb, c->L, 3 * config_width(c), 1, START_ZERO, GROUP_VECTOR) \
+    SPLAT_TENSORS(X) \
     X(attprojw, c->L, c->C, config_width(c), START_RESIDUAL, GROUP_MATRIX) \
     X(attprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
     X(ln2w, c->L, c->C, 1, START_ONE, GROUP_VECTOR) \
@@ -168,6 +171,9 @@ typedef struct {
     size_t offset, size; /* in numbers, within the flat buffer; offsets are multiples of 32 (128 bytes of fp32) */
     int start, group;
 } Tensor;
+
+/* Numbers in one row of the first dimension: of a layer, or of a GSA head. */
+static inline size_t tensor_row(const Tensor *t) { return (size_t)(t->shape[1] * t->shape[2]); }
 
 /* Fills tensors[NUM_TENSORS]; returns the length of the flat buffer, padding between tensors included. */
 size_t model_tensors(const Config *c, Tensor *tensors);

@@ -383,7 +383,7 @@ static float *heads_first(const float *rows, size_t stride, size_t column, size_
 
 /* Softmax and scans of layer l. */
 static void mixers_forward(CudaModel *g, size_t l, size_t B, size_t T) {
-    CudaSizes z = cuda_sizes(&g->config);
+    CudaSizes z = g->sizes;
     CudaActivations block = block_activations(g, l, B * T);
     if (attends(g, l))
         attention_forward(block.att, block.att_lse, attention_input(g, l, B * T), B, T, z.NH, z.HS, g->stream);
@@ -419,7 +419,7 @@ static void test_heads(int kind, size_t B, size_t T) {
     Pair p = make_pair(&config, B, 7);
     cpu::GSA *c = p.c;
     CudaModel *g = p.g;
-    CudaSizes z = cuda_sizes(&config);
+    CudaSizes z = g->sizes;
     bool causal = config.objective == OBJECTIVE_LM;
     size_t N = B * T, A = z.A, l = 1;
     uint64_t rng = 5;
@@ -708,7 +708,7 @@ static void test_determinism(int kind) {
 static void test_identities(int kind) {
     Config config = kind_config(kind);
     Pair p = make_pair(&config, 2, 17);
-    CudaSizes z = cuda_sizes(&config);
+    CudaSizes z = p.g->sizes;
     size_t N = p.B * p.T, A = z.A, at = 41;
     float before[128], after[128];
     cuda_forward(p.g, p.x, NULL, 2, (int)p.T);
@@ -766,7 +766,7 @@ static void test_identities(int kind) {
     }
     /* of the layer's heads: sum Q = sum K, that is M0 = 2 amplitude */
     if (head_list(&config, 0, HEAD_SPLAT).count && p.g->p.log_theta && z.P <= z.HS) {
-        size_t heads = head_list(&config, 0, HEAD_SPLAT).count, record = moments_size(z.S, z.P, z.HS);
+        size_t heads = head_list(&config, 0, HEAD_SPLAT).count, record = moments_record(z.S, z.P, z.HS);
         double *sums = (double *)xmalloc(heads * record * sizeof *sums), wrong = 0, size = 0;
         cudaCheck(cudaMemcpy(sums, p.g->a.moments_sums, heads * record * sizeof *sums, cudaMemcpyDeviceToHost));
         for (size_t i = 0; i < heads * z.S; i++) {
@@ -1066,7 +1066,7 @@ static void test_scan_million(void) {
         return;
     }
     CudaModel *g = gsa_create_cuda(&config, 1);
-    CudaSizes z = cuda_sizes(&config);
+    CudaSizes z = g->sizes;
     CudaActivations block = block_activations(g, 0, T);
     uint64_t rng = 43;
     size_t A = z.A;
@@ -1146,7 +1146,7 @@ static void test_scan_million(void) {
 static void test_bounds(int kind) {
     Config config = kind_config(kind);
     Pair p = make_pair(&config, 3, 19);
-    CudaSizes z = cuda_sizes(&config);
+    CudaSizes z = p.g->sizes;
     uint64_t rng = 8;
     for (size_t i = 0; i < z.G * z.S * z.HS; i++) p.c->p.mu[i] += (float)(0.3 * rng_normal(&rng));
     for (size_t i = 0; i < z.G * z.S * z.P; i++)
@@ -1184,7 +1184,7 @@ static void test_extremes(void) {
         Config config = kind_config(12);
         config.T = 130;
         Pair p = make_pair(&config, 2, 31);
-        CudaSizes z = cuda_sizes(&config);
+        CudaSizes z = p.g->sizes;
         cpu::ParameterTensors w = p.c->p;
         for (size_t i = 0; i < z.G * z.S; i++) {
             if (extreme < 2) {
@@ -1222,7 +1222,7 @@ static void test_segments(void) {
     Config config = kind_config(12);
     config.T = T;
     Pair p = make_pair(&config, B, 37);
-    CudaSizes z = cuda_sizes(&config);
+    CudaSizes z = p.g->sizes;
     for (size_t b = 1; b < B; b++) {
         memcpy(p.x + b * T, p.x, T * sizeof(int));
         memcpy(p.y + b * T, p.y, T * sizeof(int));

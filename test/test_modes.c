@@ -235,13 +235,12 @@ static void run_head(Head *h, size_t chunk, bool backward) {
             rope_backward(dq + d, dfk, q + d, 3 * d, waves, T, d);
         }
         if (h->far) {
-            SplatGradients g = {h->g[MU],
-                                h->g[LNP],
-                                h->g[LNALPHA],
-                                h->n[LNTHETA] ? h->g[LNTHETA] : NULL,
-                                h->n[LNDELTA] ? h->g[LNDELTA] : NULL,
-                                h->n[LNG] ? h->g[LNG] : NULL,
-                                NULL};
+            SplatGradients g = {.mu = h->g[MU],
+                                .log_precision = h->g[LNP],
+                                .log_alpha = h->g[LNALPHA],
+                                .log_theta = h->n[LNTHETA] ? h->g[LNTHETA] : NULL,
+                                .log_delta = h->n[LNDELTA] ? h->g[LNDELTA] : NULL,
+                                .log_far = h->n[LNG] ? h->g[LNG] : NULL};
             scan_head_backward(dq, dq + d, dq + 2 * d, moments, h->dout, h->out, d, h->rho, q, q + d, q + 2 * d, 3 * d,
                                &w, h->W, h->causal, merged, chunk, T, d);
             splat_gradients(&g, moments, 0, 1, &w, d);

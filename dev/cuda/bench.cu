@@ -136,7 +136,7 @@ int main(int argc, char **argv) {
     }
 
     CudaModel *m = (CudaModel *)cuda_create(&c, (int)batch);
-    CudaSizes z = cuda_sizes(&c);
+    CudaSizes z = m->sizes;
     CudaActivations a = m->a;
     float *params = (float *)xmalloc(m->total * sizeof(float));
     model_start(&c, params, 1);

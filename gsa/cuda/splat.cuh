@@ -15,38 +15,46 @@ typedef struct {
 enum { SPLATS_MOST = 64 };
 static size_t splats_padded(size_t S) { return S <= 32 ? 32 : 64; }
 
+/* The rows of some GSA heads, one after the other, in each tensor of SPLAT_TENSORS (gsa/model.h); NULL where the model
+   has none. */
+typedef struct {
+#define X(name, ...) float *name;
+    SPLAT_TENSORS(X)
+#undef X
+} SplatTensors;
+
 /* One warp a splat. */
-__global__ static void splat_tables_kernel(SplatTables w, const float *log_alpha, const float *log_theta,
-                                           const float *log_delta, const float *alive, int S, int P, int HS) {
+__global__ static void splat_tables_kernel(SplatTables w, SplatTensors p, int S, int P, int HS) {
     int SP = (int)w.SP, s = blockIdx.x % SP;
     size_t to = blockIdx.x, from = (size_t)(blockIdx.x / SP) * S + s;
-    bool real = s < S && alive[from] > 0;
+    bool lives = s < S && p.alive[from] > 0;
     float centre = 0, trace = 0;
     for (int k = threadIdx.x; k < HS && P <= HS; k += 32) {
-        float p = real ? expf(w.log_precision[from * P + (P > 1 ? k : 0)]) : 0, m = real ? w.mu[from * HS + k] : 0;
-        w.slope[to * HS + k] = p * m;
-        if (P > 1 || k == 0) w.precision[to * P + k] = p;
-        centre += m * p * m;
-        trace += p;
+        float precision = lives ? expf(p.log_precision[from * P + (P > 1 ? k : 0)]) : 0,
+              mu = lives ? p.mu[from * HS + k] : 0;
+        w.slope[to * HS + k] = precision * mu;
+        if (P > 1 || k == 0) w.precision[to * P + k] = precision;
+        centre += mu * precision * mu;
+        trace += precision;
     }
-    for (int k = threadIdx.x; k < HS && P > HS && real; k += 32) { /* column k of L */
+    for (int k = threadIdx.x; k < HS && P > HS && lives; k += 32) { /* column k of L */
         float along = 0;
         for (int i = k; i < HS; i++) {
-            float entry = w.log_precision[from * P + i * (i + 1) / 2 + k];
+            float entry = p.log_precision[from * P + i * (i + 1) / 2 + k];
             if (i == k) entry = expf(entry);
             trace += entry * entry;
-            along += entry * w.mu[from * HS + i];
+            along += entry * p.mu[from * HS + i];
         }
         centre += along * along;
     }
     centre = warp_sum(centre);
     trace = warp_sum(trace);
     if (threadIdx.x > 0) return;
-    w.centre[to] = real ? centre : INFINITY;
-    w.typical[to] = real ? -0.5f * (trace / (float)HS + centre) : -INFINITY;
-    w.log_alpha[to] = real ? log_alpha[from] : 0;
-    w.decay[to] = real && log_delta ? (float)exp((double)log_delta[from]) : 0;
-    if (w.steps) w.steps[to] = real ? wave_step(exp((double)log_theta[from])) : 0;
+    w.centre[to] = lives ? centre : INFINITY;
+    w.typical[to] = lives ? -0.5f * (trace / (float)HS + centre) : -INFINITY;
+    w.log_alpha[to] = lives ? p.log_alpha[from] : 0;
+    w.decay[to] = lives && p.log_delta ? (float)exp((double)p.log_delta[from]) : 0;
+    if (w.steps) w.steps[to] = lives ? wave_step(exp((double)p.log_theta[from])) : 0;
 }
 
 /* One warp a head. */
@@ -293,7 +301,7 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
 
 /* Numbers in a head's record of moments, the layout of train_gsa.c: M0 (S), M1 (S, HS), M2 (S) or (S, HS), amplitude
    (S), frequency (S) */
-__host__ __device__ static inline size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 3); }
+__host__ __device__ static inline size_t moments_record(size_t S, size_t P, size_t HS) { return S * (HS + P + 3); }
 
 /* A block's memory: slope and precision as the products of one warp want them (iso: the precisions alone), then
    stages of tiles of 64 tokens: x, and where diagonal x^2 / |x|; G / |x|, in bf16 as rounded and the rest; what the
@@ -544,7 +552,7 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
         }
     }
 
-    float *record = records + (blockIdx.x * (size_t)gridDim.y + blockIdx.y) * moments_size(S, P, HS);
+    float *record = records + (blockIdx.x * (size_t)gridDim.y + blockIdx.y) * moments_record(S, P, HS);
     float *to_M1 = record + S, *to_M2 = to_M1 + S * HS, *to_amplitude = to_M2 + S * P, *to_frequency = to_amplitude + S;
 #pragma unroll
     for (int i = 0; i < OWN; i++)
@@ -596,20 +604,14 @@ __global__ static void moments_sums_kernel(double *sums, const float *records, s
     sums[blockIdx.y * record + c] = mine;
 }
 
-/* Where the gradients of a layer's splats go, and the parameters: all at the first of its GSA heads; NULL where
-   there are none. */
-typedef struct {
-    float *dmu, *dlog_precision, *dlog_alpha, *dlog_theta, *dlog_delta, *dlog_far;
-    const float *mu, *log_precision, *log_theta, *log_delta;
-} SplatGradients;
-
-/* One warp a splat: adds the gradients that follow from its moments, as splat_gradients in train_gsa.c. scan (heads,
-   3 scan_SP + 1): the scan's own sums of amplitude, frequency, decay and gain; NULL: amplitude and frequency are
+/* One warp a splat: adds to d the gradients of the parameters p that follow from its moments, as splat_gradients in
+   train_gsa.c. scan (heads,
+   3 scan_SP + 1): the scan's own sums of amplitude, frequency, decay and log_far; NULL: amplitude and frequency are
    among the moments. */
-__global__ static void splat_gradients_kernel(SplatGradients d, const double *sums, const double *scan, size_t scan_SP,
-                                              int S, int P, int HS) {
+__global__ static void splat_gradients_kernel(SplatTensors d, SplatTensors p, const double *sums, const double *scan,
+                                              size_t scan_SP, int S, int P, int HS) {
     size_t s = blockIdx.x, splat = (size_t)blockIdx.y * S + s;
-    const double *M0 = sums + blockIdx.y * moments_size(S, P, HS), *M1 = M0 + S, *M2 = M1 + S * HS,
+    const double *M0 = sums + blockIdx.y * moments_record(S, P, HS), *M1 = M0 + S, *M2 = M1 + S * HS,
                  *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = NULL;
     if (scan) {
         amplitude = scan + blockIdx.y * (3 * scan_SP + 1);
@@ -618,21 +620,22 @@ __global__ static void splat_gradients_kernel(SplatGradients d, const double *su
     }
     double along = 0;
     for (int k = threadIdx.x; k < HS; k += 32) {
-        double m = (double)d.mu[splat * HS + k], m1 = M1[s * HS + k],
-               p = P > HS ? 0 : (double)expf(d.log_precision[splat * P + (P > 1 ? k : 0)]);
-        d.dmu[splat * HS + k] += (float)(P > HS ? m1 : p * (m1 - M0[s] * m));
+        double m = (double)p.mu[splat * HS + k], m1 = M1[s * HS + k],
+               precision = P > HS ? 0 : (double)expf(p.log_precision[splat * P + (P > 1 ? k : 0)]);
+        d.mu[splat * HS + k] += (float)(P > HS ? m1 : precision * (m1 - M0[s] * m));
         along += m * m1 - 0.5 * m * m * M0[s];
         if (P == HS)
-            d.dlog_precision[splat * HS + k] += (float)(-0.5 * p * (M2[s * HS + k] - 2 * m * m1 + m * m * M0[s]));
+            d.log_precision[splat * HS + k] +=
+                (float)(-0.5 * precision * (M2[s * HS + k] - 2 * m * m1 + m * m * M0[s]));
     }
-    for (int k = threadIdx.x; k < P && P > HS; k += 32) d.dlog_precision[splat * P + k] += (float)M2[s * P + k];
+    for (int k = threadIdx.x; k < P && P > HS; k += 32) d.log_precision[splat * P + k] += (float)M2[s * P + k];
     along = warp_sum(along);
     if (threadIdx.x > 0) return;
-    if (P == 1) d.dlog_precision[splat] += (float)((double)expf(d.log_precision[splat]) * (along - 0.5 * M2[s]));
-    d.dlog_alpha[splat] += (float)amplitude[s];
-    if (d.dlog_theta) d.dlog_theta[splat] += (float)(exp((double)d.log_theta[splat]) * frequency[s]);
-    if (d.dlog_delta) d.dlog_delta[splat] += (float)(exp((double)d.log_delta[splat]) * decay[s]);
-    if (d.dlog_far && s == 0) d.dlog_far[blockIdx.y] += (float)decay[scan_SP];
+    if (P == 1) d.log_precision[splat] += (float)((double)expf(p.log_precision[splat]) * (along - 0.5 * M2[s]));
+    d.log_alpha[splat] += (float)amplitude[s];
+    if (d.log_theta) d.log_theta[splat] += (float)(exp((double)p.log_theta[splat]) * frequency[s]);
+    if (d.log_delta) d.log_delta[splat] += (float)(exp((double)p.log_delta[splat]) * decay[s]);
+    if (d.log_far && s == 0) d.log_far[blockIdx.y] += (float)decay[scan_SP];
 }
 
 /* ---- full precision: Lambda = L L^T, ln phi = -1/2 |L^T (x^ - mu)|^2
@@ -880,7 +883,7 @@ __global__ static void __launch_bounds__(128)
     __syncthreads();
     if (part == 0) m.y[k] = sum;
     __syncthreads();
-    double *M1 = sums + blockIdx.y * moments_size(S, P, HS) + S + s * HS, *M2 = M1 - s * HS + S * HS + (size_t)s * P,
+    double *M1 = sums + blockIdx.y * moments_record(S, P, HS) + S + s * HS, *M2 = M1 - s * HS + S * HS + (size_t)s * P,
            *to = M2 - (size_t)s * P + (size_t)S * P;
     if (part == 0) {
         double along = 0;
@@ -987,7 +990,7 @@ static void splat_backward(floatX *dqkv, float *records, double *sums, ScanRespo
         return;
     }
     size_t N = B * T, tiles = splat_tiles(N, heads.count), count = splat_records(N, heads.count),
-           record = moments_size(S, diagonal ? HS : 1, HS);
+           record = moments_record(S, diagonal ? HS : 1, HS);
     dim3 grid((unsigned)heads.count, (unsigned)count);
 #define LAUNCH(H, SP, DIAGONAL, SCAN)                                                         \
     constexpr size_t bytes = SplatBackwardShape<H, SP, DIAGONAL, SCAN>::bytes;                \
