@@ -2006,8 +2006,12 @@ static void *cuda_create(const Config *c, int B) {
     return m;
 }
 
+/* ---------------------------------------------------------------------- main */
+
+#ifndef GSA_NO_MAIN
+
 static Backend cuda_backend(void) {
-    Backend b;
+    Backend b = {};
     b.name = cuda_name;
     b.memory = cuda_memory;
     b.free_memory = cuda_free_memory;
@@ -2030,11 +2034,9 @@ static Backend cuda_backend(void) {
     return b;
 }
 
-/* ---------------------------------------------------------------------- main */
-
-#ifndef GSA_NO_MAIN
 int main(int argc, char **argv) {
     const Backend backend = cuda_backend();
     return train(argc, argv, &backend);
 }
+
 #endif
