@@ -67,6 +67,7 @@ static void unload(Loaded l) {
 typedef struct {
     int kind;
     size_t window; /* how far its softmax looks back; SIZE_MAX: to the start */
+    real scale;    /* what f_q . f_k is multiplied by */
     Splats w;
     SplatConstants constants;
     double *theta; /* softmax splats with an envelope: its frequencies (S) */
@@ -91,6 +92,7 @@ static void model_prepare(Model *m) {
         Head *head = &m->heads[i];
         head->kind = config_head_kind(c, (int)(i / z.NH), (int)(i % z.NH));
         head->window = head->kind == HEAD_SPLAT || !c->window ? SIZE_MAX : (size_t)c->window;
+        head->scale = head_scale(&m->net, i / z.NH, i % z.NH);
         if (head->kind == HEAD_STANDARD) continue;
         Splats w = head_splats(&m->net, i / z.NH, i % z.NH);
         if (!is_full(&w, z.HS)) head->constants = splat_constants(&w, z.HS);
@@ -575,7 +577,7 @@ static void head_forward(Session *s, size_t l, size_t h, size_t sample, size_t a
     const Place *place = &s->places[i];
     real *memory = s->memory + sample * s->size, *state = memory + place->state, *keys = memory + place->keys,
          *values = memory + place->values, *responses = memory + place->responses;
-    const real *q = s->qkv + at * stride + h * HS, *k = q + A, *v = k + A, scale = head_scale(head->kind, HS);
+    const real *q = s->qkv + at * stride + h * HS, *k = q + A, *v = k + A, scale = head->scale;
     real *out = s->att + at * A + h * HS, *fq = s->fq + at * A + h * T * HS, *fk = s->fk + at * A + h * T * HS,
          *lse = s->lse + at * z.NH + h * T;
     const bool near = head->kind != HEAD_SCAN, far = head->kind == HEAD_SCAN || head->kind == HEAD_EXTEND,

@@ -1354,7 +1354,8 @@ typedef struct {
     X(dqkv, BACKWARD, TOKEN, 3 * z.A) \
     X(dfq, BACKWARD, TOKEN, z.A) \
     X(dfk, BACKWARD, TOKEN, z.A) \
-    X(moments, WORKSPACE, ONCE, B * z.NH * moments_size(z.S, z.P, z.HS))
+    X(moments, WORKSPACE, ONCE, B * z.NH * moments_size(z.S, z.P, z.HS)) \
+    X(dgains, WORKSPACE, ONCE, config_gains(c) ? B * z.NH : 0) /* (B, NH): of one layer by sequence */
 // clang-format on
 enum { UNIT_STREAM, UNIT_BLOCK, UNIT_TOKEN, UNIT_ONCE, NUM_UNITS };
 
@@ -1395,7 +1396,7 @@ typedef struct {
     real *activations;
     ActivationTensors a;
     real *rope_waves;                 /* (T, HS) */
-    real *scale;                      /* (L, NH): what f_q . f_k is multiplied by */
+    real *scale;                      /* (L, NH): head_scale of all heads in the last forward pass */
     size_t *window;                   /* (L, NH): how far softmax reaches; 0: the head has none */
     size_t used_B, used_T, predicted; /* of the last forward pass: its sizes and number of targets */
     size_t block;                     /* whose activations are there with --recompute: the last one computed */
@@ -1421,7 +1422,8 @@ static size_t carve_activations(ActivationTensors *a, real *base, const Config *
 static ActivationTensors block_activations(const GSA *m, size_t l, size_t N) {
     Sizes z = config_sizes(&m->config);
     ActivationTensors a = m->a;
-    size_t B = m->B, first[NUM_UNITS] = {l * N, m->config.recompute ? 0 : l * N, 0, 0};
+    const Config *c = &m->config;
+    size_t B = m->B, first[NUM_UNITS] = {l * N, c->recompute ? 0 : l * N, 0, 0};
 #define X(name, group, unit, size) a.name += first[UNIT_##unit] * (size);
     ACTIVATIONS(X)
 #undef X
@@ -1452,9 +1454,17 @@ static void rope_table(real *waves, size_t T, size_t HS, size_t first) {
     free(theta);
 }
 
-/* what f_q . f_k is multiplied by */
-static real head_scale(int kind, size_t HS) {
-    return kind == HEAD_STANDARD || kind == HEAD_EXTEND ? 1 / (real)sqrt((double)HS) : 1;
+/* What f_q . f_k of head (l, h) is multiplied by: for standard heads exp(log_gain) / sqrt(HS), equation (7c). */
+static real head_scale(const GSA *m, size_t l, size_t h) {
+    int kind = config_head_kind(&m->config, (int)l, (int)h);
+    if (kind == HEAD_SPLAT || kind == HEAD_SCAN) return 1;
+    real one = 1 / (real)sqrt((double)config_head_size(&m->config));
+    return m->p.log_gain ? one * exp_real(m->p.log_gain[config_standard_before(&m->config, (int)l, (int)h)]) : one;
+}
+
+static void gsa_scales(GSA *m) {
+    size_t NH = (size_t)config_heads(&m->config);
+    for (size_t i = 0; i < NH * (size_t)m->config.L; i++) m->scale[i] = head_scale(m, i / NH, i % NH);
 }
 
 static GSA *gsa_create(const Config *c, size_t B) {
@@ -1474,9 +1484,9 @@ static GSA *gsa_create(const Config *c, size_t B) {
     m->window = (size_t *)xmalloc(L * NH * sizeof(size_t));
     for (size_t i = 0; i < L * NH; i++) {
         int kind = config_head_kind(c, (int)(i / NH), (int)(i % NH));
-        m->scale[i] = head_scale(kind, HS);
         m->window[i] = kind == HEAD_SCAN ? 0 : kind == HEAD_SPLAT || !c->window ? (size_t)c->T : (size_t)c->window;
     }
+    gsa_scales(m);
     m->x = (int *)xmalloc(2 * B * c->T * sizeof(int));
     m->y = m->x + B * c->T;
     return m;
@@ -1590,6 +1600,18 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
                 rope_backward(dx, df, x, 3 * A, m->rope_waves, T, HS);
             }
         }
+        if (m->dp.log_gain && kind != HEAD_SPLAT && kind != HEAD_SCAN) {
+            /* a logit is exp(log_gain) f_q . f_k: sum of its gradient times itself over all keys is f_q . df_q */
+            const real *f = fq + head * T * HS, *df = dfq + head * T * HS;
+            real sum = 0;
+            for (size_t i = 0; i < T * HS; i++) sum += f[i] * df[i];
+            m->a.dgains[head] = sum;
+        }
+    }
+    for (size_t head = 0; head < B * NH && m->dp.log_gain; head++) {
+        int h = (int)(head % NH), kind = config_head_kind(&m->config, (int)l, h);
+        if (kind != HEAD_SPLAT && kind != HEAD_SCAN)
+            m->dp.log_gain[config_standard_before(&m->config, (int)l, h)] += m->a.dgains[head];
     }
 }
 
@@ -1677,6 +1699,7 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     memcpy(m->x, x, N * sizeof(int));
     if (y) memcpy(m->y, y, N * sizeof(int));
     gsa_splat_waves(m, a.splat_waves, T, 0);
+    gsa_scales(m);
     encoder_forward(a.residual, m->x, p.wte, p.wpe, B, T, C, 0);
     for (size_t l = 0; l < L; l++) {
         ActivationTensors block = block_activations(m, l, N);
@@ -1876,6 +1899,8 @@ static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
     }
     memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
     splat_bounds(m, clamped);
+    for (size_t i = 0; i < m->tensors[TENSOR_log_gain].size && config_bounded(&m->config, BOUND_GAIN); i++)
+        clamped[BOUND_GAIN] += clamp(&m->p.log_gain[i], (real)log(GAIN_MIN), (real)log(GAIN_MAX));
 }
 
 /* ---------------------------------------------------------------------- main */

@@ -834,8 +834,9 @@ __global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, 
     store_pack(features + n * 2 * C + at + HS / 2, second);
 }
 
+/* dots (heads, N), NULL or f_q . df_q of the listed heads: what the gradient of their gain is the sum of. */
 template <int HS>
-__global__ static void rope_backward_kernel(floatX *dqkv, const floatX *dfeatures, const floatX *qkv,
+__global__ static void rope_backward_kernel(floatX *dqkv, float *dots, const floatX *dfeatures, const floatX *qkv,
                                             const uint32_t *steps, const __grid_constant__ HeadList heads, size_t N,
                                             size_t T, size_t C) {
     constexpr int LANES = HS / 16;
@@ -865,6 +866,7 @@ __global__ static void rope_backward_kernel(floatX *dqkv, const floatX *dfeature
         dot += __shfl_xor_sync(~0u, dot, lane);
     }
     float inverse = rsqrtf(square + (float)SPHERE_EPSILON), along = dot * inverse * inverse;
+    if (dots && here && side == 0 && k == 0) dots[row % heads.count * N + n] = dot * inverse;
     for (int i = 0; i < 8; i++) {
         first[i] = inverse * (first[i] - number(a, i) * along);
         second[i] = inverse * (second[i] - number(b, i) * along);
@@ -899,11 +901,30 @@ static void rope_forward(floatX *features, const floatX *qkv, const uint32_t *st
                       <<<CEIL_DIV(threads, 256), 256, 0, stream>>>(features, qkv, steps, heads, B * T, T, NH * HS)));
 }
 
-static void rope_backward(floatX *dqkv, const floatX *dfeatures, const floatX *qkv, const uint32_t *steps,
+/* One thread a head (L, NH): scale = exp(log_gain) / sqrt(HS), equation (7c); gain_of: its gain, -1: it has none */
+__global__ static void gain_scales_kernel(float *scale, const float *log_gain, const int *gain_of, int heads, int HS) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < heads && gain_of[i] >= 0) scale[i] = expf(log_gain[gain_of[i]]) / sqrtf((float)HS);
+}
+
+/* One block a head: dlog_gain (heads) += sum of dots (heads, N) */
+__global__ static void __launch_bounds__(1024) gain_gradients_kernel(float *dlog_gain, const float *dots, size_t N) {
+    __shared__ double partial[32];
+    double mine = 0;
+    for (size_t n = threadIdx.x; n < N; n += blockDim.x) mine += (double)dots[blockIdx.x * N + n];
+    mine = warp_sum(mine);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = mine;
+    __syncthreads();
+    if (threadIdx.x >= 32) return;
+    mine = warp_sum(partial[threadIdx.x]);
+    if (threadIdx.x == 0) dlog_gain[blockIdx.x] += (float)mine;
+}
+
+static void rope_backward(floatX *dqkv, float *dots, const floatX *dfeatures, const floatX *qkv, const uint32_t *steps,
                           HeadList heads, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
     size_t threads = B * T * 2 * heads.count * HS / 16;
-    BY_HEAD_SIZE(HS, (rope_backward_kernel<H><<<CEIL_DIV(threads, 256), 256, 0, stream>>>(dqkv, dfeatures, qkv, steps,
-                                                                                          heads, B * T, T, NH * HS)));
+    BY_HEAD_SIZE(HS, (rope_backward_kernel<H><<<CEIL_DIV(threads, 256), 256, 0, stream>>>(
+                         dqkv, dots, dfeatures, qkv, steps, heads, B * T, T, NH * HS)));
 }
 
 #include "gsa/cuda/tensor_core.cuh"
@@ -1109,6 +1130,11 @@ __global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTen
         if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]);
 }
 
+__global__ static void gain_bounds_kernel(unsigned long long *clamped, float *log_gain, int gains) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < gains && clamp(&log_gain[i], (float)log(GAIN_MIN), (float)log(GAIN_MAX))) atomicAdd(clamped, 1ull);
+}
+
 /* AdamW: m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: times correct1, correct2.
    copy: p as floatX */
 __global__ static void adamw_kernel(float *p, floatX *copy, float *m, float *v, const float *grads, size_t n,
@@ -1146,7 +1172,7 @@ typedef struct {
    of splat_backward in a layer. norm_pieces: of square_sums_kernel. */
 typedef struct {
     size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G, scans, W, state, directions, segments, features, records,
-        norm_pieces;
+        norm_pieces, gains;
 } CudaSizes;
 
 /* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. Nearby an
@@ -1188,6 +1214,7 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     z.S = z.G ? c->S : 0;
     z.SP = z.G ? splats_padded(z.S) : 0;
     z.P = config_precisions(c);
+    z.gains = config_gains(c);
     z.directions = c->objective == OBJECTIVE_LM ? 1 : 2;
     size_t tiles = CEIL_DIV(B * z.T, 64);
     for (size_t l = 0; l < z.L; l++) {
@@ -1276,7 +1303,9 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(uint32_t, rope_steps, WORKSPACE, ONCE, z.HS / 2) \
     X(float, scale, WORKSPACE, ONCE, z.L * z.NH) \
     X(int, window, WORKSPACE, ONCE, z.L * z.NH) \
-    X(int, from_features, WORKSPACE, ONCE, z.L * z.NH)
+    X(int, from_features, WORKSPACE, ONCE, z.L * z.NH) \
+    X(int, gain_of, WORKSPACE, ONCE, z.L * z.NH) /* -1: none */ \
+    X(float, dgains, WORKSPACE, TOKEN, z.gains ? z.NH : 0) /* see rope_backward */
 // clang-format on
 enum { UNIT_STREAM, UNIT_BLOCK, UNIT_HIDDEN, UNIT_STATES, UNIT_TOKEN, UNIT_ONCE, NUM_UNITS };
 
@@ -1379,18 +1408,21 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     uint32_t *steps = (uint32_t *)xmalloc(HS * sizeof *steps);
     for (size_t k = 0; k < HS / 2; k++) steps[k] = wave_step(pow(10000, -2.0 * (double)k / (double)HS));
     float *scale = (float *)xmalloc(L * NH * sizeof *scale);
-    int *window = (int *)xmalloc(2 * L * NH * sizeof *window), *from_features = window + L * NH;
+    int *window = (int *)xmalloc(3 * L * NH * sizeof *window), *from_features = window + L * NH,
+        *gain_of = from_features + L * NH;
     for (size_t i = 0; i < L * NH; i++) {
         int kind = config_head_kind(c, (int)(i / NH), (int)(i % NH));
         bool standard = kind == HEAD_STANDARD || kind == HEAD_EXTEND;
         scale[i] = standard ? 1 / sqrtf((float)HS) : 1;
         window[i] = kind == HEAD_SCAN ? 0 : standard && c->window ? c->window : c->T;
         from_features[i] = !standard || c->position != POSITION_LEARNED;
+        gain_of[i] = standard && z.gains ? config_standard_before(c, (int)(i / NH), (int)(i % NH)) : -1;
     }
     cudaCheck(cudaMemcpy(m->a.rope_steps, steps, HS / 2 * sizeof *steps, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.scale, scale, L * NH * sizeof *scale, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.window, window, L * NH * sizeof *window, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.from_features, from_features, L * NH * sizeof *from_features, cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(m->a.gain_of, gain_of, L * NH * sizeof *gain_of, cudaMemcpyHostToDevice));
     free(steps);
     free(scale);
     free(window);
@@ -1442,6 +1474,10 @@ static SplatTensors splat_tensors(const CudaModel *m, const MasterTensors &t, si
 
 static void splat_tables(const CudaModel *m) {
     CudaSizes z = m->sizes;
+    if (z.gains)
+        gain_scales_kernel<<<(unsigned)CEIL_DIV(z.L * z.NH, (size_t)256), 256, 0, m->stream>>>(
+            m->a.scale, m->p.log_gain, m->a.gain_of, (int)(z.L * z.NH), (int)z.HS);
+    cudaCheck(cudaGetLastError());
     if (!z.G) return;
     splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, m->stream>>>(gsa_splats(m), splat_tensors(m, m->p, 0),
                                                                       (int)z.S, (int)z.P, (int)z.HS);
@@ -1486,7 +1522,14 @@ static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeature
     CudaSizes z = m->sizes;
     HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
     size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
-    if (rope.count) rope_backward(dqkv, dfeatures, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
+    if (rope.count) {
+        float *dots = z.gains ? m->a.dgains : NULL;
+        rope_backward(dqkv, dots, dfeatures, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
+        if (dots)
+            gain_gradients_kernel<<<(unsigned)rope.count, 1024, 0, m->stream>>>(
+                m->dp.log_gain + config_standard_before(&m->config, (int)l, 0), dots, B * T);
+        cudaCheck(cudaGetLastError());
+    }
     if (!splat.count) return;
     splat_backward(dqkv, m->a.moments, m->a.moments_sums, {}, dfeatures, features, qkv, gsa_splats(m), splat, first, B,
                    T, z.NH, z.HS, z.S, z.P, m->stream);
@@ -1752,16 +1795,21 @@ static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
     for (int c = 0; c < NUM_CLIPS; c++) norms[c] = sqrt(m->results[c]);
 }
 
-/* Puts the splats back into their bounds (gsa/model.h) and counts what was outside, by kind. */
-static void splat_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
+/* Puts splats and gains back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+static void scalar_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     CudaSizes z = m->sizes;
     memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
-    if (!z.G) return;
-    cudaCheck(cudaMemsetAsync(m->a.clamped, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
-    splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(
-        (unsigned long long *)m->a.clamped, splat_tensors(m, m->p, 0), m->config.unbounded, (int)z.P, (int)z.HS);
+    if (!z.G && !z.gains) return;
+    unsigned long long *counts = (unsigned long long *)m->a.clamped;
+    cudaCheck(cudaMemsetAsync(counts, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
+    if (z.G)
+        splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(counts, splat_tensors(m, m->p, 0),
+                                                                         m->config.unbounded, (int)z.P, (int)z.HS);
+    if (z.gains && config_bounded(&m->config, BOUND_GAIN))
+        gain_bounds_kernel<<<(unsigned)CEIL_DIV(z.gains, (size_t)256), 256, 0, m->stream>>>(
+            counts + BOUND_GAIN, m->p.log_gain, (int)z.gains);
     cudaCheck(cudaGetLastError());
-    cudaCheck(cudaMemcpyAsync(clamped, m->a.clamped, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
+    cudaCheck(cudaMemcpyAsync(clamped, counts, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
 }
 
@@ -1779,7 +1827,7 @@ static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS
             (float)u->scale[group->clip], (float)u->beta1, (float)u->beta2, correct1, correct2);
         cudaCheck(cudaGetLastError());
     }
-    splat_bounds(m, clamped);
+    scalar_bounds(m, clamped);
 }
 
 /* ---------------------------------------------------------------------- the back end of gsa/run/train.h */

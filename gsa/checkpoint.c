@@ -11,7 +11,8 @@
 
 enum {
     MAGIC = 20261123,
-    VERSION = 2,
+    VERSION = 3, /* 3 knows gains of standard heads; files of version 2 have none */
+    OLDEST = 2,
     LLMC_MAGIC = 20240326,
     LLMC_FP32 = 3,
     LLMC_BF16 = 5,
@@ -170,9 +171,9 @@ static char *open_checked(const char *path, int kind, Checkpoint *k) {
     if (header[0] != MAGIC)
         return xasprintf("%s is not a checkpoint of gsa.c (magic %d, not %d) or llm.c (%d)", path, header[0], MAGIC,
                          LLMC_MAGIC);
-    if (header[1] != VERSION)
-        return xasprintf("%s has checkpoint version %d; this program reads version %d; train the model anew", path,
-                         header[1], VERSION);
+    if (header[1] < OLDEST || header[1] > VERSION)
+        return xasprintf("%s has checkpoint version %d; this program reads versions %d to %d; train the model anew",
+                         path, header[1], OLDEST, VERSION);
     if (header[2] != kind)
         return xasprintf("%s is a %s file; a %s file is needed here", path,
                          header[2] == CHECKPOINT_STATE ? "state_*.bin" : "model_*.bin",

@@ -65,6 +65,9 @@ const char *config_check(const Config *c) {
     if (c->objective < 0 || c->objective > OBJECTIVE_MLM) return sentence("unknown objective %d", c->objective);
     if (c->raw < 0 || c->raw > 1 || c->unbounded < 0 || c->unbounded >> NUM_BOUNDS)
         return sentence("unknown way of keeping splats in bounds (%d, %d)", c->raw, c->unbounded);
+    if (c->gain < 0 || c->gain > GAIN_HEAD) return sentence("unknown gain %d", c->gain);
+    if (c->gain && c->position == POSITION_LEARNED)
+        return "--gain head is for unit queries and keys, which --pos learned does not have; choose --pos rope or both";
     if (c->window < 0) return sentence("--window must be at least 1, not %d", c->window);
     for (int l = 0; l < MAX_LAYERS; l++)
         if (l >= c->L ? c->gsa_heads[l] != 0 : config_heads(c) < 64 && c->gsa_heads[l] >> config_heads(c))
@@ -219,6 +222,9 @@ void model_start(const Config *c, float *params, uint64_t seed) {
             break;
         case START_FAR:
             for (size_t k = 0; k < t->size; k++) p[k] = 2;
+            break;
+        case START_GAIN:
+            for (size_t k = 0; k < t->size; k++) p[k] = (float)log(GAIN_START);
             break;
         }
     }

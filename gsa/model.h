@@ -24,6 +24,8 @@ enum { ENVELOPE_NONE, ENVELOPE_COSINE, ENVELOPE_DECAY, ENVELOPE_RAISED };
 enum { COVARIANCE_ISO, COVARIANCE_DIAG, COVARIANCE_FULL };
 #define OBJECTIVE_CHOICES "lm|mlm"
 enum { OBJECTIVE_LM, OBJECTIVE_MLM };
+#define GAIN_CHOICES "none|head"
+enum { GAIN_NONE, GAIN_HEAD };
 
 /* All fields are one int32 each in a checkpoint's header, in this order; a file that differs is refused by this
    name. */
@@ -44,11 +46,12 @@ enum { OBJECTIVE_LM, OBJECTIVE_MLM };
     X(covariance, "covariance (iso, diag, full)")                                  \
     X(objective, "objective (lm, mlm)")                                            \
     X(raw, "queries and keys of splats as they are (1) or on the unit sphere (0)") \
-    X(unbounded, "kinds of splat parameters without bounds")
+    X(unbounded, "kinds of splat parameters without bounds")                       \
+    X(gain, "gain of standard heads (none, head)")
 
 /* raw: equation (1) is left out, x^ = x. unbounded: bit b switches bound b off. Both are for comparisons. */
-#define BOUND_CHOICES "precision|centre|amplitude|frequency|decay"
-enum { BOUND_PRECISION, BOUND_CENTRE, BOUND_AMPLITUDE, BOUND_FREQUENCY, BOUND_DECAY, NUM_BOUNDS };
+#define BOUND_CHOICES "precision|centre|amplitude|frequency|decay|gain"
+enum { BOUND_PRECISION, BOUND_CENTRE, BOUND_AMPLITUDE, BOUND_FREQUENCY, BOUND_DECAY, BOUND_GAIN, NUM_BOUNDS };
 
 enum { MAX_LAYERS = 64, MAX_HEADS = 64 }; /* one 64-bit mask of GSA heads per layer */
 
@@ -100,6 +103,11 @@ static inline int config_head_kind(const Config *c, int l, int h) {
 /* number of GSA heads before (l, h), in order of layer and head: the index of its splats */
 int config_gsa_before(const Config *c, int l, int h);
 static inline int config_gsa_heads(const Config *c) { return config_gsa_before(c, c->L, 0); }
+/* likewise of heads with softmax of q . k: all but GSA heads, and all of extend: the index of its gain */
+static inline int config_standard_before(const Config *c, int l, int h) {
+    return l * config_heads(c) + h - (c->attention == ATTENTION_EXTEND ? 0 : config_gsa_before(c, l, h));
+}
+static inline int config_gains(const Config *c) { return c->gain ? config_standard_before(c, c->L, 0) : 0; }
 
 /* ---------------------------------------------------------------------- parameters */
 
@@ -124,7 +132,8 @@ enum {
     START_AMPLITUDE,
     START_FREQUENCY,
     START_DECAY,
-    START_FAR
+    START_FAR,
+    START_GAIN
 };
 
 /* THE table: name, shape as expressions of the configuration c, start, group. The parameter struct of both programs,
@@ -149,6 +158,7 @@ enum {
     X(qkvw, c->L, 3 * config_width(c), c->C, START_NORMAL, GROUP_MATRIX) \
     X(qkvb, c->L, 3 * config_width(c), 1, START_ZERO, GROUP_VECTOR) \
     SPLAT_TENSORS(X) \
+    X(log_gain, config_gains(c), 1, 1, START_GAIN, GROUP_SCALAR) /* of standard heads */ \
     X(attprojw, c->L, c->C, config_width(c), START_RESIDUAL, GROUP_MATRIX) \
     X(attprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
     X(ln2w, c->L, c->C, 1, START_ONE, GROUP_VECTOR) \
@@ -202,6 +212,14 @@ const char *model_check_alive(const Config *c, const float *alive);
 #define SPLAT_AMPLITUDE_RANGE 2.302585092994046 /* ln 10: |log_alpha - log_alpha_reference| */
 #define SPLAT_FREQUENCY_MAX 3.141592653589793
 #define SPLAT_DECAY_MAX 0.14
+
+/* The gain of a standard head, which logits of unit queries and keys are multiplied by: without it none of them could
+   exceed the square root of the head size. */
+#ifndef GAIN_START
+#define GAIN_START 1.0
+#endif
+#define GAIN_MIN 0.25
+#define GAIN_MAX 10.0
 
 /* The starting ln alpha: logits sum_s alpha phi_s(q) phi_s(k) of random unit vectors q, k have standard deviation 1,
    for S centres that are random unit vectors of dimension d and isotropic precision SPLAT_PRECISION_START. */

@@ -51,6 +51,7 @@ static const char *try_config(Config *c, int attention, const char *heads, int p
     c->envelope = envelope;
     c->window = window;
     c->objective = objective;
+    c->gain = position == POSITION_LEARNED ? GAIN_NONE : GAIN_HEAD;
     const char *problem = config_head_map(c, heads);
     return problem ? problem : config_check(c);
 }

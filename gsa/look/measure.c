@@ -69,12 +69,14 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
     double *x = (double *)xmalloc(d * sizeof *x);
     if (w->kind == HEAD_STANDARD || w->kind == HEAD_EXTEND) {
         bool rope = c->position != POSITION_LEARNED;
+        const float *log_gain = of_head(tensors, params, TENSOR_log_gain, (size_t)config_standard_before(c, l, h));
+        double gain = log_gain ? exp((double)*log_gain) : 1; /* equation (7c) */
         w->features = d;
         w->q = (double *)xmalloc(2 * T * d * sizeof(double));
         w->k = w->q + T * d;
         for (size_t t = 0; t < 2 * T; t++) {
             /* logits are divided by sqrt(d) */
-            double *f = (t < T ? w->q : w->k) + t % T * d, size = t < T ? 1 / sqrt((double)d) : 1;
+            double *f = (t < T ? w->q : w->k) + t % T * d, size = t < T ? gain / sqrt((double)d) : 1;
             point(x, (t < T ? q : k) + t % T * d, d, rope);
             for (size_t i = 0; i < d / 2; i++) {
                 double angle = rope ? pow(10000, -2.0 * (double)i / (double)d) * (double)(t % T) : 0, a = cos(angle),

@@ -887,7 +887,7 @@ static void duration(double seconds, char *out, size_t room) {
 
 /* "3 centres, 1 amplitude"; static memory */
 static const char *bounds_text(const int64_t clamped[NUM_BOUNDS]) {
-    static const char *const names[NUM_BOUNDS] = {"precision", "centre", "amplitude", "frequency", "decay"};
+    static const char *const names[NUM_BOUNDS] = {"precision", "centre", "amplitude", "frequency", "decay", "gain"};
     static char text[256];
     size_t n = 0;
     for (int i = 0; i < NUM_BOUNDS; i++)
