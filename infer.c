@@ -87,6 +87,7 @@ typedef struct {
 static void model_prepare(Model *m) {
     const Config *c = &m->net.config;
     Sizes z = config_sizes(c);
+    model_tensors(c, m->net.tensors);
     m->heads = (Head *)xcalloc(z.L * z.NH, sizeof *m->heads);
     for (size_t i = 0; i < z.L * z.NH; i++) {
         Head *head = &m->heads[i];
