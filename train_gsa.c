@@ -1816,8 +1816,8 @@ static int64_t clamp(real *x, real low, real high) { /* a NaN stays one, for the
     return *x != before && before == before;
 }
 
-/* Puts the splats back into their bounds (gsa/model.h) and counts what was outside, by kind. */
-static void splat_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
+/* Puts splats and gains back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     const Config *c = &m->config;
     Sizes z = config_sizes(&m->config);
     ParameterTensors p = m->p;
@@ -1868,6 +1868,8 @@ static void splat_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     }
     free(cholesky);
     free(slope);
+    for (size_t i = 0; i < m->tensors[TENSOR_log_gain].size && config_bounded(c, BOUND_GAIN); i++)
+        clamped[BOUND_GAIN] += clamp(&p.log_gain[i], (real)log(GAIN_MIN), (real)log(GAIN_MAX));
 }
 
 /* AdamW, then the bounds. m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: divided
@@ -1898,9 +1900,7 @@ static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
         }
     }
     memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
-    splat_bounds(m, clamped);
-    for (size_t i = 0; i < m->tensors[TENSOR_log_gain].size && config_bounded(&m->config, BOUND_GAIN); i++)
-        clamped[BOUND_GAIN] += clamp(&m->p.log_gain[i], (real)log(GAIN_MIN), (real)log(GAIN_MAX));
+    scalar_bounds(m, clamped);
 }
 
 /* ---------------------------------------------------------------------- main */

@@ -182,6 +182,11 @@ typedef struct {
     int start, group;
 } Tensor;
 
+static inline bool tensor_is_splat(int tensor) {
+#define X(name, ...) || tensor == TENSOR_##name
+    return false SPLAT_TENSORS(X);
+#undef X
+}
 /* Numbers in one row of the first dimension: of a layer, or of a GSA head. */
 static inline size_t tensor_row(const Tensor *t) { return (size_t)(t->shape[1] * t->shape[2]); }
 

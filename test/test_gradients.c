@@ -755,7 +755,7 @@ static void test_dead(void) {
                 CHECK_GRADIENT(run_value, &r, m->params + t->offset, m->grads + t->offset, t->size,
                                i == TENSOR_log_theta ? 3e-5 : 3e-4, "%s, %s", what, t->name);
                 double dead = 0;
-                bool is_splat = t->group == GROUP_CENTRE || (t->group == GROUP_SCALAR && i != TENSOR_log_far);
+                bool is_splat = tensor_is_splat(i) && i != TENSOR_log_far;
                 for (size_t k = 0; k < t->size && is_splat; k++)
                     dead += m->p.alive[k / (size_t)t->shape[2]] > 0 ? 0 : fabs(m->grads[t->offset + k]);
                 CHECK(dead == 0, "%s: gradient of %s is %g", what, t->name, dead);

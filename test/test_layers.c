@@ -720,12 +720,12 @@ static void check_bounds(const GSA *m, const char *what) {
 
 /* Each bound switched off: what is outside stays, all else is put back. */
 static void test_unbounded(void) {
-    Config c = small_config(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE);
+    Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE);
     c.mixer = MIXER_LINEAR;
     c.envelope = ENVELOPE_RAISED;
     GSA *m = gsa_create(&c, 1);
-    static const int tensors[NUM_BOUNDS] = {TENSOR_log_precision, TENSOR_mu, TENSOR_log_alpha, TENSOR_log_theta,
-                                            TENSOR_log_delta};
+    static const int tensors[NUM_BOUNDS] = {TENSOR_log_precision, TENSOR_mu,        TENSOR_log_alpha,
+                                            TENSOR_log_theta,     TENSOR_log_delta, TENSOR_log_gain};
     for (int off = -1; off < NUM_BOUNDS; off++) {
         model_start(&c, m->params, 15);
         m->p.log_precision[0] = (real)log(60);
@@ -733,11 +733,12 @@ static void test_unbounded(void) {
         m->p.log_alpha[0] = 4;
         m->p.log_theta[0] = 2;
         m->p.log_delta[0] = -1;
+        m->p.log_gain[0] = 3;
         m->config.unbounded = off < 0 ? 0 : 1 << off;
         int64_t outside[NUM_BOUNDS] = {0};
-        splat_bounds(m, outside);
+        scalar_bounds(m, outside);
         for (int b = 0; b < NUM_BOUNDS; b++) {
-            static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1};
+            static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1, 3};
             bool same = fabs((double)m->params[m->tensors[tensors[b]].offset] - was[b]) < 1e-5;
             CHECK(outside[b] == (b != off) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b,
                   off, (long long)outside[b], same ? "kept" : "put back");
@@ -755,7 +756,7 @@ static void test_bounds(int covariance, int envelope) {
     uint64_t rng = 14;
     model_start(&c, m->params, 15);
     memcpy(keep, m->params, m->total * sizeof(real));
-    splat_bounds(m, clamped);
+    scalar_bounds(m, clamped);
     CHECK(memcmp(keep, m->params, m->total * sizeof(real)) == 0, "the start is within the bounds and stays");
     /* anywhere inside */
     for (size_t i = 0; i < splats * z.P; i++) m->p.log_precision[i] = (real)log(0.5 + 18 * rng_uniform(&rng));
@@ -766,7 +767,7 @@ static void test_bounds(int covariance, int envelope) {
         if (envelope) m->p.log_theta[s] = (real)(1.14 - 12 * rng_uniform(&rng));
     }
     memcpy(keep, m->params, m->total * sizeof(real));
-    splat_bounds(m, clamped);
+    scalar_bounds(m, clamped);
     CHECK(memcmp(keep, m->params, m->total * sizeof(real)) == 0, "values inside the bounds stay to the bit");
 
     real *mu = m->p.mu, *log_precision = m->p.log_precision; /* one violation a splat */
@@ -783,7 +784,7 @@ static void test_bounds(int covariance, int envelope) {
     m->p.log_alpha[5] = start - 5;
     if (envelope) m->p.log_theta[6] = 4;
     memcpy(keep, m->params, m->total * sizeof(real));
-    splat_bounds(m, clamped);
+    scalar_bounds(m, clamped);
     check_bounds(m, "out of bounds");
     for (size_t s = 0; s < splats; s += 3) { /* centres keep their direction */
         const real *a = m->p.mu + s * z.HS, *b = keep + m->tensors[TENSOR_mu].offset + s * z.HS;

@@ -1020,7 +1020,7 @@ static void test_start_from_file(void) {
     start_from_file(&to, n->params, k);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &n->tensors[i];
-        bool splats = t->group == GROUP_CENTRE || t->group == GROUP_SCALAR || t->group == GROUP_FIXED;
+        bool splats = tensor_is_splat(i);
         const real *expected = splats ? m->params + m->tensors[i].offset : before + t->offset;
         CHECK(memcmp(n->params + t->offset, expected, t->size * sizeof(real)) == 0, "splats of another model: %s %s",
               t->name, splats ? "arrives" : "stays");
