@@ -1,10 +1,86 @@
 #include "adapt.h"
 
+#include "../flags.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 const char *const adapt_event_names[NUM_ADAPT_EVENTS] = {"death", "merge", "birth", "split", "move"};
+
+/* ---------------------------------------------------------------------- --adapt-rules */
+
+#define X(...) +1
+enum { NUM_RULES = 0 ADAPT_RULES(X) };
+#undef X
+
+/* Each rule is read and written as a flag would be. */
+typedef struct {
+    Flag flags[NUM_RULES + 1]; /* the last stays empty and ends the list */
+} RuleFlags;
+static RuleFlags flags_of(AdaptRules *r) {
+#define X(type, name, value, low, high, help) {FLAG_##type, #name, &r->name, low, high, NULL, help, false},
+    RuleFlags all = {{ADAPT_RULES(X)}};
+#undef X
+    return all;
+}
+
+AdaptRules adapt_rules_default(void) {
+    AdaptRules r;
+    memset(&r, 0, sizeof r);
+#define X(type, name, value, ...) r.name = value;
+    ADAPT_RULES(X)
+#undef X
+    return r;
+}
+
+bool adapt_is_rule(const char *name) {
+    AdaptRules any;
+    RuleFlags all = flags_of(&any);
+    return find_flag(all.flags, name) != NULL;
+}
+
+char *adapt_rules_read(AdaptRules *rules, const char *text) {
+    RuleFlags all = flags_of(rules);
+    char *copy = xstrdup(text), *wrong = NULL;
+    for (char *word = copy, *next; word && !wrong; word = next) {
+        char error[256], *value = NULL;
+        next = strchr(word, ',');
+        if (next) *next++ = 0;
+        size_t n = strcspn(word, "=");
+        if (word[n]) value = word + n + 1;
+        word[n] = 0;
+        Flag *f = find_flag(all.flags, word);
+        if (!f) wrong = xasprintf("there is no rule '%.40s'", word);
+        else if (f->given) wrong = xasprintf("%s is given twice", word);
+        else if (!value) wrong = xasprintf("%s has no value", word);
+        else if (!set_flag(f, value, error)) wrong = xstrdup(error + strlen("--"));
+        else f->given = true;
+    }
+    free(copy);
+    if (!wrong) return NULL;
+#define X(type, name, ...) " " #name
+    char *sentence = xasprintf(
+        "--adapt-rules %.80s: %s; give NAME=VALUE pairs with commas between them, each name once:" ADAPT_RULES(X), text,
+        wrong);
+#undef X
+    free(wrong);
+    return sentence;
+}
+
+char *adapt_rules_text(const AdaptRules *rules) {
+    AdaptRules copy = *rules;
+    RuleFlags all = flags_of(&copy);
+    char *text = xstrdup("");
+    for (int i = 0; i < NUM_RULES; i++) {
+        char *value = flag_text(&all.flags[i]);
+        char *longer = xasprintf("%s%s%s=%s", text, i ? "," : "", all.flags[i].name, value);
+        free(value);
+        free(text);
+        text = longer;
+    }
+    return text;
+}
 
 /* ---------------------------------------------------------------------- one head's slots */
 
@@ -404,7 +480,7 @@ static int weakest(const Head *p) {
     int found = -1;
     double even = 1.0 / count_alive(&p->h);
     for (size_t s = 0; s < p->h.S; s++)
-        if (is_alive(&p->h, s) && is_old(p, s) && activation(p, s) < p->rules->low * even &&
+        if (is_alive(&p->h, s) && is_old(p, s) && activation(p, s) < p->rules->activation * even &&
             (found < 0 || activation(p, s) < activation(p, (size_t)found)))
             found = (int)s;
     return found;
@@ -465,7 +541,7 @@ static double densest(const Head *p, float *centre) {
     responses(&a->c, &p->h, keys, n, l);
     for (size_t i = 0; i < n; i++) {
         size_t count = 0;
-        if (!(log_sum(l + i * S, S, NULL) < p->rules->covered)) continue;
+        if (!(log_sum(l + i * S, S, NULL) < p->rules->coverage)) continue;
         for (size_t j = 0; j < n; j++) count += near(keys + i * d, keys + j * d, d);
         if (count > most) {
             most = count;
@@ -473,7 +549,7 @@ static double densest(const Head *p, float *centre) {
         }
     }
     free(l);
-    if (!most || (double)most < p->rules->dense * (double)n) return 0;
+    if (!most || (double)most < p->rules->density * (double)n) return 0;
     for (size_t k = 0; k < d; k++) centre[k] = 0;
     for (size_t j = 0; j < n; j++)
         for (size_t k = 0; k < d && near(keys + best * d, keys + j * d, d); k++)

@@ -1,6 +1,7 @@
-/* Birth and death of splats: which slots of a head live, decided now and then from statistics of training. Host code
-   without network arithmetic: a back end hands over queries, keys and sums of gradients, and both back ends' statistics
-   meet the same rules here. The same statistics give the same events, whatever the number of threads.
+/* Birth and death of splats: which slots of a head live, decided now and then from statistics of training. All of it
+   runs on the host and does no arithmetic of the network: a back end hands over queries, keys and sums of gradients,
+   and the rules are the same for both back ends. The same statistics give the same events, whatever the number of
+   threads.
 
    Statistics come in windows: ADAPT_TOKENS evenly spaced tokens of one batch, every ADAPT_SPACING steps, and at least
    five between two passes. Of each splat s
@@ -11,13 +12,13 @@
    Passes come every few steps at first and ever more rarely: each interval is a tenth of the steps so far. Early, when
    little is learned that an edit could disturb, a bad start is put right within a hundred steps. In a pass over all
    heads at most S / 16 splats of a head (at least 1) go, and as many come:
-     idle       a splat with an activation below `low` times an even share is given up, after `life` steps
+     idle       a splat with an activation below `activation` times an even share is given up, after `life` steps
      redundant  so is the less active of two whose responses overlap by more than `overlap`; if their envelopes are
                 alike as well, they merge
      split      a splat with at least an even share of activation and at least `pull` times the mean pull becomes two,
                 if a slot is free
-     birth      else a free slot takes a splat at the densest of the keys whose coverage is below `covered`, if at least
-                `dense` of all keys are near that, or in a random direction, as at the start of a run
+     birth      else a free slot takes a splat at the densest of the keys whose coverage is below `coverage`, if at
+                least `density` of all keys are near that, or in a random direction, as at the start of a run
    grow: splats die or merge, then free slots are filled, by as many births as deaths at most, so that a head that
    was full stays full. relocate: what is given up moves at once, by split or birth: the number of splats stays.
    Splits and merges of equals leave the function as it was: contributions alpha phi(q) phi(k) add, so amplitudes do. */
@@ -34,13 +35,38 @@ extern "C" {
 enum { ADAPT_NONE, ADAPT_RELOCATE, ADAPT_GROW };
 enum { ADAPT_WINDOWS = 10, ADAPT_TOKENS = 256, ADAPT_SPACING = 10 };
 
+/* The rules' numbers, in the words above: type, name, default, lowest, highest, help. --adapt-rules sets them. */
+// clang-format off
+#define ADAPT_RULES(X) \
+    X(INT, every, 5, 1, 1e9, "steps until the first pass; from then on at least as many, or a tenth of the steps so " \
+      "far; none in the last 30 %") \
+    X(INT, life, 100, 0, 1e9, "steps that a new splat lives before it may die, merge, move or split") \
+    X(REAL, activation, 0.3, 0, 1, "a splat is idle below this share of an even activation") \
+    X(REAL, overlap, 0.995, 0, 1, "two splats are one too many above this overlap (Bhattacharyya)") \
+    X(REAL, coverage, -1000, -1e3, 1e3, "splats are born among keys k with ln sum_s phi_s(k) below this; at -1000 " \
+      "nowhere, because it did not help") \
+    X(REAL, density, 0.02, 0, 1, "where at least this share of all keys is within a splat's width") \
+    X(REAL, pull, 4, 0, 1e9, "a splat splits with at least this times its head's mean sum of |dL / d ln phi|")
+// clang-format on
+#define ADAPT_RULE_HELP(type, name, value, low, high, help) "\n" #name ": " help " (" #value ")"
+#define ADAPT_RULES_HELP ADAPT_RULES(ADAPT_RULE_HELP)
+
+typedef int64_t AdaptRuleINT;
+typedef double AdaptRuleREAL;
 typedef struct {
     int mode;
-    int64_t every; /* steps from one pass to the next, at least */
-    int64_t life;  /* steps; splats of the start are never too young */
-    int64_t end;   /* no pass after this step */
-    double low, overlap, covered, dense, pull;
+    int64_t end; /* no pass after this step */
+#define X(type, name, ...) AdaptRule##type name;
+    ADAPT_RULES(X)
+#undef X
 } AdaptRules;
+
+AdaptRules adapt_rules_default(void); /* mode ADAPT_NONE */
+/* Takes "name=value,name=value". NULL, or a sentence that says what is wrong. */
+char *adapt_rules_read(AdaptRules *rules, const char *text);
+/* All rules in that form and in the order of the table; the caller frees it. */
+char *adapt_rules_text(const AdaptRules *rules);
+bool adapt_is_rule(const char *name);
 
 enum { ADAPT_DEATH, ADAPT_MERGE, ADAPT_BIRTH, ADAPT_SPLIT, ADAPT_MOVE, NUM_ADAPT_EVENTS };
 extern const char *const adapt_event_names[NUM_ADAPT_EVENTS];
