@@ -1,6 +1,5 @@
 #include "flags.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,14 +13,13 @@ Flag *find_flag(Flag *flags, const char *name) {
 static bool is_choice(const char *choices, const char *text) {
     size_t n = strlen(text);
     for (const char *p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
-        if (strncmp(p, text, n) == 0 && (p[n] == '|' || p[n] == 0) && n > 0) return true;
+        if (n > 0 && strcspn(p, "|") == n && strncmp(p, text, n) == 0) return true;
     return false;
 }
 
 bool set_flag(Flag *f, const char *text, char *error) {
     char *end = NULL;
     double number = 0;
-    errno = 0;
     switch (f->kind) {
     case FLAG_ROOM: break;
     case FLAG_SWITCH:

@@ -424,6 +424,7 @@ refuse "train: no value" 2 "--steps" $train --steps
 refuse "train: not a number" 2 "12x" $train --steps 12x
 refuse "train: out of range" 2 "--beta2" $train --beta2 1.5
 refuse "train: not a choice" 2 "standard|gsa|hybrid" $train --attention global
+refuse "train: two choices at once" 2 "standard|gsa|hybrid" $train --attention "standard|gsa"
 refuse "train: twice" 2 "twice" $train --steps 1 --steps 2
 refuse "train: stray word" 2 "hello" $train hello
 refuse "train: heads do not divide channels" 2 "--channels 30" $train --heads 4 --channels 30 --out "$dir/x"
