@@ -73,7 +73,7 @@ void settings_from_command_line(Settings *s, int argc, char **argv) {
             die_usage("--%s holds a line break, and state files store each setting in one line: rename the file or "
                       "folder",
                       table[i].flag);
-    complete_rules(s, NULL);
+    if (is_given(s, SETTING_adapt_rules) || !s->resume) complete_rules(s, NULL); /* else the state file has them */
 }
 
 /* ---------------------------------------------------------------------- settings in files */
@@ -117,13 +117,16 @@ void settings_from_text(Settings *s, const char *text, size_t bytes, const char 
         char *value = strchr(line, '=');
         if (!value) die("%s is damaged: its settings hold '%.60s', which is no name=value", path, line);
         *value++ = 0;
-        if (strncmp(line, "adapt-", 6) == 0 && adapt_is_rule(line + 6))
-            old_rules = xasprintf("%s%s%s=%s", old_rules ? old_rules : "", old_rules ? "," : "", line + 6, value);
-        else take_setting(s, line, value, path);
+        if (strncmp(line, "adapt-", 6) == 0 && adapt_is_rule(line + 6)) {
+            char *before = old_rules;
+            old_rules = xasprintf("%s%s%s=%s", before ? before : "", before ? "," : "", line + 6, value);
+            free(before);
+        } else take_setting(s, line, value, path);
         splat_lr = splat_lr || strcmp(line, "splat-lr") == 0;
     }
     if (old_rules) take_setting(s, "adapt-rules", old_rules, path);
-    complete_rules(s, path);
+    if (!is_given(s, SETTING_adapt_rules)) complete_rules(s, path);
+    free(old_rules);
     /* a run that began before there was a --splat-lr: its splats learned at this rate */
     if (!splat_lr && !is_given(s, SETTING_splat_lr)) s->splat_lr = 10 * s->lr;
 }
@@ -253,12 +256,14 @@ Config config_from_file(Settings *s, const Checkpoint *k) {
                 die_usage("--%s does not go with --init-from: shape and splats are those of %s", f->name, k->path);
         } else if (table[i].model != NONE) {
             char value[64], error[256], *text = flag_text(f);
-            if (f->kind == FLAG_CHOICE) choice_name(f->choices, *config_field(&c, &table[i]), value, sizeof value);
-            else if (f->kind == FLAG_SWITCH) strcpy(value, *config_field(&c, &table[i]) ? "yes" : "no");
-            else snprintf(value, sizeof value, "%d", *config_field(&c, &table[i]));
+            int field = *config_field(&c, &table[i]);
+            if (f->kind == FLAG_CHOICE) choice_name(f->choices, field, value, sizeof value);
+            else if (f->kind == FLAG_SWITCH) strcpy(value, field ? "yes" : "no");
+            else snprintf(value, sizeof value, "%d", field);
             if (f->given && strcmp(text, value) != 0)
                 die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
-            if (!set_flag(f, xstrdup(value), error)) die("%s: %s", k->path, error); /* the flag points at the copy */
+            /* a choice is a copy, because the flag points at it */
+            if (!set_flag(f, f->kind == FLAG_CHOICE ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
             free(text);
         }
     }
