@@ -69,9 +69,9 @@ settings="life 100, activation 0.05, activation 0.15, activation 0.6, overlap 0.
 case " $parts " in *" sweep "*)
     echo "$settings" | tr ',' '\n' | while read -r flag value; do
         extra=
-        [ "$flag" != density ] || extra="--adapt-coverage 0"
-        echo "sweep.normal.$flag.$value $sweep $made --adapt grow --adapt-$flag $value $extra --seed 1" >>"$list.later"
-        echo "sweep.ball.$flag.$value $sweep $made --splat-init ball --adapt relocate --adapt-$flag $value $extra --seed 1" >>"$list.later"
+        [ "$flag" != density ] || extra=,coverage=0
+        echo "sweep.normal.$flag.$value $sweep $made --adapt grow --adapt-rules $flag=$value$extra --seed 1" >>"$list.later"
+        echo "sweep.ball.$flag.$value $sweep $made --splat-init ball --adapt relocate --adapt-rules $flag=$value$extra --seed 1" >>"$list.later"
     done ;;
 esac
 for step in "$list" "$list.later"; do

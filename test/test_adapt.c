@@ -35,8 +35,11 @@ static Scene make_scene(int mode, int mixer, int envelope, int covariance, int S
     s.a = adapt_create(&s.c, 5);
     s.splats = s.flat + s.a->first;
     for (size_t i = 0; i < 2 * total; i++) s.m[i] = 1; /* moments, to see which are forgotten */
-    AdaptRules rules = {mode, 50, 100, 10000, 0.05, 0.995, -1000, 0.02, 4};
-    s.rules = rules;
+    s.rules = adapt_rules_default();
+    s.rules.mode = mode;
+    s.rules.end = 10000;
+    s.rules.every = 50;
+    s.rules.activation = 0.05;
     uint64_t rng = 9;
     float *x = (float *)xmalloc(ADAPT_TOKENS * 64 * sizeof *x);
     for (int g = 0; g < config_gsa_heads(&s.c); g++)
@@ -132,7 +135,7 @@ static void test_rules(void) {
     /* the last splat of a head stays, whatever its statistics */
     for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) {
         s = make_scene(mode, MIXER_LINEAR, ENVELOPE_RAISED, COVARIANCE_ISO, 1);
-        s.rules.low = 1;
+        s.rules.activation = 1;
         set_rings(s.a->activation, &s, 0, 0, 0.5);
         CHECK(pass(&s, 1000) == 0 && adapt_alive(&s.c, 0, s.splats) == 1, "a head keeps its only splat");
         free_scene(&s);
@@ -237,7 +240,7 @@ static void test_rules(void) {
         x[i] = i / 64 % 2 ? place[i % 64] + (float)(0.02 * rng_normal(&rng)) : (float)rng_normal(&rng);
     adapt_sample(s.a, 0, 1, x, ADAPT_TOKENS);
     *of(&s, TENSOR_alive, 0, 5) = 0;
-    s.rules.covered = 100;
+    s.rules.coverage = 100;
     n = pass(&s, 1000);
     double along = 0;
     for (int k = 0; k < 64; k++) along += of(&s, TENSOR_mu, 0, 5)[k] * place[k];
@@ -254,7 +257,7 @@ static void test_vanishing(void) {
         size_t slots = s.a->G * s.a->S;
         float *sums = (float *)xcalloc(slots, sizeof *sums);
         int count = 0, windows = 0;
-        s.rules.low = 0.3;
+        s.rules.activation = 0.3;
         s.rules.every = 5;
         s.a->numbers[ADAPT_NEXT] = 5;
         for (int64_t step = 1; step <= 5000; step++) {

@@ -50,7 +50,7 @@ softer=$(echo "$(entropy_at_start) $(entropy_at_start --splat-amplitude 0.1) $(e
 check "a lower amplitude makes attention softer" [ "$softer" = 1 ]
 check "no rate for the splats" sh -c "[ '$(amplitudes --splat-lr 0)' = '1.00 ' ]"
 # ---- birth and death of splats: events, the same whatever the threads, resumed bit for bit; flags that make no sense
-adapt="$tiny --splats 8 --adapt-every 5 --adapt-life 5 --adapt-activation 0.95 --steps 40 --eval-every 10 --save-every 20 --keep 0"
+adapt="$tiny --splats 8 --adapt-rules every=5,life=5,activation=0.95 --steps 40 --eval-every 10 --save-every 20 --keep 0"
 for mode in "relocate" "grow --splats-alive 5" "grow --splats-alive 5 --mixer linear" "grow --attention extend --splats-alive 3 --covariance diag" "relocate --splat-init ball --objective mlm --recompute"; do
     rm -rf "$dir/ad" "$dir/ae" "$dir/af"
     check "adapt $mode" $train $adapt --adapt $mode --out "$dir/ad" --threads 2
@@ -68,9 +68,29 @@ refuse "adaptation without splats" 2 "--adapt" $train $tiny --attention standard
 refuse "precision of another model's splats" 2 "--splat-precision" $train $tiny --splat-init "$dir/ad/model_00000040.bin" --splat-precision 2 --out "$dir/x"
 refuse "amplitude of another model's splats" 2 "--splat-amplitude" $train $tiny --splat-init "$dir/ad/model_00000040.bin" --splat-amplitude 2 --out "$dir/x"
 refuse "amplitudes that cancel" 2 "--splat-amplitude" $train $tiny --mixer linear --splat-amplitude 0.1 --out "$dir/x"
-refuse "an interval of 0" 2 "--adapt-every" $train $tiny --adapt grow --adapt-every 0 --out "$dir/x"
+while read -r what word rules; do
+    refuse "rules: $what" 2 "$word" $train $tiny --adapt grow --adapt-rules "$rules" --out "$dir/x"
+    grep -qF -- "--adapt-rules" "$dir/err" && grep -qF "every life activation overlap coverage density pull" "$dir/err" || fail "rules: $what: $(cat "$dir/err")"
+done <<'END'
+interval-of-0 every every=0
+share-above-1 overlap life=5,overlap=2
+half-a-step life life=0.5
+unknown 'speed' pull=3,speed=2
+doubled twice life=5,pull=3,life=6
+no-value pull life=5,pull
+no-number pull pull=much
+nothing rule life=5,
+END
+refuse "rules without splats" 2 "--adapt-rules" $train $tiny --attention standard --adapt-rules life=5 --out "$dir/x"
+# a state of before --adapt-rules has a flag for each rule; four lines that say nothing make room for the longer ones
+rm -rf "$dir/af" && mkdir "$dir/af" && cp "$dir/ad/model_00000020.bin" "$dir/af"
+LC_ALL=C sed -e '/^preset=$/d' -e '/^data=$/d' -e '/^val=$/d' -e '/^tokenizer=$/d' \
+    -e 's/^adapt-rules=\(every=.*\),\(life=.*\),\(activation=.*\),\(overlap=.*\),\(coverage=.*\),\(density=.*\),\(pull=.*\)$/adapt-\1\nadapt-\2\nadapt-\3\nadapt-\4\nadapt-\5\nadapt-\6\nadapt-\7/' \
+    "$dir/ad/state_00000020.bin" >"$dir/af/state_00000020.bin"
+check "an old state" sh -c "[ \$(wc -c <'$dir/ad/state_00000020.bin') = \$(wc -c <'$dir/af/state_00000020.bin') ] && grep -aqx 'adapt-activation=0.95' '$dir/af/state_00000020.bin' && ! grep -aq '^adapt-rules' '$dir/af/state_00000020.bin'"
+refuse "other rules for an old state" 1 "contradicts" $train --resume --adapt-rules every=6,life=5,activation=0.95 --out "$dir/af"
+check "an old state resumed, its rules given again" sh -c "$train --resume --adapt-rules activation=0.95,life=5,every=5 --out '$dir/af' && cmp '$dir/ad/model_00000040.bin' '$dir/af/model_00000040.bin' && cmp '$dir/ad/state_00000040.bin' '$dir/af/state_00000040.bin'"
 refuse "alive splats of another model" 2 "--splats-alive" $train $tiny --splat-init "$dir/ad/model_00000040.bin" --splats-alive 2 --out "$dir/x"
-refuse "a share above 1" 2 "--adapt-overlap" $train $tiny --adapt grow --adapt-overlap 2 --out "$dir/x"
 
 check "another seed gives another model" sh -c "$train $run --seed 2 --out '$dir/d' && ! cmp -s '$dir/a/model_00000020.bin' '$dir/d/model_00000020.bin'"
 check "resume of a finished run does nothing" $train --resume --out "$dir/a"
@@ -174,6 +194,12 @@ check "fine-tune" $train $data --init-from "$dir/p/model_00000006.bin" --batch 4
 check "fine-tune at another length" $train $data --init-from "$dir/p/model_00000006.bin" --seq 48 --batch 4 --steps 2 --sample-every 0 --out "$dir/r"
 check "resume what was fine-tuned" $train --resume --out "$dir/r"
 set +f
+long=$(printf '%600s' '' | sed 's| |./|g') # a text of any length survives in a state file
+check "train on shards with a long name" $train --data "$dir/${long}s_train_*.bin" --tokenizer "$dir/t.bin" $shape --steps 4 --save-every 2 --keep 0 --out "$dir/long"
+mkdir "$dir/longer" && cp "$dir"/long/*_00000002.bin "$dir/longer"
+check "resume with a long name" sh -c "$train --resume --out '$dir/longer' && cmp '$dir/long/model_00000004.bin' '$dir/longer/model_00000004.bin' && cmp '$dir/long/state_00000004.bin' '$dir/longer/state_00000004.bin'"
+refuse "a name that would break a state file" 2 "line break" $train --data "$dir/s_train_*.bin
+steps=9" --tokenizer "$dir/t.bin" $shape --out "$dir/x"
 
 # ---- a vocabulary without [MASK] that fills its padding: the mask gets a row of its own
 check "a vocabulary of 385" $train_bpe --vocab 385 --out "$dir/t385.bin" "$dir/train.txt"
@@ -398,6 +424,7 @@ refuse "train: no value" 2 "--steps" $train --steps
 refuse "train: not a number" 2 "12x" $train --steps 12x
 refuse "train: out of range" 2 "--beta2" $train --beta2 1.5
 refuse "train: not a choice" 2 "standard|gsa|hybrid" $train --attention global
+refuse "train: two choices at once" 2 "standard|gsa|hybrid" $train --attention "standard|gsa"
 refuse "train: twice" 2 "twice" $train --steps 1 --steps 2
 refuse "train: stray word" 2 "hello" $train hello
 refuse "train: heads do not divide channels" 2 "--channels 30" $train --heads 4 --channels 30 --out "$dir/x"
