@@ -169,7 +169,7 @@ compare: deps
 
 # ---- what the programs need, from the distribution
 
-PACKAGES := gcc libgomp1 libdnnl-dev libutf8proc-dev libcjson-dev libstb-dev
+PACKAGES := gcc libgomp1 libdnnl-dev libutf8proc-dev libcjson-dev libstb-dev fonts-dejavu-core
 compare: PACKAGES += python3
 deps:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \

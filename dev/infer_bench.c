@@ -95,9 +95,9 @@ static void make_models(const char *folder, const char *name, Config *c) {
         free(tokenizer);
     }
     for (int i = 1; i < 3; i++) {
-        char type[8], *arguments[] = {"quantize", paths[0], paths[i], "--type", type};
+        char type[8], *arguments[] = {"quantize", paths[0], paths[i], "--type", type, NULL};
         snprintf(type, sizeof type, "%s", types[i]);
-        if (!checkpoint_is_whole(paths[i], CHECKPOINT_MODEL)) quantize(5, arguments);
+        if (!checkpoint_is_whole(paths[i], CHECKPOINT_MODEL)) run_command(5, arguments);
     }
     for (int i = 0; i < 3; i++) free(paths[i]);
 }
