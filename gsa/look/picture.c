@@ -664,6 +664,86 @@ void plane_ellipse(double xx, double xy, double yy, PlaneSplat *s) {
     s->angle = (float)(0.5 * atan2(2 * xy, xx - yy));
 }
 
+/* Half the side of the square that marks a splat's centre; its area tells its amplitude. */
+static double centre_size(const PlaneSplat *splat) { return 5 + 9 * sqrt(splat->amplitude); }
+
+static void draw_splats(const Plot *p, const PlaneSplat *splats, int S) {
+    double scale = (p->right - p->left) / (p->x1 - p->x0);
+    for (int s = 0; s < S; s++) {
+        const PlaneSplat *e = &splats[s];
+        double x = plot_x(p, e->x), y = plot_y(p, e->y), a = e->a * scale, b = e->b * scale;
+        draw_ellipse(p->canvas, x, y, a, b, -e->angle, 0, colour_of(e->slot), 0.5 / (4 + S));
+        draw_ellipse(p->canvas, x, y, a, b, -e->angle, 2.5, colour_of(e->slot), 0.25 + 0.65 * e->amplitude);
+    }
+}
+
+static void draw_keys(const Plot *p, const PlaneSplat *splats, const float *points, const int *owner, int T) {
+    for (int t = 0; t < T; t++) {
+        double x = plot_x(p, points[2 * t]), y = plot_y(p, points[2 * t + 1]);
+        draw_ellipse(p->canvas, x, y, 7, 7, 0, 0, paper, 1);
+        draw_ellipse(p->canvas, x, y, 6, 6, 0, 0, owner[t] < 0 ? grey : colour_of(splats[owner[t]].slot), 1);
+    }
+}
+
+static void draw_centres(const Plot *p, const PlaneSplat *splats, int S) {
+    for (int s = 0; s < S; s++) {
+        Colour colour = colour_of(splats[s].slot);
+        double r = centre_size(&splats[s]), x = plot_x(p, splats[s].x), y = plot_y(p, splats[s].y);
+        char text[16];
+        snprintf(text, sizeof text, "%d", splats[s].slot);
+        draw_rectangle(p->canvas, x - r - 2, y - r - 2, 2 * r + 4, 2 * r + 4, paper, 1);
+        draw_rectangle(p->canvas, x - r, y - r, 2 * r, 2 * r, colour, 1);
+        double size = text_width(text, 2) < 2 * r ? 2 : 1;
+        draw_text(p->canvas, x, y - 4 * size + 1, text, size, TEXT_MIDDLE, colour_on(colour));
+    }
+}
+
+/* Names of tokens, where there is room for them: no name covers a centre, a key or another name. */
+static void draw_names(const Plot *p, const PlaneSplat *splats, int S, const float *points, const char *const *labels,
+                       int T) {
+    typedef struct {
+        double left, top, right, bottom;
+    } Box;
+    Box *taken = (Box *)xmalloc((size_t)(2 * T + S + 1) * sizeof *taken);
+    int count = 0;
+    for (int s = 0; s < S; s++) {
+        double r = 2 + centre_size(&splats[s]), x = plot_x(p, splats[s].x), y = plot_y(p, splats[s].y);
+        taken[count++] = (Box){x - r, y - r, x + r, y + r};
+    }
+    for (int t = 0; t < T; t++) {
+        double x = plot_x(p, points[2 * t]), y = plot_y(p, points[2 * t + 1]);
+        taken[count++] = (Box){x - 6, y - 6, x + 6, y + 6};
+    }
+    for (int t = 0; t < T; t++) {
+        char *text = fitting(labels[t], TEXT, LONGEST);
+        double x = plot_x(p, points[2 * t]) + 10, y = plot_y(p, points[2 * t + 1]) - 8;
+        Box box = {x, y, x + text_width(text, TEXT), y + 18};
+        bool room = box.right < p->right && box.top > p->top && box.bottom < p->bottom;
+        for (int i = 0; i < count && room; i++)
+            room = box.left >= taken[i].right || box.right <= taken[i].left || box.top >= taken[i].bottom ||
+                   box.bottom <= taken[i].top;
+        if (room) {
+            draw_text(p->canvas, x, y, text, TEXT, TEXT_START, ink);
+            taken[count++] = box;
+        }
+        free(text);
+    }
+    free(taken);
+}
+
+static void draw_splat_legend(Canvas *c, double at, double row, bool splats) {
+    draw_ellipse(c, at + 16, row + 8, 7, 7, 0, 0, grey, 1);
+    draw_text(c, at + 48, row, "a token's key", TEXT, TEXT_START, ink);
+    if (!splats) return;
+    draw_text(c, at + 48, row + LINE, "in the colour of the", TEXT, TEXT_START, grey);
+    draw_text(c, at + 48, row + 2 * LINE, "splat that has it", TEXT, TEXT_START, grey);
+    draw_ellipse(c, at + 16, row + 4.4 * LINE, 16, 10, 0, 3, grey, 1);
+    draw_text(c, at + 48, row + 4 * LINE, "a splat at one sigma", TEXT, TEXT_START, ink);
+    draw_rectangle(c, at + 4, row + 6 * LINE - 4, 24, 24, grey, 1);
+    draw_text(c, at + 48, row + 6 * LINE, "its centre and slot;", TEXT, TEXT_START, ink);
+    draw_text(c, at + 48, row + 7 * LINE, "area: its amplitude", TEXT, TEXT_START, grey);
+}
+
 Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const float *points, const int *owner,
                        const char *const *labels, int T, const double share[2]) {
     double low[2] = {INFINITY, INFINITY}, high[2] = {-INFINITY, -INFINITY};
@@ -685,75 +765,13 @@ Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const
              100 * share[0]);
     snprintf(y_label, sizeof y_label, "second (%.0f %%)", 100 * share[1]);
     Plot p = plot_open(WIDTH, HEIGHT, title, x_label, y_label, low[0], high[0], low[1], high[1], 0, KEY, true, false);
-    double scale = (p.right - p.left) / (p.x1 - p.x0);
-    Canvas *c = p.canvas;
-    for (int s = 0; s < S; s++) {
-        const PlaneSplat *e = &splats[s];
-        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 0,
-                     colour_of(e->slot), 0.5 / (4 + S));
-        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 2.5,
-                     colour_of(e->slot), 0.25 + 0.65 * e->amplitude);
-    }
-    for (int t = 0; t < T; t++) {
-        draw_ellipse(c, plot_x(&p, points[2 * t]), plot_y(&p, points[2 * t + 1]), 7, 7, 0, 0, paper, 1);
-        draw_ellipse(c, plot_x(&p, points[2 * t]), plot_y(&p, points[2 * t + 1]), 6, 6, 0, 0,
-                     owner[t] < 0 ? grey : colour_of(splats[owner[t]].slot), 1);
-    }
-    for (int s = 0; s < S; s++) {
-        double r = 5 + 9 * sqrt(splats[s].amplitude), cx = plot_x(&p, splats[s].x), cy = plot_y(&p, splats[s].y);
-        char text[16];
-        snprintf(text, sizeof text, "%d", splats[s].slot);
-        draw_rectangle(c, cx - r - 2, cy - r - 2, 2 * r + 4, 2 * r + 4, paper, 1);
-        draw_rectangle(c, cx - r, cy - r, 2 * r, 2 * r, colour_of(splats[s].slot), 1);
-        double size = text_width(text, 2) < 2 * r ? 2 : 1;
-        draw_text(c, cx, cy - 4 * size + 1, text, size, TEXT_MIDDLE, colour_on(colour_of(splats[s].slot)));
-    }
-    /* names of tokens, where there is room for them: a place is taken once */
-    int taken = 0;
-    double(*boxes)[4] = (double(*)[4])xmalloc((size_t)(2 * T + S + 1) * sizeof *boxes);
-    for (int s = 0; s < S; s++) {
-        double r = 7 + 9 * sqrt(splats[s].amplitude), cx = plot_x(&p, splats[s].x), cy = plot_y(&p, splats[s].y);
-        boxes[taken][0] = cx - r;
-        boxes[taken][1] = cy - r;
-        boxes[taken][2] = cx + r;
-        boxes[taken++][3] = cy + r;
-    }
-    for (int t = 0; t < T; t++) {
-        double cx = plot_x(&p, points[2 * t]), cy = plot_y(&p, points[2 * t + 1]);
-        boxes[taken][0] = cx - 6;
-        boxes[taken][1] = cy - 6;
-        boxes[taken][2] = cx + 6;
-        boxes[taken++][3] = cy + 6;
-    }
-    for (int t = 0; t < T; t++) {
-        char *text = fitting(labels[t], TEXT, LONGEST);
-        double cx = plot_x(&p, points[2 * t]) + 10, cy = plot_y(&p, points[2 * t + 1]) - 8,
-               box[4] = {cx, cy, cx + text_width(text, TEXT), cy + 18};
-        bool free_place = box[2] < p.right && box[1] > p.top && box[3] < p.bottom;
-        for (int i = 0; i < taken && free_place; i++)
-            free_place =
-                box[0] >= boxes[i][2] || box[2] <= boxes[i][0] || box[1] >= boxes[i][3] || box[3] <= boxes[i][1];
-        if (free_place) {
-            draw_text(c, cx, cy, text, TEXT, TEXT_START, ink);
-            memcpy(boxes[taken++], box, sizeof box);
-        }
-        free(text);
-    }
-    free(boxes);
-    canvas_unclip(c);
-    double at = p.right + 24, row = p.top;
-    draw_ellipse(c, at + 16, row + 8, 7, 7, 0, 0, grey, 1);
-    draw_text(c, at + 48, row, "a token's key", TEXT, TEXT_START, ink);
-    if (S) {
-        draw_text(c, at + 48, row + LINE, "in the colour of the", TEXT, TEXT_START, grey);
-        draw_text(c, at + 48, row + 2 * LINE, "splat that has it", TEXT, TEXT_START, grey);
-        draw_ellipse(c, at + 16, row + 4.4 * LINE, 16, 10, 0, 3, grey, 1);
-        draw_text(c, at + 48, row + 4 * LINE, "a splat at one sigma", TEXT, TEXT_START, ink);
-        draw_rectangle(c, at + 4, row + 6 * LINE - 4, 24, 24, grey, 1);
-        draw_text(c, at + 48, row + 6 * LINE, "its centre and slot;", TEXT, TEXT_START, ink);
-        draw_text(c, at + 48, row + 7 * LINE, "area: its amplitude", TEXT, TEXT_START, grey);
-    }
-    return c;
+    draw_splats(&p, splats, S);
+    draw_keys(&p, splats, points, owner, T);
+    draw_centres(&p, splats, S);
+    draw_names(&p, splats, S, points, labels, T);
+    canvas_unclip(p.canvas);
+    draw_splat_legend(p.canvas, p.right + 24, p.top, S > 0);
+    return p.canvas;
 }
 
 Canvas *picture_responsibilities(const char *title, const float *r, const int *slots, int S, const char *const *labels,
