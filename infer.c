@@ -4,7 +4,9 @@
    The layers are those of train_gsa.c, included as they are. What is new here: weights used where they lie in the file,
    in fp32, bf16 or int8; sessions, which remember of each text what its next tokens need; one token at a time at the
    speed of the memory. In this order:
-     loading -> matrix times vectors -> sessions -> text that streams -> measuring -> commands -> main
+     loading -> matrix times vectors -> sessions -> text that streams -> measuring -> commands -> the table of them ->
+     main
+   The commands that look into a model (report, inspect, measure, recall) are in gsa/look/study.h.
    Text goes to standard output, everything else to standard error. INFER_NO_MAIN leaves main to the file that
    includes this one. */
 
@@ -1483,207 +1485,204 @@ typedef struct {
     int (*run)(const Options *o, char **argv); /* arguments from argv[1] on, NULL behind the last */
 } Command;
 
-/* clang-format off: a row reads from its name down to its function */
 static const Command commands[] = {
-    {"generate",
-     "MODEL [PROMPT]",
-     "continue a prompt",
-     "MODEL [PROMPT] [flags]\n"
-     "Continues PROMPT; without one, starts a new text. Several samples are divided by lines <|endoftext|>.\n",
-     1,
-     2,
-     "generate needs a model file, such as runs/default/model_00000800.bin",
-     "generate takes a model and one prompt; put the prompt in quotes",
-     {.samples = 1, .repetition = 1, .temperature = 0.8, .top_p = 0.95, .seed = 1},
-     {HEADING("what to write"),
-      {FLAG_TEXT, "file", &options.file, 0, 0, "FILE", "read the prompt from FILE; - is standard input", false},
-      {FLAG_INT, "samples", &options.samples, 1, 65536, NULL,
-       "texts written side by side; sample i is what --seed SEED + i alone would write", false},
-      {FLAG_INT, "tokens", &options.tokens, 0, 9e15, NULL,
-       "tokens to generate, at most; 0: until one of the ends below", false},
-      {FLAG_TEXTS, "stop", &options.stops, 0, 0, "TEXT", "end a sample before TEXT; may be given several times", false},
-      {FLAG_SWITCH, "endless", &options.endless, 0, 0, NULL, "go on behind the end of a text with another", false},
-      {FLAG_INT, "context", &options.context, 0, 9e15, NULL,
-       "end after N tokens, prompt included; 0: what the model was trained for, without end where it needs constant "
-       "memory",
-       false},
-      HEADING("choice of the next token, in the order in which it is narrowed down"),
-      {FLAG_REAL, "repetition-penalty", &options.repetition, 0.01, 100, NULL,
-       "above 1: the last 256 tokens become less likely", false},
-      {FLAG_REAL, "temperature", &options.temperature, 0, 100, NULL,
-       "below 1 bolder in favour of the likely; 0: always the most likely token", false},
-      {FLAG_INT, "top-k", &options.top_k, 0, 1 << 20, NULL, "choose among the K most likely; 0: all", false},
-      {FLAG_REAL, "top-p", &options.top_p, 1e-9, 1, NULL,
-       "choose among the most likely that together have probability P", false},
-      {FLAG_REAL, "min-p", &options.min_p, 0, 1, NULL,
-       "choose among those at least P times as likely as the most likely", false},
-      {FLAG_INT, "seed", &options.seed, 0, 9e15, NULL, "same seed, same text, whatever the threads and samples", false},
-      HEADING("machine and files"),
-      TOKENIZER_FLAG,
-      THREADS_FLAG},
-     generate},
+    {.name = "generate",
+     .arguments = "MODEL [PROMPT]",
+     .help = "continue a prompt",
+     .usage = "MODEL [PROMPT] [flags]\n"
+              "Continues PROMPT; without one, starts a new text. Several samples are divided by lines <|endoftext|>.\n",
+     .least = 1,
+     .most = 2,
+     .too_few = "generate needs a model file, such as runs/default/model_00000800.bin",
+     .too_many = "generate takes a model and one prompt; put the prompt in quotes",
+     .defaults = {.samples = 1, .repetition = 1, .temperature = 0.8, .top_p = 0.95, .seed = 1},
+     .flags = {HEADING("what to write"),
+               {FLAG_TEXT, "file", &options.file, 0, 0, "FILE", "read the prompt from FILE; - is standard input",
+                false},
+               {FLAG_INT, "samples", &options.samples, 1, 65536, NULL,
+                "texts written side by side; sample i is what --seed SEED + i alone would write", false},
+               {FLAG_INT, "tokens", &options.tokens, 0, 9e15, NULL,
+                "tokens to generate, at most; 0: until one of the ends below", false},
+               {FLAG_TEXTS, "stop", &options.stops, 0, 0, "TEXT",
+                "end a sample before TEXT; may be given several times", false},
+               {FLAG_SWITCH, "endless", &options.endless, 0, 0, NULL, "go on behind the end of a text with another",
+                false},
+               {FLAG_INT, "context", &options.context, 0, 9e15, NULL,
+                "end after N tokens, prompt included; 0: what the model was trained for, without end where it needs "
+                "constant memory",
+                false},
+               HEADING("choice of the next token, in the order in which it is narrowed down"),
+               {FLAG_REAL, "repetition-penalty", &options.repetition, 0.01, 100, NULL,
+                "above 1: the last 256 tokens become less likely", false},
+               {FLAG_REAL, "temperature", &options.temperature, 0, 100, NULL,
+                "below 1 bolder in favour of the likely; 0: always the most likely token", false},
+               {FLAG_INT, "top-k", &options.top_k, 0, 1 << 20, NULL, "choose among the K most likely; 0: all", false},
+               {FLAG_REAL, "top-p", &options.top_p, 1e-9, 1, NULL,
+                "choose among the most likely that together have probability P", false},
+               {FLAG_REAL, "min-p", &options.min_p, 0, 1, NULL,
+                "choose among those at least P times as likely as the most likely", false},
+               {FLAG_INT, "seed", &options.seed, 0, 9e15, NULL,
+                "same seed, same text, whatever the threads and samples", false},
+               HEADING("machine and files"),
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = generate},
 
-    {"perplexity",
-     "MODEL FILE",
-     "loss, perplexity and bits per byte of a text or shard",
-     "MODEL FILE [flags]\n"
-     "FILE is a text, documents separated by lines <|endoftext|>, or a shard of data/prepare. It is cut into windows "
-     "of "
-     "the\n"
-     "model's length, each predicted from nothing but itself; the standard error is over stretches of that length. The "
-     "table is\n"
-     "of tokens by how many tokens they were predicted from; its errors take them as independent.\n",
-     2,
-     2,
-     "perplexity needs a model and a file: infer perplexity MODEL FILE",
-     NULL,
-     {.batch = 8},
-     {HEADING("flags"),
-      {FLAG_INT, "stride", &options.stride, 0, 1 << 24, NULL,
-       "windows begin every N tokens and all but the first count their last N; 0: windows side by side", false},
-      {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "windows per pass", false},
-      TOKENIZER_FLAG,
-      THREADS_FLAG},
-     perplexity},
+    {.name = "perplexity",
+     .arguments = "MODEL FILE",
+     .help = "loss, perplexity and bits per byte of a text or shard",
+     .usage =
+         "MODEL FILE [flags]\n"
+         "FILE is a text, documents separated by lines <|endoftext|>, or a shard of data/prepare. It is cut into "
+         "windows of the\n"
+         "model's length, each predicted from nothing but itself; the standard error is over stretches of that length. "
+         "The table is\n"
+         "of tokens by how many tokens they were predicted from; its errors take them as independent.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "perplexity needs a model and a file: infer perplexity MODEL FILE",
+     .defaults = {.batch = 8},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "stride", &options.stride, 0, 1 << 24, NULL,
+                "windows begin every N tokens and all but the first count their last N; 0: windows side by side",
+                false},
+               {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "windows per pass", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = perplexity},
 
-    {"score",
-     "MODEL TASKS.jsonl",
-     "accuracy on tasks: the right one of several endings, or a text's last word",
-     "MODEL TASKS.jsonl [flags]\n"
-     "One JSON object a line. {\"ctx\": \"...\", \"endings\": [\"...\", ...], \"label\": 0}, as HellaSwag: the share "
-     "of "
-     "tasks where the right ending\n"
-     "is the likeliest, and where it is the likeliest per byte (normalised). {\"text\": \"...\"}, as LAMBADA: the "
-     "share "
-     "of texts whose last\n"
-     "word greedy decoding would write, and its mean log-likelihood. data/make_stories --tasks makes such files.\n",
-     2,
-     2,
-     "score needs a model and a file of tasks: infer score MODEL TASKS.jsonl",
-     NULL,
-     {0},
-     {HEADING("flags"), TOKENIZER_FLAG, THREADS_FLAG},
-     score},
+    {.name = "score",
+     .arguments = "MODEL TASKS.jsonl",
+     .help = "accuracy on tasks: the right one of several endings, or a text's last word",
+     .usage =
+         "MODEL TASKS.jsonl [flags]\n"
+         "One JSON object a line. {\"ctx\": \"...\", \"endings\": [\"...\", ...], \"label\": 0}, as HellaSwag: the "
+         "share of tasks where the right ending\n"
+         "is the likeliest, and where it is the likeliest per byte (normalised). {\"text\": \"...\"}, as LAMBADA: the "
+         "share of texts whose last\n"
+         "word greedy decoding would write, and its mean log-likelihood. data/make_stories --tasks makes such files.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "score needs a model and a file of tasks: infer score MODEL TASKS.jsonl",
+     .flags = {HEADING("flags"), TOKENIZER_FLAG, THREADS_FLAG},
+     .run = score},
 
-    {"quantize",
-     "MODEL OUT",
-     "the model with bf16 or int8 weights: smaller files, faster generation",
-     "MODEL OUT --type bf16|int8\n"
-     "Writes MODEL to the file OUT with its matrices rounded. Every command takes such a file.\n",
-     2,
-     2,
-     "quantize needs a model and the name of the file to write: infer quantize MODEL OUT --type int8",
-     NULL,
-     {0},
-     {HEADING("flags"),
-      {FLAG_CHOICE, "type", &options.type, 0, 0, "bf16|int8",
-       "bf16: half the bytes; int8, with a scale for each row of a matrix: a quarter", false}},
-     quantize},
+    {.name = "quantize",
+     .arguments = "MODEL OUT",
+     .help = "the model with bf16 or int8 weights: smaller files, faster generation",
+     .usage = "MODEL OUT --type bf16|int8\n"
+              "Writes MODEL to the file OUT with its matrices rounded. Every command takes such a file.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "quantize needs a model and the name of the file to write: infer quantize MODEL OUT --type int8",
+     .flags = {HEADING("flags"),
+               {FLAG_CHOICE, "type", &options.type, 0, 0, "bf16|int8",
+                "bf16: half the bytes; int8, with a scale for each row of a matrix: a quarter", false}},
+     .run = quantize},
 
-    {"fill",
-     "MODEL TEXT",
-     "put tokens in place of each [MASK] of TEXT (models of --objective mlm)",
-     "MODEL \"The [MASK] sat\" [flags]\n"
-     "Puts the likeliest token in place of each [MASK], all at once.\n",
-     2,
-     2,
-     "fill needs a model and a text with [MASK] in it, in quotes",
-     NULL,
-     {.show = 5},
-     {HEADING("flags"),
-      {FLAG_INT, "show", &options.show, 0, 1000, NULL, "likeliest tokens listed for each mask, on standard error",
-       false},
-      TOKENIZER_FLAG,
-      THREADS_FLAG},
-     fill},
+    {.name = "fill",
+     .arguments = "MODEL TEXT",
+     .help = "put tokens in place of each [MASK] of TEXT (models of --objective mlm)",
+     .usage = "MODEL \"The [MASK] sat\" [flags]\n"
+              "Puts the likeliest token in place of each [MASK], all at once.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "fill needs a model and a text with [MASK] in it, in quotes",
+     .defaults = {.show = 5},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "show", &options.show, 0, 1000, NULL,
+                "likeliest tokens listed for each mask, on standard error", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = fill},
 
-    {"report",
-     "MODEL TEXT",
-     "a page that shows what the model does with a text: attention, splats, predictions",
-     "MODEL TEXT [-o report.html] [flags]\n"
-     "Writes a page that shows what the model does with TEXT: attention, splats and predictions, token by token. It "
-     "needs no network\n"
-     "and nothing beside it. A main.log next to the model adds the curves of its training.\n",
-     1,
-     2,
-     "report needs a model file and a text: infer report MODEL TEXT",
-     "report takes a model and one text; put the text in quotes",
-     {.out = "report.html", .tokens = 96},
-     {HEADING("flags"),
-      {FLAG_TEXT, "out", &options.out, 0, 0, "FILE", "the page; -o for short", false},
-      {FLAG_TEXT, "file", &options.file, 0, 0, "FILE", "read the text from FILE; - is standard input", false},
-      {FLAG_INT, "tokens", &options.tokens, 2, 512, NULL, "how much of the text is shown, at most", false},
-      {FLAG_TEXT, "pictures", &options.pictures, 0, 0, "DIR", "write PNG pictures of the heads into DIR as well",
-       false},
-      {FLAG_TEXT, "heads", &options.heads, 0, 0, "MAP",
-       "of these heads only, layer:head such as 0:3,2:1-4; with --pictures", false},
-      TOKENIZER_FLAG,
-      THREADS_FLAG},
-     report},
+    {.name = "report",
+     .arguments = "MODEL TEXT",
+     .help = "a page that shows what the model does with a text: attention, splats, predictions",
+     .usage =
+         "MODEL TEXT [-o report.html] [flags]\n"
+         "Writes a page that shows what the model does with TEXT: attention, splats and predictions, token by token. "
+         "It needs no network\n"
+         "and nothing beside it. A main.log next to the model adds the curves of its training.\n",
+     .least = 1,
+     .most = 2,
+     .too_few = "report needs a model file and a text: infer report MODEL TEXT",
+     .too_many = "report takes a model and one text; put the text in quotes",
+     .defaults = {.out = "report.html", .tokens = 96},
+     .flags = {HEADING("flags"),
+               {FLAG_TEXT, "out", &options.out, 0, 0, "FILE", "the page; -o for short", false},
+               {FLAG_TEXT, "file", &options.file, 0, 0, "FILE", "read the text from FILE; - is standard input", false},
+               {FLAG_INT, "tokens", &options.tokens, 2, 512, NULL, "how much of the text is shown, at most", false},
+               {FLAG_TEXT, "pictures", &options.pictures, 0, 0, "DIR",
+                "write PNG pictures of the heads into DIR as well", false},
+               {FLAG_TEXT, "heads", &options.heads, 0, 0, "MAP",
+                "of these heads only, layer:head such as 0:3,2:1-4; with --pictures", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = report},
 
-    {"measure",
-     "MODEL FILE",
-     "what each head does, how far the model looks back, which heads it needs",
-     "MODEL FILE [flags]\n"
-     "What the heads do on a text or shard, in windows of the model's length: the loss by length of history, the loss "
-     "without the GSA\n"
-     "heads and without the standard ones, and of each head entropy (nats), mean distance and the distance within "
-     "which 90 % of its weight\n"
-     "lies (tokens). The effective context is the shortest history with a loss within 1 % of the longest's.\n",
-     2,
-     2,
-     "measure needs a model and a file: infer measure MODEL FILE",
-     NULL,
-     {.tokens = 65536, .batch = 8},
-     {HEADING("flags"),
-      {FLAG_INT, "tokens", &options.tokens, 1, 1e12, NULL,
-       "tokens of the file that are used, from its start, in whole windows", false},
-      {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "windows per pass", false},
-      TOKENIZER_FLAG,
-      THREADS_FLAG},
-     measure},
+    {.name = "measure",
+     .arguments = "MODEL FILE",
+     .help = "what each head does, how far the model looks back, which heads it needs",
+     .usage =
+         "MODEL FILE [flags]\n"
+         "What the heads do on a text or shard, in windows of the model's length: the loss by length of history, the "
+         "loss without the GSA\n"
+         "heads and without the standard ones, and of each head entropy (nats), mean distance and the distance within "
+         "which 90 % of its weight\n"
+         "lies (tokens). The effective context is the shortest history with a loss within 1 % of the longest's.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "measure needs a model and a file: infer measure MODEL FILE",
+     .defaults = {.tokens = 65536, .batch = 8},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "tokens", &options.tokens, 1, 1e12, NULL,
+                "tokens of the file that are used, from its start, in whole windows", false},
+               {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "windows per pass", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = measure},
 
-    {"recall",
-     "MODEL FILE",
-     "what it remembers by distance: questions of data/make_recall",
-     "MODEL FILE [flags]\n"
-     "What a model remembers, by distance. FILE holds questions of data/make_recall --ask: an answer counts as right "
-     "where each of its tokens\n"
-     "is the model's likeliest; distances are in tokens, from where it was told, and grouped by half octaves.\n",
-     2,
-     2,
-     "recall needs a model and a file of questions: infer recall MODEL FILE",
-     NULL,
-     {.batch = 16},
-     {HEADING("flags"),
-      {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "questions per pass", false},
-      TOKENIZER_FLAG,
-      THREADS_FLAG},
-     recall},
+    {.name = "recall",
+     .arguments = "MODEL FILE",
+     .help = "what it remembers by distance: questions of data/make_recall",
+     .usage =
+         "MODEL FILE [flags]\n"
+         "What a model remembers, by distance. FILE holds questions of data/make_recall --ask: an answer counts as "
+         "right where each of its tokens\n"
+         "is the model's likeliest; distances are in tokens, from where it was told, and grouped by half octaves.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "recall needs a model and a file of questions: infer recall MODEL FILE",
+     .defaults = {.batch = 16},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "questions per pass", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = recall},
 
-    {"inspect",
-     "MODEL",
-     "the splats of each head: activation, amplitude, width, envelope, age, tokens",
-     "MODEL [flags]\n"
-     "The splats of each head. act: activation, the mean share of queries and keys over the last windows of training, "
-     "in percent; amp: amplitude\n"
-     "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; age: "
-     "steps it has lived. Then the\n"
-     "tokens whose keys it owns, nearest first: keys of each entry of the vocabulary at the beginning of a text.\n",
-     1,
-     1,
-     "inspect needs a model file and nothing else: infer inspect MODEL",
-     NULL,
-     {.tokens = 4096, .show = 5},
-     {HEADING("flags"),
-      {FLAG_INT, "tokens", &options.tokens, 1, 1 << 20, NULL,
-       "entries of the vocabulary that are looked at, from the first", false},
-      {FLAG_INT, "show", &options.show, 0, 100, NULL, "tokens listed for each splat", false},
-      TOKENIZER_FLAG,
-      THREADS_FLAG},
-     inspect},
+    {.name = "inspect",
+     .arguments = "MODEL",
+     .help = "the splats of each head: activation, amplitude, width, envelope, age, tokens",
+     .usage =
+         "MODEL [flags]\n"
+         "The splats of each head. act: activation, the mean share of queries and keys over the last windows of "
+         "training, in percent; amp: amplitude\n"
+         "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; age: "
+         "steps it has lived. Then the\n"
+         "tokens whose keys it owns, nearest first: keys of each entry of the vocabulary at the beginning of a text.\n",
+     .least = 1,
+     .most = 1,
+     .too_few = "inspect needs a model file and nothing else: infer inspect MODEL",
+     .defaults = {.tokens = 4096, .show = 5},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "tokens", &options.tokens, 1, 1 << 20, NULL,
+                "entries of the vocabulary that are looked at, from the first", false},
+               {FLAG_INT, "show", &options.show, 0, 100, NULL, "tokens listed for each splat", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = inspect},
 };
-/* clang-format on */
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 static void set_threads(int64_t threads) {
