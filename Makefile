@@ -78,8 +78,8 @@ test/check_stories.parts   := data/stories $(COMMON)
 dev/scan_bench.parts       := $(MODEL)
 dev/logits.parts           := $(MODEL)
 dev/scan_bench.libs         = $(NETWORK_LIBS)
-dev/infer_bench.parts      := $(MODEL)
-dev/infer_bench.libs        = $(NETWORK_LIBS)
+dev/infer_bench.parts      := $(infer.parts)
+dev/infer_bench.libs        = $(infer.libs)
 dev/logits.libs             = $(NETWORK_LIBS)
 $(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks gsa/look/picture gsa/look/report))
 
@@ -169,7 +169,7 @@ compare: deps
 
 # ---- what the programs need, from the distribution
 
-PACKAGES := gcc libgomp1 libdnnl-dev libutf8proc-dev libcjson-dev libstb-dev
+PACKAGES := gcc libgomp1 libdnnl-dev libutf8proc-dev libcjson-dev libstb-dev fonts-dejavu-core
 compare: PACKAGES += python3
 deps:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \

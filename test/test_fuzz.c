@@ -34,10 +34,10 @@ static char *in_folder(const char *name) { return xasprintf("%s/%s", folder, nam
 /* ---------------------------------------------------------------------- the readers */
 
 /* Each is what a command does with the file; they run in the child. All arguments are texts, as main would get them. */
-#define COMMAND(function, ...)                                       \
-    do {                                                             \
-        char *argv[] = {(char *)"infer", __VA_ARGS__, NULL};         \
-        exit(function((int)(sizeof argv / sizeof *argv) - 1, argv)); \
+#define COMMAND(name, ...)                                              \
+    do {                                                                \
+        char *argv[] = {(char *)#name, __VA_ARGS__, NULL};              \
+        exit(run_command((int)(sizeof argv / sizeof *argv) - 1, argv)); \
     } while (0)
 
 static char *tokenizer_file, *shard_file, *model_file;
