@@ -1,6 +1,7 @@
 #!/bin/sh
-# dev/compare from end to end, tiny: two kinds of attention, two seeds; stopped and started again; its table, and the README's. And whether the README's
-# tables are the ones that dev/compare last wrote. Ends with "name: N passed, M failed, K skipped".
+# dev/compare from end to end, tiny: two kinds of attention, two seeds; stopped and started again; its table, and that of
+# a page like dev/RESULTS.md. And whether the tables there are the ones that dev/compare last wrote. Ends with
+# "name: N passed, M failed, K skipped".
 cd "$(dirname "$0")/.." || exit 1
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -92,16 +93,16 @@ check "the probe of memory" dev/compare recall --rows "standard.rope" --seeds 1 
 check "its pictures of recall" sh -c "head -c 8 '$dir/r/recall_pairs.png' '$dir/r/recall_facts.png' | grep -ac PNG | grep -q 2"
 check "accuracies by distance" grep -q 'pairs, up to 24.*facts, 24 to 96' "$dir/r/table.md"
 
-# ---- the README's tables
-printf 'Before.\n\n<!-- compare two -->\nold\n<!-- /compare -->\n\nAfter.\n' >"$dir/README.md"
-check "a result is kept and shown" compare --out "$dir/a" --keep two --results "$dir/results" --readme-file "$dir/README.md"
-check "the README has the table" sh -c "grep -q '^| gsa, linear |' '$dir/README.md' && grep -q '^Before' '$dir/README.md' && grep -q '^After' '$dir/README.md' && ! grep -q '^old' '$dir/README.md'"
-check "it is the one that was written" dev/compare readme --check --results "$dir/results" --readme-file "$dir/README.md"
-sed '/^| gsa, linear/y/0123456789/1234567890/' "$dir/README.md" >"$dir/other.md"
-refuse "a table with other digits" 1 "not those" dev/compare readme --check --results "$dir/results" --readme-file "$dir/other.md"
-refuse "a table without its result" 1 "no " dev/compare readme --check --results "$dir/nothing" --readme-file "$dir/README.md"
-refuse "a result without its table" 1 "no place" dev/compare readme --check --results "$dir/results" --readme-file "$dir/a/table.md"
-check "the README's tables are those that dev/compare last wrote" dev/compare readme --check
+# ---- the tables of dev/RESULTS.md
+printf 'Before.\n\n<!-- compare two -->\nold\n<!-- /compare -->\n\nAfter.\n' >"$dir/tables.md"
+check "a result is kept and shown" compare --out "$dir/a" --keep two --results "$dir/results" --tables-file "$dir/tables.md"
+check "the page has the table" sh -c "grep -q '^| gsa, linear |' '$dir/tables.md' && grep -q '^Before' '$dir/tables.md' && grep -q '^After' '$dir/tables.md' && ! grep -q '^old' '$dir/tables.md'"
+check "it is the one that was written" dev/compare tables --check --results "$dir/results" --tables-file "$dir/tables.md"
+sed '/^| gsa, linear/y/0123456789/1234567890/' "$dir/tables.md" >"$dir/other.md"
+refuse "a table with other digits" 1 "not those" dev/compare tables --check --results "$dir/results" --tables-file "$dir/other.md"
+refuse "a table without its result" 1 "no " dev/compare tables --check --results "$dir/nothing" --tables-file "$dir/tables.md"
+refuse "a result without its table" 1 "no place" dev/compare tables --check --results "$dir/results" --tables-file "$dir/a/table.md"
+check "the tables of dev/RESULTS.md are those that dev/compare last wrote" dev/compare tables --check
 
 echo "compare: $passed passed, $failed failed, 0 skipped"
 [ "$failed" -eq 0 ]
