@@ -427,8 +427,23 @@ static void time_all() {
     time_case("64 x 1024, 6 heads of 128", {64, 1024, 6, 128, true, false, 0, 0});
 }
 
+static const char help[] =
+    "attention_bench [portable] [check] [time]: checks the attention kernels, times them; without arguments both\n"
+    "  check      against a naive reference in double; exit status 1 if any check fails\n"
+    "  time       forward and backward passes at several shapes\n"
+    "  portable   before them: the kernels for every card, not Hopper's own\n";
+
 int main(int count, char **arguments) {
+    program_name(arguments[0]);
     bool all = count == 1;
+    for (int n = 1; n < count; n++) {
+        if (!strcmp(arguments[n], "--help") || !strcmp(arguments[n], "-h")) {
+            fputs(help, stdout);
+            return 0;
+        }
+        if (strcmp(arguments[n], "portable") && strcmp(arguments[n], "check") && strcmp(arguments[n], "time"))
+            die_usage("'%s' is none of portable, check and time", arguments[n]);
+    }
     cudaDeviceProp device;
     check(cudaGetDeviceProperties(&device, 0));
     printf("%s\n", device.name);
