@@ -1134,7 +1134,7 @@ static void scan_reference(ScanReference *x) {
     free(rows);
 }
 
-/* What of this test's both sides is compared: T tokens, of which the CPU keeps every EVERY-th. */
+/* Of so many tokens the CPU keeps what belongs to every MILLION_EVERY-th; there both sides are compared. */
 enum { MILLION_T = 1 << 20, MILLION_EVERY = 1021, MILLION_KEPT = (MILLION_T + MILLION_EVERY - 1) / MILLION_EVERY };
 
 /* The GPU's numbers on the host: the layer's input, output and gradients. */
@@ -1277,7 +1277,9 @@ static void test_bounds(int kind) {
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1};
     int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
-    cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T), cpu::gsa_backward(p.c, 1), cpu::gsa_zero_gradients(p.c);
+    cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T);
+    cpu::gsa_backward(p.c, 1);
+    cpu::gsa_zero_gradients(p.c);
     cpu::gsa_update(p.c, &u, clamped);
     cuda_update(p.g, &u, device_clamped);
     CHECK(memcmp(clamped, device_clamped, sizeof clamped) == 0 && clamped[BOUND_PRECISION] > 0 &&
@@ -1321,7 +1323,8 @@ static void test_extremes(void) {
                device_loss = cuda_forward(p.g, p.x, p.y, (int)p.B, (int)p.T);
         CHECK(fabs(device_loss / loss - 1) <= (extreme < 2 ? 10 : 1) * LOSS, "extreme %d: loss %.7f, CPU %.7f", extreme,
               device_loss, loss);
-        cpu::gsa_backward(p.c, 1), cuda_backward(p.g, 1);
+        cpu::gsa_backward(p.c, 1);
+        cuda_backward(p.g, 1);
         const float *grads = cuda_read(p.g, BUFFER_GRADS);
         size_t bad = 0;
         for (size_t i = 0; i < p.g->total; i++) bad += !isfinite(grads[i]);
@@ -1411,15 +1414,18 @@ static void test_training(int kind) {
             p.x[i] = i % p.T == 0 ? (int)rng_below(&rng, config.V) : p.y[i - 1];
             p.y[i] = rng_below(&rng, 10) == 0 ? (int)rng_below(&rng, config.V) : (p.x[i] + 1 + (int)b) % config.V;
         }
-        cpu::gsa_zero_gradients(p.c), cuda_zero_gradients(p.g);
+        cpu::gsa_zero_gradients(p.c);
+        cuda_zero_gradients(p.g);
         double loss = cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T),
                device_loss = cuda_forward(p.g, p.x, p.y, (int)p.B, (int)p.T);
         if (step > 450) {
             sum += loss;
             device_sum += device_loss;
         }
-        cpu::gsa_backward(p.c, 1), cuda_backward(p.g, 1);
-        cpu::gsa_update(p.c, &u, clamped), cuda_update(p.g, &u, clamped);
+        cpu::gsa_backward(p.c, 1);
+        cuda_backward(p.g, 1);
+        cpu::gsa_update(p.c, &u, clamped);
+        cuda_update(p.g, &u, clamped);
     }
     CHECK(fabs(device_sum / sum - 1) <= 0.005, "the last 50 of 500 updates: mean loss %.6f, CPU %.6f", device_sum / 50,
           sum / 50);

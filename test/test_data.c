@@ -327,7 +327,6 @@ static void test_loader(void) {
     free(pattern);
 }
 
-/* Every size of epoch: the permutation behind the shuffle is one for small and odd numbers too. */
 /* Windows of a million tokens, of which the shorter shard has none; the longest shard limits T. */
 static int long_T;
 static void open_long(void *pattern) { loader_free(loader_open((const char *)pattern, long_T, 60000, -1, true, 1)); }
@@ -366,6 +365,7 @@ static void test_long_windows(void) {
     free(other);
 }
 
+/* Every size of epoch: the permutation behind the shuffle is one for small and odd numbers too. */
 static void test_epoch_sizes(void) {
     uint16_t tokens[4 * 300 + 1];
     for (int i = 0; i < 1201; i++) tokens[i] = (uint16_t)i;

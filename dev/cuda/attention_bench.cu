@@ -1,8 +1,7 @@
 /* attention_bench.cu: checks the attention kernels against a naive reference in double and times them.
 
-     nvcc -O3 -D_GNU_SOURCE -gencode arch=compute_90a,code=sm_90a dev/cuda/attention_bench.cu gsa/model.c gsa/util.c
-     -lcublasLt -o build/attention_bench build/attention_bench [check] [time] [portable check time]
-         both without arguments; what follows "portable" uses the mma.sync kernels; exit status 1 if any check fails
+     nvcc -O3 -D_GNU_SOURCE -gencode arch=compute_90a,code=sm_90a dev/cuda/attention_bench.cu gsa/model.c gsa/util.c \
+         -lcublasLt -o build/attention_bench && build/attention_bench --help
 
    Times are medians over events, with rotating buffers larger than L2. FLOP counts are those of a causal pass: 2
    products forward, 5 backward, half of each; our backward does 7. attention_bench.py times PyTorch's own kernels on
@@ -116,7 +115,7 @@ static void problem_run(Problem p) {
     check(cudaDeviceSynchronize());
 }
 
-/* ---------------------------------------------------------------------- reference, one token a CTA */
+/* ---------------------------------------------------------------------- reference: a block of threads for each token */
 
 struct Reference {
     double *out, *lse, *delta, *dqkv, *dfeatures;

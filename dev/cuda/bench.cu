@@ -1,9 +1,9 @@
 /* bench: what the kernels of train_gsa.cu take in one training step, beside what this card could do.
 
    First the kernels are checked against train_gsa.c at odd shapes (the layers of test/test_cuda.cu). Then the card's
-   own speeds are measured: a large copy, a large matrix product. Then every layer of a model is timed with events on
-   the model's own buffers, going from layer to layer, so that no input is in the cache by chance; and at last whole
-   steps.
+   own speeds are measured: a large copy, a large matrix product. Then whole steps of a model are timed, and at last
+   every layer with events on the model's own buffers, going from layer to layer, so that no input is in the cache by
+   chance.
 
      make build/release/bench && build/release/bench --help
 
