@@ -624,7 +624,7 @@ else
 fi
 for program in $programs; do
     check "$program --help" sh -c "$(echo "$program" | tr : ' ') --help | grep -q ."
-    refuse "$program: unknown flag" 2 "--no-such" $(echo "$program" | tr : ' ') --no-such
+    refuse "$program: unknown flag" 2 "--help" $(echo "$program" | tr : ' ') --no-such
 done
 
 # ---- wrong files: status 1, or 2 where a flag contradicts a file

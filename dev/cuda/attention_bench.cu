@@ -115,7 +115,7 @@ static void problem_run(Problem p) {
     check(cudaDeviceSynchronize());
 }
 
-/* ---------------------------------------------------------------------- reference: a block of threads for each token */
+/* ---------------------------------------------------------------------- reference: one block of threads a token */
 
 struct Reference {
     double *out, *lse, *delta, *dqkv, *dfeatures;
