@@ -987,8 +987,12 @@ static void test_head_map(void) {
                       (unsigned long long)c.gsa_heads[l]);
         if (problem) CHECK(strstr(problem, "--gsa-heads") != NULL, "'%s' names its flag", problem);
     }
+}
+
+/* 64 heads: the whole word. */
+static void test_head_map_full(void) {
     Config c;
-    memset(&c, 0, sizeof c); /* 64 heads: the whole word */
+    memset(&c, 0, sizeof c);
     c.L = 64;
     c.NH = 64;
     c.C = 128;
@@ -1000,6 +1004,9 @@ static void test_head_map(void) {
     CHECK(config_gsa_before(&c, 1, 0) == 0 && config_gsa_before(&c, 1, 1) == 1 && config_gsa_before(&c, 1, 63) == 1 &&
               config_gsa_before(&c, 2, 0) == 2 && config_gsa_before(&c, 2, 10) == 12,
           "the index of a head's splats");
+}
+
+static void test_choices(void) {
     CHECK(choice_index(ATTENTION_CHOICES, "hybrid") == ATTENTION_HYBRID &&
               choice_index(ATTENTION_CHOICES, "standard") == 0,
           "choices by name");
@@ -1132,6 +1139,8 @@ int main(void) {
     test_amplitude(8, 16);
     test_amplitude(1, 8);
     test_head_map();
+    test_head_map_full();
+    test_choices();
     test_config_check();
     test_overfit(ATTENTION_HYBRID, POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE);
     test_overfit(ATTENTION_STANDARD, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_NONE);

@@ -624,8 +624,7 @@ __global__ static void moments_sums_kernel(double *sums, const float *records, s
 
 /* One warp a splat: adds to d the gradients of the parameters p that follow from its moments (MODEL.md 3.4), as
    splat_gradients in train_gsa.c. scan (heads, 3 scan_SP + 1): the scan's own sums for d ln alpha, d theta, d delta and
-   d ln g; NULL: the first two are
-   among the moments. */
+   d ln g; NULL: the first two are among the moments. */
 __global__ static void splat_gradients_kernel(SplatTensors d, SplatTensors p, const double *sums, const double *scan,
                                               size_t scan_SP, int S, int P, int HS) {
     size_t s = blockIdx.x, splat = (size_t)blockIdx.y * S + s;
