@@ -84,11 +84,19 @@ char *adapt_rules_text(const AdaptRules *rules) {
 
 /* ---------------------------------------------------------------------- one head's slots */
 
-/* The rows of a slot: what the tensors of splats hold of it. */
-enum { MU, LOG_PRECISION, LOG_ALPHA, LOG_REFERENCE, ALIVE, LOG_THETA, LOG_DELTA, NUM_ROWS };
-static const int row_tensors[NUM_ROWS] = {
-    TENSOR_mu,    TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_alpha_reference,
-    TENSOR_alive, TENSOR_log_theta,     TENSOR_log_delta};
+/* The rows of a slot: what the tensors of splats hold of it, in the order of SPLAT_TENSORS. The last of these, log_far,
+   is a number of the head and belongs to no slot. */
+#define ROW(tensor) (TENSOR_##tensor - TENSOR_mu)
+enum {
+    MU = ROW(mu),
+    LOG_PRECISION = ROW(log_precision),
+    LOG_ALPHA = ROW(log_alpha),
+    LOG_REFERENCE = ROW(log_alpha_reference),
+    ALIVE = ROW(alive),
+    LOG_THETA = ROW(log_theta),
+    LOG_DELTA = ROW(log_delta),
+    NUM_ROWS = ROW(log_far)
+};
 
 typedef struct {
     float *rows[NUM_ROWS]; /* row i of slot s: rows[i] + s * width[i]; NULL: the model has no such tensor */
@@ -101,7 +109,7 @@ static Slots slots_of(const Config *c, int g, float *splats) {
     model_tensors(c, tensors);
     h.S = (size_t)c->S;
     for (int i = 0; i < NUM_ROWS; i++) {
-        const Tensor *t = &tensors[row_tensors[i]];
+        const Tensor *t = &tensors[TENSOR_mu + i];
         h.width[i] = (size_t)t->shape[2];
         h.rows[i] = t->size ? splats + (t->offset - tensors[TENSOR_mu].offset) + (size_t)g * h.S * h.width[i] : NULL;
     }
