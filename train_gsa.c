@@ -1931,17 +1931,6 @@ static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
-/* What the system says is available without swapping; 0 where it does not say. */
-static size_t cpu_free_memory(void) {
-    unsigned long long kB = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kB) == 1) break;
-    if (f) fclose(f);
-    return (size_t)kB * 1024;
-}
-
 static void *cpu_create(const Config *c, int B) { return gsa_create(c, (size_t)B); }
 static void cpu_destroy(void *model) { gsa_destroy((GSA *)model); }
 
@@ -1988,25 +1977,10 @@ static void cpu_head(void *model, int l, int h, int part, int count, float *out)
 }
 
 int main(int argc, char **argv) {
-    const Backend cpu = {cpu_name,
-                         cpu_memory,
-                         cpu_free_memory,
-                         cpu_create,
-                         cpu_destroy,
-                         cpu_write,
-                         cpu_read,
-                         cpu_put,
-                         cpu_get,
-                         cpu_forward,
-                         cpu_backward,
-                         cpu_zero_gradients,
-                         cpu_gradient_norms,
-                         cpu_update,
-                         cpu_logits,
-                         cpu_head,
-                         cpu_watch,
-                         NULL,
-                         NULL};
+    const Backend cpu = {
+        cpu_name,  cpu_memory,  free_memory,  cpu_create,         cpu_destroy,        cpu_write,  cpu_read,   cpu_put,
+        cpu_get,   cpu_forward, cpu_backward, cpu_zero_gradients, cpu_gradient_norms, cpu_update, cpu_logits, cpu_head,
+        cpu_watch, NULL,        NULL};
     return train(argc, argv, &cpu);
 }
 

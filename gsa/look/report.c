@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The page without its data, gsa/look/report.html; the data stand where its mark does. */
-__asm__(".section .rodata\n.global report_page\nreport_page: .incbin \"gsa/look/report.html\"\n.byte 0\n.text\n");
-extern const char report_page[];
+/* The page without its data: the bytes of gsa/look/report.html as numbers, written by the Makefile. The data stand
+   where the mark does. */
+static const unsigned char page_bytes[] = {
+#include "report_page.h"
+    0};
 static const char mark[] = "{\"data\":0}";
 
 /* ---------------------------------------------------------------------- the arrays */
@@ -389,7 +391,7 @@ static void put_splats(Page *p, const Report *r, int g) {
 }
 
 void report_write(const Report *r, const char *log, const char *path) {
-    const char *at = strstr(report_page, mark), *names[4];
+    const char *report_page = (const char *)page_bytes, *at = strstr(report_page, mark), *names[4];
     if (!at) die("this program was built from a gsa/look/report.html without the mark %s", mark);
     const Config *c = &r->config;
     int NH = config_heads(c), T = r->T, L = c->L, *kind = (int *)xmalloc((size_t)(L * NH) * sizeof *kind),
