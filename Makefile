@@ -45,7 +45,8 @@ endif
 # ---- what is here: each probe compiles or asks, nothing is guessed
 
 # $(call have,lines of C,flags,libraries): yes, where they make a program
-have     = $(shell printf '%s\n' $(1) | $(CC) $(CPPFLAGS) $(2) -x c - -o /dev/null $(LDFLAGS) $(3) 2>/dev/null && echo yes)
+have     = $(shell printf '%s\n' $(1) | $(CC) $(CPPFLAGS) $(2) -x c - -o /dev/null $(LDFLAGS) $(3) 2>/dev/null && \
+             echo yes)
 EMPTY   := 'int main(void){return 0;}'
 MARCH   ?= native
 ARCH    := $(if $(call have,$(EMPTY),-march=$(MARCH)),-march,-mcpu)=$(MARCH)
@@ -74,7 +75,8 @@ BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL
 
 # ---- programs: each from its own source and the objects it shares
 
-PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories data/make_recall dev/plot
+PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories data/make_recall \
+            dev/plot
 TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 SCRIPTS  := $(patsubst test/%,%,$(wildcard test/test_*.sh))
 TOOLS    := test/check_stories
@@ -148,7 +150,8 @@ $(BUILD)/gsa/look/report_page.h: gsa/look/report.html
 # checking, in fp32
 PRECISION ?= bf16
 GENCODE   := $(if $(GPU_ARCH),-gencode arch=compute_$(GPU_ARCH:90=90a)$(comma)code=sm_$(GPU_ARCH:90=90a),\
-             -gencode arch=compute_80$(comma)code=[sm_80$(comma)compute_80] -gencode arch=compute_90a$(comma)code=sm_90a)
+             -gencode arch=compute_80$(comma)code=[sm_80$(comma)compute_80] \
+             -gencode arch=compute_90a$(comma)code=sm_90a)
 NVCCFLAGS := -std=c++17 -O3 $(GENCODE) -Xcompiler -Wall,-Wextra,$(ARCH)$(if $(OMP),$(comma)-fopenmp)
 CUDA      := $(BUILD)/cuda$(GPU_ARCH:%=-sm_%)
 MODEL_OBJECTS := $(MODEL:%=$(BUILD)/%.o)
@@ -238,7 +241,8 @@ compare: PACKAGES += python3
 deps:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	[ -z "$$missing" ] && exit 0; \
-	command -v apt-get >/dev/null || { echo "missing:$$missing (Debian's names); install them with this system's packages"; exit 1; }; \
+	command -v apt-get >/dev/null || { echo "missing:$$missing (Debian's names); install them with this system's packages"; \
+	    exit 1; }; \
 	if [ "$$(id -u)" = 0 ]; then run=; elif sudo -n true 2>/dev/null; then run="sudo -n"; \
 	else echo "first: sudo apt-get install$$missing"; exit 1; fi; \
 	echo "installing$$missing"; \
@@ -282,7 +286,7 @@ clean:
 help:
 	@echo "make               the programs: $(PROGRAMS) $(CUDA_PROGRAMS)"
 	@echo "make quickstart    install what is missing, build, train on made-up stories, write new ones (4 minutes)"
-	@echo "make test          install what is missing, build, run all tests; fewer: TESTS='test_data ...' SCRIPTS='test_cli.sh ...'"
+	@echo "make test          install what is missing, build, run all tests; TESTS='test_data ...' SCRIPTS=: only these"
 	@echo "make compare       kinds of attention compared on made-up stories, or TRAIN=FILE VAL=FILE, SET=recall ..."
 	@echo "                   (dev/compare --help; an hour)"
 	@echo "make deps          install what is missing (Debian's packages)"
