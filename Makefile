@@ -241,7 +241,8 @@ compare: PACKAGES += python3
 deps:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	[ -z "$$missing" ] && exit 0; \
-	command -v apt-get >/dev/null || { echo "missing:$$missing (Debian's names); install them with this system's packages"; \
+	command -v apt-get >/dev/null || { \
+	    echo "missing:$$missing (Debian's names); install them with this system's packages"; \
 	    exit 1; }; \
 	if [ "$$(id -u)" = 0 ]; then run=; elif sudo -n true 2>/dev/null; then run="sudo -n"; \
 	else echo "first: sudo apt-get install$$missing"; exit 1; fi; \
