@@ -141,7 +141,7 @@ $(BUILD)/%.o: %.c | libraries
 
 # the page of infer's report is a part of the program: its bytes as numbers with commas
 $(BUILD)/gsa/look/report.o: $(BUILD)/gsa/look/report_page.h
-$(BUILD)/gsa/look/report.o: CPPFLAGS += -I$(BUILD)/gsa/look
+$(BUILD)/gsa/look/report.o: override CPPFLAGS += -I$(BUILD)/gsa/look
 $(BUILD)/gsa/look/report_page.h: gsa/look/report.html
 	@mkdir -p $(@D)
 	od -An -v -tu1 $< | sed 's/\([0-9]\)  */\1,/g; s/\([0-9]\)$$/\1,/' >$@.tmp && mv $@.tmp $@
@@ -203,7 +203,7 @@ libraries:
 test: deps
 	@$(MAKE) --no-print-directory run-tests
 run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) $(CUDA_TESTS:%=build/$(config)/test/%)
-	@OUT='$(OUT)' SKIP='$(if $(CUDA_TESTS),,test_cuda: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
+	@OUT='$(OUT)' SKIP='$(if $(or $(CUDA_TESTS),$(OUT)),,test_cuda: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
 	    test/run build/$(config)/test $(TESTS) $(CUDA_TESTS) $(SCRIPTS)
 
 # from a clone to stories: the run without flags, then five stories from its model; run again, it goes on or just

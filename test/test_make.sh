@@ -23,6 +23,7 @@ contains() { # TEXT COMMAND...: the command prints it
 # a user's flags are added to the project's, not put in their place (a program 14 times slower), and win over them
 check "CFLAGS keep the optimiser and come last" contains '-O3 .*-O1' $dry -B CFLAGS=-O1 train_gsa
 check "other CFLAGS, other objects" contains 'gsa/util.c' $dry CFLAGS=-DTEST_MAKE_NOT_SEEN train_gsa
+check "CPPFLAGS leave the page's folder" contains '-DMINE .*-Ibuild.*report.c' $dry -B CPPFLAGS=-DMINE infer
 check "an unknown config" contains 'config=fast is not known' $dry config=fast
 
 # a machine without the libraries: a sentence that says what helps, not the compiler's
