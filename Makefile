@@ -139,6 +139,11 @@ $(BUILD)/%.o: %.c | libraries
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(if $(DNNL),-DUSE_DNNL) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+# gcc 12 for aarch64 crashes on largest errors that are found in nested loops, where it makes vectors of them
+ifneq ($(findstring aarch64,$(shell $(CC) -dumpmachine 2>/dev/null)),)
+$(BUILD)/test/%.o: override CFLAGS += -fvect-cost-model=very-cheap
+endif
+
 # the page of infer's report is a part of the program: its bytes as numbers with commas
 $(BUILD)/gsa/look/report.o: $(BUILD)/gsa/look/report_page.h
 $(BUILD)/gsa/look/report.o: override CPPFLAGS += -I$(BUILD)/gsa/look
