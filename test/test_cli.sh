@@ -598,10 +598,6 @@ else
     skipped=$((skipped + 1))
 fi
 
-# ---- flags on make's command line are added to the project's: in their place they made a program 14 times slower
-check "make CFLAGS=... keeps the optimiser" \
-    sh -c "make -n -B NO_CUDA=1 CFLAGS=-DMINE train_gsa | grep -q -e '-DMINE .*-O'"
-
 # ---- wrong flags: status 2
 refuse "train: unknown flag" 2 "--deapth" $train --deapth 3
 refuse "train: no value" 2 "--steps" $train --steps

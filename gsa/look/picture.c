@@ -748,9 +748,10 @@ Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const
                        const char *const *labels, int T, const double share[2]) {
     double low[2] = {INFINITY, INFINITY}, high[2] = {-INFINITY, -INFINITY};
     for (int t = 0; t < T; t++)
-        for (int k = 0; k < 2; k++) {
-            low[k] = fmin(low[k], points[2 * t + k]);
-            high[k] = fmax(high[k], points[2 * t + k]);
+        for (int k = 0; k < 2; k++) { /* not by fmin and fmax: gcc 12 for aarch64 crashes on them here */
+            double x = points[2 * t + k];
+            low[k] = x < low[k] ? x : low[k];
+            high[k] = x > high[k] ? x : high[k];
         }
     for (int s = 0; s < S; s++) { /* centres are always seen, ellipses as far as they fit */
         low[0] = fmin(low[0], splats[s].x);

@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The page without its data, gsa/look/report.html; the data stand where its mark does. */
-__asm__(".section .rodata\n.global report_page\nreport_page: .incbin \"gsa/look/report.html\"\n.byte 0\n.text\n");
-extern const char report_page[];
+/* The page without its data: the bytes of gsa/look/report.html as numbers, written by the Makefile. The data stand
+   where the mark does. */
+static const unsigned char page_bytes[] = {
+#include "report_page.h"
+    0};
 static const char mark[] = "{\"data\":0}";
 
 /* ---------------------------------------------------------------------- the arrays */
@@ -515,7 +517,7 @@ static void put_pictures(Page *p, const Report *r, const char *log) {
 }
 
 void report_write(const Report *r, const char *log, const char *path) {
-    const char *at = strstr(report_page, mark);
+    const char *report_page = (const char *)page_bytes, *at = strstr(report_page, mark);
     if (!at) die("this program was built from a gsa/look/report.html without the mark %s", mark);
     const Config *c = &r->config;
     char text[256];
