@@ -269,9 +269,9 @@ $(DEBIAN)/complete:
 
 # ---- the form of the sources
 
-SOURCES = $(sort $(shell find . -path ./build -prune -o -path ./runs -prune -o \
+SOURCES = $(sort $(shell find . -path ./build -prune -o -path ./runs -prune -o -path "./.?*" -prune -o \
     \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) -print))
-WRAPPED = $(SOURCES) $(sort $(shell find . -path ./build -prune -o -path ./runs -prune -o \
+WRAPPED = $(SOURCES) $(sort $(shell find . -path ./build -prune -o -path ./runs -prune -o -path "./.?*" -prune -o \
     \( -name '*.py' -o -name '*.sh' \) -print)) dev/compare test/run .ci/run Makefile
 # other versions write some lines in another way
 CLANG_FORMAT = $(firstword $(foreach f,clang-format-14 clang-format,\
