@@ -4,7 +4,9 @@
    The layers are those of train_gsa.c, included as they are. What is new here: weights used where they lie in the file,
    in fp32, bf16 or int8; sessions, which remember of each text what its next tokens need; one token at a time at the
    speed of the memory. In this order:
-     loading -> matrix times vectors -> sessions -> text that streams -> measuring -> commands -> main
+     loading -> matrix times vectors -> sessions -> text that streams -> measuring -> commands -> the table of them ->
+     main
+   The commands that look into a model (report, inspect, measure, recall) are in gsa/look/study.h.
    Text goes to standard output, everything else to standard error. INFER_NO_MAIN leaves main to the file that
    includes this one. */
 
@@ -568,96 +570,139 @@ static real scan_step(const Scan *c, real *N, const real *r, const real *phi, co
     return D;
 }
 
+/* One head of one sample at work on T further tokens: its rows of this pass, and the sample's memory. */
+typedef struct {
+    const Head *head;
+    size_t T, position, rows, HS, A, S; /* position: of the first token; rows: of the ring */
+    bool near, far, both;               /* near: keys and values by softmax; far: sums of a scan */
+    real scale;
+    const real *v;                           /* (T, HS), rows 3 A apart */
+    real *out;                               /* (T, HS), rows A apart */
+    real *fq, *fk, *lse;                     /* (T, HS) twice, (T) */
+    real *state, *keys, *values, *responses; /* the memory: Place */
+    ScanHead features;                       /* far: responses of queries and keys */
+} HeadPass;
+
+typedef struct {
+    real *keys, *values, *responses; /* (rows, HS) twice; (rows, S) */
+} Ring;
+
+static HeadPass head_open(Session *s, size_t l, size_t h, size_t sample, size_t at, size_t T) {
+    const Model *m = s->model;
+    Sizes z = config_sizes(&m->net.config);
+    const size_t i = l * z.NH + h;
+    real *memory = s->memory + sample * s->size;
+    const Place *place = &s->places[i];
+    HeadPass a = {.head = &m->heads[i], .T = T, .position = s->position[sample], .rows = place->rows};
+    a.HS = z.HS;
+    a.A = z.A;
+    a.S = z.S;
+    a.near = a.head->kind != HEAD_SCAN;
+    a.far = a.head->kind == HEAD_SCAN || a.head->kind == HEAD_EXTEND;
+    a.both = a.near && a.far;
+    a.scale = a.head->scale;
+    a.state = memory + place->state;
+    a.keys = memory + place->keys;
+    a.values = memory + place->values;
+    a.responses = memory + place->responses;
+    a.v = s->qkv + at * 3 * z.A + 2 * z.A + h * z.HS;
+    a.out = s->att + at * z.A + h * z.HS;
+    a.fq = s->fq + at * z.A + h * T * z.HS;
+    a.fk = s->fk + at * z.A + h * T * z.HS;
+    a.lse = s->lse + at * z.NH + h * T;
+    const real *q = a.v - 2 * z.A, *k = a.v - z.A;
+    if (a.far) a.features = scan_head_open(q, k, 3 * z.A, &a.head->w, T, z.HS);
+    if (!a.near) return a;
+    const real *waves = s->rope_waves + at * z.HS;
+    if (a.head->kind == HEAD_SPLAT) {
+        size_t g = (size_t)config_gsa_before(&m->net.config, (int)l, (int)h);
+        waves = s->splat_waves + (g * (s->n > PREFILL ? s->n : PREFILL) + at) * 2 * z.S;
+    }
+    head_features(&m->net, a.fq, q, a.head->kind, &a.head->w, true, T, waves);
+    head_features(&m->net, a.fk, k, a.head->kind, &a.head->w, false, T, waves);
+    return a;
+}
+
+/* One token: one pass over what is remembered. */
+static void head_step(HeadPass *a) {
+    const size_t HS = a->HS, S = a->S, slot = a->rows ? a->position % a->rows : 0;
+    const real *query = a->features.q.response, *key = a->features.k.response;
+    real *N = (real *)xmalloc(HS * sizeof(real)), rho, D = 0;
+    if (a->both) { /* the slot still holds the key that leaves the window now */
+        bool old = a->position >= a->head->window;
+        D = scan_step(&a->head->step, N, query, old ? a->responses + slot * S : NULL,
+                      old ? a->values + slot * HS : NULL, a->state, HS);
+        memcpy(a->responses + slot * S, key, S * sizeof(real));
+    } else if (a->far) D = scan_step(&a->head->step, N, query, key, a->v, a->state, HS);
+    if (a->near) {
+        memcpy(a->keys + slot * HS, a->fk, HS * sizeof(real));
+        memcpy(a->values + slot * HS, a->v, HS * sizeof(real));
+        *a->lse = attention_step(a->out, a->fq, a->keys, a->values, a->scale,
+                                 a->position < a->rows ? a->position + 1 : a->rows, HS);
+    }
+    if (a->far) scan_output(a->out, a->both ? a->lse : NULL, &rho, N, D, &a->head->w, a->features.key_scale, HS);
+    free(N);
+}
+
+/* Slot `slot` of one ring becomes row `row` of another: keys and values, and responses where there are any. */
+static void ring_copy(const HeadPass *a, const Ring *to, size_t slot, const Ring *from, size_t row) {
+    memcpy(to->keys + slot * a->HS, from->keys + row * a->HS, a->HS * sizeof(real));
+    memcpy(to->values + slot * a->HS, from->values + row * a->HS, a->HS * sizeof(real));
+    if (a->both) memcpy(to->responses + slot * a->S, from->responses + row * a->S, a->S * sizeof(real));
+}
+
+/* What lies beyond the window of a head, or all of it: `past` remembered rows, then the new ones, in `all`. */
+static void head_scan(HeadPass *a, const Ring *all, size_t past) {
+    const size_t HS = a->HS, T = a->T, late = a->both ? a->head->window : 0;
+    Scan c = scan_open(&a->head->w, late, CHUNK);
+    real *N = (real *)xcalloc(T * (HS + 1), sizeof(real)), *D = N + T * HS, rho;
+    size_t skip = past < late ? late - past : 0, first = past < late ? 0 : past - late;
+    const real *query = a->features.q.response, *key = a->features.k.response;
+    if (a->both)
+        scan_forward(&c, N, D, query, all->responses + first * a->S, all->values + first * HS, HS, skip, false,
+                     a->state, NULL, T, HS);
+    else scan_forward(&c, N, D, query, key, a->v, 3 * a->A, 0, false, a->state, NULL, T, HS);
+    for (size_t t = 0; t < T; t++)
+        scan_output(a->out + t * a->A, a->both ? a->lse + t : NULL, &rho, N + t * HS, D[t], &a->head->w,
+                    a->features.key_scale, HS);
+    free(N);
+    scan_close(&c);
+}
+
+/* Many tokens: what is remembered of the last `past` tokens, then the new ones, stand in order of position: in place
+   unless the ring wraps. */
+static void head_block(HeadPass *a) {
+    const size_t HS = a->HS, T = a->T, past = a->position < a->rows ? a->position : a->rows, total = past + T;
+    const bool wraps = a->near && a->position + T > a->rows;
+    const Ring ring = {a->keys, a->values, a->responses};
+    Ring all = ring;
+    real *room = NULL;
+    if (wraps) {
+        room = (real *)xmalloc(total * (2 * HS + (a->both ? a->S : 0)) * sizeof(real));
+        all.keys = room;
+        all.values = all.keys + total * HS;
+        all.responses = all.values + total * HS;
+        for (size_t j = 0; j < past; j++) ring_copy(a, &all, j, &ring, (a->position - past + j) % a->rows);
+    }
+    if (a->near) {
+        memcpy(all.keys + past * HS, a->fk, T * HS * sizeof(real));
+        for (size_t t = 0; t < T; t++) memcpy(all.values + (past + t) * HS, a->v + t * 3 * a->A, HS * sizeof(real));
+        if (a->both) memcpy(all.responses + past * a->S, a->features.k.response, T * a->S * sizeof(real));
+        attention_head_forward(a->out, a->A, a->lse, a->fq, all.keys, all.values, HS, a->scale, a->head->window, true,
+                               past, total, HS);
+    }
+    if (a->far) head_scan(a, &all, past);
+    for (size_t j = total > a->rows ? total - a->rows : 0; wraps && j < total; j++)
+        ring_copy(a, &ring, (a->position - past + j) % a->rows, &all, j);
+    free(room);
+}
+
 /* Head (l, h) of one sample over T further tokens, which are rows at .. at + T - 1 of this pass: qkv -> att. Of all
    earlier tokens it knows what the sample's memory holds; afterwards that holds these too. */
 static void head_forward(Session *s, size_t l, size_t h, size_t sample, size_t at, size_t T) {
-    const Model *m = s->model;
-    Sizes z = config_sizes(&m->net.config);
-    const size_t i = l * z.NH + h, HS = z.HS, A = z.A, S = z.S, position = s->position[sample], stride = 3 * A;
-    const Head *head = &m->heads[i];
-    const Place *place = &s->places[i];
-    real *memory = s->memory + sample * s->size, *state = memory + place->state, *keys = memory + place->keys,
-         *values = memory + place->values, *responses = memory + place->responses;
-    const real *q = s->qkv + at * stride + h * HS, *k = q + A, *v = k + A, scale = head->scale;
-    real *out = s->att + at * A + h * HS, *fq = s->fq + at * A + h * T * HS, *fk = s->fk + at * A + h * T * HS,
-         *lse = s->lse + at * z.NH + h * T;
-    const bool near = head->kind != HEAD_SCAN, far = head->kind == HEAD_SCAN || head->kind == HEAD_EXTEND,
-               both = near && far;
-    const size_t rows = place->rows, late = both ? head->window : 0, slot = rows ? position % rows : 0;
-    ScanHead f = {0};
-    if (far) f = scan_head_open(q, k, stride, &head->w, T, HS);
-    if (near) {
-        const real *waves = head->kind == HEAD_SPLAT
-                                ? s->splat_waves + ((size_t)config_gsa_before(&m->net.config, (int)l, (int)h) *
-                                                        (s->n > PREFILL ? s->n : PREFILL) +
-                                                    at) *
-                                                       2 * S
-                                : s->rope_waves + at * HS;
-        head_features(&m->net, fq, q, head->kind, &head->w, true, T, waves);
-        head_features(&m->net, fk, k, head->kind, &head->w, false, T, waves);
-    }
-    if (T == 1) {
-        real *N = (real *)xmalloc(HS * sizeof(real)), rho, D = 0;
-        if (both) { /* the slot still holds the key that leaves the window now */
-            bool old = position >= late;
-            D = scan_step(&head->step, N, f.q.response, old ? responses + slot * S : NULL,
-                          old ? values + slot * HS : NULL, state, HS);
-            memcpy(responses + slot * S, f.k.response, S * sizeof(real));
-        } else if (far) D = scan_step(&head->step, N, f.q.response, f.k.response, v, state, HS);
-        if (near) {
-            memcpy(keys + slot * HS, fk, HS * sizeof(real));
-            memcpy(values + slot * HS, v, HS * sizeof(real));
-            *lse = attention_step(out, fq, keys, values, scale, position < rows ? position + 1 : rows, HS);
-        }
-        if (far) scan_output(out, both ? lse : NULL, &rho, N, D, &head->w, f.key_scale, HS);
-        free(N);
-    } else {
-        /* what is remembered of the last `past` tokens, then the new ones, in order of position: in place unless the
-           ring wraps */
-        const size_t past = position < rows ? position : rows, total = past + T, width = HS + (both ? S : 0);
-        const bool wraps = near && position + T > rows;
-        real *near_keys = keys, *near_values = values, *near_responses = responses, *room = NULL;
-        if (wraps) {
-            room = (real *)xmalloc(total * (HS + width) * sizeof(real));
-            near_keys = room;
-            near_values = near_keys + total * HS;
-            near_responses = near_values + total * HS;
-            for (size_t j = 0; j < past; j++) {
-                size_t from = (position - past + j) % rows;
-                memcpy(near_keys + j * HS, keys + from * HS, HS * sizeof(real));
-                memcpy(near_values + j * HS, values + from * HS, HS * sizeof(real));
-                if (both) memcpy(near_responses + j * S, responses + from * S, S * sizeof(real));
-            }
-        }
-        if (near) {
-            memcpy(near_keys + past * HS, fk, T * HS * sizeof(real));
-            for (size_t t = 0; t < T; t++) memcpy(near_values + (past + t) * HS, v + t * stride, HS * sizeof(real));
-            if (both) memcpy(near_responses + past * S, f.k.response, T * S * sizeof(real));
-            attention_head_forward(out, A, lse, fq, near_keys, near_values, HS, scale, head->window, true, past, total,
-                                   HS);
-        }
-        if (far) {
-            Scan c = scan_open(&head->w, late, CHUNK);
-            real *N = (real *)xcalloc(T * (HS + 1), sizeof(real)), *D = N + T * HS, rho;
-            size_t skip = past < late ? late - past : 0, first = past < late ? 0 : past - late;
-            if (both)
-                scan_forward(&c, N, D, f.q.response, near_responses + first * S, near_values + first * HS, HS, skip,
-                             false, state, NULL, T, HS);
-            else scan_forward(&c, N, D, f.q.response, f.k.response, v, stride, 0, false, state, NULL, T, HS);
-            for (size_t t = 0; t < T; t++)
-                scan_output(out + t * A, both ? lse + t : NULL, &rho, N + t * HS, D[t], &head->w, f.key_scale, HS);
-            free(N);
-            scan_close(&c);
-        }
-        for (size_t j = total > rows ? total - rows : 0; wraps && j < total; j++) {
-            size_t to = (position - past + j) % rows;
-            memcpy(keys + to * HS, near_keys + j * HS, HS * sizeof(real));
-            memcpy(values + to * HS, near_values + j * HS, HS * sizeof(real));
-            if (both) memcpy(responses + to * S, near_responses + j * S, S * sizeof(real));
-        }
-        free(room);
-    }
-    if (far) scan_head_close(&f);
+    HeadPass a = head_open(s, l, h, sample, at, T);
+    T == 1 ? head_step(&a) : head_block(&a);
+    if (a.far) scan_head_close(&a.features);
 }
 
 /* Sees the logits (rows, Vp; from V on they mean nothing) of what follows the tokens at positions position ..
@@ -1008,28 +1053,14 @@ static Scores score_tasks(const Model *m, const Task *tasks, size_t count, const
 
 /* ---------------------------------------------------------------------- commands */
 
-static void set_threads(int64_t threads) {
-#ifdef _OPENMP
-    if (threads > 0) omp_set_num_threads((int)threads);
-#else
-    if (threads > 1)
-        die_usage("--threads %lld: this program was built without OpenMP and has one thread", (long long)threads);
-#endif
-}
-
-/* The end of every table of flags: a command has variables `tokenizer` and `threads`. */
-#define MACHINE_FLAGS                                                                                   \
-    {FLAG_TEXT,                                                                                         \
-     "tokenizer",                                                                                       \
-     &tokenizer,                                                                                        \
-     0,                                                                                                 \
-     0,                                                                                                 \
-     "FILE",                                                                                            \
-     "the tokenizer of a model file that holds none, as those of llm.c",                                \
-     false},                                                                                            \
-        {FLAG_INT, "threads", &threads, 0, 4096, NULL, "CPU threads; 0: what OpenMP chooses", false}, { \
-        FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false                                                  \
-    }
+/* What the flags of all commands set; the table of commands below says which command has which, and the defaults. */
+typedef struct {
+    int64_t batch, context, samples, seed, show, stride, threads, tokens, top_k;
+    double min_p, repetition, temperature, top_p;
+    const char *file, *heads, *out, *pictures, *tokenizer, *type;
+    bool endless;
+    Texts stops;
+} Options;
 
 /* The text that a command is given: an argument (or NULL), or a file without the newlines that end it, which are not
    part of the sentence. */
@@ -1055,156 +1086,174 @@ typedef struct {
 
 static void remember(Writer *w, int token) { w->recent[w->recents++ % RECENT] = token; }
 
-static int generate(int argc, char **argv) {
-    int64_t tokens = 0, samples = 1, limit = 0, top_k = 0, seed = 1, threads = 0;
-    double temperature = 0.8, top_p = 0.95, min_p = 0, repetition = 1;
-    const char *file = NULL, *tokenizer = NULL;
-    bool endless = false;
-    Texts stops = {0};
-    Flag flags[] = {
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "what to write", false},
-        {FLAG_TEXT, "file", &file, 0, 0, "FILE", "read the prompt from FILE; - is standard input", false},
-        {FLAG_INT, "samples", &samples, 1, 65536, NULL,
-         "texts written side by side; sample i is what --seed SEED + i alone would write", false},
-        {FLAG_INT, "tokens", &tokens, 0, 9e15, NULL, "tokens to generate, at most; 0: until one of the ends below",
-         false},
-        {FLAG_TEXTS, "stop", &stops, 0, 0, "TEXT", "end a sample before TEXT; may be given several times", false},
-        {FLAG_SWITCH, "endless", &endless, 0, 0, NULL, "go on behind the end of a text with another", false},
-        {FLAG_INT, "context", &limit, 0, 9e15, NULL,
-         "end after N tokens, prompt included; 0: what the model was trained for, without end where it needs constant "
-         "memory",
-         false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "choice of the next token, in the order in which it is narrowed down",
-         false},
-        {FLAG_REAL, "repetition-penalty", &repetition, 0.01, 100, NULL,
-         "above 1: the last 256 tokens become less likely", false},
-        {FLAG_REAL, "temperature", &temperature, 0, 100, NULL,
-         "below 1 bolder in favour of the likely; 0: always the most likely token", false},
-        {FLAG_INT, "top-k", &top_k, 0, 1 << 20, NULL, "choose among the K most likely; 0: all", false},
-        {FLAG_REAL, "top-p", &top_p, 1e-9, 1, NULL, "choose among the most likely that together have probability P",
-         false},
-        {FLAG_REAL, "min-p", &min_p, 0, 1, NULL, "choose among those at least P times as likely as the most likely",
-         false},
-        {FLAG_INT, "seed", &seed, 0, 9e15, NULL, "same seed, same text, whatever the threads and samples", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "machine and files", false},
-        MACHINE_FLAGS,
-    };
-    int n = parse_flags(
-        flags, argc, argv,
-        "usage: infer generate MODEL [PROMPT] [flags]\n"
-        "Continues PROMPT; without one, starts a new text. Several samples are divided by lines <|endoftext|>.\n");
-    if (n < 1) die_usage("generate needs a model file, such as runs/default/model_00000800.bin");
-    if (n > 2) die_usage("generate takes a model and one prompt; put the prompt in quotes");
-    if (n == 2 && file) die_usage("give the prompt as an argument or by --file, not both");
-    for (int i = 0; i < stops.count; i++)
-        if (!stops.text[i][0]) die_usage("--stop needs a text of at least one letter");
-    set_threads(threads);
-    Model *m = model_open(argv[1], tokenizer, OBJECTIVE_LM);
-    const Config *c = &m->net.config;
-    const size_t N = (size_t)samples, T = (size_t)c->T, most = limit ? (size_t)limit : model_endless(m) ? SIZE_MAX : T;
-    if (c->position != POSITION_ROPE && most > T)
-        die("--context %lld: %s has learned positions for %zu tokens and cannot go beyond them", (long long)limit,
-            argv[1], T);
-    size_t prompt_bytes, count = 0, room = 0, bytes;
-    char *prompt = given_text(n == 2 ? argv[2] : NULL, file, &prompt_bytes);
-    int *ids = NULL;
-    tokenizer_encode(m->tokenizer, prompt, prompt_bytes, false, &ids, &count, &room);
-    int *context = (int *)xmalloc((count + 1) * sizeof *context), eot = tokenizer_eot(m->tokenizer);
-    context[0] = eot; /* as in training: every document stands behind one */
-    if (count) memcpy(context + 1, ids, count * sizeof *ids);
-    if (count + 1 > most)
-        die("the prompt has %zu tokens, with the start one more; %s %zu%s", count,
-            limit ? "--context allows" : "the model was trained for", most,
-            limit || c->position != POSITION_ROPE ? "" : ", and --context N goes beyond");
+/* Texts that are written side by side, all after one prompt. */
+typedef struct {
+    const Options *o;
+    const char *path;
+    Model *model;
+    Session *session;
+    Writer *writers; /* (N) */
+    size_t N, most;  /* most: tokens of a text, prompt included */
+    char *prompt;
+    size_t prompt_bytes, count; /* count: tokens of context */
+    int *context;               /* (count): <|endoftext|>, then the prompt's tokens */
+    size_t *active, actives;    /* (N): which are still written; how many */
+    int *next;                  /* (N): the token that each of those goes on with */
+    size_t turn;                /* the text that is on its way out */
+    size_t stopped[CONTEXT_FULL + 1];
+} Generation;
 
-    Session *s =
-        session_create(m, N, tokens > 0 && most - count - 1 > (size_t)tokens ? count + 1 + (size_t)tokens : most);
-    Writer *writers = (Writer *)xcalloc(N, sizeof *writers);
-    size_t *active = (size_t *)xmalloc(N * sizeof *active), actives = N, turn = 0, fed = 0,
-           stopped[CONTEXT_FULL + 1] = {0};
-    int *next = (int *)xmalloc(N * sizeof *next);
-    double start = now_seconds(), prefill, took;
-    session_run(s, NULL, 1, context, count + 1, NULL, NULL);
-    prefill = now_seconds() - start;
-    for (size_t i = 0; i < N; i++) {
-        Sampler sampler = {repetition, temperature, (int)top_k, top_p, min_p, (uint64_t)seed + i};
-        session_copy(s, i, 0);
-        writers[i].sampler = sampler;
-        active[i] = i;
-        for (size_t j = 1; j <= count; j++) remember(&writers[i], context[j]);
+/* The prompt as tokens. Every document stands behind <|endoftext|>, as in training. */
+static void encode_prompt(Generation *g, const char *argument) {
+    const Options *o = g->o;
+    const Config *c = &g->model->net.config;
+    size_t T = (size_t)c->T, count = 1, room = 64;
+    g->most = o->context ? (size_t)o->context : model_endless(g->model) ? SIZE_MAX : T;
+    if (c->position != POSITION_ROPE && g->most > T)
+        die("--context %lld: %s has learned positions for %zu tokens and cannot go beyond them", (long long)o->context,
+            g->path, T);
+    g->prompt = given_text(argument, o->file, &g->prompt_bytes);
+    g->context = (int *)xmalloc(room * sizeof *g->context);
+    g->context[0] = tokenizer_eot(g->model->tokenizer);
+    tokenizer_encode(g->model->tokenizer, g->prompt, g->prompt_bytes, false, &g->context, &count, &room);
+    g->count = count;
+    if (count > g->most)
+        die("the prompt has %zu tokens, with the start one more; %s %zu%s", count - 1,
+            o->context ? "--context allows" : "the model was trained for", g->most,
+            o->context || c->position != POSITION_ROPE ? "" : ", and --context N goes beyond");
+}
+
+/* Reads the prompt once; every text goes on from it with a sampler of its own. Returns the seconds that it took. */
+static double start_writers(Generation *g) {
+    const Options *o = g->o;
+    bool short_enough = o->tokens > 0 && g->most - g->count > (size_t)o->tokens;
+    g->N = g->actives = (size_t)o->samples;
+    g->session = session_create(g->model, g->N, short_enough ? g->count + (size_t)o->tokens : g->most);
+    g->writers = (Writer *)xcalloc(g->N, sizeof *g->writers);
+    g->active = (size_t *)xmalloc(g->N * sizeof *g->active);
+    g->next = (int *)xmalloc(g->N * sizeof *g->next);
+    double start = now_seconds();
+    session_run(g->session, NULL, 1, g->context, g->count, NULL, NULL);
+    double seconds = now_seconds() - start;
+    for (size_t i = 0; i < g->N; i++) {
+        Sampler sampler = {o->repetition, o->temperature, (int)o->top_k, o->top_p, o->min_p, (uint64_t)o->seed + i};
+        session_copy(g->session, i, 0);
+        g->writers[i].sampler = sampler;
+        g->active[i] = i;
+        for (size_t j = 1; j < g->count; j++) remember(&g->writers[i], g->context[j]);
     }
-    start = now_seconds();
-    fwrite(prompt, 1, prompt_bytes, stdout);
-    while (actives > 0) {
-#pragma omp parallel for schedule(dynamic) if (actives > 1)
-        for (size_t k = 0; k < actives; k++) {
-            Writer *w = &writers[active[k]];
-            w->token = sample_token(&w->sampler, session_logits(s, active[k]), c->V, w->recent,
-                                    w->recents < RECENT ? w->recents : RECENT);
-        }
-        size_t left = 0;
-        for (size_t k = 0; k < actives; k++) {
-            Writer *w = &writers[active[k]];
-            if (w->token < 0) die("%s gives logits that are not finite: it is not a usable model", argv[1]);
-            if (w->token == eot && !endless) w->state = END_OF_TEXT;
-            else {
-                const char *piece =
-                    w->token == eot ? "\n<|endoftext|>\n" : tokenizer_piece(m->tokenizer, w->token, &bytes);
-                if (w->token == eot) bytes = strlen(piece);
-                else remember(w, w->token);
-                if (stream_add(&w->stream, piece, bytes, &stops)) w->state = STOP_STRING;
-                else if (++w->made == tokens) w->state = TOKENS_MADE;
-                else if (s->position[active[k]] == most) w->state = CONTEXT_FULL;
-            }
-            stopped[w->state]++;
-            if (w->state == GOING_ON) {
-                next[left] = w->token;
-                active[left++] = active[k];
-            } else if (w->state != STOP_STRING) stream_release(&w->stream, w->stream.held_bytes, true);
-        }
-        actives = left;
-        for (; turn < N; turn++) { /* samples are written one after the other, each as soon as it can be */
-            Stream *o = &writers[turn].stream;
-            if (o->ready_bytes) fwrite(o->ready, 1, o->ready_bytes, stdout);
-            o->ready_bytes = 0;
-            if (writers[turn].state == GOING_ON) break;
-            printf(N > 1 ? "\n<|endoftext|>\n" : "\n");
-            if (turn + 1 < N) fwrite(prompt, 1, prompt_bytes, stdout);
-        }
-        if (fflush(stdout) != 0) die("cannot write the text to standard output");
-        fed += actives;
-        if (actives > 0) session_run(s, active, actives, next, 1, NULL, NULL);
+    return seconds;
+}
+
+static void choose_tokens(Generation *g) {
+    const int V = g->model->net.config.V;
+#pragma omp parallel for schedule(dynamic) if (g->actives > 1)
+    for (size_t k = 0; k < g->actives; k++) {
+        Writer *w = &g->writers[g->active[k]];
+        w->token = sample_token(&w->sampler, session_logits(g->session, g->active[k]), V, w->recent,
+                                w->recents < RECENT ? w->recents : RECENT);
     }
-    took = now_seconds() - start;
-    int64_t made = 0;
-    for (size_t i = 0; i < N; i++) made += writers[i].made;
-    fprintf(stderr, "prompt %zu tokens in %.3f s, %.0f tokens/s; %lld tokens generated", count + 1, prefill,
-            (double)(count + 1) / prefill, (long long)made);
-    if (fed > 0) fprintf(stderr, " in %.3f s, %.0f tokens/s", took, (double)fed / took);
+}
+
+/* Text i takes its token: GOING_ON, or why it stops here. */
+static int take_token(Generation *g, size_t i) {
+    Writer *w = &g->writers[i];
+    const Tokenizer *t = g->model->tokenizer;
+    size_t bytes;
+    if (w->token < 0) die("%s gives logits that are not finite: it is not a usable model", g->path);
+    bool ends = w->token == tokenizer_eot(t);
+    if (ends && !g->o->endless) return END_OF_TEXT;
+    const char *piece = ends ? "\n<|endoftext|>\n" : tokenizer_piece(t, w->token, &bytes);
+    if (ends) bytes = strlen(piece);
+    else remember(w, w->token);
+    if (stream_add(&w->stream, piece, bytes, &g->o->stops)) return STOP_STRING;
+    if (++w->made == g->o->tokens) return TOKENS_MADE;
+    return g->session->position[i] == g->most ? CONTEXT_FULL : GOING_ON;
+}
+
+/* All texts take their tokens; those that go on stay active. */
+static void take_tokens(Generation *g) {
+    size_t left = 0;
+    for (size_t k = 0; k < g->actives; k++) {
+        size_t i = g->active[k];
+        Writer *w = &g->writers[i];
+        w->state = take_token(g, i);
+        g->stopped[w->state]++;
+        if (w->state == GOING_ON) {
+            g->next[left] = w->token;
+            g->active[left++] = i;
+        } else if (w->state != STOP_STRING) stream_release(&w->stream, w->stream.held_bytes, true);
+    }
+    g->actives = left;
+}
+
+/* Texts go out one after the other, each as soon as it can. */
+static void write_ready(Generation *g) {
+    for (; g->turn < g->N; g->turn++) {
+        Stream *o = &g->writers[g->turn].stream;
+        if (o->ready_bytes) fwrite(o->ready, 1, o->ready_bytes, stdout);
+        o->ready_bytes = 0;
+        if (g->writers[g->turn].state == GOING_ON) break;
+        printf(g->N > 1 ? "\n<|endoftext|>\n" : "\n");
+        if (g->turn + 1 < g->N) fwrite(g->prompt, 1, g->prompt_bytes, stdout);
+    }
+    if (fflush(stdout) != 0) die("cannot write the text to standard output");
+}
+
+/* The last line, on standard error: how fast, how much, and why it stopped. fed: tokens that were read back. */
+static void print_generation(const Generation *g, double prefill, double took, size_t fed) {
     static const char *const reasons[] = {NULL, "the end of the text", "a --stop text",
                                           "the number of tokens asked for", "the end of the context"};
+    const Config *c = &g->model->net.config;
+    int64_t made = 0;
+    for (size_t i = 0; i < g->N; i++) made += g->writers[i].made;
+    fprintf(stderr, "prompt %zu tokens in %.3f s, %.0f tokens/s; %lld tokens generated", g->count, prefill,
+            (double)g->count / prefill, (long long)made);
+    if (fed > 0) fprintf(stderr, " in %.3f s, %.0f tokens/s", took, (double)fed / took);
     fprintf(stderr, "; stopped at ");
     for (int i = 1, said = 0; i <= CONTEXT_FULL; i++)
-        if (stopped[i]) {
+        if (g->stopped[i]) {
             fprintf(stderr, "%s%s", said++ ? ", " : "", reasons[i]);
-            if (N > 1) fprintf(stderr, " (%zu)", stopped[i]);
+            if (g->N > 1) fprintf(stderr, " (%zu)", g->stopped[i]);
         }
-    if (stopped[CONTEXT_FULL] && !limit)
-        fprintf(stderr, " of %zu tokens that it was trained for%s", T,
+    if (g->stopped[CONTEXT_FULL] && !g->o->context)
+        fprintf(stderr, " of %d tokens that it was trained for%s", c->T,
                 c->position == POSITION_ROPE ? "; --context N goes beyond" : ", and learned positions go no further");
     fprintf(stderr, "\n");
-    for (size_t i = 0; i < N; i++) {
-        free(writers[i].stream.held);
-        free(writers[i].stream.ready);
+}
+
+static void generation_free(Generation *g) {
+    for (size_t i = 0; i < g->N; i++) {
+        free(g->writers[i].stream.held);
+        free(g->writers[i].stream.ready);
     }
-    session_free(s);
-    model_close(m);
-    free(prompt);
-    free(ids);
-    free(context);
-    free(writers);
-    free(active);
-    free(next);
+    session_free(g->session);
+    model_close(g->model);
+    free(g->prompt);
+    free(g->context);
+    free(g->writers);
+    free(g->active);
+    free(g->next);
+}
+
+static int generate(const Options *o, char **argv) {
+    if (argv[2] && o->file) die_usage("give the prompt as an argument or by --file, not both");
+    for (int i = 0; i < o->stops.count; i++)
+        if (!o->stops.text[i][0]) die_usage("--stop needs a text of at least one letter");
+    Generation g = {.o = o, .path = argv[1], .model = model_open(argv[1], o->tokenizer, OBJECTIVE_LM)};
+    encode_prompt(&g, argv[2]);
+    double prefill = start_writers(&g), start = now_seconds();
+    size_t fed = 0;
+    fwrite(g.prompt, 1, g.prompt_bytes, stdout);
+    while (g.actives > 0) {
+        choose_tokens(&g);
+        take_tokens(&g);
+        write_ready(&g);
+        fed += g.actives;
+        if (g.actives > 0) session_run(g.session, g.active, g.actives, g.next, 1, NULL, NULL);
+    }
+    print_generation(&g, prefill, now_seconds() - start, fed);
+    generation_free(&g);
     return 0;
 }
 
@@ -1248,30 +1297,11 @@ static int *perplexity_tokens(const char *path, const Tokenizer *t, size_t *coun
     return ids;
 }
 
-static int perplexity(int argc, char **argv) {
-    int64_t batch = 8, stride = 0, threads = 0;
-    const char *tokenizer = NULL;
-    Flag flags[] = {
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
-        {FLAG_INT, "stride", &stride, 0, 1 << 24, NULL,
-         "windows begin every N tokens and all but the first count their last N; 0: windows side by side", false},
-        {FLAG_INT, "batch", &batch, 1, 65536, NULL, "windows per pass", false},
-        MACHINE_FLAGS,
-    };
-    int n =
-        parse_flags(flags, argc, argv,
-                    "usage: infer perplexity MODEL FILE [flags]\n"
-                    "FILE is a text, documents separated by lines <|endoftext|>, or a shard of data/prepare. It is cut "
-                    "into windows of the\n"
-                    "model's length, each predicted from nothing but itself; the standard error is over stretches of "
-                    "that length. The table is\n"
-                    "of tokens by how many tokens they were predicted from; its errors take them as independent.\n");
-    if (n != 2) die_usage("perplexity needs a model and a file: infer perplexity MODEL FILE");
-    set_threads(threads);
-    Model *m = model_open(argv[1], tokenizer, OBJECTIVE_LM);
+static int perplexity(const Options *o, char **argv) {
+    Model *m = model_open(argv[1], o->tokenizer, OBJECTIVE_LM);
     size_t T = (size_t)m->net.config.T, count;
-    if ((size_t)stride > T)
-        die_usage("--stride %lld exceeds the windows of %s, %zu tokens", (long long)stride, argv[1], T);
+    if ((size_t)o->stride > T)
+        die_usage("--stride %lld exceeds the windows of %s, %zu tokens", (long long)o->stride, argv[1], T);
     int *tokens = perplexity_tokens(argv[2], m->tokenizer, &count);
     if (count < 2) die("%s holds no text to predict", argv[2]);
     double bytes = 0, start = now_seconds();
@@ -1280,7 +1310,7 @@ static int perplexity(int argc, char **argv) {
         if (tokens[i] != tokenizer_eot(m->tokenizer)) tokenizer_piece(m->tokenizer, tokens[i], &length);
         bytes += (double)length;
     }
-    Losses l = measure_losses(m, tokens, count, stride ? (size_t)stride : T, (size_t)batch);
+    Losses l = measure_losses(m, tokens, count, o->stride ? (size_t)o->stride : T, (size_t)o->batch);
     double mean = l.sum / (double)l.predictions, square = 0;
     if (!isfinite(mean)) die("%s gives a loss that is not finite on %s: it is not a usable model", argv[1], argv[2]);
     for (size_t i = 0; i < l.stretches; i++) { /* deviation of a stretch's sum from what its length makes one expect */
@@ -1288,7 +1318,7 @@ static int perplexity(int argc, char **argv) {
         square += (l.stretch[i] - expected) * (l.stretch[i] - expected);
     }
     printf("tokens %zu, bytes %.0f, windows %zu of %zu", l.predictions, bytes, l.windows, T);
-    if (stride) printf(" every %lld", (long long)stride);
+    if (o->stride) printf(" every %lld", (long long)o->stride);
     printf("\nloss %.6f nats per token\n", mean);
     if (l.stretches > 1) {
         double error = sqrt(square * (double)l.stretches / (double)(l.stretches - 1)) / (double)l.predictions;
@@ -1318,24 +1348,8 @@ static void print_mean(const char *what, const Mean *m) {
     if (m->count > 1) printf(" +- %.4f", mean_error(m));
 }
 
-static int score(int argc, char **argv) {
-    int64_t threads = 0;
-    const char *tokenizer = NULL;
-    Flag flags[] = {
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
-        MACHINE_FLAGS,
-    };
-    int n = parse_flags(
-        flags, argc, argv,
-        "usage: infer score MODEL TASKS.jsonl [flags]\n"
-        "One JSON object a line. {\"ctx\": \"...\", \"endings\": [\"...\", ...], \"label\": 0}, as HellaSwag: the "
-        "share of tasks where the right ending\n"
-        "is the likeliest, and where it is the likeliest per byte (normalised). {\"text\": \"...\"}, as LAMBADA: the "
-        "share of texts whose last\n"
-        "word greedy decoding would write, and its mean log-likelihood. data/make_stories --tasks makes such files.\n");
-    if (n != 2) die_usage("score needs a model and a file of tasks: infer score MODEL TASKS.jsonl");
-    set_threads(threads);
-    Model *m = model_open(argv[1], tokenizer, OBJECTIVE_LM);
+static int score(const Options *o, char **argv) {
+    Model *m = model_open(argv[1], o->tokenizer, OBJECTIVE_LM);
     size_t count;
     Task *tasks = tasks_read(argv[2], &count);
     double start = now_seconds();
@@ -1358,20 +1372,8 @@ static int score(int argc, char **argv) {
     return 0;
 }
 
-static int fill(int argc, char **argv) {
-    int64_t show = 5, threads = 0;
-    const char *tokenizer = NULL;
-    Flag flags[] = {
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
-        {FLAG_INT, "show", &show, 0, 1000, NULL, "likeliest tokens listed for each mask, on standard error", false},
-        MACHINE_FLAGS,
-    };
-    int n = parse_flags(flags, argc, argv,
-                        "usage: infer fill MODEL \"The [MASK] sat\" [flags]\nPuts the likeliest token in place of each "
-                        "[MASK], all at once.\n");
-    if (n != 2) die_usage("fill needs a model and a text with [MASK] in it, in quotes");
-    set_threads(threads);
-    Loaded l = load(argv[1], tokenizer, 1, OBJECTIVE_MLM);
+static int fill(const Options *o, char **argv) {
+    Loaded l = load(argv[1], o->tokenizer, 1, OBJECTIVE_MLM);
     const Config *c = &l.model->config;
     int *ids = NULL, mask = tokenizer_mask(l.tokenizer), masks = 0;
     size_t count = 1, room = 1024;
@@ -1391,18 +1393,18 @@ static int fill(int argc, char **argv) {
             if (mask < c->V) logits[mask] = -INFINITY; /* no answer */
             most = largest(logits, (size_t)c->V);
             for (int v = 0; v < c->V; v++) sum += exp_real(logits[v] - most);
-            for (int64_t k = 0; k < (show > 1 ? show : 1) && k < c->V; k++) {
+            for (int64_t k = 0; k < (o->show > 1 ? o->show : 1) && k < c->V; k++) {
                 int token = 0;
                 for (int v = 1; v < c->V; v++)
                     if (logits[v] > logits[token]) token = v;
                 if (k == 0) best = token;
                 const char *piece = tokenizer_piece(l.tokenizer, token, &bytes);
-                if (k < show)
+                if (k < o->show)
                     fprintf(stderr, "%s%.*s %.1f %%", k ? ", " : "mask: ", (int)bytes, piece,
                             100 * (double)(exp_real(logits[token] - most) / sum));
                 logits[token] = -INFINITY;
             }
-            if (show) fputc('\n', stderr);
+            if (o->show) fputc('\n', stderr);
             ids[i] = best;
         }
         const char *piece = tokenizer_piece(l.tokenizer, ids[i], &bytes);
@@ -1414,148 +1416,9 @@ static int fill(int argc, char **argv) {
     return 0;
 }
 
-/* The heads that a list such as 0:3,2:1-4 (layer:head) names, as masks by layer. */
-static void named_heads(uint64_t heads[MAX_LAYERS], const char *list, const Config *c) {
-    int NH = config_heads(c);
-    memset(heads, 0, MAX_LAYERS * sizeof *heads);
-    for (const char *p = list;;) {
-        int layer, first, last, used = 0, more = 0;
-        if (sscanf(p, "%9d:%9d%n", &layer, &first, &used) != 2)
-            die_usage("--heads '%.80s' is not a list such as 0:3,2:1-4 (layer:head)", list);
-        last = first;
-        p += used;
-        if (sscanf(p, "-%9d%n", &last, &more) == 1) p += more;
-        if (layer < 0 || layer >= c->L || first < 0 || last < first || last >= NH)
-            die_usage("--heads '%.80s': the model has layers 0 to %d of heads 0 to %d", list, c->L - 1, NH - 1);
-        for (int h = first; h <= last; h++) heads[layer] |= 1ull << h;
-        if (*p == 0) return;
-        if (*p++ != ',') die_usage("--heads '%.80s': entries are separated by commas", list);
-    }
-}
-
-/* Queries (part 0) or keys (part 1) of a head in the last forward pass of one text: (T, HS) */
-static void report_head(void *model, int l, int h, int part, float *out) {
-    const GSA *m = (const GSA *)model;
-    Sizes z = config_sizes(&m->config);
-    for (size_t t = 0; t < m->used_T; t++)
-        memcpy(out + t * z.HS, m->a.qkv + ((size_t)l * m->used_T + t) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS,
-               z.HS * sizeof(float));
-}
-
-static int report(int argc, char **argv) {
-    int64_t most = 96, threads = 0;
-    const char *file = NULL, *out = "report.html", *pictures = NULL, *list = NULL, *tokenizer = NULL;
-    Flag flags[] = {
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
-        {FLAG_TEXT, "out", &out, 0, 0, "FILE", "the page; -o for short", false},
-        {FLAG_TEXT, "file", &file, 0, 0, "FILE", "read the text from FILE; - is standard input", false},
-        {FLAG_INT, "tokens", &most, 2, 512, NULL, "how much of the text is shown, at most", false},
-        {FLAG_TEXT, "pictures", &pictures, 0, 0, "DIR", "write PNG pictures of the heads into DIR as well", false},
-        {FLAG_TEXT, "heads", &list, 0, 0, "MAP", "of these heads only, layer:head such as 0:3,2:1-4; with --pictures",
-         false},
-        MACHINE_FLAGS,
-    };
-    int n = parse_flags(flags, argc, argv,
-                        "usage: infer report MODEL TEXT [-o report.html] [flags]\n"
-                        "Writes a page that shows what the model does with TEXT: attention, splats and predictions, "
-                        "token by token. It needs no network\n"
-                        "and nothing beside it. A main.log next to the model adds the curves of its training.\n");
-    if (n < 1) die_usage("report needs a model file and a text: infer report MODEL TEXT");
-    if (n > 2) die_usage("report takes a model and one text; put the text in quotes");
-    if ((n == 2) == (file != NULL))
-        die_usage(file ? "give the text as an argument or by --file, not both"
-                       : "report needs a text to show the model: infer report MODEL TEXT");
-    if (list && !pictures) die_usage("--heads says which heads --pictures draws; give --pictures DIR as well");
-    set_threads(threads);
-    Checkpoint *k = checkpoint_open(argv[1], CHECKPOINT_MODEL);
-    Config c = k->config;
-    Tokenizer *t = checkpoint_tokenizer(k, tokenizer);
-    uint64_t heads[MAX_LAYERS];
-    for (int l = 0; l < MAX_LAYERS; l++) heads[l] = ~0ull;
-    if (list) named_heads(heads, list, &c);
-
-    size_t bytes, count = 1, room = 1024, T = (size_t)most;
-    char *text = given_text(n == 2 ? argv[2] : NULL, file, &bytes), *note = NULL;
-    if (bytes == 0) die("%s is empty: the report needs a text to show", file ? file : "the text");
-    int *x = (int *)xmalloc(room * sizeof *x);
-    x[0] = tokenizer_eot(t); /* as in training: every document stands behind one */
-    tokenizer_encode(t, text, bytes, c.objective == OBJECTIVE_MLM, &x, &count, &room);
-    size_t heads_in_all = (size_t)c.L * (size_t)config_heads(&c);
-    while (T > 2 && heads_in_all * T * T > 24 << 20) T--; /* the page stays below some 40 MB */
-    if (T > (size_t)c.T) T = (size_t)c.T;
-    if (count > T) {
-        note = xasprintf("The text has %zu tokens, one for the start counted; the first %zu are shown (%s).", count, T,
-                         T == (size_t)c.T    ? "the model's context"
-                         : T == (size_t)most ? "--tokens shows more"
-                                             : "more of so many heads would make too large a page");
-        fprintf(stderr, "%s\n", note);
-        count = T;
-    }
-
-    GSA *m = gsa_create(&c, 1);
-    checkpoint_read_tensors(k, "", m->params);
-    int *y = (int *)xmalloc(count * sizeof *y);
-    for (size_t i = 0; i < count; i++) y[i] = i + 1 < count ? x[i + 1] : -1;
-    gsa_forward(m, x, c.objective == OBJECTIVE_LM ? y : NULL, 1, count);
-    for (size_t i = 0; i < count * (size_t)c.Vp; i++)
-        if (!isfinite(m->a.logits[i])) die("%s gives numbers that are not finite: it is not a usable model", argv[1]);
-    Report *r = report_create(&c, m->params, (int)count, report_head, m);
-    r->model = argv[1];
-    r->note = note;
-    r->step = k->step;
-    for (size_t i = 0; i < count; i++) {
-        r->loss[i] = c.objective == OBJECTIVE_LM && i > 0 ? m->a.losses[i - 1] : NAN;
-        real *logits = m->a.logits + i * (size_t)c.Vp, top = largest(logits, (size_t)c.V), sum = 0;
-        size_t length;
-        const char *piece = tokenizer_piece(t, x[i], &length);
-        /* a vocabulary without it has it behind its end */
-        r->tokens[i] = piece ? token_label(piece, length) : xstrdup("[MASK]");
-        for (int v = 0; v < c.V; v++) sum += exp_real(logits[v] - top);
-        for (size_t place = i * REPORT_GUESSES; place < (i + 1) * REPORT_GUESSES; place++) {
-            int best = 0;
-            for (int v = 1; v < c.V; v++)
-                if (logits[v] > logits[best]) best = v;
-            piece = tokenizer_piece(t, best, &length);
-            r->guess[place] = token_label(piece, length);
-            r->guess_share[place] = (float)(exp_real(logits[best] - top) / sum);
-            logits[best] = -INFINITY;
-        }
-    }
-    const char *slash = strrchr(argv[1], '/');
-    char *log = xasprintf("%.*smain.log", slash ? (int)(slash - argv[1]) + 1 : 0, argv[1]);
-    FILE *there = fopen(log, "r");
-    if (there) fclose(there);
-    report_write(r, there ? log : NULL, out);
-    fprintf(stderr, "%s: %zu tokens, %zu heads\n", out, count, heads_in_all);
-    if (pictures) fprintf(stderr, "%s: %d pictures\n", pictures, report_pictures(r, heads, pictures));
-    for (size_t i = 0; i < count * (1 + REPORT_GUESSES); i++) free((char *)r->tokens[i]);
-    report_free(r);
-    gsa_destroy(m);
-    tokenizer_free(t);
-    checkpoint_close(k);
-    free(log);
-    free(note);
-    free(text);
-    free(x);
-    free(y);
-    return 0;
-}
-
 /* A model file with the matrices in a smaller type; all that is small stays fp32. */
-static int quantize(int argc, char **argv) {
-    const char *type = NULL;
-    Flag flags[] = {
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
-        {FLAG_CHOICE, "type", &type, 0, 0, "bf16|int8",
-         "bf16: half the bytes; int8, with a scale for each row of a matrix: a quarter", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false},
-    };
-    int n = parse_flags(flags, argc, argv,
-                        "usage: infer quantize MODEL OUT --type bf16|int8\nWrites MODEL to the file OUT with its "
-                        "matrices rounded. Every command takes such a file.\n");
-    if (n != 2)
-        die_usage("quantize needs a model and the name of the file to write: infer quantize MODEL OUT --type int8");
-    if (!type) die_usage("quantize needs --type bf16 or --type int8");
+static int quantize(const Options *o, char **argv) {
+    if (!o->type) die_usage("quantize needs --type bf16 or --type int8");
     Checkpoint *k = checkpoint_open(argv[1], CHECKPOINT_MODEL);
     if (checkpoint_weight_type(k) != TYPE_F32)
         die("%s holds rounded weights already; quantize the file that training wrote", argv[1]);
@@ -1577,7 +1440,7 @@ static int quantize(int argc, char **argv) {
         done[tensor] = true;
         const int64_t rows = (int64_t)(tensors[tensor].size / m.columns);
         const float *from = (const float *)m.data;
-        m.type = strcmp(type, "bf16") == 0 ? TYPE_BF16 : TYPE_I8;
+        m.type = strcmp(o->type, "bf16") == 0 ? TYPE_BF16 : TYPE_I8;
         float *scales = (float *)(made[mades++] = xmalloc((size_t)rows * sizeof *scales));
         entries[count - 1] = checkpoint_entry(tensors[tensor].name, m.type, 3, tensors[tensor].shape);
         data[count - 1] = made[mades++] = xmalloc((size_t)entries[count - 1].bytes);
@@ -1599,161 +1462,288 @@ static int quantize(int argc, char **argv) {
     return 0;
 }
 
-/* Mean of the diagonal of Lambda. */
-static double mean_precision(const Config *c, const float *log_precision) {
-    int d = config_head_size(c), P = config_precisions(c);
-    double sum = 0;
-    if (c->covariance != COVARIANCE_FULL)
-        for (int k = 0; k < P; k++) sum += exp((double)log_precision[k]) / P;
-    else
-        for (int i = 0; i < d; i++)
-            for (int k = 0; k <= i; k++)
-                sum += pow(i == k ? exp((double)log_precision[i * (i + 1) / 2 + k])
-                                  : (double)log_precision[i * (i + 1) / 2 + k],
-                           2) /
-                       d;
-    return sum;
-}
-
-static int inspect(int argc, char **argv) {
-    int64_t most = 4096, show = 5, threads = 0;
-    const char *tokenizer = NULL;
-    Flag flags[] = {
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, "flags", false},
-        {FLAG_INT, "tokens", &most, 1, 1 << 20, NULL, "entries of the vocabulary that are looked at, from the first",
-         false},
-        {FLAG_INT, "show", &show, 0, 100, NULL, "tokens listed for each splat", false},
-        MACHINE_FLAGS,
-    };
-    int n = parse_flags(
-        flags, argc, argv,
-        "usage: infer inspect MODEL [flags]\n"
-        "The splats of each head. act: activation, the mean share of queries and keys over the last windows of "
-        "training, in percent; amp: amplitude\n"
-        "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; age: "
-        "steps it has lived. Then the\n"
-        "tokens whose keys it owns, nearest first: keys of each entry of the vocabulary at the beginning of a text.\n");
-    if (n != 1) die_usage("inspect needs a model file and nothing else: infer inspect MODEL");
-    set_threads(threads);
-    Checkpoint *k = checkpoint_open(argv[1], CHECKPOINT_MODEL);
-    Config c = k->config;
-    Tokenizer *t = checkpoint_tokenizer(k, tokenizer);
-    size_t G = (size_t)config_gsa_heads(&c), S = (size_t)c.S, d = (size_t)config_head_size(&c),
-           V = (size_t)(most < c.V ? most : c.V), length = c.T > 1 ? 2 : 1, A = (size_t)config_width(&c);
-    if (!G) die("%s has standard heads only, and no splats to show", argv[1]);
-    GSA *m = gsa_create(&c, 1);
-    checkpoint_read_tensors(k, "", m->params);
-    Adapt *a = adapt_create(&c, 1);
-    adapt_read(a, k, false);
-    bool tracked = a->numbers[ADAPT_COUNT_WINDOWS] > 0;
-
-    /* keys (G, V, HS) of all tokens, each behind the token that begins a text */
-    float *keys = (float *)xmalloc(G * V * d * sizeof *keys);
-    size_t batch = (size_t)c.T / length;
-    int *x = (int *)xmalloc(batch * length * sizeof *x);
-    for (size_t first = 0; first < V; first += batch) {
-        size_t B = V - first < batch ? V - first : batch;
-        for (size_t b = 0; b < B; b++) {
-            x[b * length] = tokenizer_eot(t);
-            x[b * length + length - 1] = (int)(first + b);
-        }
-        gsa_forward(m, x, NULL, B, length);
-        for (size_t l = 0; l < (size_t)c.L; l++)
-            for (int h = 0; h < config_heads(&c); h++)
-                for (size_t b = 0; b < B && config_is_gsa(&c, (int)l, h); b++)
-                    memcpy(keys + ((size_t)config_gsa_before(&c, (int)l, h) * V + first + b) * d,
-                           m->a.qkv + ((l * B + b) * length + length - 1) * 3 * A + A + (size_t)h * d,
-                           d * sizeof *keys);
-        progress("keys", (double)(first + B), (double)V);
-    }
-
-    printf("%s: step %lld, %d layers, %zu GSA heads of %zu slots%s\n", argv[1], (long long)k->step, c.L, G, S,
-           tracked ? "" : "; its training kept no statistics: activations are those of the keys looked at");
-    double *r = (double *)xmalloc(V * (S + 1) * sizeof *r), *nearness = r + V * S;
-    for (int l = 0; l < c.L; l++)
-        for (int h = 0; h < config_heads(&c); h++) {
-            if (!config_is_gsa(&c, l, h)) continue;
-            size_t g = (size_t)config_gsa_before(&c, l, h);
-            head_responsibilities(&c, m->params, l, h, keys + g * V * d, V, r);
-            printf("\nlayer %d, head %d: %d of %zu alive\n slot   act %%    amp  width%s%s   %7s  tokens\n", l, h,
-                   adapt_alive(&c, (int)g, m->params + a->first), S, m->p.log_theta ? "   period" : "",
-                   m->p.log_delta ? "     half" : "", "age");
-            for (size_t s = 0; s < S; s++) {
-                size_t i = g * S + s;
-                if (!(m->p.alive[i] > 0)) {
-                    printf(" %4zu   dead\n", s);
-                    continue;
-                }
-                double share = 0;
-                for (size_t v = 0; v < V; v++) share += r[v * S + s] / (double)V;
-                printf(" %4zu %7.2f %6.2f %6.3f", s, 100 * (tracked ? adapt_activation(a, g, s) : share),
-                       exp((double)(m->p.log_alpha[i] - m->p.log_alpha_reference[i])),
-                       1 / sqrt(mean_precision(&c, m->p.log_precision + i * (size_t)config_precisions(&c))));
-                if (m->p.log_theta) printf(" %8.1f", 6.283185307179586 / exp((double)m->p.log_theta[i]));
-                if (m->p.log_delta) printf(" %8.1f", log(2) / exp((double)m->p.log_delta[i]));
-                printf("   %7lld ", (long long)(k->step - a->born[i]));
-                for (size_t v = 0; v < V; v++) { /* of the tokens that it owns how much of the key it has */
-                    nearness[v] = r[v * S + s];
-                    for (size_t u = 0; u < S; u++) nearness[v] = r[v * S + u] > r[v * S + s] ? -1 : nearness[v];
-                }
-                for (int64_t place = 0; place < show; place++) {
-                    size_t best = 0, bytes;
-                    for (size_t v = 1; v < V; v++) best = nearness[v] > nearness[best] ? v : best;
-                    if (nearness[best] < 0) break;
-                    nearness[best] = -1;
-                    const char *piece = tokenizer_piece(t, (int)best, &bytes);
-                    char *label = token_label(piece, bytes);
-                    printf(" %s", label);
-                    free(label);
-                }
-                printf("\n");
-            }
-        }
-    free(r);
-    free(x);
-    free(keys);
-    adapt_free(a);
-    gsa_destroy(m);
-    tokenizer_free(t);
-    checkpoint_close(k);
-    return 0;
-}
-
 #include "gsa/look/study.h"
+
+/* ---------------------------------------------------------------------- the table of commands */
+
+static Options options; /* where the parser puts what the flags say; each command is handed it */
+
+#define HEADING(text) \
+    { FLAG_ROOM, NULL, NULL, 0, 0, NULL, text, false }
+#define TOKENIZER_HELP "the tokenizer of a model file that holds none, as those of llm.c"
+#define TOKENIZER_FLAG \
+    { FLAG_TEXT, "tokenizer", &options.tokenizer, 0, 0, "FILE", TOKENIZER_HELP, false }
+#define THREADS_HELP "CPU threads; 0: what OpenMP chooses"
+#define THREADS_FLAG \
+    { FLAG_INT, "threads", &options.threads, 0, 4096, NULL, THREADS_HELP, false }
+
+/* A new command is a row here and its function; a value that no other command has gets its place in Options. */
+typedef struct {
+    const char *name, *arguments, *help; /* its line of infer --help */
+    const char *usage;                   /* infer NAME --help: how to call it, and what it does in full */
+    int least, most;                     /* arguments; fewer or more are refused by these sentences */
+    const char *too_few, *too_many;
+    Options defaults;
+    Flag flags[20];                            /* ended by zeros */
+    int (*run)(const Options *o, char **argv); /* arguments from argv[1] on, NULL behind the last */
+} Command;
+
+static const Command commands[] = {
+    {.name = "generate",
+     .arguments = "MODEL [PROMPT]",
+     .help = "continue a prompt",
+     .usage = "MODEL [PROMPT] [flags]\n"
+              "Continues PROMPT; without one, starts a new text. Several samples are divided by lines <|endoftext|>.\n",
+     .least = 1,
+     .most = 2,
+     .too_few = "generate needs a model file, such as runs/default/model_00000800.bin",
+     .too_many = "generate takes a model and one prompt; put the prompt in quotes",
+     .defaults = {.samples = 1, .repetition = 1, .temperature = 0.8, .top_p = 0.95, .seed = 1},
+     .flags = {HEADING("what to write"),
+               {FLAG_TEXT, "file", &options.file, 0, 0, "FILE", "read the prompt from FILE; - is standard input",
+                false},
+               {FLAG_INT, "samples", &options.samples, 1, 65536, NULL,
+                "texts written side by side; sample i is what --seed SEED + i alone would write", false},
+               {FLAG_INT, "tokens", &options.tokens, 0, 9e15, NULL,
+                "tokens to generate, at most; 0: until one of the ends below", false},
+               {FLAG_TEXTS, "stop", &options.stops, 0, 0, "TEXT",
+                "end a sample before TEXT; may be given several times", false},
+               {FLAG_SWITCH, "endless", &options.endless, 0, 0, NULL, "go on behind the end of a text with another",
+                false},
+               {FLAG_INT, "context", &options.context, 0, 9e15, NULL,
+                "end after N tokens, prompt included; 0: what the model was trained for, without end where it needs "
+                "constant memory",
+                false},
+               HEADING("choice of the next token, in the order in which it is narrowed down"),
+               {FLAG_REAL, "repetition-penalty", &options.repetition, 0.01, 100, NULL,
+                "above 1: the last 256 tokens become less likely", false},
+               {FLAG_REAL, "temperature", &options.temperature, 0, 100, NULL,
+                "below 1 bolder in favour of the likely; 0: always the most likely token", false},
+               {FLAG_INT, "top-k", &options.top_k, 0, 1 << 20, NULL, "choose among the K most likely; 0: all", false},
+               {FLAG_REAL, "top-p", &options.top_p, 1e-9, 1, NULL,
+                "choose among the most likely that together have probability P", false},
+               {FLAG_REAL, "min-p", &options.min_p, 0, 1, NULL,
+                "choose among those at least P times as likely as the most likely", false},
+               {FLAG_INT, "seed", &options.seed, 0, 9e15, NULL,
+                "same seed, same text, whatever the threads and samples", false},
+               HEADING("machine and files"),
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = generate},
+
+    {.name = "perplexity",
+     .arguments = "MODEL FILE",
+     .help = "loss, perplexity and bits per byte of a text or shard",
+     .usage =
+         "MODEL FILE [flags]\n"
+         "FILE is a text, documents separated by lines <|endoftext|>, or a shard of data/prepare. It is cut into "
+         "windows of the\n"
+         "model's length, each predicted from nothing but itself; the standard error is over stretches of that length. "
+         "The table is\n"
+         "of tokens by how many tokens they were predicted from; its errors take them as independent.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "perplexity needs a model and a file: infer perplexity MODEL FILE",
+     .defaults = {.batch = 8},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "stride", &options.stride, 0, 1 << 24, NULL,
+                "windows begin every N tokens and all but the first count their last N; 0: windows side by side",
+                false},
+               {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "windows per pass", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = perplexity},
+
+    {.name = "score",
+     .arguments = "MODEL TASKS.jsonl",
+     .help = "accuracy on tasks: the right one of several endings, or a text's last word",
+     .usage =
+         "MODEL TASKS.jsonl [flags]\n"
+         "One JSON object a line. {\"ctx\": \"...\", \"endings\": [\"...\", ...], \"label\": 0}, as HellaSwag: the "
+         "share of tasks where the right ending\n"
+         "is the likeliest, and where it is the likeliest per byte (normalised). {\"text\": \"...\"}, as LAMBADA: the "
+         "share of texts whose last\n"
+         "word greedy decoding would write, and its mean log-likelihood. data/make_stories --tasks makes such files.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "score needs a model and a file of tasks: infer score MODEL TASKS.jsonl",
+     .flags = {HEADING("flags"), TOKENIZER_FLAG, THREADS_FLAG},
+     .run = score},
+
+    {.name = "quantize",
+     .arguments = "MODEL OUT",
+     .help = "the model with bf16 or int8 weights: smaller files, faster generation",
+     .usage = "MODEL OUT --type bf16|int8\n"
+              "Writes MODEL to the file OUT with its matrices rounded. Every command takes such a file.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "quantize needs a model and the name of the file to write: infer quantize MODEL OUT --type int8",
+     .flags = {HEADING("flags"),
+               {FLAG_CHOICE, "type", &options.type, 0, 0, "bf16|int8",
+                "bf16: half the bytes; int8, with a scale for each row of a matrix: a quarter", false}},
+     .run = quantize},
+
+    {.name = "fill",
+     .arguments = "MODEL TEXT",
+     .help = "put tokens in place of each [MASK] of TEXT (models of --objective mlm)",
+     .usage = "MODEL \"The [MASK] sat\" [flags]\n"
+              "Puts the likeliest token in place of each [MASK], all at once.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "fill needs a model and a text with [MASK] in it, in quotes",
+     .defaults = {.show = 5},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "show", &options.show, 0, 1000, NULL,
+                "likeliest tokens listed for each mask, on standard error", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = fill},
+
+    {.name = "report",
+     .arguments = "MODEL TEXT",
+     .help = "a page that shows what the model does with a text: attention, splats, predictions",
+     .usage =
+         "MODEL TEXT [-o report.html] [flags]\n"
+         "Writes a page that shows what the model does with TEXT: attention, splats and predictions, token by token. "
+         "It needs no network\n"
+         "and nothing beside it. A main.log next to the model adds the curves of its training.\n",
+     .least = 1,
+     .most = 2,
+     .too_few = "report needs a model file and a text: infer report MODEL TEXT",
+     .too_many = "report takes a model and one text; put the text in quotes",
+     .defaults = {.out = "report.html", .tokens = 96},
+     .flags = {HEADING("flags"),
+               {FLAG_TEXT, "out", &options.out, 0, 0, "FILE", "the page; -o for short", false},
+               {FLAG_TEXT, "file", &options.file, 0, 0, "FILE", "read the text from FILE; - is standard input", false},
+               {FLAG_INT, "tokens", &options.tokens, 2, 512, NULL, "how much of the text is shown, at most", false},
+               {FLAG_TEXT, "pictures", &options.pictures, 0, 0, "DIR",
+                "write PNG pictures of the heads into DIR as well", false},
+               {FLAG_TEXT, "heads", &options.heads, 0, 0, "MAP",
+                "of these heads only, layer:head such as 0:3,2:1-4; with --pictures", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = report},
+
+    {.name = "measure",
+     .arguments = "MODEL FILE",
+     .help = "what each head does, how far the model looks back, which heads it needs",
+     .usage =
+         "MODEL FILE [flags]\n"
+         "What the heads do on a text or shard, in windows of the model's length: the loss by length of history, the "
+         "loss without the GSA\n"
+         "heads and without the standard ones, and of each head entropy (nats), mean distance and the distance within "
+         "which 90 % of its weight\n"
+         "lies (tokens). The effective context is the shortest history with a loss within 1 % of the longest's.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "measure needs a model and a file: infer measure MODEL FILE",
+     .defaults = {.tokens = 65536, .batch = 8},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "tokens", &options.tokens, 1, 1e12, NULL,
+                "tokens of the file that are used, from its start, in whole windows", false},
+               {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "windows per pass", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = measure},
+
+    {.name = "recall",
+     .arguments = "MODEL FILE",
+     .help = "what it remembers by distance: questions of data/make_recall",
+     .usage =
+         "MODEL FILE [flags]\n"
+         "What a model remembers, by distance. FILE holds questions of data/make_recall --ask: an answer counts as "
+         "right where each of its tokens\n"
+         "is the model's likeliest; distances are in tokens, from where it was told, and grouped by half octaves.\n",
+     .least = 2,
+     .most = 2,
+     .too_few = "recall needs a model and a file of questions: infer recall MODEL FILE",
+     .defaults = {.batch = 16},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "questions per pass", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = recall},
+
+    {.name = "inspect",
+     .arguments = "MODEL",
+     .help = "the splats of each head: activation, amplitude, width, envelope, age, tokens",
+     .usage =
+         "MODEL [flags]\n"
+         "The splats of each head. act: activation, the mean share of queries and keys over the last windows of "
+         "training, in percent; amp: amplitude\n"
+         "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; age: "
+         "steps it has lived. Then the\n"
+         "tokens whose keys it owns, nearest first: keys of each entry of the vocabulary at the beginning of a text.\n",
+     .least = 1,
+     .most = 1,
+     .too_few = "inspect needs a model file and nothing else: infer inspect MODEL",
+     .defaults = {.tokens = 4096, .show = 5},
+     .flags = {HEADING("flags"),
+               {FLAG_INT, "tokens", &options.tokens, 1, 1 << 20, NULL,
+                "entries of the vocabulary that are looked at, from the first", false},
+               {FLAG_INT, "show", &options.show, 0, 100, NULL, "tokens listed for each splat", false},
+               TOKENIZER_FLAG,
+               THREADS_FLAG},
+     .run = inspect},
+};
+enum { COMMANDS = sizeof commands / sizeof *commands };
+
+static void set_threads(int64_t threads) {
+#ifdef _OPENMP
+    if (threads > 0) omp_set_num_threads((int)threads);
+#else
+    if (threads > 1)
+        die_usage("--threads %lld: this program was built without OpenMP and has one thread", (long long)threads);
+#endif
+}
+
+static void print_commands(FILE *f) {
+    fprintf(f, "usage: infer COMMAND MODEL ...\n");
+    for (int i = 0; i < COMMANDS; i++) {
+        char *left = xasprintf("%s %s", commands[i].name, commands[i].arguments);
+        fprintf(f, "  %-26s %s\n", left, commands[i].help);
+        free(left);
+    }
+    fprintf(f, "infer COMMAND --help lists the flags of a command.\n");
+}
+
+/* The row of a command; an unknown one is refused by a sentence that lists them all. */
+static Command find_command(const char *name) {
+    char names[512] = "";
+    for (int i = 0; i < COMMANDS; i++) {
+        if (strcmp(commands[i].name, name) == 0) return commands[i];
+        size_t used = strlen(names);
+        snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", commands[i].name);
+    }
+    die_usage("unknown command '%s'; there are %s", name, names);
+}
+
+/* A command as it is typed: argv[0] is its name, argv[argc] may be written. */
+static int run_command(int argc, char **argv) {
+    Command c = find_command(argv[0]); /* a copy: the parser marks which flags were given */
+    options = c.defaults;
+    char *usage = xasprintf("usage: infer %s %s", c.name, c.usage);
+    int n = parse_flags(c.flags, argc, argv, usage);
+    free(usage);
+    if (n < c.least || n > c.most) die_usage("%s", n > c.most && c.too_many ? c.too_many : c.too_few);
+    set_threads(options.threads);
+    argv[n + 1] = NULL;
+    return c.run(&options, argv);
+}
 
 #ifndef INFER_NO_MAIN
 
 int main(int argc, char **argv) {
-    static const char help[] =
-        "usage: infer COMMAND MODEL ...\n"
-        "  generate MODEL [PROMPT]    continue a prompt\n"
-        "  perplexity MODEL FILE      loss, perplexity and bits per byte of a text or shard\n"
-        "  score MODEL TASKS.jsonl    accuracy on tasks: the right one of several endings, or a text's last word\n"
-        "  quantize MODEL OUT         the model with bf16 or int8 weights: smaller files, faster generation\n"
-        "  fill MODEL TEXT            put tokens in place of each [MASK] of TEXT (models of --objective mlm)\n"
-        "  report MODEL TEXT          a page that shows what the model does with a text: attention, splats, "
-        "predictions\n"
-        "  measure MODEL FILE         what each head does, how far the model looks back, which heads it needs\n"
-        "  recall MODEL FILE          what it remembers by distance: questions of data/make_recall\n"
-        "  inspect MODEL              the splats of each head: activation, amplitude, width, envelope, age, tokens\n"
-        "infer COMMAND --help lists the flags of a command.\n";
     program_name(argv[0]);
-    if (argc >= 2 && strcmp(argv[1], "generate") == 0) return generate(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "perplexity") == 0) return perplexity(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "score") == 0) return score(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "quantize") == 0) return quantize(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "fill") == 0) return fill(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "report") == 0) return report(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "measure") == 0) return measure(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "recall") == 0) return recall(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "inspect") == 0) return inspect(argc - 1, argv + 1);
-    if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        fputs(help, stdout);
+    if (argc < 2) {
+        print_commands(stderr);
+        return 2;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_commands(stdout);
         return 0;
     }
-    fputs(help, stderr);
-    if (argc >= 2) die_usage("unknown command '%s'", argv[1]);
-    return 2;
+    return run_command(argc - 1, argv + 1);
 }
 
 #endif

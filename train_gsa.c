@@ -1941,17 +1941,6 @@ static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
-/* What the system says is available without swapping; 0 where it does not say. */
-static size_t cpu_free_memory(void) {
-    unsigned long long kB = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kB) == 1) break;
-    if (f) fclose(f);
-    return (size_t)kB * 1024;
-}
-
 static void *cpu_create(const Config *c, int B) { return gsa_create(c, (size_t)B); }
 static void cpu_destroy(void *model) { gsa_destroy((GSA *)model); }
 
@@ -2000,7 +1989,7 @@ static void cpu_head(void *model, int l, int h, int part, int count, float *out)
 int main(int argc, char **argv) {
     const Backend cpu = {.name = cpu_name,
                          .memory = cpu_memory,
-                         .free_memory = cpu_free_memory,
+                         .free_memory = free_memory,
                          .create = cpu_create,
                          .destroy = cpu_destroy,
                          .write = cpu_write,

@@ -1472,12 +1472,17 @@ static SplatTensors splat_tensors(const CudaModel *m, const MasterTensors &t, si
     return at;
 }
 
+/* The scales of standard heads with a gain; all others have had theirs since gsa_create_cuda. */
+static void gsa_scales(const CudaModel *m) {
+    CudaSizes z = m->sizes;
+    if (!z.gains) return;
+    gain_scales_kernel<<<(unsigned)CEIL_DIV(z.L * z.NH, (size_t)256), 256, 0, m->stream>>>(
+        m->a.scale, m->p.log_gain, m->a.gain_of, (int)(z.L * z.NH), (int)z.HS);
+    cudaCheck(cudaGetLastError());
+}
+
 static void splat_tables(const CudaModel *m) {
     CudaSizes z = m->sizes;
-    if (z.gains)
-        gain_scales_kernel<<<(unsigned)CEIL_DIV(z.L * z.NH, (size_t)256), 256, 0, m->stream>>>(
-            m->a.scale, m->p.log_gain, m->a.gain_of, (int)(z.L * z.NH), (int)z.HS);
-    cudaCheck(cudaGetLastError());
     if (!z.G) return;
     splat_tables_kernel<<<(unsigned)(z.G * z.SP), 32, 0, m->stream>>>(gsa_splats(m), splat_tensors(m, m->p, 0),
                                                                       (int)z.S, (int)z.P, (int)z.HS);
@@ -1674,6 +1679,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
         cudaCheck(cudaMemcpyAsync(a.y, m->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     }
     splat_tables(m);
+    gsa_scales(m);
     encoder_forward(a.residual, a.x, w.wte, w.wpe, B, T, C, 0, stream);
     for (size_t l = 0; l < L; l++) {
         CudaActivations block = block_activations(m, l, N);

@@ -15,7 +15,9 @@ usage() {
 }
 
 need() {
-    for program; do command -v "$program" >/dev/null || fail "$program is not installed; install it with this system's packages"; done
+    for program; do
+        command -v "$program" >/dev/null || fail "$program is not installed; install it with this system's packages"
+    done
 }
 
 # parse_arguments DEFAULT_OUT DEFAULT_VOCAB ARGUMENT...: sets out, vocab, tokenizer, subsets, text1, text2, text_count
@@ -50,7 +52,9 @@ parse_arguments() {
     case $vocab in '' | *[!0-9]*) usage "--vocab needs a whole number, not '$vocab'" ;; esac
     case $subsets in [1-9] | 1[0-9] | 2[01]) ;; *) usage "--subsets must be between 1 and 21, not '$subsets'" ;; esac
     [ -z "$tokenizer" ] || [ -f "$tokenizer" ] || fail "there is no tokenizer $tokenizer"
-    for program in data/prepare tokenizer/train_bpe; do [ -x "$programs$program" ] || fail "$program is not built yet; run make in $root"; done
+    for program in data/prepare tokenizer/train_bpe; do
+        [ -x "$programs$program" ] || fail "$program is not built yet; run make in $root"
+    done
     mkdir -p "$out"
 }
 
@@ -62,7 +66,8 @@ download() {
     part=$2.part try=0
     while :; do
         # the last answer counts: the first ones may be redirections
-        size=$(curl -fsSIL --connect-timeout 30 "$1" | tr -d '\r' | awk 'tolower($1) == "content-length:" { n = $2 } END { print n }') || size=
+        size=$(curl -fsSIL --connect-timeout 30 "$1" | tr -d '\r' |
+            awk 'tolower($1) == "content-length:" { n = $2 } END { print n }') || size=
         have=0
         [ -f "$part" ] && have=$(wc -c <"$part" | tr -d ' ')
         if [ -n "$size" ]; then
@@ -76,7 +81,8 @@ download() {
         [ $status = 0 ] && [ "$have" -gt 0 ] && [ "$have" = "${size:-$have}" ] && break
         [ $status = 33 ] && rm -f "$part" # this server cannot go on in the middle
         try=$((try + 1))
-        [ $try -lt "${TRIES:-8}" ] || fail "could not download $1 ($have of ${size:-unknown} bytes came); start this again to go on"
+        [ $try -lt "${TRIES:-8}" ] ||
+            fail "could not download $1 ($have of ${size:-unknown} bytes came); start this again to go on"
         sleep $((try * 2))
     done
     [ -n "$size" ] || echo "$script: the server did not tell the size of $1, so it could not be checked" >&2

@@ -1,7 +1,7 @@
 #!/bin/sh
 # OpenWebText (Gokaslan and Cohen, 2019), 40 GB of web pages, as token shards: downloads its 21 archives (13 GB), learns
-# a tokenizer if none is given, and prepares the pages, unpacking them meanwhile: their text is never stored. Stopped and
-# started again it goes on with the download. With the names of local text files nothing is downloaded.
+# a tokenizer if none is given, and prepares the pages, unpacking them meanwhile: their text is never stored. Stopped
+# and started again it goes on with the download. With the names of local text files nothing is downloaded.
 #
 #   data/openwebtext.sh [--tokenizer T.bin | --vocab N] [--out DIR] [--subsets N] [TRAIN.txt VAL.txt]
 #
@@ -15,7 +15,7 @@ set -eu
 url=${HF_ENDPOINT:-https://huggingface.co}/datasets/Skylion007/openwebtext/resolve/main/subsets
 parse_arguments data/openwebtext 32768 "$@"
 
-# urlsf_subsetNN.tar holds about a thousand .xz files, each a compressed archive of some hundred pages, each a .txt file.
+# urlsf_subsetNN.tar holds about a thousand .xz files, each a compressed archive of some hundred pages, all .txt files.
 unpack='folder=$(mktemp -d) && trap "rm -rf \"$folder\"" EXIT && tar -xJf - -C "$folder" &&
     find "$folder" -name "*.txt" -size +0 -print0 | LC_ALL=C sort -z | LC_ALL=C xargs -0 -r sed -s "1i <|endoftext|>"'
 pages() {
@@ -36,7 +36,8 @@ case $text_count in
     make_tokenizer first_pages "$1"
     broken=$out/broken
     rm -f "$broken"
-    { pages "$@" || touch "$broken"; } | "$programs"data/prepare --tokenizer "$tokenizer" --out "$out/openwebtext" --val "${VAL_SHARE:-0.0005}" -
+    { pages "$@" || touch "$broken"; } |
+        "$programs"data/prepare --tokenizer "$tokenizer" --out "$out/openwebtext" --val "${VAL_SHARE:-0.0005}" -
     if [ -e "$broken" ]; then # its last pages are missing then
         rm -f "$broken" "$out"/openwebtext_train_*.bin "$out"/openwebtext_val_*.bin
         fail "an archive could not be unpacked (see above); remove it and start this again"

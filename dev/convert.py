@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""Models between our format and safetensors with GPT-2's tensor names, bit for bit in both directions. Needs numpy only.
+"""Models between our format and safetensors with GPT-2's tensor names, bit for bit in both directions. Needs numpy.
 
-    dev/convert.py model_00001000.bin FOLDER           writes FOLDER/model.safetensors and FOLDER/tokenizer.bin, and FOLDER/config.json where
-                                                       the model is a plain GPT-2, so that transformers' from_pretrained(FOLDER) takes it
-    dev/convert.py FOLDER model.bin                    FOLDER as above, or with a GPT-2 from elsewhere: model.safetensors and config.json
-        --tokenizer FILE                               for a FOLDER without tokenizer.bin; without either the model holds none, and infer needs
-                                                       --tokenizer
+    dev/convert.py model_00001000.bin FOLDER    writes FOLDER/model.safetensors and FOLDER/tokenizer.bin, and
+                                                FOLDER/config.json where the model is a plain GPT-2, so that
+                                                transformers' from_pretrained(FOLDER) takes it
+    dev/convert.py FOLDER model.bin             FOLDER as above, or with a GPT-2 from elsewhere: model.safetensors and
+                                                config.json
+        --tokenizer FILE                        for a FOLDER without tokenizer.bin; without either the model holds none,
+                                                and infer needs --tokenizer
 
-Matrices are transposed (GPT-2 keeps them as (in, out)), layers are tensors of their own (h.0.attn.c_attn.weight), the padding of the vocabulary is left
-out. What GPT-2 lacks keeps the name of gsa/model.h: gsa.mu, gsa.log_precision and so on, with one line per GSA head. Configuration, step and directory stand in
-the file's metadata, so that every kind of model comes back as it was."""
+Matrices are transposed (GPT-2 keeps them as (in, out)), layers are tensors of their own (h.0.attn.c_attn.weight), the
+padding of the vocabulary is left out. What GPT-2 lacks keeps the name of gsa/model.h: gsa.mu, gsa.log_precision and so
+on, with one line per GSA head. Configuration, step and directory stand in the file's metadata, so that every kind of
+model comes back as it was. Models and folders with the names of splats' tensors that were used before (lnp, gsa.lnp)
+are read too; what is written has today's."""
 import argparse
 import json
 import os
@@ -17,8 +21,10 @@ import re
 import struct
 import sys
 
-import numpy as np
-
+try:
+    import numpy as np
+except ImportError:
+    np = None  # --help does without it
 
 
 def source(path, pattern):
@@ -28,7 +34,7 @@ def source(path, pattern):
 
 
 MAGIC, ALIGN = 20261123, 64
-VERSION = int(source("gsa/checkpoint.c", r"\bVERSION = (\d+)")[0])
+VERSION, OLDEST = (int(source("gsa/checkpoint.c", rf"\b{name} = (\d+)")[0]) for name in ("VERSION", "OLDEST"))
 FIELDS = source("gsa/model.h", r'^ +X\((\w+), "')  # CONFIG_FIELDS, in the order of a file's header
 FP32, BYTES, I64, BF16 = 0, 1, 2, 3  # types of entries
 DTYPES = {FP32: "<f4", I64: "<i8", BF16: "<u2"}  # bf16: the upper halves of fp32, as they are
@@ -36,11 +42,23 @@ SIZES = {FP32: 4, BYTES: 1, I64: 8, BF16: 2}
 ENTRY = struct.Struct("<64sii4qqq")
 
 # ours, GPT-2's within a layer, transposed
-LAYER = [("ln1w", "ln_1.weight", False), ("ln1b", "ln_1.bias", False), ("qkvw", "attn.c_attn.weight", True), ("qkvb", "attn.c_attn.bias", False),
-         ("attprojw", "attn.c_proj.weight", True), ("attprojb", "attn.c_proj.bias", False), ("ln2w", "ln_2.weight", False), ("ln2b", "ln_2.bias", False),
-         ("fcw", "mlp.c_fc.weight", True), ("fcb", "mlp.c_fc.bias", False), ("fcprojw", "mlp.c_proj.weight", True), ("fcprojb", "mlp.c_proj.bias", False)]
+LAYER = [("ln1w", "ln_1.weight", False), ("ln1b", "ln_1.bias", False),
+         ("qkvw", "attn.c_attn.weight", True), ("qkvb", "attn.c_attn.bias", False),
+         ("attprojw", "attn.c_proj.weight", True), ("attprojb", "attn.c_proj.bias", False),
+         ("ln2w", "ln_2.weight", False), ("ln2b", "ln_2.bias", False),
+         ("fcw", "mlp.c_fc.weight", True), ("fcb", "mlp.c_fc.bias", False),
+         ("fcprojw", "mlp.c_proj.weight", True), ("fcprojb", "mlp.c_proj.bias", False)]
 WHOLE = {"wte": "wte.weight", "wpe": "wpe.weight", "lnfw": "ln_f.weight", "lnfb": "ln_f.bias"}
 OF_LAYER = {ours: (theirs, transposed) for ours, theirs, transposed in LAYER}
+# what splats' tensors were called before
+OLD = {"lnp": "log_precision", "lnalpha": "log_alpha", "lnalpha0": "log_alpha_reference", "lntheta": "log_theta",
+       "lndelta": "log_delta", "lng": "log_far"}
+
+
+def current(name):
+    """a tensor's name as it is today, with its prefix (gsa.) if it has one"""
+    prefix, dot, bare = name.rpartition(".")
+    return prefix + dot + OLD.get(bare, bare)
 
 
 def die(sentence):
@@ -71,8 +89,9 @@ def read_model(path):
     header = struct.unpack_from("<256i", data) if len(data) >= 1024 else [0]
     if header[0] != MAGIC:
         die(f"{path} is not a model file of gsa.c")
-    if header[1] != VERSION or header[2] != 1:
-        die(f"{path} is of version {header[1]}, kind {header[2]}; only model files of version {VERSION} are known")
+    if not OLDEST <= header[1] <= VERSION or header[2] != 1:
+        die(f"{path} is of version {header[1]}, kind {header[2]}; only model files of versions "
+            f"{OLDEST} to {VERSION} are known")
     if struct.unpack_from("<q", data, 16)[0] != len(data) or 1024 + header[3] * ENTRY.size > len(data):
         die(f"{path} is truncated or damaged")
     config = dict(zip(FIELDS, header[16:]))
@@ -80,10 +99,11 @@ def read_model(path):
     directory, tensors = [], {}
     for i in range(header[3]):
         name, kind, dimensions, *shape, offset, count = ENTRY.unpack_from(data, 1024 + i * ENTRY.size)
-        name, shape = name.split(b"\0")[0].decode("ascii", "replace"), shape[:dimensions]
+        name, shape = current(name.split(b"\0")[0].decode("ascii", "replace")), shape[:dimensions]
         if kind not in SIZES:
             die(f"{path}: tensor {name} is neither fp32 nor bf16; convert the model that it was quantized from")
-        if offset < 0 or count < 0 or offset + count > len(data) or count != int(np.prod(shape, dtype=object)) * SIZES[kind]:
+        inside = offset >= 0 and count >= 0 and offset + count <= len(data)
+        if not inside or count != int(np.prod(shape, dtype=object)) * SIZES[kind]:
             die(f"{path} is damaged: entry {i} of its directory is not sound")
         directory.append((name, kind, shape))
         raw = data[offset:offset + count]
@@ -142,7 +162,8 @@ def read_safetensors(path):
 def write_safetensors(path, tensors, metadata):
     header, at = {"__metadata__": metadata}, 0
     for name, array in tensors.items():
-        header[name] = {"dtype": {"<f4": "F32", "<i8": "I64", "<u2": "BF16"}[array.dtype.str], "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        kind = {"<f4": "F32", "<i8": "I64", "<u2": "BF16"}[array.dtype.str]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -176,12 +197,14 @@ def to_safetensors(path, folder):
     if "tokenizer" in tensors:
         write_file(os.path.join(folder, "tokenizer.bin"), tensors["tokenizer"])
     if plain:
-        text = json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_layer": config["L"],
-                           "n_head": config["NH"], "n_embd": config["C"], "n_positions": config["T"], "n_ctx": config["T"], "vocab_size": V, "attn_pdrop": 0.0,
-                           "embd_pdrop": 0.0, "resid_pdrop": 0.0}, indent=2)
+        text = json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
+                           "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+                           "n_layer": config["L"], "n_head": config["NH"], "n_embd": config["C"],
+                           "n_positions": config["T"], "n_ctx": config["T"], "vocab_size": V,
+                           "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}, indent=2)
         write_file(os.path.join(folder, "config.json"), text.encode() + b"\n")
-    write_safetensors(os.path.join(folder, "model.safetensors"), out,
-                      {"format": "pt", "gsa": json.dumps({"config": config, "heads": heads[:config["L"]], "step": step, "directory": directory})})
+    ours = {"config": config, "heads": heads[:config["L"]], "step": step, "directory": directory}
+    write_safetensors(os.path.join(folder, "model.safetensors"), out, {"format": "pt", "gsa": json.dumps(ours)})
     return f"{folder}: {len(out)} tensors, {'a plain GPT-2' if plain else 'of a kind that only gsa.c runs'}"
 
 
@@ -199,7 +222,8 @@ def foreign_config(folder, tensors):
         theirs = json.loads(read_bytes(path))
     except ValueError:
         die(f"{path} is not JSON")
-    for key, value in (("activation_function", "gelu_new"), ("layer_norm_epsilon", 1e-5), ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+    for key, value in (("activation_function", "gelu_new"), ("layer_norm_epsilon", 1e-5),
+                       ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
         if theirs.get(key, value) != value:
             die(f"{path}: {key} is {theirs[key]}, and this program's models have {value}")
     if not isinstance(theirs.get("n_head"), int):
@@ -207,12 +231,13 @@ def foreign_config(folder, tensors):
     head = tensors.pop("lm_head.weight", tensors["wte.weight"])
     if head.tobytes() != tensors["wte.weight"].tobytes():
         die(f"{folder}: its lm_head is not its token embedding, as it must be here")
-    return dict.fromkeys(FIELDS, 0) | {"T": T, "V": V, "Vp": (V + 127) // 128 * 128, "L": L, "NH": theirs["n_head"], "C": C}
+    shape = {"T": T, "V": V, "Vp": (V + 127) // 128 * 128, "L": L, "NH": theirs["n_head"], "C": C}
+    return dict.fromkeys(FIELDS, 0) | shape
 
 
 def from_safetensors(folder, path, tokenizer):
     tensors, metadata = read_safetensors(os.path.join(folder, "model.safetensors"))
-    tensors = {name.removeprefix("transformer."): t for name, t in tensors.items()}
+    tensors = {current(name.removeprefix("transformer.")): t for name, t in tensors.items()}
     own = os.path.join(folder, "tokenizer.bin")
     file = tokenizer or (own if os.path.exists(own) else None)
     out, step, heads = {}, 0, []
@@ -221,18 +246,21 @@ def from_safetensors(folder, path, tokenizer):
     try:
         if "gsa" in metadata:
             ours = json.loads(metadata["gsa"])
-            config, heads, step, directory = ours["config"], ours["heads"], ours["step"], ours["directory"]
+            config, heads, step = ours["config"], ours["heads"], ours["step"]
+            directory = [(current(name), kind, shape) for name, kind, shape in ours["directory"]]
             if any(name == "tokenizer" for name, _, _ in directory) and not file:
-                die(f"{folder} has no tokenizer.bin, which belongs to its model; put it back or name it with --tokenizer")
+                die(f"{folder} has no tokenizer.bin, which belongs to its model; put it back or name it with "
+                    "--tokenizer")
             directory = [(name, kind, [len(out[name])] if kind == BYTES else shape) for name, kind, shape in directory]
         else:
             config = foreign_config(folder, tensors)
             T, Vp, L, C = config["T"], config["Vp"], config["L"], config["C"]
             directory = [("tokenizer", BYTES, [len(out["tokenizer"])])] if file else []
             directory += [(name, FP32, shape) for name, shape in (
-                ("wte", [Vp, C, 1]), ("wpe", [T, C, 1]), ("ln1w", [L, C, 1]), ("ln1b", [L, C, 1]), ("qkvw", [L, 3 * C, C]), ("qkvb", [L, 3 * C, 1]), ("attprojw", [L, C, C]),
-                ("attprojb", [L, C, 1]), ("ln2w", [L, C, 1]), ("ln2b", [L, C, 1]), ("fcw", [L, 4 * C, C]), ("fcb", [L, 4 * C, 1]), ("fcprojw", [L, C, 4 * C]),
-                ("fcprojb", [L, C, 1]), ("lnfw", [1, C, 1]), ("lnfb", [1, C, 1]))]
+                ("wte", [Vp, C, 1]), ("wpe", [T, C, 1]), ("ln1w", [L, C, 1]), ("ln1b", [L, C, 1]),
+                ("qkvw", [L, 3 * C, C]), ("qkvb", [L, 3 * C, 1]), ("attprojw", [L, C, C]), ("attprojb", [L, C, 1]),
+                ("ln2w", [L, C, 1]), ("ln2b", [L, C, 1]), ("fcw", [L, 4 * C, C]), ("fcb", [L, 4 * C, 1]),
+                ("fcprojw", [L, C, 4 * C]), ("fcprojb", [L, C, 1]), ("lnfw", [1, C, 1]), ("lnfb", [1, C, 1]))]
         for name, kind, shape in directory:
             if kind == BYTES:
                 continue
@@ -257,15 +285,19 @@ def from_safetensors(folder, path, tokenizer):
     except (ValueError, TypeError):
         die(f"{folder}/model.safetensors: its tensors are not of the shapes and types of its configuration")
     write_model(path, config, heads + [0] * (64 - len(heads)), step, directory, out)
-    return f"{path}: {config['L']} layers, {config['NH']} heads, {config['C']} channels{'' if file else ', without a tokenizer'}"
+    without = "" if file else ", without a tokenizer"
+    return f"{path}: {config['L']} layers, {config['NH']} heads, {config['C']} channels{without}"
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.error = lambda sentence: p.exit(2, f"convert.py: {sentence}; --help says more\n")
     p.add_argument("source", help="a model file, or a folder with model.safetensors")
     p.add_argument("target", help="a folder, or a model file")
     p.add_argument("--tokenizer", metavar="FILE", help="tokenizer file for a model that comes without one")
     a = p.parse_args()
+    if np is None:
+        die("numpy is needed; install it with pip or with this system's packages (python3-numpy)")
     if os.path.isdir(a.source):
         print(from_safetensors(a.source, a.target, a.tokenizer))
         return

@@ -1,14 +1,21 @@
 #!/usr/bin/env python3
-"""Compares our GPT-2 with that of transformers: logits of random models that come to us as a checkpoint of llm.c and through dev/convert.py, and of our
-models that go there. Needs torch, transformers and safetensors (pip install), and `make train_gsa build/release/dev/logits`.
+"""Compares our GPT-2 with that of transformers: logits of random models that come to us as a checkpoint of llm.c and
+through dev/convert.py, and of our models that go there. Needs torch, transformers and safetensors (pip install), and
+`make train_gsa build/release/dev/logits`.
 
     python3 dev/gpt2_compare.py
 
-Prints the relative error of the logits, |ours - theirs| / |theirs|, theirs computed in double; exit status 1 where one exceeds 1e-5."""
+Prints the relative error of the logits, |ours - theirs| / |theirs|, theirs computed in double; exit status 1 where one
+exceeds 1e-5."""
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.error = lambda sentence: parser.exit(2, f"gpt2_compare.py: {sentence}; --help says more\n")
+parser.parse_args()  # before the packages: --help needs none of them
 
 import numpy as np
 import safetensors.numpy
@@ -17,33 +24,39 @@ import transformers
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 1e-5
-LLMC = ["wte.weight", "wpe.weight", "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias", "ln_2.weight",
-        "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_f.weight", "ln_f.bias"]  # the order in llm.c's files
+LLMC = ["wte.weight", "wpe.weight", "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias",
+        "attn.c_proj.weight", "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
+        "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_f.weight", "ln_f.bias"]  # the order in llm.c's files
 bad = 0
 
 
 def run(*command, **more):
-    return subprocess.run([os.path.join(ROOT, command[0]), *command[1:]], check=True, capture_output=True, cwd=ROOT, **more).stdout
+    command = [os.path.join(ROOT, command[0]), *command[1:]]
+    return subprocess.run(command, check=True, capture_output=True, cwd=ROOT, **more).stdout
 
 
 def convert(*arguments):
-    subprocess.run([sys.executable, os.path.join(ROOT, "dev/convert.py"), *arguments], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, os.path.join(ROOT, "dev/convert.py"), *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def compare(what, model, path, tokens):
     global bad
-    ours = np.frombuffer(run("build/release/dev/logits", path, input=" ".join(map(str, tokens)).encode()), "<f4").reshape(len(tokens), -1)
+    written = run("build/release/dev/logits", path, input=" ".join(map(str, tokens)).encode())
+    ours = np.frombuffer(written, "<f4").reshape(len(tokens), -1)
     with torch.no_grad():
         theirs = model.double()(torch.tensor([tokens])).logits[0].numpy()
     model.float()
     error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
     agree = (ours.argmax(1) == theirs.argmax(1)).mean()
     bad += not error <= LIMIT
-    print(f"{what:<66} relative error {error:.2e}, same likeliest token {100 * agree:.1f} %{'' if error <= LIMIT else '   TOO LARGE'}")
+    verdict = "" if error <= LIMIT else "   TOO LARGE"
+    print(f"{what:<66} relative error {error:.2e}, same likeliest token {100 * agree:.1f} %{verdict}")
 
 
 def write_llmc(model, path, version):
-    """as llm.c's train_gpt2.py writes it: header, tensors stacked by layer, matrices as (out, in), vocabulary padded to 128"""
+    """as llm.c's train_gpt2.py writes it: header, tensors stacked by layer, matrices as (out, in), vocabulary padded to
+    128"""
     c, state = model.config, {k.removeprefix("transformer."): v for k, v in model.state_dict().items()}
     Vp = (c.vocab_size + 127) // 128 * 128
     header = np.zeros(256, "<i4")
@@ -87,8 +100,10 @@ with tempfile.TemporaryDirectory() as folder:
         compare(f"llm.c's checkpoint in bf16, {shape}", model, path, tokens)
 
     there, again, out = (os.path.join(folder, name) for name in ("ours", "again.bin", "out"))
-    flags = "--layers 2 --heads 2 --channels 64 --seq 64 --batch 4 --vocab 500 --steps 100 --eval-every 0 --sample-every 0 --lr 3e-3".split()
-    for kind in ("--attention standard --pos learned", "--attention hybrid", "--attention extend --covariance full", "--objective mlm --attention augment --mixer linear"):
+    flags = ("--layers 2 --heads 2 --channels 64 --seq 64 --batch 4 --vocab 500 --steps 100 --eval-every 0 "
+             "--sample-every 0 --lr 3e-3").split()
+    for kind in ("--attention standard --pos learned", "--attention hybrid", "--attention extend --covariance full",
+                 "--objective mlm --attention augment --mixer linear"):
         run("train_gsa", *flags, *kind.split(), "--out", out)
         model = os.path.join(out, "model_00000100.bin")
         convert(model, there)
@@ -97,7 +112,8 @@ with tempfile.TemporaryDirectory() as folder:
         bad += not same
         loaded = safetensors.numpy.load_file(os.path.join(there, "model.safetensors"))
         total = sum(t.size for t in loaded.values())
-        print(f"{kind}: there and back {'the same bytes' if same else 'NOT THE SAME'}; the safetensors package reads {len(loaded)} tensors, {total} numbers")
+        print(f"{kind}: there and back {'the same bytes' if same else 'NOT THE SAME'}; "
+              f"the safetensors package reads {len(loaded)} tensors, {total} numbers")
         if os.path.exists(os.path.join(there, "config.json")):
             theirs, info = transformers.GPT2LMHeadModel.from_pretrained(there, output_loading_info=True)
             bad += any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))

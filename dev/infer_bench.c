@@ -95,9 +95,9 @@ static void make_models(const char *folder, const char *name, Config *c) {
         free(tokenizer);
     }
     for (int i = 1; i < 3; i++) {
-        char type[8], *arguments[] = {"quantize", paths[0], paths[i], "--type", type};
+        char type[8], *arguments[] = {"quantize", paths[0], paths[i], "--type", type, NULL};
         snprintf(type, sizeof type, "%s", types[i]);
-        if (!checkpoint_is_whole(paths[i], CHECKPOINT_MODEL)) quantize(5, arguments);
+        if (!checkpoint_is_whole(paths[i], CHECKPOINT_MODEL)) run_command(5, arguments);
     }
     for (int i = 0; i < 3; i++) free(paths[i]);
 }
@@ -153,66 +153,52 @@ static double decode_seconds(Session *s, const float *memory, double bytes, doub
     return median(took, PIECES);
 }
 
-int main(int argc, char **argv) {
-    program_name(argv[0]);
-    const char *folder = argc > 1 ? argv[1] : "build/bench";
-    static const char *const types[] = {"fp32", "bf16", "int8"};
-    float *memory = (float *)xmalloc(READ_BYTES);
-    for (size_t i = 0; i < READ_BYTES / 4; i++) memory[i] = (float)(i % 7);
-    make_folder(folder);
-    int *text = (int *)xmalloc(CONTEXT * sizeof *text);
-    uint64_t rng = 1;
-    for (int i = 0; i < CONTEXT; i++) text[i] = (int)rng_below(&rng, V);
-    printf("%-14s %8s %8s %10s %8s %8s %7s %10s %8s\n", "model", "decode", "program", "MB/token", "GB/s", "read",
-           "ratio", "prefill", "against");
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        Config c;
-        memset(&c, 0, sizeof c);
-        c.T = CONTEXT;
-        c.V = c.Vp = V;
-        c.L = shapes[i].L;
-        c.NH = shapes[i].NH;
-        c.C = shapes[i].C;
-        c.position = POSITION_ROPE;
-        make_models(folder, shapes[i].name, &c);
-        for (int type = 0; type < 3; type++) {
-            char *path = model_path(folder, shapes[i].name, types[type]);
-            Model *m = model_open(path, NULL, OBJECTIVE_LM);
-            Session *s = session_create(m, 1, CONTEXT);
-            double speed, ratio, prefill = INFINITY;
-            for (int k = 0; k < 3; k++) {
-                double start = now_seconds();
-                session_reset(s, 0);
-                session_run(s, NULL, 1, text, CONTEXT, NULL, NULL);
-                prefill = fmin(prefill, now_seconds() - start);
-            }
-            session_reset(s, 0);
-            session_run(s, NULL, 1, text, CONTEXT / 2 - PIECE * PIECES / 2, NULL, NULL);
-            double bytes = step_bytes(s, CONTEXT / 2), seconds = decode_seconds(s, memory, bytes, &speed, &ratio);
-            session_free(s);
-            model_close(m);
-            char *command =
-                xasprintf("./infer generate %s --endless --tokens 512 --temperature 0 >/dev/null 2>&1", path);
-            double start = now_seconds();
-            int status = access("./infer", X_OK) == 0 ? system(command) : 1;
-            double program = status == 0 ? 512 / (now_seconds() - start) : NAN;
-            printf("%-4s %-9s %8.1f %8.1f %10.1f %8.1f %8.1f %6.1f%% %10.0f %7.1fx\n", shapes[i].name, types[type],
-                   1 / seconds, program, bytes / 1e6, bytes / seconds / 1e9, speed / 1e9, 100 * ratio,
-                   CONTEXT / prefill, seconds * CONTEXT / prefill);
-            fflush(stdout);
-            free(command);
-            free(path);
-        }
-    }
-    /* constant work a token, however long the text */
+static Config model_of(int C, int L, int NH) {
     Config c;
     memset(&c, 0, sizeof c);
     c.T = CONTEXT;
     c.V = c.Vp = V;
-    c.L = 6;
-    c.NH = 6;
-    c.C = 288;
+    c.L = L;
+    c.NH = NH;
+    c.C = C;
     c.position = POSITION_ROPE;
+    return c;
+}
+
+/* Tokens a second of the program itself, from its start to its end; NaN where there is none. */
+static double program_speed(const char *path) {
+    char *command = xasprintf("./infer generate %s --endless --tokens 512 --temperature 0 >/dev/null 2>&1", path);
+    double start = now_seconds();
+    int status = access("./infer", X_OK) == 0 ? system(command) : 1;
+    free(command);
+    return status == 0 ? 512 / (now_seconds() - start) : NAN;
+}
+
+/* One line of the table; text (CONTEXT). */
+static void bench_model(const char *path, const char *name, const char *type, const int *text, const float *memory) {
+    Model *m = model_open(path, NULL, OBJECTIVE_LM);
+    Session *s = session_create(m, 1, CONTEXT);
+    double speed, ratio, prefill = INFINITY;
+    for (int k = 0; k < 3; k++) {
+        double start = now_seconds();
+        session_reset(s, 0);
+        session_run(s, NULL, 1, text, CONTEXT, NULL, NULL);
+        prefill = fmin(prefill, now_seconds() - start);
+    }
+    session_reset(s, 0);
+    session_run(s, NULL, 1, text, CONTEXT / 2 - PIECE * PIECES / 2, NULL, NULL);
+    double bytes = step_bytes(s, CONTEXT / 2), seconds = decode_seconds(s, memory, bytes, &speed, &ratio);
+    session_free(s);
+    model_close(m);
+    printf("%-4s %-9s %8.1f %8.1f %10.1f %8.1f %8.1f %6.1f%% %10.0f %7.1fx\n", name, type, 1 / seconds,
+           program_speed(path), bytes / 1e6, bytes / seconds / 1e9, speed / 1e9, 100 * ratio, CONTEXT / prefill,
+           seconds * CONTEXT / prefill);
+    fflush(stdout);
+}
+
+/* Constant work a token, however long the text. */
+static void bench_linear(const char *folder, const int *text) {
+    Config c = model_of(288, 6, 6);
     c.attention = ATTENTION_HYBRID;
     c.mixer = MIXER_LINEAR;
     c.envelope = ENVELOPE_RAISED;
@@ -244,6 +230,30 @@ int main(int argc, char **argv) {
     session_free(s);
     model_close(m);
     free(path);
+}
+
+int main(int argc, char **argv) {
+    program_name(argv[0]);
+    const char *folder = argc > 1 ? argv[1] : "build/bench";
+    static const char *const types[] = {"fp32", "bf16", "int8"};
+    float *memory = (float *)xmalloc(READ_BYTES);
+    for (size_t i = 0; i < READ_BYTES / 4; i++) memory[i] = (float)(i % 7);
+    make_folder(folder);
+    int *text = (int *)xmalloc(CONTEXT * sizeof *text);
+    uint64_t rng = 1;
+    for (int i = 0; i < CONTEXT; i++) text[i] = (int)rng_below(&rng, V);
+    printf("%-14s %8s %8s %10s %8s %8s %7s %10s %8s\n", "model", "decode", "program", "MB/token", "GB/s", "read",
+           "ratio", "prefill", "against");
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        Config c = model_of(shapes[i].C, shapes[i].L, shapes[i].NH);
+        make_models(folder, shapes[i].name, &c);
+        for (int type = 0; type < 3; type++) {
+            char *path = model_path(folder, shapes[i].name, types[type]);
+            bench_model(path, shapes[i].name, types[type], text, memory);
+            free(path);
+        }
+    }
+    bench_linear(folder, text);
     free(memory);
     free(text);
     return 0;

@@ -7,10 +7,15 @@
 #include "../train_gsa.c"
 
 #include "../gsa/checkpoint.h"
+#include "../gsa/flags.h"
 
 int main(int argc, char **argv) {
+    Flag flags[] = {{FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
     program_name(argv[0]);
-    if (argc != 2) die_usage("give a model file; the tokens come on standard input");
+    if (parse_flags(flags, argc, argv,
+                    "logits MODEL.bin: reads numbers of tokens from standard input, writes the logits after each as "
+                    "fp32\n") != 1)
+        die_usage("give a model file; the tokens come on standard input");
     Checkpoint *k = checkpoint_open(argv[1], CHECKPOINT_MODEL);
     GSA *m = gsa_create(&k->config, 1);
     checkpoint_read_tensors(k, "", m->params);

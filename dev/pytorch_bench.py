@@ -1,13 +1,21 @@
-"""Tokens a second of PyTorch on the same training step as train_gsacu: GPT-2 124M with torch.compile, fused attention, bf16.
+"""Tokens a second of PyTorch on the same training step as train_gsacu: GPT-2 124M with torch.compile, fused attention
+and bf16.
 
     python3 dev/pytorch_bench.py [--batch 64] [--seq 1024] [--steps 20]
 
-The model is GPT-2's as train_gsa.c has it with --attention standard --pos learned: learned positions, biases, GELU in its tanh form,
-tied classifier of 50304 rows, layernorms of epsilon 1e-5. The step is the one a user would write: autocast to bf16, fp32 weights,
-fused AdamW, gradient clipping at 1."""
+The model is GPT-2's as train_gsa.c has it with --attention standard --pos learned: learned positions, biases, GELU in
+its tanh form, tied classifier of 50304 rows, layernorms of epsilon 1e-5. The step is the one a user would write:
+autocast to bf16, fp32 weights, fused AdamW, gradient clipping at 1."""
 
 import argparse
 import time
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.error = lambda sentence: parser.exit(2, f"pytorch_bench.py: {sentence}; --help says more\n")
+parser.add_argument("--batch", type=int, default=64)
+parser.add_argument("--seq", type=int, default=1024)
+parser.add_argument("--steps", type=int, default=20)
+args = parser.parse_args()  # before the package: --help does not need it
 
 import torch
 import torch.nn as nn
@@ -50,11 +58,6 @@ class GPT(nn.Module):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seq", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=20)
-    args = parser.parse_args()
     torch.manual_seed(1)
     torch.set_float32_matmul_precision("high")
     model = GPT(args.seq).cuda()
@@ -83,7 +86,8 @@ def main():
         times.append(time.perf_counter() - began)
     median = sorted(times)[len(times) // 2]
     tokens = args.batch * args.seq
-    print(f"PyTorch {torch.__version__}, torch.compile, {torch.cuda.get_device_name()}: {1e3 * median:.2f} ms a step, {tokens / median:.0f} tokens/s, loss {loss.item():.4f}")
+    print(f"PyTorch {torch.__version__}, torch.compile, {torch.cuda.get_device_name()}: {1e3 * median:.2f} ms a step, "
+          f"{tokens / median:.0f} tokens/s, loss {loss.item():.4f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 /* Time of the attention part (features, mixers, their backward passes) a token at several lengths with the number of
    tokens fixed: the scan's should not depend on the length, attention's grows with it.
-     make build/release/dev/scan_bench && OMP_NUM_THREADS=1 build/release/dev/scan_bench [ROUNDS] */
+     make build/release/dev/scan_bench && OMP_NUM_THREADS=1 build/release/dev/scan_bench [--rounds N] */
 #define GSA_NO_MAIN
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #include "../train_gsa.c"
 #pragma GCC diagnostic pop
+
+#include "../gsa/flags.h"
 
 enum { TOKENS = 8192, LENGTHS = 3, MIXERS = 2, MOST = 99 };
 static const int lengths[LENGTHS] = {512, 2048, 8192};
@@ -30,33 +32,41 @@ static double pass(GSA *m, size_t B, size_t T) {
     return now_seconds() - start;
 }
 
+/* A model of one layer with this mixer, at this length, on random numbers. */
+static GSA *make_model(int mixer, int T) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.T = T;
+    c.V = c.Vp = 128;
+    c.L = 1;
+    c.NH = 2;
+    c.C = 128;
+    c.position = POSITION_ROPE;
+    c.attention = ATTENTION_GSA;
+    c.mixer = mixer;
+    c.S = mixer == MIXER_LINEAR ? 16 : 32;
+    c.envelope = mixer == MIXER_LINEAR ? ENVELOPE_RAISED : ENVELOPE_COSINE;
+    config_head_map(&c, NULL);
+    GSA *m = gsa_create(&c, (size_t)(TOKENS / T));
+    model_start(&c, m->params, 1);
+    uint64_t rng = 2;
+    for (size_t k = 0; k < (size_t)TOKENS * 3 * 128; k++) m->a.qkv[k] = (real)rng_normal(&rng);
+    for (size_t k = 0; k < (size_t)TOKENS * 128; k++) m->a.datt[k] = (real)rng_normal(&rng);
+    pass(m, (size_t)(TOKENS / T), (size_t)T); /* touches its memory */
+    return m;
+}
+
 int main(int argc, char **argv) {
-    int rounds = argc > 1 ? atoi(argv[1]) : 7;
-    if (rounds < 1 || rounds > MOST) die_usage("1 to %d rounds", MOST);
-    GSA *models[MIXERS][LENGTHS];
+    static GSA *models[MIXERS][LENGTHS];
     static double times[MIXERS][LENGTHS][MOST];
+    int64_t rounds = 7;
+    Flag flags[] = {{FLAG_INT, "rounds", &rounds, 1, MOST, NULL, "passes of each; their median is shown", false},
+                    {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
+    program_name(argv[0]);
+    if (parse_flags(flags, argc, argv, "scan_bench [flags]: time of the attention part a token, by length\n\n") > 0)
+        die_usage("'%s' is no flag; --help lists them all", argv[1]);
     for (int mixer = 0; mixer < MIXERS; mixer++)
-        for (int i = 0; i < LENGTHS; i++) {
-            Config c;
-            memset(&c, 0, sizeof c);
-            c.T = lengths[i];
-            c.V = c.Vp = 128;
-            c.L = 1;
-            c.NH = 2;
-            c.C = 128;
-            c.position = POSITION_ROPE;
-            c.attention = ATTENTION_GSA;
-            c.mixer = mixer;
-            c.S = mixer == MIXER_LINEAR ? 16 : 32;
-            c.envelope = mixer == MIXER_LINEAR ? ENVELOPE_RAISED : ENVELOPE_COSINE;
-            config_head_map(&c, NULL);
-            GSA *m = models[mixer][i] = gsa_create(&c, (size_t)(TOKENS / c.T));
-            model_start(&c, m->params, 1);
-            uint64_t rng = 2;
-            for (size_t k = 0; k < (size_t)TOKENS * 3 * 128; k++) m->a.qkv[k] = (real)rng_normal(&rng);
-            for (size_t k = 0; k < (size_t)TOKENS * 128; k++) m->a.datt[k] = (real)rng_normal(&rng);
-            pass(m, (size_t)(TOKENS / c.T), (size_t)c.T); /* touches its memory */
-        }
+        for (int i = 0; i < LENGTHS; i++) models[mixer][i] = make_model(mixer, lengths[i]);
     for (int round = 0; round < rounds; round++) /* in turn, so that what else the machine does meets all alike */
         for (int mixer = 0; mixer < MIXERS; mixer++)
             for (int i = 0; i < LENGTHS; i++)

@@ -2,8 +2,8 @@
 """Compares tokenizer/ with Hugging Face `tokenizers` (pip install tokenizers): ids, trained vocabularies and speed.
 
     make tokenizer/train_bpe tokenizer/tokenize
-    dev/tokenizer_compare.py --gpt2 FOLDER TEXT...         GPT-2's vocabulary on these texts, random text and broken UTF-8
-    dev/tokenizer_compare.py --train 4096 TEXT             both learn a vocabulary from TEXT; entries and ids compared
+    dev/tokenizer_compare.py --gpt2 FOLDER TEXT...    GPT-2's vocabulary on these texts, random text and broken UTF-8
+    dev/tokenizer_compare.py --train 4096 TEXT        both learn a vocabulary from TEXT; entries and ids compared
 
 Exit status 1 where anything differs; the first difference is shown. Both sides run on one thread, in turns.
 Our time is that of the whole program: start, reading text and vocabulary, encoding, writing ids. Theirs is only
@@ -15,11 +15,25 @@ import argparse, ctypes, ctypes.util, os, random, re, struct, subprocess, sys, t
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
 EOT, MASK = "<|endoftext|>", "[MASK]"
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 failures = 0
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.error = lambda sentence: parser.exit(2, f"tokenizer_compare.py: {sentence}; --help says more\n")
+parser.add_argument("texts", nargs="*", metavar="TEXT", help="UTF-8 files")
+parser.add_argument("--gpt2", metavar="FOLDER", help="holds encoder.json and vocab.bpe")
+parser.add_argument("--train", type=int, metavar="N", help="learn N entries from each TEXT in both programs")
+parser.add_argument("--programs", default=os.path.join(ROOT, "tokenizer"), help="folder of train_bpe and tokenize")
+parser.add_argument("--random", type=int, default=2000000, help="characters of random text")
+parser.add_argument("--repeats", type=int, default=3, help="timings of each; the best counts; 0: none")
+parser.add_argument("--seed", type=int, default=1)
+args_ = parser.parse_args()  # before the package: --help does not need it
+args_.sink = None  # where the output of our programs goes
+if not args_.gpt2 and not args_.train:
+    parser.error("--gpt2 FOLDER or --train N says what to compare")
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 
 def say(good, text):
@@ -46,8 +60,8 @@ def encode_ours(tokenizer, data, special):
         args_.sink = None
         with open(ids, "rb") as f:
             raw = f.read()
-        back = subprocess.run([os.path.join(args_.programs, "tokenize"), "decode", "--binary", "--tokenizer", tokenizer, ids],
-                              check=True, stdout=subprocess.PIPE).stdout
+        decode = [os.path.join(args_.programs, "tokenize"), "decode", "--binary", "--tokenizer", tokenizer, ids]
+        back = subprocess.run(decode, check=True, stdout=subprocess.PIPE).stdout
         if back != data:
             say(False, "decode(encode(x)) is not x")
         return list(struct.unpack("<%dH" % (len(raw) // 2), raw)), seconds
@@ -92,7 +106,8 @@ def their_class(codes):
 def different_codes():
     library = ctypes.CDLL(ctypes.util.find_library("utf8proc"))
     library.utf8proc_unicode_version.restype = ctypes.c_char_p
-    names = {**dict.fromkeys(range(1, 6), "letter"), **dict.fromkeys(range(9, 12), "number"), **dict.fromkeys(range(23, 26), "space")}
+    names = {**dict.fromkeys(range(1, 6), "letter"), **dict.fromkeys(range(9, 12), "number"),
+             **dict.fromkeys(range(23, 26), "space")}
     found = {}
     for start in range(0, 0x110000, 0x8000):
         codes = [c for c in range(start, start + 0x8000) if not 0xD800 <= c < 0xE000]
@@ -103,7 +118,8 @@ def different_codes():
     kinds = {}
     for pair in found.values():
         kinds[pair] = kinds.get(pair, 0) + 1
-    print(f"utf8proc has Unicode {library.utf8proc_unicode_version().decode()}; {len(found)} code points are classed differently"
+    print(f"utf8proc has Unicode {library.utf8proc_unicode_version().decode()}; "
+          f"{len(found)} code points are classed differently"
           + "".join(f", {n} {a} here and {b} there" for (a, b), n in kinds.items())
           + (f"; the first is U+{min(found):04X}" if found else ""))
     return found
@@ -123,7 +139,8 @@ def compare_text(what, hf, tokenizer, data, entries, shift=lambda i: i):
     text = data.decode("utf-8")
     drop = set(text) & excluded
     if drop:
-        print(f"           {what}: {sum(map(text.count, drop))} characters removed, of different class: {' '.join('U+%04X' % ord(c) for c in sorted(drop))}")
+        which = " ".join("U+%04X" % ord(c) for c in sorted(drop))
+        print(f"           {what}: {sum(map(text.count, drop))} characters removed, of different class: {which}")
         text = text.translate({ord(c): None for c in drop})
     hf.encode_special_tokens = False
     theirs = hf.encode(text, add_special_tokens=False).ids
@@ -139,9 +156,13 @@ def compare_text(what, hf, tokenizer, data, entries, shift=lambda i: i):
 
 def random_text(rng, n):
     """sample texts with a bias to what the pattern cares about, separated by special tokens so that each has an end"""
-    pools = ["abcdeABCxyz", "0123456789", " ", " \t\n\r\v\f\x1c\x1f\x85\xa0\u1680\u180e\u2003\u200b\u2028\u3000\ufeff", "'", "!?.,;-_()[]<>|@#", "stmdrvel", "\x00\x01\x7f",
-             "äößéñçÀÿªº²¼", "абвгДЖ", "αβγΩ", "中文字日本語", "한국어", "१२३٤٥٦Ⅷ①", "👍🏽👩‍👩‍👧🇩🇪❤️", "\u0301\u0308\u093e\u0e31", "ﬁǅʰ"]
-    words = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "don't", " the", "<|endoftext", "[MASK", "e\u0301", "  ", "\r\n", "\n\n", "a" * 60, " " * 50]
+    pools = ["abcdeABCxyz", "0123456789", " ",
+             " \t\n\r\v\f\x1c\x1f\x85\xa0\u1680\u180e\u2003\u200b\u2028\u3000\ufeff",
+             "'", "!?.,;-_()[]<>|@#", "stmdrvel", "\x00\x01\x7f",
+             "äößéñçÀÿªº²¼", "абвгДЖ", "αβγΩ", "中文字日本語", "한국어",
+             "१२३٤٥٦Ⅷ①", "👍🏽👩‍👩‍👧🇩🇪❤️", "\u0301\u0308\u093e\u0e31", "ﬁǅʰ"]
+    words = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "don't", " the", "<|endoftext", "[MASK", "e\u0301",
+             "  ", "\r\n", "\n\n", "a" * 60, " " * 50]
     out, size = [], 0
     while size < n:
         part = []
@@ -169,7 +190,8 @@ def break_bytes(rng, data):
         elif k < 0.7:
             data[i:i + 1] = b""
         elif k < 0.97:
-            data[i:i] = rng.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"\xf0\x9f\x98", b"\x80", b"\xe0\x80\xaf"])
+            data[i:i] = rng.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82",
+                                    b"\xf0\x9f\x98", b"\x80", b"\xe0\x80\xaf"])
         else:
             data[i:i] = rng.randbytes(20)
     return bytes(data)
@@ -196,7 +218,8 @@ def time_text(what, hf, tokenizer, data):
     text = data.decode("utf-8")
     documents = [d for d in re.split("(?<=<\\|endoftext\\|>)", text) if d]
     lines = text.splitlines(keepends=True)
-    ways = {"whole": lambda: hf.encode(text), "documents": lambda: hf.encode_batch_fast(documents), "lines": lambda: hf.encode_batch_fast(lines)}
+    ways = {"whole": lambda: hf.encode(text), "documents": lambda: hf.encode_batch_fast(documents),
+            "lines": lambda: hf.encode_batch_fast(lines)}
     best, mine = {}, []
     for _ in range(args_.repeats):
         for name, way in ways.items():
@@ -206,7 +229,8 @@ def time_text(what, hf, tokenizer, data):
         mine.append(encode_ours(tokenizer, data, True)[1])
     name = min(best, key=best.get)
     size = len(data) / 1e6
-    print(f"time       {what}: ours {size / min(mine):.1f} MB/s, tokenizers {size / best[name]:.1f} MB/s ({name}): {best[name] / min(mine):.1f} times as fast", flush=True)
+    print(f"time       {what}: ours {size / min(mine):.1f} MB/s, tokenizers {size / best[name]:.1f} MB/s ({name}): "
+          f"{best[name] / min(mine):.1f} times as fast", flush=True)
 
 
 def build_gpt2(folder):
@@ -223,32 +247,26 @@ def compare_training(path, V, folder):
     mine = ours("train_bpe", "--vocab", str(V), "--out", tokenizer, path)
     hf = Tokenizer(models.BPE())
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=V, special_tokens=[EOT, MASK], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), max_token_length=255, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=V, special_tokens=[EOT, MASK],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), max_token_length=255,
+                                  show_progress=False)
     start = time.perf_counter()
     hf.train_from_iterator(data.decode("utf-8").split(EOT), trainer)
     theirs = time.perf_counter() - start
     entries = entries_of(tokenizer)
     learned = [hf.id_to_token(i + 2) for i in range(V - 2)]
     i = next((i for i in range(V - 2) if entries[i] != learned[i]), None)
-    say(i is None, f"{path}: {V} entries learned" if i is None else f"{path}: entry {i} is {entries[i]!r} here and {learned[i]!r} there")
-    print(f"time       learning: ours {mine:.2f} s (encoding the text again and writing included), tokenizers {theirs:.2f} s")
+    if i is None:
+        say(True, f"{path}: {V} entries learned")
+    else:
+        say(False, f"{path}: entry {i} is {entries[i]!r} here and {learned[i]!r} there")
+    print(f"time       learning: ours {mine:.2f} s (encoding the text again and writing included), "
+          f"tokenizers {theirs:.2f} s")
     compare_text(path + ", learned vocabulary", hf, tokenizer, data, entries, lambda i: i - 2 if i >= 2 else V - 2 + i)
     if args_.repeats:
         time_text(path + ", learned vocabulary", hf, tokenizer, data)
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("texts", nargs="*", metavar="TEXT", help="UTF-8 files")
-parser.add_argument("--gpt2", metavar="FOLDER", help="holds encoder.json and vocab.bpe")
-parser.add_argument("--train", type=int, metavar="N", help="learn N entries from each TEXT in both programs")
-parser.add_argument("--programs", default=os.path.join(ROOT, "tokenizer"), help="folder of train_bpe and tokenize")
-parser.add_argument("--random", type=int, default=2000000, help="characters of random text")
-parser.add_argument("--repeats", type=int, default=3, help="timings of each; the best counts; 0: none")
-parser.add_argument("--seed", type=int, default=1)
-args_ = parser.parse_args()
-args_.sink = None
-if not args_.gpt2 and not args_.train:
-    parser.error("--gpt2 FOLDER or --train N says what to compare")
 excluded = {chr(c) for c in different_codes()}
 
 with tempfile.TemporaryDirectory() as folder:
@@ -259,10 +277,13 @@ with tempfile.TemporaryDirectory() as folder:
         rng = random.Random(args_.seed)
         text = random_text(rng, args_.random)
         compare_text(f"random text, seed {args_.seed}", hf, tokenizer, text.encode(), entries)
-        compare_broken(f"broken text, seed {args_.seed}", hf, tokenizer, break_bytes(rng, text[:args_.random // 4].encode()), entries)
+        broken = break_bytes(rng, text[:args_.random // 4].encode())
+        compare_broken(f"broken text, seed {args_.seed}", hf, tokenizer, broken, entries)
         compare_broken(f"random bytes, seed {args_.seed}", hf, tokenizer, rng.randbytes(args_.random // 4), entries)
-        every = "".join(f"a{chr(c)}{chr(c)}1 {chr(c)}!{chr(c)}\n" for c in range(0x110000) if not 0xD800 <= c < 0xE000 and chr(c) not in excluded)
-        compare_text("every code point beside a letter, a number, a space and a mark", hf, tokenizer, every.encode(), entries)
+        every = "".join(f"a{chr(c)}{chr(c)}1 {chr(c)}!{chr(c)}\n" for c in range(0x110000)
+                        if not 0xD800 <= c < 0xE000 and chr(c) not in excluded)
+        compare_text("every code point beside a letter, a number, a space and a mark", hf, tokenizer, every.encode(),
+                     entries)
         for path in args_.texts:
             with open(path, "rb") as f:
                 data = f.read()

@@ -1,6 +1,5 @@
 #include "flags.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,14 +13,13 @@ Flag *find_flag(Flag *flags, const char *name) {
 static bool is_choice(const char *choices, const char *text) {
     size_t n = strlen(text);
     for (const char *p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
-        if (strncmp(p, text, n) == 0 && (p[n] == '|' || p[n] == 0) && n > 0) return true;
+        if (n > 0 && strcspn(p, "|") == n && strncmp(p, text, n) == 0) return true;
     return false;
 }
 
 bool set_flag(Flag *f, const char *text, char *error) {
     char *end = NULL;
     double number = 0;
-    errno = 0;
     switch (f->kind) {
     case FLAG_ROOM: break;
     case FLAG_SWITCH:
@@ -72,46 +70,54 @@ bool set_flag(Flag *f, const char *text, char *error) {
         break;
     }
     }
-    f->given = true;
     return true;
 }
 
-void flag_text(const Flag *f, char *out, size_t room) {
-    out[0] = 0;
+/* as short as it can be without becoming another number */
+static char *number_text(double x) {
+    char *text = xasprintf("%.10g", x);
+    if (strtod(text, NULL) == x) return text;
+    free(text);
+    return xasprintf("%.17g", x);
+}
+
+char *flag_text(const Flag *f) {
+    const char *text = "";
     switch (f->kind) {
     case FLAG_ROOM:
     case FLAG_TEXTS: break;
-    case FLAG_SWITCH: snprintf(out, room, "%s", *(bool *)f->value ? "yes" : "no"); break;
-    case FLAG_INT: snprintf(out, room, "%lld", (long long)*(int64_t *)f->value); break;
-    case FLAG_REAL: /* as short as it can be without becoming another number */
-        snprintf(out, room, "%.10g", *(double *)f->value);
-        if (strtod(out, NULL) != *(double *)f->value) snprintf(out, room, "%.17g", *(double *)f->value);
-        break;
+    case FLAG_SWITCH: text = *(bool *)f->value ? "yes" : "no"; break;
+    case FLAG_INT: return xasprintf("%lld", (long long)*(int64_t *)f->value);
+    case FLAG_REAL: return number_text(*(double *)f->value);
     case FLAG_TEXT:
-    case FLAG_CHOICE: snprintf(out, room, "%s", *(const char **)f->value ? *(const char **)f->value : ""); break;
+    case FLAG_CHOICE: text = *(const char **)f->value ? *(const char **)f->value : ""; break;
     }
+    return xstrdup(text);
 }
 
-static void print_help(Flag *flags, const char *usage) {
+static void print_help(const Flag *flags, const char *usage) {
+    const char *const indent = "\n                               ";
     printf("%s", usage);
-    for (Flag *f = flags; f->help; f++) {
+    for (const Flag *f = flags; f->help; f++) {
         if (f->kind == FLAG_ROOM) {
             printf("\n%s\n", f->help);
             continue;
         }
-        char left[160], value[128];
         bool takes = f->kind != FLAG_SWITCH;
         const char *placeholder = f->choices             ? f->choices
                                   : f->kind == FLAG_INT  ? "N"
                                   : f->kind == FLAG_REAL ? "X"
                                                          : "TEXT";
-        snprintf(left, sizeof left, "--%s%s%s", f->name, takes ? " " : "", takes ? placeholder : "");
-        flag_text(f, value, sizeof value);
-        printf("  %-28s %s", left, strlen(left) > 28 ? "\n                               " : "");
-        printf("%s", f->help);
-        /* 0 stands for a choice that the text explains */
+        char *left = xasprintf("--%s%s%s", f->name, takes ? " " : "", takes ? placeholder : "");
+        printf("  %-28s %s", left, strlen(left) > 28 ? indent : "");
+        for (const char *p = f->help; *p; p++)
+            if (*p == '\n') printf("%s", indent);
+            else putchar(*p);
+        char *value = flag_text(f); /* the default; a 0 is not shown, because the text says what it stands for */
         if (takes && value[0] && strcmp(value, "0") != 0) printf(" (%s)", value);
         printf("\n");
+        free(left);
+        free(value);
     }
 }
 
@@ -149,6 +155,7 @@ int parse_flags(Flag *flags, int argc, char **argv, const char *usage) {
             text = argv[++i];
         }
         if (!set_flag(f, text, error)) die_usage("%s", error);
+        f->given = true;
     }
     return positional;
 }

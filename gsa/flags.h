@@ -1,4 +1,4 @@
-/* One table of flags gives the parser, --help, the printed configuration and the settings stored in checkpoints. */
+/* One table of flags gives the parser, --help and the text of each value. */
 #ifndef GSA_FLAGS_H
 #define GSA_FLAGS_H
 
@@ -9,7 +9,7 @@ extern "C" {
 #endif
 
 typedef enum {
-    FLAG_ROOM,   /* no flag: a heading in --help, its text in .help */
+    FLAG_ROOM,   /* not a flag: a heading in --help, its text in .help */
     FLAG_SWITCH, /* --name            bool *   */
     FLAG_INT,    /* --name 12         int64_t *; 10k, 5M and 2G are understood */
     FLAG_REAL,   /* --name 1e-3       double * */
@@ -29,20 +29,21 @@ typedef struct {
     void *value;         /* holds the default before parsing */
     double low, high;    /* bounds of numbers, inclusive; checked where low < high */
     const char *choices; /* "a|b|c"; for other kinds the placeholder shown in --help, such as "FILE" */
-    const char *help;
-    bool given; /* set by the parser */
+    const char *help;    /* a line of its own after each \n */
+    bool given;          /* on the command line */
 } Flag;
 
-/* A table ends with an entry whose help is NULL. Parses --name value and --name=value, -o as --out; "--" ends the
-   flags. Everything else is positional: stored in order at the start of argv (argv[1] ...), its number returned.
-   --help prints usage and the table on stdout and exits 0; every mistake is one sentence and exit status 2. */
+/* A table ends with an entry whose help is NULL. Reads --name value and --name=value, and -o as --out; "--" ends the
+   flags. All other arguments are moved to argv[1], argv[2] ... in their order, and their number is returned.
+   --help prints usage and the table on stdout and exits with 0; every mistake is one sentence and exit status 2. */
 int parse_flags(Flag *flags, int argc, char **argv, const char *usage);
 
-/* Sets one flag from text as the parser would; false with the sentence in error (256 bytes) where it will not do. */
+/* Sets one flag from text, by the rules of the command line, but does not make it `given`. Texts are not copied. False,
+   with the sentence in error (256 bytes), where the text will not do. */
 bool set_flag(Flag *flag, const char *text, char *error);
 Flag *find_flag(Flag *flags, const char *name); /* NULL where there is none */
-/* its present value, as it could be given again; "" for a text not given */
-void flag_text(const Flag *flag, char *out, size_t room);
+/* The present value as it could be given again; "" for a text or choice that is NULL. The caller frees it. */
+char *flag_text(const Flag *flag);
 
 #ifdef __cplusplus
 }

@@ -68,6 +68,7 @@ const char *config_check(const Config *c) {
     if (c->gain < 0 || c->gain > GAIN_HEAD) return sentence("unknown gain %d", c->gain);
     if (c->gain && c->position == POSITION_LEARNED)
         return "--gain head is for unit queries and keys, which --pos learned does not have; choose --pos rope or both";
+    if (c->gain && !config_gains(c)) return "--gain is for standard heads, and this model has none";
     if (c->window < 0) return sentence("--window must be at least 1, not %d", c->window);
     for (int l = 0; l < MAX_LAYERS; l++)
         if (l >= c->L ? c->gsa_heads[l] != 0 : config_heads(c) < 64 && c->gsa_heads[l] >> config_heads(c))

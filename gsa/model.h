@@ -139,7 +139,8 @@ enum {
 /* THE table: name, shape as expressions of the configuration c, start, group. The parameter struct of both programs,
    all sizes, the optimiser's groups, the checkpoint's directory and the tests' reports come from it; to add a
    tensor, add a line. A first dimension of 0: the model has no such tensor. Those of splats have a table of their own
-   within it: one row for each GSA head, in order of layer and head. */
+   within it: one row for each GSA head, in order of layer and head; what belongs to a head and to none of its splats
+   comes last. */
 // clang-format off
 #define SPLAT_TENSORS(X) \
     X(mu, config_gsa_heads(c), c->S, config_head_size(c), START_SPHERE, GROUP_CENTRE) /* centres */ \

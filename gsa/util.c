@@ -10,6 +10,9 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __APPLE__
+#include <mach/mach.h>
+#endif
 
 /* ---------------------------------------------------------------------- errors */
 
@@ -86,6 +89,23 @@ char *xasprintf(const char *format, ...) {
     if (vasprintf(&s, format, args) < 0) die("out of memory");
     va_end(args);
     return s;
+}
+
+size_t free_memory(void) {
+#ifdef __APPLE__
+    vm_statistics64_data_t pages;
+    mach_msg_type_number_t count = HOST_VM_INFO64_COUNT;
+    if (host_statistics64(mach_host_self(), HOST_VM_INFO64, (host_info64_t)&pages, &count) != KERN_SUCCESS) return 0;
+    return ((size_t)pages.free_count + (size_t)pages.inactive_count) * (size_t)sysconf(_SC_PAGESIZE);
+#else
+    unsigned long long kB = 0;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "r"); /* of Linux */
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kB) == 1) break;
+    if (f) fclose(f);
+    return (size_t)kB * 1024;
+#endif
 }
 
 FILE *xfopen(const char *path, const char *mode) {

@@ -39,6 +39,8 @@ void *xcalloc(size_t count, size_t size); /* zeroed */
 void *xrealloc(void *old, size_t bytes);
 char *xstrdup(const char *s);
 char *xasprintf(const char *format, ...) GSA_PRINTF(1, 2);
+/* bytes of the machine that can be had without swapping; 0 where the system does not say */
+size_t free_memory(void);
 
 FILE *xfopen(const char *path, const char *mode);
 void xfread(void *out, size_t size, size_t count, FILE *f, const char *path);

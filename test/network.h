@@ -51,8 +51,9 @@ static const char *try_config(Config *c, int attention, const char *heads, int p
     c->envelope = envelope;
     c->window = window;
     c->objective = objective;
-    c->gain = position == POSITION_LEARNED ? GAIN_NONE : GAIN_HEAD;
     const char *problem = config_head_map(c, heads);
+    c->gain = GAIN_HEAD; /* where there are heads for it */
+    if (position == POSITION_LEARNED || config_gains(c) < 1) c->gain = GAIN_NONE;
     return problem ? problem : config_check(c);
 }
 
@@ -80,6 +81,7 @@ __attribute__((unused)) static GSA *scattered_model(const Config *c, size_t B, u
             m->params[t->offset + k] = (real)(start[t->offset + k] + noise * rng_normal(&rng));
     }
     free(start);
+    gsa_scales(m);
     return m;
 }
 

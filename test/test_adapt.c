@@ -35,8 +35,11 @@ static Scene make_scene(int mode, int mixer, int envelope, int covariance, int S
     s.a = adapt_create(&s.c, 5);
     s.splats = s.flat + s.a->first;
     for (size_t i = 0; i < 2 * total; i++) s.m[i] = 1; /* moments, to see which are forgotten */
-    AdaptRules rules = {mode, 50, 100, 10000, 0.05, 0.995, -1000, 0.02, 4};
-    s.rules = rules;
+    s.rules = adapt_rules_default();
+    s.rules.mode = mode;
+    s.rules.end = 10000;
+    s.rules.every = 50;
+    s.rules.activation = 0.05;
     uint64_t rng = 9;
     float *x = (float *)xmalloc(ADAPT_TOKENS * 64 * sizeof *x);
     for (int g = 0; g < config_gsa_heads(&s.c); g++)
@@ -83,15 +86,18 @@ static void check_moments(Scene *s, size_t g, size_t slot, bool forgotten, const
 
 /* ---------------------------------------------------------------------- rules */
 
-static void test_rules(void) {
-    for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) { /* nothing to do: nothing is done */
+static void test_nothing_to_do(void) {
+    for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) {
         Scene s = make_scene(mode, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
         CHECK(pass(&s, 1000) == 0, "even statistics give no event");
         for (size_t i = 0; i < s.a->G * s.a->S * ADAPT_WINDOWS; i++) s.a->pull[i] = 0;
         CHECK(pass(&s, 1000) == 0, "nor do gradients that have vanished");
         free_scene(&s);
     }
-    /* death: three idle splats, two at most in one pass */
+}
+
+/* Three idle splats: at most two of them die in one pass, and what is young stays. */
+static void test_death(void) {
     Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
     for (size_t slot = 3; slot < 6; slot++) set_rings(s.a->activation, &s, 1, slot, 0.04 / 32 / (double)slot);
     s.a->born[s.a->S + 3] = 950;
@@ -114,36 +120,39 @@ static void test_rules(void) {
     n = pass(&s, 1050);
     CHECK(n == 2 && events[0].kind == ADAPT_DEATH && events[0].slot == 3, "then the third one dies, no longer young");
     free_scene(&s);
+}
 
-    /* however idle: no more die in a pass than come */
-    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
+/* However idle: no more die in a pass than come; and the last splat of a head stays. */
+static void test_survival(void) {
+    Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
     for (int step = 1000; step < 9000; step += 50) {
         for (size_t g = 0; g < s.a->G; g++)
             for (size_t slot = 1; slot < 32; slot++) {
                 set_rings(s.a->activation, &s, g, slot, 1e-6);
                 s.a->born[g * 32 + slot] = 0;
             }
-        n = pass(&s, step);
+        int n = pass(&s, step);
         CHECK(n == 4 * (int)s.a->G && adapt_alive(&s.c, 0, s.splats) == 32 && adapt_alive(&s.c, 1, s.splats) == 32,
               "step %d: %d events, %d alive", step, n, adapt_alive(&s.c, 0, s.splats));
     }
     free_scene(&s);
 
-    /* the last splat of a head stays, whatever its statistics */
     for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) {
         s = make_scene(mode, MIXER_LINEAR, ENVELOPE_RAISED, COVARIANCE_ISO, 1);
-        s.rules.low = 1;
+        s.rules.activation = 1;
         set_rings(s.a->activation, &s, 0, 0, 0.5);
         CHECK(pass(&s, 1000) == 0 && adapt_alive(&s.c, 0, s.splats) == 1, "a head keeps its only splat");
         free_scene(&s);
     }
+}
 
-    /* 4 of 32: full after 14 passes, each time with the amplitude of a head of so many */
-    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
+/* 4 of 32: full after 14 passes, each time with the amplitude of a head of so many. */
+static void test_growth(void) {
+    Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
     adapt_start_alive(&s.c, 4, s.flat);
     *of(&s, TENSOR_log_alpha, 0, 0) += 0.5f; /* what one has learned stays */
     for (int i = 1; i <= 14; i++) {
-        n = pass(&s, 5 * i);
+        int n = pass(&s, 5 * i);
         CHECK(n == 2 * (int)s.a->G && adapt_alive(&s.c, 0, s.splats) == 4 + 2 * i, "pass %d: %d events, %d alive", i, n,
               adapt_alive(&s.c, 0, s.splats));
         double expected = splat_amplitude_start(4 + 2 * i, 64), worst = 0;
@@ -154,12 +163,14 @@ static void test_rules(void) {
         CHECK(worst < 1e-5, "amplitudes of %d splats are off by %g", 4 + 2 * i, worst);
     }
     free_scene(&s);
+}
 
-    /* a ball is spread out at once, and then nothing more happens */
+/* A ball is spread out at once, and then nothing more happens. */
+static void test_ball(void) {
     for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) {
-        s = make_scene(mode, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
+        Scene s = make_scene(mode, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
         adapt_start_ball(&s.c, s.flat, 5);
-        int passes = 0;
+        int n, passes = 0;
         while (passes < 100 && (n = pass(&s, 5 * ++passes)) > 0)
             for (int i = 0; i < n; i++)
                 CHECK(mode == ADAPT_RELOCATE ? events[i].kind == ADAPT_MOVE
@@ -180,13 +191,15 @@ static void test_rules(void) {
               "amplitudes are as at the start");
         free_scene(&s);
     }
+}
 
-    /* split: into the free slot farthest in frequency from all others */
-    s = make_scene(ADAPT_GROW, MIXER_LINEAR, ENVELOPE_RAISED, COVARIANCE_DIAG, 16);
+/* Into the free slot whose frequency is farthest from all others. */
+static void test_split(void) {
+    Scene s = make_scene(ADAPT_GROW, MIXER_LINEAR, ENVELOPE_RAISED, COVARIANCE_DIAG, 16);
     *of(&s, TENSOR_alive, 0, 7) = 0;
     set_rings(s.a->pull, &s, 0, 4, 100);
     set_rings(s.a->activation, &s, 0, 4, 0.1);
-    n = pass(&s, 1000);
+    int n = pass(&s, 1000);
     CHECK(n == 1 && events[0].kind == ADAPT_SPLIT && events[0].from == 4 && events[0].slot == 7,
           "the splat that is pulled most is split");
     check_moments(&s, 0, 4, true, "split");
@@ -198,14 +211,17 @@ static void test_rules(void) {
               fabs(*of(&s, TENSOR_log_alpha, 0, 4) + log(2)) < 1e-5,
           "each has half of the amplitude");
     free_scene(&s);
+}
 
-    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_FULL, 16); /* merge: only of like envelopes */
+/* Only splats with envelopes alike are merged. */
+static void test_merge(void) {
+    Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_FULL, 16);
     for (int twin = 2; twin < 12; twin += 8) {
         memcpy(of(&s, TENSOR_mu, 0, (size_t)twin + 1), of(&s, TENSOR_mu, 0, (size_t)twin), 64 * sizeof(float));
         *of(&s, TENSOR_log_theta, 0, (size_t)twin + 1) =
             *of(&s, TENSOR_log_theta, 0, (size_t)twin) + (twin == 2 ? 0 : -1);
     }
-    n = pass(&s, 1000);
+    int n = pass(&s, 1000);
     CHECK(n == 2 && events[0].kind == ADAPT_MERGE && events[0].slot == 3 && events[0].from == 2,
           "twins are merged, those of another frequency are not (%d events)", n);
     check_moments(&s, 0, 2, true, "merge");
@@ -214,22 +230,26 @@ static void test_rules(void) {
     CHECK(n == 2 && events[0].kind == ADAPT_DEATH && events[0].slot == 11,
           "of two at one place with other frequencies one dies (%d events)", n);
     free_scene(&s);
+}
 
-    s = make_scene(ADAPT_RELOCATE, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
+static void test_move(void) {
+    Scene s = make_scene(ADAPT_RELOCATE, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
     set_rings(s.a->activation, &s, 0, 9, 1e-5);
     set_rings(s.a->activation, &s, 1, 2, 1e-5);
     set_rings(s.a->pull, &s, 1, 8, 100);
     set_rings(s.a->activation, &s, 1, 8, 0.1);
-    n = pass(&s, 1000);
+    int n = pass(&s, 1000);
     CHECK(n == 2 && events[0].kind == ADAPT_MOVE && events[0].slot == 9 && events[0].from == -1,
           "an idle splat moves to a new place");
     CHECK(n == 2 && events[1].kind == ADAPT_MOVE && events[1].slot == 2 && events[1].from == 8,
           "or to the side of one that is pulled");
     CHECK(adapt_alive(&s.c, 0, s.splats) == 16 && adapt_alive(&s.c, 1, s.splats) == 16, "their number stays");
     free_scene(&s);
+}
 
-    /* dense and badly covered: half of all keys at one place, far from all splats */
-    s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
+/* Keys are many and badly covered: half of them lie at one place, far from all splats. */
+static void test_birth(void) {
+    Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
     float *x = (float *)xmalloc(ADAPT_TOKENS * 64 * sizeof *x), place[64];
     uint64_t rng = 4;
     for (int k = 0; k < 64; k++) place[k] = -of(&s, TENSOR_mu, 0, 0)[k];
@@ -237,14 +257,26 @@ static void test_rules(void) {
         x[i] = i / 64 % 2 ? place[i % 64] + (float)(0.02 * rng_normal(&rng)) : (float)rng_normal(&rng);
     adapt_sample(s.a, 0, 1, x, ADAPT_TOKENS);
     *of(&s, TENSOR_alive, 0, 5) = 0;
-    s.rules.covered = 100;
-    n = pass(&s, 1000);
+    s.rules.coverage = 100;
+    int n = pass(&s, 1000);
     double along = 0;
     for (int k = 0; k < 64; k++) along += of(&s, TENSOR_mu, 0, 5)[k] * place[k];
     CHECK(n == 1 && events[0].kind == ADAPT_BIRTH && fabs(events[0].activation - 0.5) < 0.02 && along > 0.9,
           "born among the keys: share %g, cosine %g", events[0].activation, along);
     free(x);
     free_scene(&s);
+}
+
+static void test_rules(void) {
+    test_nothing_to_do();
+    test_death();
+    test_survival();
+    test_growth();
+    test_ball();
+    test_split();
+    test_merge();
+    test_move();
+    test_birth();
 }
 
 /* Windows with gradients of 0 for as long as a run: rules of death do not feed on gradients, so the living stay. */
@@ -254,7 +286,7 @@ static void test_vanishing(void) {
         size_t slots = s.a->G * s.a->S;
         float *sums = (float *)xcalloc(slots, sizeof *sums);
         int count = 0, windows = 0;
-        s.rules.low = 0.3;
+        s.rules.activation = 0.3;
         s.rules.every = 5;
         s.a->numbers[ADAPT_NEXT] = 5;
         for (int64_t step = 1; step <= 5000; step++) {

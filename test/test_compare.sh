@@ -1,6 +1,7 @@
 #!/bin/sh
-# dev/compare from end to end, tiny: two kinds of attention, two seeds; stopped and started again; its table, and the README's. And whether the README's
-# tables are the ones that dev/compare last wrote. Ends with "name: N passed, M failed, K skipped".
+# dev/compare from end to end, tiny: two kinds of attention, two seeds; stopped and started again; its table, and that
+# of a page like dev/RESULTS.md. And whether the tables there are the ones that dev/compare last wrote. Ends with
+# "name: N passed, M failed, K skipped".
 cd "$(dirname "$0")/.." || exit 1
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -8,7 +9,11 @@ passed=0 failed=0
 export OUT
 pass() { passed=$((passed + 1)); }
 fail() { failed=$((failed + 1)); echo "FAIL $1"; }
-check() { name=$1; shift; if "$@" >"$dir/out" 2>"$dir/err"; then pass; else fail "$name (status $?): $(tail -n 2 "$dir/err")"; fi; }
+check() {
+    name=$1
+    shift
+    if "$@" >"$dir/out" 2>"$dir/err"; then pass; else fail "$name (status $?): $(tail -n 2 "$dir/err")"; fi
+}
 refuse() { # NAME STATUS WORD COMMAND...
     name=$1 status=$2 word=$3
     shift 3
@@ -28,21 +33,32 @@ tiny="--seeds 1,2 --depth 1 --seq 32 --batch 2 --vocab 300 --measure-tokens 512 
 two="modes --tokens 6400 $tiny"
 compare() { dev/compare $two --rows "standard.rope gsa-linear.rope" "$@"; }
 one() { dev/compare $two --rows standard.rope "$@"; }
-all_but_speed() { python3 -c 'import csv, sys; [print({k: v for k, v in r.items() if k != "tokens_per_s"}) for r in csv.DictReader(x for x in open(sys.argv[1]) if x[0] != "#")]' "$1/results.csv"; }
+all_but_speed() {
+    python3 - "$1/results.csv" <<'PYTHON'
+import csv, sys
+for r in csv.DictReader(line for line in open(sys.argv[1]) if line[0] != "#"):
+    print({k: v for k, v in r.items() if k != "tokens_per_s"})
+PYTHON
+}
 same() { all_but_speed "$1" | cmp - "$2"; }
 
 check "two kinds, two seeds" compare --out "$dir/a"
 all_but_speed "$dir/a" >"$dir/expected"
 check "a line a run" [ "$(grep -c '^\(standard\|gsa-linear\).rope,' "$dir/a/results.csv")" = 4 ]
 check "its pictures" sh -c "head -c 8 '$dir/a/bars.png' '$dir/a/loss.png' | grep -ac PNG | grep -q 2"
-check "a page a row, and one that leads to them" sh -c "grep -q '</html>' '$dir/a/standard.rope.html' && grep -q 'href=\"gsa-linear.rope.html\"' '$dir/a/report.html' && grep -q '<td>gsa, linear</td>' '$dir/a/report.html' && [ \$(grep -c 'data:image/png;base64,iVBOR' '$dir/a/report.html') = 2 ]"
+check "a page a row, and one that leads to them" sh -c "grep -q '</html>' '$dir/a/standard.rope.html' && \
+    grep -q 'href=\"gsa-linear.rope.html\"' '$dir/a/report.html' && \
+    grep -q '<td>gsa, linear</td>' '$dir/a/report.html' && \
+    [ \$(grep -c 'data:image/png;base64,iVBOR' '$dir/a/report.html') = 2 ]"
 check "every measure of a run" python3 - "$dir/a/results.csv" <<'PYTHON'
 import csv, math, sys
 rows = list(csv.DictReader(line for line in open(sys.argv[1]) if not line.startswith("# ")))
 for r in rows:
-    for column in "parameters mflop memory_mib tokens tokens_per_s loss bits_per_byte entropy distance reach effective_context".split():
+    for column in ("parameters mflop memory_mib tokens tokens_per_s loss bits_per_byte entropy distance reach "
+                   "effective_context").split():
         assert math.isfinite(float(r[column])) and float(r[column]) > 0, (r["row"], column, r[column])
-    assert (r["loss_without_gsa"] == "") == (r["row"] == "standard.rope") and r["tokens"] == "6400" and r["status"] == "done", r
+    assert (r["loss_without_gsa"] == "") == (r["row"] == "standard.rope"), r
+    assert r["tokens"] == "6400" and r["status"] == "done", r
 assert len({r["loss"] for r in rows}) == 4, "seeds and kinds differ"
 PYTHON
 check "mean and deviation in the table" python3 - "$dir/a/results.csv" "$dir/a/table.md" <<'PYTHON'
@@ -58,11 +74,14 @@ check "once more: nothing is repeated" compare --out "$dir/a"
 check "the same models" sh -c "ls -l --time-style=full-iso '$dir'/a/*/model_*.bin | cmp - '$dir/times'"
 refuse "another description in the same folder" 1 "command.txt" compare --lr 1e-3 --out "$dir/a"
 
-# ---- stopped in the middle of a training, by a signal and then by the loss of its files' last part; it goes on and ends where the other did
+# ---- stopped in the middle of a training by a signal; it goes on and ends where the other did
 python3 dev/compare $two --rows "standard.rope gsa-linear.rope" --out "$dir/b" >"$dir/out" 2>&1 &
 pid=$!
 n=0
-while ! grep -qs '^s:2[0-9] trl' "$dir/b/standard.rope.1/main.log" && [ $n -lt 600 ]; do sleep 0.05 2>/dev/null || sleep 1; n=$((n + 1)); done
+while ! grep -qs '^s:2[0-9] trl' "$dir/b/standard.rope.1/main.log" && [ $n -lt 600 ]; do
+    sleep 0.05 2>/dev/null || sleep 1
+    n=$((n + 1))
+done
 kill -TERM $pid
 wait $pid
 stopped=$?
@@ -74,7 +93,8 @@ check "by going on, not by starting again" grep -q 'going on from step' "$dir/b/
 
 # ---- a run that diverges is a result; one that cannot be is an error
 check "a training that diverges" one --flags "--lr 10 --clip 0 --warmup 0 --weight-decay 10" --out "$dir/d"
-grep -q 'diverged' "$dir/d/table.md" && pass || fail "divergence is in the table: $(cat "$dir/d/table.md" 2>/dev/null || tail -n 1 "$dir/err")"
+grep -q 'diverged' "$dir/d/table.md" && pass ||
+    fail "divergence is in the table: $(cat "$dir/d/table.md" 2>/dev/null || tail -n 1 "$dir/err")"
 refuse "a training that is refused" 1 "--channels 30" one --flags "--heads 4 --channels 30" --out "$dir/e"
 refuse "an unknown row" 2 "standard" dev/compare $two --rows sideways.rope --out "$dir/e"
 refuse "an unknown set" 2 "choose from" dev/compare fashions
@@ -88,20 +108,28 @@ for set in modes splats adapt stability init covariance ratio context recall; do
 done
 
 # ---- recall
-check "the probe of memory" dev/compare recall --rows "standard.rope" --seeds 1 --depth 1 --seq 128 --batch 2 --tokens 3200 --threads 1 --measure-tokens 512 --out "$dir/r"
-check "its pictures of recall" sh -c "head -c 8 '$dir/r/recall_pairs.png' '$dir/r/recall_facts.png' | grep -ac PNG | grep -q 2"
+check "the probe of memory" dev/compare recall --rows "standard.rope" --seeds 1 --depth 1 --seq 128 --batch 2 \
+    --tokens 3200 --threads 1 --measure-tokens 512 --out "$dir/r"
+check "its pictures of recall" \
+    sh -c "head -c 8 '$dir/r/recall_pairs.png' '$dir/r/recall_facts.png' | grep -ac PNG | grep -q 2"
 check "accuracies by distance" grep -q 'pairs, up to 24.*facts, 24 to 96' "$dir/r/table.md"
 
-# ---- the README's tables
-printf 'Before.\n\n<!-- compare two -->\nold\n<!-- /compare -->\n\nAfter.\n' >"$dir/README.md"
-check "a result is kept and shown" compare --out "$dir/a" --keep two --results "$dir/results" --readme-file "$dir/README.md"
-check "the README has the table" sh -c "grep -q '^| gsa, linear |' '$dir/README.md' && grep -q '^Before' '$dir/README.md' && grep -q '^After' '$dir/README.md' && ! grep -q '^old' '$dir/README.md'"
-check "it is the one that was written" dev/compare readme --check --results "$dir/results" --readme-file "$dir/README.md"
-sed '/^| gsa, linear/y/0123456789/1234567890/' "$dir/README.md" >"$dir/other.md"
-refuse "a table with other digits" 1 "not those" dev/compare readme --check --results "$dir/results" --readme-file "$dir/other.md"
-refuse "a table without its result" 1 "no " dev/compare readme --check --results "$dir/nothing" --readme-file "$dir/README.md"
-refuse "a result without its table" 1 "no place" dev/compare readme --check --results "$dir/results" --readme-file "$dir/a/table.md"
-check "the README's tables are those that dev/compare last wrote" dev/compare readme --check
+# ---- the tables of dev/RESULTS.md
+printf 'Before.\n\n<!-- compare two -->\nold\n<!-- /compare -->\n\nAfter.\n' >"$dir/tables.md"
+check "a result is kept and shown" compare --out "$dir/a" --keep two --results "$dir/results" \
+    --tables-file "$dir/tables.md"
+check "the page has the table" sh -c "grep -q '^| gsa, linear |' '$dir/tables.md' && \
+    grep -q '^Before' '$dir/tables.md' && grep -q '^After' '$dir/tables.md' && ! grep -q '^old' '$dir/tables.md'"
+check "it is the one that was written" dev/compare tables --check --results "$dir/results" \
+    --tables-file "$dir/tables.md"
+sed '/^| gsa, linear/y/0123456789/1234567890/' "$dir/tables.md" >"$dir/other.md"
+refuse "a table with other digits" 1 "not those" dev/compare tables --check --results "$dir/results" \
+    --tables-file "$dir/other.md"
+refuse "a table without its result" 1 "no " dev/compare tables --check --results "$dir/nothing" \
+    --tables-file "$dir/tables.md"
+refuse "a result without its table" 1 "no place" dev/compare tables --check --results "$dir/results" \
+    --tables-file "$dir/a/table.md"
+check "the tables of dev/RESULTS.md are those that dev/compare last wrote" dev/compare tables --check
 
 echo "compare: $passed passed, $failed failed, 0 skipped"
 [ "$failed" -eq 0 ]

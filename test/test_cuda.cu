@@ -315,6 +315,8 @@ static Config kind_config(int k) {
         make_config(kinds[k].attention, kinds[k].heads, kinds[k].position, kinds[k].covariance, kinds[k].envelope,
                     kinds[k].HS, kinds[k].S, kinds[k].window, kinds[k].mixer, kinds[k].objective);
     c.raw = kinds[k].raw;
+    c.gain = k != 1 && c.position != POSITION_LEARNED; /* of all heads with rotations but kind 1's */
+    if (c.gain && !config_gains(&c)) c.gain = GAIN_NONE;
     return c;
 }
 
@@ -359,6 +361,8 @@ static Pair make_pair(const Config *c, size_t B, uint64_t seed) {
     /* a dead splat in every head */
     for (int g = 0; g < config_gsa_heads(c) && c->S > 1; g++) p.c->p.alive[g * c->S + (g + 1) % c->S] = 0;
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
+    cpu::gsa_scales(p.c);
+    gsa_scales(p.g);
     p.x = (int *)xmalloc(2 * B * p.T * sizeof(int));
     p.y = p.x + B * p.T;
     cpu::random_tokens(p.x, B * p.T, c->V, &rng);
@@ -411,169 +415,226 @@ static void compare_splats(const Pair *p, size_t l, const char *what) {
     }
 }
 
-/* Feature maps, attention and scans of layer 1, by themselves: the same q, k, v to both programs. */
-static void test_heads(int kind, size_t B, size_t T) {
-    Config config = kind_config(kind);
-    const char *what = kinds[kind].name;
-    config.T = (int)T;
-    Pair p = make_pair(&config, B, 7);
-    cpu::GSA *c = p.c;
-    CudaModel *g = p.g;
-    CudaSizes z = g->sizes;
-    bool causal = config.objective == OBJECTIVE_LM;
-    size_t N = B * T, A = z.A, l = 1;
-    uint64_t rng = 5;
-    float *qkv = numbers(N * 3 * A, 1, &rng), *dout = numbers(N * A, 1, &rng);
-    /* a short query; the first one has no gradient */
-    for (size_t k = 0; k < z.HS; k++) qkv[(T > 9 ? 9 : 0) * 3 * A + k] *= 1e-3f;
-    round_numbers(qkv, N * 3 * A);
-    CudaActivations block = block_activations(g, l, N);
+/* Feature maps, attention and scans of layer 1, by themselves: the same q, k, v to both programs. Each step compares
+   what both made of the same input, then gives the GPU's result to the CPU, so that the next step is compared alone. */
+typedef struct {
+    Config config;
+    const char *what;
+    Pair p;
+    CudaSizes z;
+    CudaActivations block; /* layer l's on the GPU */
+    size_t B, T, N, A, l;
     int kind_of[MAX_HEADS];
     bool from[MAX_HEADS]; /* its q and k come from features */
-    for (size_t h = 0; h < z.NH; h++) {
-        kind_of[h] = config_head_kind(&config, (int)l, (int)h);
-        from[h] = kind_of[h] == HEAD_SPLAT || (kind_of[h] != HEAD_SCAN && config.position != POSITION_LEARNED);
-    }
+    bool mapped, causal;  /* mapped: some do */
+    float *qkv, *dout;    /* (N, 3 A), (N, A) */
+    float *features;      /* (N, 2 A), the GPU's; NULL without mapped */
+} HeadsTest;
 
+static HeadsTest make_heads(int kind, size_t B, size_t T) {
+    HeadsTest x;
+    x.config = kind_config(kind);
+    x.config.T = (int)T;
+    x.what = kinds[kind].name;
+    x.p = make_pair(&x.config, B, 7);
+    x.z = x.p.g->sizes;
+    x.causal = x.config.objective == OBJECTIVE_LM;
+    x.B = B;
+    x.T = T;
+    x.N = B * T;
+    x.A = x.z.A;
+    x.l = 1;
+    uint64_t rng = 5;
+    x.qkv = numbers(x.N * 3 * x.A, 1, &rng);
+    x.dout = numbers(x.N * x.A, 1, &rng);
+    /* a short query; the first one has no gradient */
+    for (size_t k = 0; k < x.z.HS; k++) x.qkv[(T > 9 ? 9 : 0) * 3 * x.A + k] *= 1e-3f;
+    round_numbers(x.qkv, x.N * 3 * x.A);
+    x.block = block_activations(x.p.g, x.l, x.N);
+    for (size_t h = 0; h < x.z.NH; h++) {
+        x.kind_of[h] = config_head_kind(&x.config, (int)x.l, (int)h);
+        x.from[h] = x.kind_of[h] == HEAD_SPLAT || (x.kind_of[h] != HEAD_SCAN && x.config.position != POSITION_LEARNED);
+    }
+    x.mapped = head_list(&x.config, x.l, HEAD_SPLAT).count || head_list(&x.config, x.l, HEAD_STANDARD).count;
+    x.features = NULL;
+    return x;
+}
+
+/* Head h of the CPU's features (B, NH, T, HS), for all sequences: (B, T, HS). */
+static float *cpu_head(const HeadsTest *x, const float *features, size_t h) {
+    size_t each = x->T * x->z.HS;
+    float *to = cpu::numbers(x->B * each, 0, NULL);
+    for (size_t b = 0; b < x->B; b++) memcpy(to + b * each, features + (b * x->z.NH + h) * each, each * sizeof(float));
+    return to;
+}
+
+/* The CPU gets head h's features from the GPU's rows (N, 2 A); side 0: queries, 1: keys. */
+static void set_cpu_head(const HeadsTest *x, float *features, const float *rows, size_t side, size_t h) {
+    size_t T = x->T, HS = x->z.HS;
+    for (size_t i = 0; i < x->N; i++)
+        memcpy(features + (((i / T) * x->z.NH + h) * T + i % T) * HS, rows + i * 2 * x->A + side * x->A + h * HS,
+               HS * sizeof(float));
+}
+
+static void check_features(HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    CudaModel *g = x->p.g;
+    size_t B = x->B, T = x->T, N = x->N, A = x->A, HS = x->z.HS;
     cpu::gsa_splat_waves(c, c->a.splat_waves, T, 0);
-    cpu::features_forward(c, c->a.fq, c->a.fk, qkv, l, B, T, c->rope_waves, c->a.splat_waves);
-    cudaCheck(
-        cudaMemcpy(block.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    cpu::features_forward(c, c->a.fq, c->a.fk, x->qkv, x->l, B, T, c->rope_waves, c->a.splat_waves);
+    cudaCheck(cudaMemcpy(x->block.qkv, upload<floatX>(x->qkv, N * 3 * A), N * 3 * A * sizeof(floatX),
+                         cudaMemcpyDeviceToDevice));
     splat_tables(g);
-    bool mapped = head_list(&config, l, HEAD_SPLAT).count || head_list(&config, l, HEAD_STANDARD).count;
-    if (mapped) cudaCheck(cudaMemset(block.features, 0xFF, N * 2 * A * sizeof(floatX)));
-    features_forward(g, block.features, block.qkv, l, B, T);
+    if (x->mapped) cudaCheck(cudaMemset(x->block.features, 0xFF, N * 2 * A * sizeof(floatX)));
+    features_forward(g, x->block.features, x->block.qkv, x->l, B, T);
     /* heads without a feature map have q and k themselves on the CPU */
-    float *rows = mapped ? download(block.features, N * 2 * A) : NULL;
-    for (size_t h = 0; h < z.NH; h++)
-        for (size_t side = 0; side < 2 && from[h]; side++) {
-            float *expected = cpu::numbers(N * z.HS, 0, NULL),
-                  *got = head_columns(rows, 2 * A, side * A + h * z.HS, B, T, z.HS);
-            for (size_t b = 0; b < B; b++)
-                memcpy(expected + b * T * z.HS, (side ? c->a.fk : c->a.fq) + (b * z.NH + h) * T * z.HS,
-                       T * z.HS * sizeof(float));
-            COMPARE(got, expected, N * z.HS,
-                    FEATURES * (kind_of[h] != HEAD_SPLAT               ? 1
-                                : config.covariance == COVARIANCE_FULL ? 10
-                                                                       : 3),
-                    "%s, T %zu: features of head %zu, %s", what, T, h, side ? "keys" : "queries");
-        }
+    x->features = x->mapped ? download(x->block.features, N * 2 * A) : NULL;
+    for (size_t h = 0; h < x->z.NH; h++)
+        for (size_t side = 0; side < 2 && x->from[h]; side++)
+            COMPARE(head_columns(x->features, 2 * A, side * A + h * HS, B, T, HS),
+                    cpu_head(x, side ? c->a.fk : c->a.fq, h), N * HS,
+                    FEATURES * (x->kind_of[h] != HEAD_SPLAT               ? 1
+                                : x->config.covariance == COVARIANCE_FULL ? 10
+                                                                          : 3),
+                    "%s, T %zu: features of head %zu, %s", x->what, T, h, side ? "keys" : "queries");
+    for (size_t h = 0; h < x->z.NH && x->mapped; h++)
+        for (size_t side = 0; side < 2 && x->from[h]; side++)
+            set_cpu_head(x, side ? c->a.fk : c->a.fq, x->features, side, h);
+}
 
-    /* attention; in bf16 the CPU gets the GPU's rounded features, so that this compares attention alone */
-    for (size_t h = 0; h < z.NH && mapped; h++)
-        for (size_t side = 0; side < 2 && from[h]; side++)
-            for (size_t i = 0; i < N; i++)
-                memcpy((side ? c->a.fk : c->a.fq) + (((i / T) * z.NH + h) * T + i % T) * z.HS,
-                       rows + i * 2 * A + side * A + h * z.HS, z.HS * sizeof(float));
-    const float *scale = c->scale + l * z.NH;
-    const size_t *window = c->window + l * z.NH;
-    cpu::attention_forward(c->a.att, c->a.att_lse, c->a.fq, c->a.fk, qkv, scale, window, causal, B, T, z.NH, z.HS);
-    cudaCheck(cudaMemset(block.att, 0xFF, N * A * sizeof(floatX)));
+static void check_attention(const HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    CudaModel *g = x->p.g;
+    size_t B = x->B, T = x->T, N = x->N, A = x->A, NH = x->z.NH, HS = x->z.HS, l = x->l;
+    cpu::attention_forward(c->a.att, c->a.att_lse, c->a.fq, c->a.fk, x->qkv, c->scale + l * NH, c->window + l * NH,
+                           x->causal, B, T, NH, HS);
+    cudaCheck(cudaMemset(x->block.att, 0xFF, N * A * sizeof(floatX)));
     if (attends(g, l))
-        attention_forward(block.att, block.att_lse, attention_input(g, l, N), B, T, z.NH, z.HS, g->stream);
-    float *att = download(block.att, N * A), *lse = download(block.att_lse, N * z.NH);
-    for (size_t h = 0; h < z.NH; h++) {
-        if (kind_of[h] == HEAD_SCAN) continue;
-        COMPARE(head_columns(att, A, h * z.HS, B, T, z.HS), head_columns(c->a.att, A, h * z.HS, B, T, z.HS), N * z.HS,
-                OUTPUT, "%s, T %zu: attention, head %zu", what, T, h);
+        attention_forward(x->block.att, x->block.att_lse, attention_input(g, l, N), B, T, NH, HS, g->stream);
+    float *att = download(x->block.att, N * A), *lse = download(x->block.att_lse, N * NH);
+    for (size_t h = 0; h < NH; h++) {
+        if (x->kind_of[h] == HEAD_SCAN) continue;
+        COMPARE(head_columns(att, A, h * HS, B, T, HS), head_columns(c->a.att, A, h * HS, B, T, HS), N * HS, OUTPUT,
+                "%s, T %zu: attention, head %zu", x->what, T, h);
         for (size_t b = 0; b < B; b++)
-            COMPARE(lse + (b * z.NH + h) * T, c->a.att_lse + (b * z.NH + h) * T, T, OUTPUT, "%s, T %zu: lse, head %zu",
-                    what, T, h);
+            COMPARE(lse + (b * NH + h) * T, c->a.att_lse + (b * NH + h) * T, T, OUTPUT, "%s, T %zu: lse, head %zu",
+                    x->what, T, h);
     }
-
-    /* scans; what is near is the GPU's */
-    bool scans = scan_list(&config, l).count > 0;
     for (size_t i = 0; i < N * A; i++)
         if (isfinite(att[i])) c->a.att[i] = att[i];
-    for (size_t i = 0; i < N * z.NH; i++)
+    for (size_t i = 0; i < N * NH; i++)
         if (isfinite(lse[i])) c->a.att_lse[i] = lse[i];
-    cpu::scans_forward(c, c->a.att, c->a.att_lse, c->a.scan_rho, qkv, l, B, T);
-    scans_forward(g, block, l, B, T);
-    att = download(block.att, N * A);
-    lse = download(block.att_lse, N * z.NH);
-    float *rho = scans ? download(block.scan_rho, N * z.NH) : NULL;
-    for (size_t h = 0; h < z.NH; h++) {
-        if (kind_of[h] != HEAD_SCAN && kind_of[h] != HEAD_EXTEND) continue;
-        COMPARE(head_columns(att, A, h * z.HS, B, T, z.HS), head_columns(c->a.att, A, h * z.HS, B, T, z.HS), N * z.HS,
-                OUTPUT, "%s, T %zu: scan, head %zu", what, T, h);
+}
+
+static void check_scans(const HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    size_t B = x->B, T = x->T, N = x->N, A = x->A, NH = x->z.NH, HS = x->z.HS;
+    cpu::scans_forward(c, c->a.att, c->a.att_lse, c->a.scan_rho, x->qkv, x->l, B, T);
+    scans_forward(x->p.g, x->block, x->l, B, T);
+    float *att = download(x->block.att, N * A), *lse = download(x->block.att_lse, N * NH),
+          *rho = scan_list(&x->config, x->l).count > 0 ? download(x->block.scan_rho, N * NH) : NULL;
+    for (size_t h = 0; h < NH; h++) {
+        if (x->kind_of[h] != HEAD_SCAN && x->kind_of[h] != HEAD_EXTEND) continue;
+        COMPARE(head_columns(att, A, h * HS, B, T, HS), head_columns(c->a.att, A, h * HS, B, T, HS), N * HS, OUTPUT,
+                "%s, T %zu: scan, head %zu", x->what, T, h);
         for (size_t b = 0; b < B; b++) {
-            size_t row = (b * z.NH + h) * T;
-            if (kind_of[h] == HEAD_EXTEND)
-                COMPARE(lse + row, c->a.att_lse + row, T, OUTPUT, "%s, T %zu: merged lse, head %zu", what, T, h);
-            if (kind_of[h] == HEAD_SCAN || T > (size_t)config.window)
-                COMPARE(rho + row, c->a.scan_rho + row, T, 3 * OUTPUT, "%s, T %zu: rho, head %zu", what, T, h);
+            size_t row = (b * NH + h) * T;
+            if (x->kind_of[h] == HEAD_EXTEND)
+                COMPARE(lse + row, c->a.att_lse + row, T, OUTPUT, "%s, T %zu: merged lse, head %zu", x->what, T, h);
+            if (x->kind_of[h] == HEAD_SCAN || T > (size_t)x->config.window)
+                COMPARE(rho + row, c->a.scan_rho + row, T, 3 * OUTPUT, "%s, T %zu: rho, head %zu", x->what, T, h);
             memcpy(c->a.scan_rho + row, rho + row, T * sizeof(float));
         }
     }
     memcpy(c->a.att, att, N * A * sizeof(float));
-    memcpy(c->a.att_lse, lse, N * z.NH * sizeof(float));
+    memcpy(c->a.att_lse, lse, N * NH * sizeof(float));
+}
 
-    cpu::attention_backward(c->a.dfq, c->a.dfk, c->a.dqkv, dout, c->a.att, c->a.att_lse, c->a.fq, c->a.fk, qkv, scale,
-                            window, causal, B, T, z.NH, z.HS);
+static void check_attention_backward(const HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    CudaModel *g = x->p.g;
+    size_t B = x->B, T = x->T, N = x->N, A = x->A, NH = x->z.NH, HS = x->z.HS, l = x->l;
+    cpu::attention_backward(c->a.dfq, c->a.dfk, c->a.dqkv, x->dout, c->a.att, c->a.att_lse, c->a.fq, c->a.fk, x->qkv,
+                            c->scale + l * NH, c->window + l * NH, x->causal, B, T, NH, HS);
     cudaCheck(cudaMemset(g->a.dqkv, 0xFF, N * 3 * A * sizeof(floatX)));
-    if (mapped) cudaCheck(cudaMemset(g->a.dfeatures, 0xFF, N * 2 * A * sizeof(floatX)));
-    cudaCheck(cudaMemcpy(g->a.datt, upload<floatX>(dout, N * A), N * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    if (x->mapped) cudaCheck(cudaMemset(g->a.dfeatures, 0xFF, N * 2 * A * sizeof(floatX)));
+    cudaCheck(cudaMemcpy(g->a.datt, upload<floatX>(x->dout, N * A), N * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
     if (attends(g, l))
-        attention_backward(g->a.dqkv, g->a.dfeatures, g->a.delta, g->a.datt, block.att, block.att_lse,
-                           attention_input(g, l, N), B, T, z.NH, z.HS, g->stream);
-    float *dqkv = download(g->a.dqkv, N * 3 * A), *drows = mapped ? download(g->a.dfeatures, N * 2 * A) : NULL;
-    for (size_t h = 0; h < z.NH; h++) {
-        if (kind_of[h] == HEAD_SCAN) continue;
-        COMPARE(head_columns(dqkv, 3 * A, 2 * A + h * z.HS, B, T, z.HS),
-                head_columns(c->a.dqkv, 3 * A, 2 * A + h * z.HS, B, T, z.HS), N * z.HS, GRADIENT,
-                "%s, T %zu: attention, gradient of head %zu's values", what, T, h);
+        attention_backward(g->a.dqkv, g->a.dfeatures, g->a.delta, g->a.datt, x->block.att, x->block.att_lse,
+                           attention_input(g, l, N), B, T, NH, HS, g->stream);
+    float *dqkv = download(g->a.dqkv, N * 3 * A), *drows = x->mapped ? download(g->a.dfeatures, N * 2 * A) : NULL;
+    for (size_t h = 0; h < NH; h++) {
+        if (x->kind_of[h] == HEAD_SCAN) continue;
+        COMPARE(head_columns(dqkv, 3 * A, 2 * A + h * HS, B, T, HS),
+                head_columns(c->a.dqkv, 3 * A, 2 * A + h * HS, B, T, HS), N * HS, GRADIENT,
+                "%s, T %zu: attention, gradient of head %zu's values", x->what, T, h);
         for (size_t side = 0; side < 2; side++) {
-            float *expected = cpu::numbers(N * z.HS, 0, NULL),
-                  *got = head_columns(from[h] ? drows : dqkv, (from[h] ? 2 : 3) * A, side * A + h * z.HS, B, T, z.HS);
-            for (size_t b = 0; b < B; b++)
-                memcpy(expected + b * T * z.HS, (side ? c->a.dfk : c->a.dfq) + (b * z.NH + h) * T * z.HS,
-                       T * z.HS * sizeof(float));
+            float *features = side ? c->a.dfk : c->a.dfq, *expected = cpu_head(x, features, h),
+                  *got = head_columns(x->from[h] ? drows : dqkv, (x->from[h] ? 2 : 3) * A, side * A + h * HS, B, T, HS);
             if (T > 1)
-                COMPARE(got, expected, N * z.HS, GRADIENT, "%s, T %zu: attention, gradient of head %zu's %s", what, T,
+                COMPARE(got, expected, N * HS, GRADIENT, "%s, T %zu: attention, gradient of head %zu's %s", x->what, T,
                         h, side ? "keys" : "queries");
-            for (size_t i = 0; i < N && from[h]; i++) /* feature maps alone, again */
-                memcpy((side ? c->a.dfk : c->a.dfq) + (((i / T) * z.NH + h) * T + i % T) * z.HS,
-                       drows + i * 2 * A + side * A + h * z.HS, z.HS * sizeof(float));
+            if (x->from[h]) set_cpu_head(x, features, drows, side, h);
         }
     }
+}
 
+static void check_features_backward(const HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    CudaModel *g = x->p.g;
+    size_t B = x->B, T = x->T, N = x->N, A = x->A, HS = x->z.HS;
     c->grads = (float *)xcalloc(c->total, sizeof(float));
     cpu::point_parameters(&c->dp, c->grads, c->tensors);
-    memset(c->a.moments, 0, B * z.NH * cpu::moments_size(z.S, z.P, z.HS) * sizeof(float));
-    cpu::features_backward(c, c->a.dqkv, c->a.dfq, c->a.dfk, c->a.fq, c->a.fk, qkv, l, B, T);
-    features_backward(g, g->a.dqkv, g->a.dfeatures, block.features, block.qkv, l, B, T);
-    dqkv = download(g->a.dqkv, N * 3 * A);
-    for (size_t h = 0; h < z.NH && T > 1; h++)
-        for (size_t side = 0; side < 2 && kind_of[h] != HEAD_SCAN; side++)
-            COMPARE(head_columns(dqkv, 3 * A, side * A + h * z.HS, B, T, z.HS),
-                    head_columns(c->a.dqkv, 3 * A, side * A + h * z.HS, B, T, z.HS), N * z.HS, GRADIENT,
-                    "%s, T %zu: gradient of head %zu's %s", what, T, h, side ? "keys" : "queries");
-
-    /* scans alone: both add to the GPU's */
+    memset(c->a.moments, 0, B * x->z.NH * cpu::moments_size(x->z.S, x->z.P, HS) * sizeof(float));
+    cpu::features_backward(c, c->a.dqkv, c->a.dfq, c->a.dfk, c->a.fq, c->a.fk, x->qkv, x->l, B, T);
+    features_backward(g, g->a.dqkv, g->a.dfeatures, x->block.features, x->block.qkv, x->l, B, T);
+    float *dqkv = download(g->a.dqkv, N * 3 * A);
+    for (size_t h = 0; h < x->z.NH && T > 1; h++)
+        for (size_t side = 0; side < 2 && x->kind_of[h] != HEAD_SCAN; side++)
+            COMPARE(head_columns(dqkv, 3 * A, side * A + h * HS, B, T, HS),
+                    head_columns(c->a.dqkv, 3 * A, side * A + h * HS, B, T, HS), N * HS, GRADIENT,
+                    "%s, T %zu: gradient of head %zu's %s", x->what, T, h, side ? "keys" : "queries");
+    bool scans = scan_list(&x->config, x->l).count > 0; /* they add to the GPU's on both sides */
     for (size_t i = 0; i < N * 3 * A && scans; i++) c->a.dqkv[i] = isfinite(dqkv[i]) ? dqkv[i] : 0;
-    cpu::scans_backward(c, c->a.dqkv, dout, c->a.att, c->a.scan_rho, qkv, l, B, T);
-    scans_backward(g, block, l, B, T);
-    dqkv = download(g->a.dqkv, N * 3 * A);
-    for (size_t h = 0; h < z.NH; h++)
+}
+
+static void check_scans_backward(const HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    size_t B = x->B, T = x->T, N = x->N, A = x->A, HS = x->z.HS;
+    cpu::scans_backward(c, c->a.dqkv, x->dout, c->a.att, c->a.scan_rho, x->qkv, x->l, B, T);
+    scans_backward(x->p.g, x->block, x->l, B, T);
+    float *dqkv = download(x->p.g->a.dqkv, N * 3 * A);
+    for (size_t h = 0; h < x->z.NH; h++)
         for (size_t part = 0; part < 3; part++)
-            if ((T > 1 || part == 2) && (kind_of[h] == HEAD_SCAN || kind_of[h] == HEAD_EXTEND)) {
-                float *got = head_columns(dqkv, 3 * A, part * A + h * z.HS, B, T, z.HS),
-                      *expected = head_columns(c->a.dqkv, 3 * A, part * A + h * z.HS, B, T, z.HS);
+            if ((T > 1 || part == 2) && (x->kind_of[h] == HEAD_SCAN || x->kind_of[h] == HEAD_EXTEND)) {
+                float *got = head_columns(dqkv, 3 * A, part * A + h * HS, B, T, HS),
+                      *expected = head_columns(c->a.dqkv, 3 * A, part * A + h * HS, B, T, HS);
                 /* the short query, whose gradient is a thousand times the others' */
-                size_t brief = (T > 9 ? 9 : 0) * z.HS;
-                for (size_t k = 0; k < z.HS && h == 0 && part == 0 && !config.raw; k++) {
+                size_t brief = (T > 9 ? 9 : 0) * HS;
+                for (size_t k = 0; k < HS && h == 0 && part == 0 && !x->config.raw; k++) {
                     got[brief + k] *= 1e-3f;
                     expected[brief + k] *= 1e-3f;
                 }
-                COMPARE(got, expected, N * z.HS, part ? GRADIENT : QUERIES,
-                        "%s, T %zu: scan, gradient of head %zu's %s", what, T, h,
+                COMPARE(got, expected, N * HS, part ? GRADIENT : QUERIES, "%s, T %zu: scan, gradient of head %zu's %s",
+                        x->what, T, h,
                         part == 2 ? "values"
                         : part    ? "keys"
                                   : "queries");
             }
-    cpu::splats_backward(c, l, B);
-    if (T > 1 && !(config.attention == ATTENTION_EXTEND && T <= (size_t)config.window)) compare_splats(&p, l, what);
-    free_pair(&p);
+    cpu::splats_backward(c, x->l, B);
+    if (T > 1 && !(x->config.attention == ATTENTION_EXTEND && T <= (size_t)x->config.window))
+        compare_splats(&x->p, x->l, x->what);
+}
+
+static void test_heads(int kind, size_t B, size_t T) {
+    HeadsTest x = make_heads(kind, B, T);
+    check_features(&x);
+    check_attention(&x);
+    check_scans(&x);
+    check_attention_backward(&x);
+    check_features_backward(&x);
+    check_scans_backward(&x);
+    free_pair(&x.p);
 }
 
 static double cosine(const float *a, const float *b, size_t n) {
@@ -584,6 +645,67 @@ static double cosine(const float *a, const float *b, size_t n) {
         bb += (double)b[i] * b[i];
     }
     return ab / sqrt(aa * bb);
+}
+
+/* Every gradient by its tensor's name: how far it is off, and in which direction. */
+static void compare_gradients(const Pair *p, const char *what) {
+    const float *grads = cuda_read(p->g, BUFFER_GRADS);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &p->c->tensors[i];
+        if (!t->size || t->group == GROUP_FIXED) continue;
+        bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta,
+             splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
+        COMPARE(grads + t->offset, p->c->grads + t->offset, t->size,
+                waves   ? MODEL_WAVES
+                : splat ? MODEL_SPLATS
+                        : MODEL,
+                "%s: gradient of %s", what, t->name);
+        double along = cosine(grads + t->offset, p->c->grads + t->offset, t->size);
+        CHECK(along >= (waves   ? 1 - 10 * (1 - COSINE)
+                        : splat ? SPLATS_COSINE
+                                : COSINE),
+              "%s: gradient of %s, cosine %.7f", what, t->name, along);
+    }
+}
+
+/* What adaptation watches: sums of |dL / d ln phi|, of all tokens of so small a batch. */
+static void compare_watched(const Pair *p, size_t B, size_t T, const char *what) {
+    const Tensor *alive = &p->c->tensors[TENSOR_alive];
+    if (!alive->size || B * T > 2048) return;
+    p->c->watch = true;
+    cuda_watch(p->g, true);
+    cpu::gsa_zero_gradients(p->c);
+    cuda_zero_gradients(p->g);
+    cpu::gsa_forward(p->c, p->x, p->y, B, T);
+    cuda_forward(p->g, p->x, p->y, (int)B, (int)T);
+    cpu::gsa_backward(p->c, 0.5);
+    cuda_backward(p->g, 0.5);
+    COMPARE(cuda_read(p->g, BUFFER_GRADS) + alive->offset, p->c->grads + alive->offset, alive->size, 0.05,
+            "%s: sums of absolute gradients of the splats", what);
+    p->c->watch = false;
+    cuda_watch(p->g, false);
+}
+
+/* Without the sphere steps of 1e-3 are chaotic: on the CPU alone noise of 1e-6 in the gradients of "no sphere, full"
+   becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4. */
+static void compare_updates(const Pair *p, size_t B, size_t T, int updates, const char *what) {
+    bool raw = p->c->config.raw;
+    for (int step = 1; step <= updates; step++) {
+        Update u = {{raw ? 3e-4 : 1e-3, raw ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
+        int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
+        cpu::gsa_zero_gradients(p->c);
+        cuda_zero_gradients(p->g);
+        double loss = cpu::gsa_forward(p->c, p->x, p->y, B, T),
+               device_loss = cuda_forward(p->g, p->x, p->y, (int)B, (int)T);
+        /* below 2.5 the batch is being learned by heart, each step takes a good part of the loss, and its ratio says
+           little */
+        CHECK(fabs(device_loss - loss) <= STEPS * fmax(loss, 2.5), "%s: loss %.7f before update %d, CPU %.7f", what,
+              device_loss, step, loss);
+        cpu::gsa_backward(p->c, 1);
+        cuda_backward(p->g, 1);
+        cpu::gsa_update(p->c, &u, clamped);
+        cuda_update(p->g, &u, device_clamped);
+    }
 }
 
 /* Logits, loss, every gradient, gradient norms; then updates. */
@@ -612,36 +734,8 @@ static void test_model(int kind, int updates) {
         cpu::gsa_backward(p.c, 0.5);
         cuda_backward(p.g, 0.5);
     }
-    const float *grads = cuda_read(p.g, BUFFER_GRADS);
-    for (int i = 0; i < NUM_TENSORS; i++) {
-        const Tensor *t = &p.c->tensors[i];
-        if (!t->size || t->group == GROUP_FIXED) continue;
-        bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta,
-             splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
-        COMPARE(grads + t->offset, p.c->grads + t->offset, t->size,
-                waves   ? MODEL_WAVES
-                : splat ? MODEL_SPLATS
-                        : MODEL,
-                "%s: gradient of %s", what, t->name);
-        double along = cosine(grads + t->offset, p.c->grads + t->offset, t->size);
-        CHECK(along >= (waves   ? 1 - 10 * (1 - COSINE)
-                        : splat ? SPLATS_COSINE
-                                : COSINE),
-              "%s: gradient of %s, cosine %.7f", what, t->name, along);
-    }
-    const Tensor *alive = &p.c->tensors[TENSOR_alive];
-    /* what adaptation watches: sums of |dL / d ln phi|, of all tokens of so small a batch */
-    if (alive->size && B * T <= 2048) {
-        p.c->watch = true;
-        cuda_watch(p.g, true);
-        cpu::gsa_zero_gradients(p.c), cuda_zero_gradients(p.g);
-        cpu::gsa_forward(p.c, p.x, p.y, B, T), cuda_forward(p.g, p.x, p.y, (int)B, (int)T);
-        cpu::gsa_backward(p.c, 0.5), cuda_backward(p.g, 0.5);
-        COMPARE(cuda_read(p.g, BUFFER_GRADS) + alive->offset, p.c->grads + alive->offset, alive->size, 0.05,
-                "%s: sums of absolute gradients of the splats", what);
-        p.c->watch = false;
-        cuda_watch(p.g, false);
-    }
+    compare_gradients(&p, what);
+    compare_watched(&p, B, T, what);
     double norms[NUM_CLIPS], device_norms[NUM_CLIPS];
     cpu::gsa_gradient_norms(p.c, norms);
     cuda_gradient_norms(p.g, device_norms);
@@ -649,25 +743,7 @@ static void test_model(int kind, int updates) {
         CHECK(norms[i] == device_norms[i] ||
                   fabs(device_norms[i] / norms[i] - 1) <= (i == CLIP_SPLATS ? MODEL_SPLATS : MODEL),
               "%s: gradient norm %g, CPU %g", what, device_norms[i], norms[i]);
-
-    /* without the sphere steps of 1e-3 are chaotic: on the CPU alone noise of 1e-6 in the gradients of "no sphere,
-       full" becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4 */
-    for (int step = 1; step <= updates; step++) {
-        Update u = {{config.raw ? 3e-4 : 1e-3, config.raw ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
-        int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
-        cpu::gsa_zero_gradients(p.c);
-        cuda_zero_gradients(p.g);
-        loss = cpu::gsa_forward(p.c, p.x, p.y, B, T);
-        device_loss = cuda_forward(p.g, p.x, p.y, (int)B, (int)T);
-        /* below 2.5 the batch is being learned by heart, each step takes a good part of the loss, and its ratio says
-           little */
-        CHECK(fabs(device_loss - loss) <= STEPS * fmax(loss, 2.5), "%s: loss %.7f before update %d, CPU %.7f", what,
-              device_loss, step, loss);
-        cpu::gsa_backward(p.c, 1);
-        cuda_backward(p.g, 1);
-        cpu::gsa_update(p.c, &u, clamped);
-        cuda_update(p.g, &u, device_clamped);
-    }
+    compare_updates(&p, B, T, updates, what);
     free_pair(&p);
 }
 
@@ -703,51 +779,27 @@ static void test_determinism(int kind) {
     free_pair(&b);
 }
 
-/* Token t changes nothing before t; equal values come out of attention unchanged; gradients of feature maps are
-   tangents. */
-static void test_identities(int kind) {
-    Config config = kind_config(kind);
-    Pair p = make_pair(&config, 2, 17);
-    CudaSizes z = p.g->sizes;
-    size_t N = p.B * p.T, A = z.A, at = 41;
+/* Token t changes nothing before t. */
+static void check_causality(Pair *p, const char *what) {
+    const Config *config = &p->c->config;
+    size_t at = 41;
     float before[128], after[128];
-    cuda_forward(p.g, p.x, NULL, 2, (int)p.T);
-    cuda_logits(p.g, 1, (int)at - 1, before);
-    p.x[p.T + at] = (p.x[p.T + at] + 1) % config.V;
-    cuda_forward(p.g, p.x, NULL, 2, (int)p.T);
-    cuda_logits(p.g, 1, (int)at - 1, after);
-    CHECK((memcmp(before, after, config.V * sizeof(float)) == 0) == (config.objective == OBJECTIVE_LM),
-          "%s: token %zu changes what is before it only where there is no mask", kinds[kind].name, at);
+    cuda_forward(p->g, p->x, NULL, 2, (int)p->T);
+    cuda_logits(p->g, 1, (int)at - 1, before);
+    p->x[p->T + at] = (p->x[p->T + at] + 1) % config->V;
+    cuda_forward(p->g, p->x, NULL, 2, (int)p->T);
+    cuda_logits(p->g, 1, (int)at - 1, after);
+    CHECK((memcmp(before, after, config->V * sizeof(float)) == 0) == (config->objective == OBJECTIVE_LM),
+          "%s: token %zu changes what is before it only where there is no mask", what, at);
+}
 
-    uint64_t rng = 6;
-    float *qkv = numbers(N * 3 * A, 1, &rng), *dout = numbers(N * A, 1, &rng);
-    for (size_t i = 0; i < N; i++) /* values depend on the channel alone */
-        for (size_t k = 0; k < A; k++) qkv[i * 3 * A + 2 * A + k] = (float)k / 64;
-    round_numbers(qkv, N * 3 * A);
-    cudaCheck(
-        cudaMemcpy(p.g->a.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
-    features_forward(p.g, p.g->a.features, p.g->a.qkv, 0, p.B, p.T);
-    mixers_forward(p.g, 0, p.B, p.T);
-    float *att = download(p.g->a.att, N * A), *values = cpu::numbers(N * A, 0, NULL);
-    for (size_t i = 0; i < N; i++) memcpy(values + i * A, qkv + i * 3 * A + 2 * A, A * sizeof(float));
-    /* a row sum's epsilon, 1e-6, is up to 1e-4 of the sum */
-    COMPARE(att, values, N * A, OUTPUT / 2 + (scan_list(&config, 0).count ? 1e-4 : 0), "%s: equal values stay",
-            kinds[kind].name);
-
-    for (size_t i = 0; i < N * A; i++) qkv[i / A * 3 * A + 2 * A + i % A] = (float)rng_normal(&rng);
-    cudaCheck(
-        cudaMemcpy(p.g->a.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
-    cudaCheck(cudaMemcpy(p.g->a.datt, upload<floatX>(dout, N * A), N * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
-    mixers_forward(p.g, 0, p.B, p.T);
-    if (attends(p.g, 0))
-        attention_backward(p.g->a.dqkv, p.g->a.dfeatures, p.g->a.delta, p.g->a.datt, p.g->a.att, p.g->a.att_lse,
-                           attention_input(p.g, 0, N), p.B, p.T, z.NH, z.HS, p.g->stream);
-    features_backward(p.g, p.g->a.dqkv, p.g->a.dfeatures, p.g->a.features, p.g->a.qkv, 0, p.B, p.T);
-    scans_backward(p.g, p.g->a, 0, p.B, p.T);
-    float *dqkv = download(p.g->a.dqkv, N * 3 * A);
-    for (size_t h = 0; h < z.NH && !config.raw; h++) {
-        int kind_of_head = config_head_kind(&config, 0, (int)h);
-        if ((kind_of_head == HEAD_STANDARD || kind_of_head == HEAD_EXTEND) && config.position == POSITION_LEARNED)
+/* The gradient dqkv of layer 0's queries is at right angles to them (x . dx = 0): feature maps see directions only. */
+static void check_tangents(const CudaModel *g, const float *qkv, const float *dqkv, size_t N, const char *what) {
+    CudaSizes z = g->sizes;
+    size_t A = z.A;
+    for (size_t h = 0; h < z.NH && !g->config.raw; h++) {
+        int kind_of_head = config_head_kind(config, 0, (int)h);
+        if ((kind_of_head == HEAD_STANDARD || kind_of_head == HEAD_EXTEND) && config->position == POSITION_LEARNED)
             continue;
         double dots = 0, sizes = 0;
         for (size_t i = 0; i < N; i++) {
@@ -761,38 +813,80 @@ static void test_identities(int kind) {
             dots += fabs(dot);
             sizes += sqrt(xx * dd);
         }
-        CHECK(dots <= OUTPUT * sizes, "%s: gradients of head %zu are tangents, %.1e", kinds[kind].name, h,
-              dots / sizes);
+        CHECK(dots <= OUTPUT * sizes, "%s: gradients of head %zu are tangents, %.1e", what, h, dots / sizes);
     }
-    /* of the layer's heads: sum Q = sum K, that is M0 = 2 amplitude */
-    if (head_list(&config, 0, HEAD_SPLAT).count && p.g->p.log_theta && z.P <= z.HS) {
-        size_t heads = head_list(&config, 0, HEAD_SPLAT).count, record = moments_record(z.S, z.P, z.HS);
+}
+
+/* Sums over layer 0's tokens that must come out alike, or as 0. */
+static void check_moments(const Config *config, const CudaModel *g, const char *what) {
+    CudaSizes z = g->sizes;
+    /* of softmax's heads: sum Q = sum K, that is M0 = 2 amplitude */
+    if (head_list(config, 0, HEAD_SPLAT).count && g->p.log_theta && z.P <= z.HS) {
+        size_t heads = head_list(config, 0, HEAD_SPLAT).count, record = moments_record(z.S, z.P, z.HS);
         double *sums = (double *)xmalloc(heads * record * sizeof *sums), wrong = 0, size = 0;
-        cudaCheck(cudaMemcpy(sums, p.g->a.moments_sums, heads * record * sizeof *sums, cudaMemcpyDeviceToHost));
+        cudaCheck(cudaMemcpy(sums, g->a.moments_sums, heads * record * sizeof *sums, cudaMemcpyDeviceToHost));
         for (size_t i = 0; i < heads * z.S; i++) {
             const double *r = sums + i / z.S * record, M0 = r[i % z.S], amplitude = r[z.S * (1 + z.HS + z.P) + i % z.S];
             wrong += (M0 - 2 * amplitude) * (M0 - 2 * amplitude);
             size += amplitude * amplitude;
         }
-        CHECK(wrong <= (GRADIENT * GRADIENT) * size, "%s: queries and keys move ln phi alike, %.1e", kinds[kind].name,
+        CHECK(wrong <= (GRADIENT * GRADIENT) * size, "%s: queries and keys move ln phi alike, %.1e", what,
               sqrt(wrong / size));
         free(sums);
     }
-    HeadList scans = scan_list(&config, 0);
+    HeadList scans = scan_list(config, 0);
     /* a factor of all amplitudes cancels: sum of Q, and of d ln alpha, is 0 */
-    for (int i = 0; i < scans.count && config.attention != ATTENTION_EXTEND; i++) {
+    for (int i = 0; i < scans.count && config->attention != ATTENTION_EXTEND; i++) {
         double *sums = (double *)xmalloc((3 * z.W + 1) * sizeof *sums), sum = 0, size = 0;
-        cudaCheck(cudaMemcpy(sums, p.g->a.scan_moments + (size_t)i * (3 * z.W + 1), (3 * z.W + 1) * sizeof *sums,
+        cudaCheck(cudaMemcpy(sums, g->a.scan_moments + (size_t)i * (3 * z.W + 1), (3 * z.W + 1) * sizeof *sums,
                              cudaMemcpyDeviceToHost));
         for (size_t k = 0; k < z.S; k++) {
             sum += sums[k];
             size += fabs(sums[k]);
         }
         CHECK(fabs(sum) + fabs(sums[3 * z.W]) <= 10 * GRADIENT * size && size > 0,
-              "%s: d ln alpha sum up to %.1e, Q to %.1e, their sizes to %.1e", kinds[kind].name, sum, sums[3 * z.W],
-              size);
+              "%s: d ln alpha sum up to %.1e, Q to %.1e, their sizes to %.1e", what, sum, sums[3 * z.W], size);
         free(sums);
     }
+}
+
+/* Token t changes nothing before t; equal values come out of attention unchanged; gradients of feature maps are
+   tangents. */
+static void test_identities(int kind) {
+    Config config = kind_config(kind);
+    const char *what = kinds[kind].name;
+    Pair p = make_pair(&config, 2, 17);
+    CudaModel *g = p.g;
+    CudaSizes z = g->sizes;
+    size_t N = p.B * p.T, A = z.A;
+    check_causality(&p, what);
+
+    uint64_t rng = 6;
+    float *qkv = numbers(N * 3 * A, 1, &rng), *dout = numbers(N * A, 1, &rng);
+    for (size_t i = 0; i < N; i++) /* values depend on the channel alone */
+        for (size_t k = 0; k < A; k++) qkv[i * 3 * A + 2 * A + k] = (float)k / 64;
+    round_numbers(qkv, N * 3 * A);
+    cudaCheck(
+        cudaMemcpy(g->a.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    features_forward(g, g->a.features, g->a.qkv, 0, p.B, p.T);
+    mixers_forward(g, 0, p.B, p.T);
+    float *att = download(g->a.att, N * A), *values = cpu::numbers(N * A, 0, NULL);
+    for (size_t i = 0; i < N; i++) memcpy(values + i * A, qkv + i * 3 * A + 2 * A, A * sizeof(float));
+    /* a row sum's epsilon, 1e-6, is up to 1e-4 of the sum */
+    COMPARE(att, values, N * A, OUTPUT / 2 + (scan_list(&config, 0).count ? 1e-4 : 0), "%s: equal values stay", what);
+
+    for (size_t i = 0; i < N * A; i++) qkv[i / A * 3 * A + 2 * A + i % A] = (float)rng_normal(&rng);
+    cudaCheck(
+        cudaMemcpy(g->a.qkv, upload<floatX>(qkv, N * 3 * A), N * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    cudaCheck(cudaMemcpy(g->a.datt, upload<floatX>(dout, N * A), N * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    mixers_forward(g, 0, p.B, p.T);
+    if (attends(g, 0))
+        attention_backward(g->a.dqkv, g->a.dfeatures, g->a.delta, g->a.datt, g->a.att, g->a.att_lse,
+                           attention_input(g, 0, N), p.B, p.T, z.NH, z.HS, g->stream);
+    features_backward(g, g->a.dqkv, g->a.dfeatures, g->a.features, g->a.qkv, 0, p.B, p.T);
+    scans_backward(g, g->a, 0, p.B, p.T);
+    check_tangents(g, qkv, download(g->a.dqkv, N * 3 * A), N, what);
+    check_moments(&config, g, what);
     free_pair(&p);
 }
 
@@ -1044,11 +1138,80 @@ static void scan_reference(ScanReference *x) {
     free(rows);
 }
 
+/* Of so many tokens the CPU keeps what belongs to every MILLION_EVERY-th; there both sides are compared. */
+enum { MILLION_T = 1 << 20, MILLION_EVERY = 1021, MILLION_KEPT = (MILLION_T + MILLION_EVERY - 1) / MILLION_EVERY };
+
+/* The GPU's numbers on the host: the layer's input, output and gradients. */
+typedef struct {
+    CudaSizes z;
+    const Tensor *tensors;
+    float *params, *qkv, *dout;                 /* (T, 3 A), (T, A) */
+    float *out, *responses, *dqkv, *dresponses; /* (T, A), (queries and keys, 2 heads, T, W), (T, 3 A) */
+    const float *grads;
+} MillionTokens;
+
+static size_t million_index(const MillionTokens *m, int tensor, int h, int s) {
+    return m->tensors[tensor].offset + h * MILLION_S + s;
+}
+
+static void million_reference(const MillionTokens *m, ScanReference *of, int h) {
+    enum { T = MILLION_T, S = MILLION_S, HS = MILLION_HS, KEPT = MILLION_KEPT };
+    size_t A = m->z.A, W = m->z.W;
+    of->r = m->responses + h * T * W;
+    of->phi = of->r + 2 * T * W;
+    of->v = m->qkv + 2 * A + h * HS;
+    of->dout = m->dout + h * HS;
+    of->T = T;
+    of->responses = W;
+    of->values = 3 * A;
+    of->outs = A;
+    of->every = MILLION_EVERY;
+    of->out = (float *)xmalloc(KEPT * (2 * HS + 2 * S) * sizeof(float));
+    of->dv = of->out + KEPT * HS;
+    of->dr = of->dv + KEPT * HS;
+    of->dphi = of->dr + KEPT * S;
+    for (int s = 0; s < S; s++) {
+        double theta = (double)wave_step(exp((double)m->params[million_index(m, TENSOR_log_theta, h, s)])) *
+                       (2 * M_PI / 4294967296.0);
+        of->lambda[s] = exp(-(double)(float)exp((double)m->params[million_index(m, TENSOR_log_delta, h, s)]));
+        of->cosine[s] = cos(theta);
+        of->sine[s] = sin(theta);
+    }
+    scan_reference(of);
+}
+
+static void million_compare(const MillionTokens *m, const ScanReference *x, int h) {
+    enum { T = MILLION_T, S = MILLION_S, HS = MILLION_HS, KEPT = MILLION_KEPT };
+    size_t A = m->z.A, W = m->z.W;
+    float *got = cpu::numbers(KEPT * HS, 0, NULL), *gradient = cpu::numbers(KEPT * HS, 0, NULL),
+          *dr = cpu::numbers(KEPT * S, 0, NULL), *dphi = cpu::numbers(KEPT * S, 0, NULL), waves[2][S], expected[2][S];
+    for (size_t i = 0; i < KEPT; i++) {
+        size_t n = i * MILLION_EVERY;
+        memcpy(got + i * HS, m->out + n * A + h * HS, HS * sizeof(float));
+        memcpy(gradient + i * HS, m->dqkv + n * 3 * A + 2 * A + h * HS, HS * sizeof(float));
+        memcpy(dr + i * S, m->dresponses + (h * T + n) * W, S * sizeof(float));
+        memcpy(dphi + i * S, m->dresponses + ((2 + h) * T + n) * W, S * sizeof(float));
+    }
+    for (int s = 0; s < S; s++) {
+        size_t theta = million_index(m, TENSOR_log_theta, h, s), delta = million_index(m, TENSOR_log_delta, h, s);
+        waves[0][s] = m->grads[theta];
+        expected[0][s] = (float)(exp((double)m->params[theta]) * x->dtheta[s]);
+        waves[1][s] = m->grads[delta];
+        expected[1][s] = (float)(exp((double)m->params[delta]) * x->ddelta[s]);
+    }
+    COMPARE(got, x->out, KEPT * HS, OUTPUT, "a million tokens: scan, head %d", h);
+    COMPARE(gradient, x->dv, KEPT * HS, MILLION, "a million tokens: gradient of head %d's values", h);
+    COMPARE(dr, x->dr, KEPT * S, MILLION, "a million tokens: gradient of ln r, head %d", h);
+    COMPARE(dphi, x->dphi, KEPT * S, MILLION, "a million tokens: gradient of ln phi, head %d", h);
+    COMPARE(waves[0], expected[0], S, WAVES, "a million tokens: gradient of log_theta, head %d", h);
+    COMPARE(waves[1], expected[1], S, WAVES, "a million tokens: gradient of log_delta, head %d", h);
+}
+
 /* Linear heads over a million tokens, one of their splats remembering all of them, against that: outputs, gradients
    of values and responses, and those of frequency and decay, in which a rounding of phases or states would be
    multiplied by the length. */
 static void test_scan_million(void) {
-    enum { T = 1 << 20, S = MILLION_S, HS = MILLION_HS, EVERY = 1021, KEPT = (T + EVERY - 1) / EVERY };
+    enum { T = MILLION_T, S = MILLION_S, HS = MILLION_HS };
     Config config = make_config(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_RAISED, HS, S, 0,
                                 MIXER_LINEAR, OBJECTIVE_LM);
     config.T = T;
@@ -1066,76 +1229,34 @@ static void test_scan_million(void) {
         return;
     }
     CudaModel *g = gsa_create_cuda(&config, 1);
-    CudaSizes z = g->sizes;
+    MillionTokens m;
+    m.z = g->sizes;
+    m.tensors = g->tensors;
     CudaActivations block = block_activations(g, 0, T);
     uint64_t rng = 43;
-    size_t A = z.A;
-    float *params = cpu::numbers(g->total, 0, NULL), *qkv = numbers(T * 3 * A, 1, &rng),
-          *dout = numbers(T * A, 1, &rng);
-    model_start(&config, params, 43);
-    for (int h = 0; h < 2; h++) params[g->tensors[TENSOR_log_delta].offset + h * S] = (float)log(1e-6);
-    cuda_write(g, BUFFER_PARAMS, params);
+    size_t A = m.z.A, W = m.z.W;
+    m.params = cpu::numbers(g->total, 0, NULL);
+    m.qkv = numbers(T * 3 * A, 1, &rng);
+    m.dout = numbers(T * A, 1, &rng);
+    model_start(&config, m.params, 43);
+    for (int h = 0; h < 2; h++) m.params[million_index(&m, TENSOR_log_delta, h, 0)] = (float)log(1e-6);
+    cuda_write(g, BUFFER_PARAMS, m.params);
     cudaCheck(
-        cudaMemcpy(block.qkv, upload<floatX>(qkv, T * 3 * A), T * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
-    cudaCheck(cudaMemcpy(g->a.datt, upload<floatX>(dout, T * A), T * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+        cudaMemcpy(block.qkv, upload<floatX>(m.qkv, T * 3 * A), T * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    cudaCheck(cudaMemcpy(g->a.datt, upload<floatX>(m.dout, T * A), T * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
     splat_tables(g);
     scans_forward(g, block, 0, 1, T);
     scans_backward(g, block, 0, 1, T);
-    float *responses = download(block.responses, 2 * 2 * T * z.W),
-          *dresponses = download(g->a.dresponses, 2 * 2 * T * z.W), *out = download(block.att, T * A),
-          *dqkv = download(g->a.dqkv, T * 3 * A);
-    const float *grads = cuda_read(g, BUFFER_GRADS);
+    m.responses = download(block.responses, 2 * 2 * T * W);
+    m.dresponses = download(g->a.dresponses, 2 * 2 * T * W);
+    m.out = download(block.att, T * A);
+    m.dqkv = download(g->a.dqkv, T * 3 * A);
+    m.grads = cuda_read(g, BUFFER_GRADS);
     ScanReference x[2];
 #pragma omp parallel for num_threads(2)
+    for (int h = 0; h < 2; h++) million_reference(&m, &x[h], h);
     for (int h = 0; h < 2; h++) {
-        ScanReference *of = &x[h];
-        of->r = responses + h * T * z.W;
-        of->phi = of->r + 2 * T * z.W;
-        of->v = qkv + 2 * A + h * HS;
-        of->dout = dout + h * HS;
-        of->T = T;
-        of->responses = z.W;
-        of->values = 3 * A;
-        of->outs = A;
-        of->every = EVERY;
-        of->out = (float *)xmalloc(KEPT * (2 * HS + 2 * S) * sizeof(float));
-        of->dv = of->out + KEPT * HS;
-        of->dr = of->dv + KEPT * HS;
-        of->dphi = of->dr + KEPT * S;
-        for (int s = 0; s < S; s++) {
-            double theta = (double)wave_step(exp((double)params[g->tensors[TENSOR_log_theta].offset + h * S + s])) *
-                           (2 * M_PI / 4294967296.0);
-            of->lambda[s] = exp(-(double)(float)exp((double)params[g->tensors[TENSOR_log_delta].offset + h * S + s]));
-            of->cosine[s] = cos(theta);
-            of->sine[s] = sin(theta);
-        }
-        scan_reference(of);
-    }
-    for (int h = 0; h < 2; h++) {
-        float *got = cpu::numbers(KEPT * HS, 0, NULL), *gradient = cpu::numbers(KEPT * HS, 0, NULL),
-              *dr = cpu::numbers(KEPT * S, 0, NULL), *dphi = cpu::numbers(KEPT * S, 0, NULL), waves[2][S],
-              expected[2][S];
-        for (size_t i = 0; i < KEPT; i++) {
-            size_t n = i * EVERY;
-            memcpy(got + i * HS, out + n * A + h * HS, HS * sizeof(float));
-            memcpy(gradient + i * HS, dqkv + n * 3 * A + 2 * A + h * HS, HS * sizeof(float));
-            memcpy(dr + i * S, dresponses + (h * T + n) * z.W, S * sizeof(float));
-            memcpy(dphi + i * S, dresponses + ((2 + h) * T + n) * z.W, S * sizeof(float));
-        }
-        for (int s = 0; s < S; s++) {
-            size_t theta = g->tensors[TENSOR_log_theta].offset + h * S + s,
-                   delta = g->tensors[TENSOR_log_delta].offset + h * S + s;
-            waves[0][s] = grads[theta];
-            expected[0][s] = (float)(exp((double)params[theta]) * x[h].dtheta[s]);
-            waves[1][s] = grads[delta];
-            expected[1][s] = (float)(exp((double)params[delta]) * x[h].ddelta[s]);
-        }
-        COMPARE(got, x[h].out, KEPT * HS, OUTPUT, "a million tokens: scan, head %d", h);
-        COMPARE(gradient, x[h].dv, KEPT * HS, MILLION, "a million tokens: gradient of head %d's values", h);
-        COMPARE(dr, x[h].dr, KEPT * S, MILLION, "a million tokens: gradient of ln r, head %d", h);
-        COMPARE(dphi, x[h].dphi, KEPT * S, MILLION, "a million tokens: gradient of ln phi, head %d", h);
-        COMPARE(waves[0], expected[0], S, WAVES, "a million tokens: gradient of log_theta, head %d", h);
-        COMPARE(waves[1], expected[1], S, WAVES, "a million tokens: gradient of log_delta, head %d", h);
+        million_compare(&m, &x[h], h);
         free(x[h].out);
     }
     gsa_destroy(g);
@@ -1160,7 +1281,9 @@ static void test_bounds(int kind) {
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1};
     int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
-    cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T), cpu::gsa_backward(p.c, 1), cpu::gsa_zero_gradients(p.c);
+    cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T);
+    cpu::gsa_backward(p.c, 1);
+    cpu::gsa_zero_gradients(p.c);
     cpu::gsa_update(p.c, &u, clamped);
     cuda_update(p.g, &u, device_clamped);
     CHECK(memcmp(clamped, device_clamped, sizeof clamped) == 0 && clamped[BOUND_PRECISION] > 0 &&
@@ -1204,7 +1327,8 @@ static void test_extremes(void) {
                device_loss = cuda_forward(p.g, p.x, p.y, (int)p.B, (int)p.T);
         CHECK(fabs(device_loss / loss - 1) <= (extreme < 2 ? 10 : 1) * LOSS, "extreme %d: loss %.7f, CPU %.7f", extreme,
               device_loss, loss);
-        cpu::gsa_backward(p.c, 1), cuda_backward(p.g, 1);
+        cpu::gsa_backward(p.c, 1);
+        cuda_backward(p.g, 1);
         const float *grads = cuda_read(p.g, BUFFER_GRADS);
         size_t bad = 0;
         for (size_t i = 0; i < p.g->total; i++) bad += !isfinite(grads[i]);
@@ -1294,15 +1418,18 @@ static void test_training(int kind) {
             p.x[i] = i % p.T == 0 ? (int)rng_below(&rng, config.V) : p.y[i - 1];
             p.y[i] = rng_below(&rng, 10) == 0 ? (int)rng_below(&rng, config.V) : (p.x[i] + 1 + (int)b) % config.V;
         }
-        cpu::gsa_zero_gradients(p.c), cuda_zero_gradients(p.g);
+        cpu::gsa_zero_gradients(p.c);
+        cuda_zero_gradients(p.g);
         double loss = cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T),
                device_loss = cuda_forward(p.g, p.x, p.y, (int)p.B, (int)p.T);
         if (step > 450) {
             sum += loss;
             device_sum += device_loss;
         }
-        cpu::gsa_backward(p.c, 1), cuda_backward(p.g, 1);
-        cpu::gsa_update(p.c, &u, clamped), cuda_update(p.g, &u, clamped);
+        cpu::gsa_backward(p.c, 1);
+        cuda_backward(p.g, 1);
+        cpu::gsa_update(p.c, &u, clamped);
+        cuda_update(p.g, &u, clamped);
     }
     CHECK(fabs(device_sum / sum - 1) <= 0.005, "the last 50 of 500 updates: mean loss %.6f, CPU %.6f", device_sum / 50,
           sum / 50);

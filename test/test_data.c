@@ -178,14 +178,11 @@ static void draw_epoch(Loader *l, int *starts) {
 
 static int compare_ints(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
 
-static void test_loader(void) {
-    char *pattern = make_shards();
-    int starts[WINDOWS], again[WINDOWS], next[WINDOWS], sorted[WINDOWS];
-
+static void test_loader_in_order(const char *pattern) {
+    int starts[WINDOWS], expected[WINDOWS], n = 0;
     Loader *l = loader_open(pattern, T, V, -1, false, 1);
     CHECK(loader_windows(l) == WINDOWS, "windows: %llu", (unsigned long long)loader_windows(l));
     CHECK(loader_tokens(l) == 1000 + T + T + 1 + 777, "tokens: %llu", (unsigned long long)loader_tokens(l));
-    int expected[WINDOWS], n = 0;
     for (int s = 0; s < SHARDS; s++)
         for (uint64_t w = 0; w < shard_windows[s]; w++) expected[n++] = s * 10000 + (int)w * T;
     for (int epoch = 0; epoch < 2; epoch++) {
@@ -196,10 +193,12 @@ static void test_loader(void) {
     }
     check_refusal(set_state_beyond, l, 1, "loader_0.bin", "windows");
     loader_free(l);
+}
 
-    l = loader_open(pattern, T, V, -1, true, 7);
-    int shifts[6];
+static void test_loader_shuffled(const char *pattern) {
+    int starts[WINDOWS], sorted[WINDOWS], shifts[6];
     bool all_in_order = true;
+    Loader *l = loader_open(pattern, T, V, -1, true, 7);
     for (int epoch = 0; epoch < 6; epoch++) {
         draw_epoch(l, starts);
         memcpy(sorted, starts, sizeof sorted);
@@ -222,9 +221,12 @@ static void test_loader(void) {
     for (int e = 1; e < 6; e++) different += shifts[e] != shifts[0];
     CHECK(different > 0, "the shift differs between epochs");
     loader_free(l);
+}
 
-    /* the order depends on (seed, epoch) only: epoch 1 read first is epoch 1 */
-    l = loader_open(pattern, T, V, -1, true, 7);
+/* The order depends on seed and epoch only: epoch 1 read first is epoch 1. */
+static void test_loader_seeds(const char *pattern) {
+    int starts[WINDOWS], again[WINDOWS], next[WINDOWS];
+    Loader *l = loader_open(pattern, T, V, -1, true, 7);
     draw_epoch(l, starts);
     draw_epoch(l, next);
     loader_set_state(l, (LoaderState){1, 0});
@@ -234,13 +236,17 @@ static void test_loader(void) {
     loader_set_state(l, (LoaderState){0, 0});
     draw_epoch(l, again);
     CHECK(memcmp(starts, again, sizeof next) == 0, "epoch 0 again");
-    Loader *other = loader_open(pattern, T, V, -1, true, 8);
-    draw_epoch(other, again);
+    loader_free(l);
+    l = loader_open(pattern, T, V, -1, true, 8);
+    draw_epoch(l, again);
     CHECK(memcmp(starts, again, sizeof next) != 0, "seeds differ");
-    loader_free(other);
+    loader_free(l);
+}
 
-    /* saved and restored in the middle, over the end of an epoch; batches that do not divide the epoch */
+/* Saved and restored in the middle, over the end of an epoch; batches that do not divide the epoch. */
+static void test_loader_resumed(const char *pattern) {
     int x[2][7 * T], y[2][7 * T], wrong = 0;
+    Loader *l = loader_open(pattern, T, V, -1, true, 7);
     loader_set_state(l, (LoaderState){3, WINDOWS - 10});
     loader_next(l, x[0], y[0], 7);
     LoaderState saved = loader_state(l);
@@ -258,15 +264,16 @@ static void test_loader(void) {
           "epochs are counted");
     loader_free(resumed);
     loader_free(l);
+}
 
-    /* tokens in memory are read like a file of them */
+static void test_loader_memory(void) {
     uint16_t tokens[1000];
+    int x[2][7 * T], y[2][7 * T], wrong = 0;
     for (int i = 0; i < 1000; i++) tokens[i] = (uint16_t)(i * 7 % 100);
     char *path = in_folder("memory.bin");
     write_shard(path, tokens, 1000);
-    l = loader_open(path, T, 100, -1, true, 3);
-    other = loader_from_tokens(tokens, 1000, "tokens in memory", T, 100, -1, true, 3);
-    wrong = 0;
+    Loader *l = loader_open(path, T, 100, -1, true, 3),
+           *other = loader_from_tokens(tokens, 1000, "tokens in memory", T, 100, -1, true, 3);
     for (int i = 0; i < 30; i++) {
         loader_next(l, x[0], y[0], 7);
         loader_next(other, x[1], y[1], 7);
@@ -275,35 +282,51 @@ static void test_loader(void) {
     CHECK(wrong == 0, "tokens in memory are read like a file of them");
     loader_free(l);
     loader_free(other);
+    free(path);
+}
 
-    /* --doc-start: windows begin at the first eot at or after their place, where enough follows it */
+/* --doc-start: windows begin at the first eot at or after their place, where enough follows it. */
+static void test_loader_documents(void) {
+    uint16_t tokens[1000];
     for (int i = 0; i < 1000; i++) tokens[i] = i % 90 == 40 || i == 990 ? 99 : (uint16_t)(i % 50);
     for (int shuffle = 0; shuffle < 2; shuffle++) {
-        l = loader_from_tokens(tokens, 1000, "documents", T, 100, 99, shuffle, 3);
-        int begin_with_eot = 0, windows = (int)loader_windows(l);
+        Loader *l = loader_from_tokens(tokens, 1000, "documents", T, 100, 99, shuffle, 3);
+        int x[T], y[T], begin_with_eot = 0, windows = (int)loader_windows(l);
         for (int i = 0; i < windows; i++) {
-            loader_next(l, x[0], y[0], 1);
-            begin_with_eot += x[0][0] == 99;
+            loader_next(l, x, y, 1);
+            begin_with_eot += x[0] == 99;
         }
         /* token 940 is the last eot with enough behind it: windows that would start after it stay where they are */
         CHECK(shuffle ? begin_with_eot >= windows - 4 && begin_with_eot < windows : begin_with_eot == 59,
               "%d of %d windows begin with eot", begin_with_eot, windows);
         loader_free(l);
     }
+}
 
-    /* a glob pattern's characters in the name of a file that exists */
+/* A glob pattern's characters in the name of a file that exists. */
+static void test_loader_odd_name(void) {
+    uint16_t tokens[1000] = {0};
     char *odd = in_folder("odd[1]*.bin");
     write_shard(odd, tokens, 1000);
-    l = loader_open(odd, T, 100, -1, false, 1);
+    Loader *l = loader_open(odd, T, 100, -1, false, 1);
     CHECK(loader_tokens(l) == 1000, "a file may be called like a pattern");
     loader_free(l);
     unlink(odd);
     free(odd);
-    free(path);
+}
+
+static void test_loader(void) {
+    char *pattern = make_shards();
+    test_loader_in_order(pattern);
+    test_loader_shuffled(pattern);
+    test_loader_seeds(pattern);
+    test_loader_resumed(pattern);
+    test_loader_memory();
+    test_loader_documents();
+    test_loader_odd_name();
     free(pattern);
 }
 
-/* Every size of epoch: the permutation behind the shuffle is one for small and odd numbers too. */
 /* Windows of a million tokens, of which the shorter shard has none; the longest shard limits T. */
 static int long_T;
 static void open_long(void *pattern) { loader_free(loader_open((const char *)pattern, long_T, 60000, -1, true, 1)); }
@@ -342,6 +365,7 @@ static void test_long_windows(void) {
     free(other);
 }
 
+/* Every size of epoch: the permutation behind the shuffle is one for small and odd numbers too. */
 static void test_epoch_sizes(void) {
     uint16_t tokens[4 * 300 + 1];
     for (int i = 0; i < 1201; i++) tokens[i] = (uint16_t)i;
@@ -454,20 +478,26 @@ static int count_files(const char *name) {
     return n;
 }
 
-static void test_prepare(void) {
+enum { DOCUMENTS = 700 };
+
+/* The text that the tests of data/prepare read: documents of all kinds, with changing separators between them. */
+typedef struct {
+    char *path;     /* of the text */
+    char *expected; /* what decoding its tokens must give: \1 and a document, for each */
+    size_t bytes;   /* of expected */
+} PrepareText;
+
+static PrepareText prepare_text(void) {
     static const char *const separators[] = {"\n<|endoftext|>\n",
                                              "<|endoftext|>",
                                              "\r\n<|endoftext|>\r\n",
                                              "\n\n<|endoftext|>\n\n\n",
                                              "\n<|endoftext|>\n<|endoftext|>\n",
                                              "<|endoftext|>\n"};
-    size_t n;
-    int shards;
-
-    /* documents of all kinds: the separators between them vary, the text comes back unchanged */
-    enum { DOCUMENTS = 700 };
-    char *path = in_folder("text.txt"), *expected_path = in_folder("expected");
-    FILE *f = xfopen(path, "wb"), *expected_file = xfopen(expected_path, "wb");
+    PrepareText text;
+    text.path = in_folder("text.txt");
+    char *expected_path = in_folder("expected");
+    FILE *f = xfopen(text.path, "wb"), *expected_file = xfopen(expected_path, "wb");
     for (int i = 0; i < DOCUMENTS; i++) {
         size_t bytes;
         char *s = story(5, (uint64_t)i, &bytes);
@@ -481,28 +511,37 @@ static void test_prepare(void) {
     }
     fclose(f);
     fclose(expected_file);
-    size_t expected_bytes;
-    char *expected = read_file(expected_path, &expected_bytes);
-    CHECK(prepare("--out %s/a --shard-tokens 10k --threads 1 %s", folder, path) == 0, "prepare: %s", said);
+    text.expected = read_file(expected_path, &text.bytes);
+    free(expected_path);
+    return text;
+}
+
+/* The text comes back unchanged, and the loader reads what was written. Returns the number of shards. */
+static int test_prepare_round_trip(const PrepareText *from) {
+    size_t n;
+    int shards;
+    CHECK(prepare("--out %s/a --shard-tokens 10k --threads 1 %s", folder, from->path) == 0, "prepare: %s", said);
     uint16_t *tokens = read_shards("a", "train", &n, &shards);
     CHECK(shards > 5 && (size_t)shards == (n + 9999) / 10000, "%zu tokens are %d shards", n, shards);
     char *text = decode(tokens, n);
-    CHECK(strcmp(text, expected) == 0, "decode(shards) == documents");
+    CHECK(strcmp(text, from->expected) == 0, "decode(shards) == documents");
     CHECK(count_files("a_val*") == 0 && count_files("*.new*") == 0 && count_files("*.tmp") == 0,
           "nothing else is left");
     free(text);
+    free(tokens);
 
-    /* the loader reads them */
     char *pattern = in_folder("a_train_*.bin");
     Loader *l = loader_open(pattern, 64, tokenizer_vocab_size(tokenizer), -1, false, 1);
     CHECK(loader_tokens(l) == n, "the loader finds %zu tokens", n);
     loader_free(l);
     free(pattern);
-    free(tokens);
+    return shards;
+}
 
-    /* threads and ways of reading change nothing */
-    CHECK(prepare("--out %s/b --shard-tokens 10k --threads 7 %s", folder, path) == 0, "prepare: %s", said);
-    CHECK(prepare("--out %s/c --shard-tokens 10k - < %s", folder, path) == 0, "prepare: %s", said);
+/* Threads and ways of reading change nothing. */
+static void test_prepare_threads(const PrepareText *from, int shards) {
+    CHECK(prepare("--out %s/b --shard-tokens 10k --threads 7 %s", folder, from->path) == 0, "prepare: %s", said);
+    CHECK(prepare("--out %s/c --shard-tokens 10k - < %s", folder, from->path) == 0, "prepare: %s", said);
     int differ = 0;
     for (int i = 0; i < shards; i++) {
         char a[64], b[64], c[64];
@@ -516,16 +555,18 @@ static void test_prepare(void) {
         free(pc);
     }
     CHECK(differ == 0, "shards do not depend on threads, nor on the text coming from a pipe");
+}
 
-    /* a share for validation: each document is in one of the two, in order */
-    CHECK(prepare("--out %s/d --val 0.1 %s", folder, path) == 0, "prepare: %s", said);
-    size_t val_n;
-    tokens = read_shards("d", "train", &n, &shards);
-    uint16_t *val_tokens = read_shards("d", "val", &val_n, &shards);
+/* A share for validation: each document is in one of the two, in order. */
+static void test_prepare_share(const PrepareText *from) {
+    size_t n, val_n;
+    int shards;
+    CHECK(prepare("--out %s/d --val 0.1 %s", folder, from->path) == 0, "prepare: %s", said);
+    uint16_t *tokens = read_shards("d", "train", &n, &shards), *val_tokens = read_shards("d", "val", &val_n, &shards);
     char *train_text = decode(tokens, n), *val_text = decode(val_tokens, val_n);
     const char *t = train_text, *v = val_text;
     int in_train = 0, in_val = 0, in_none = 0;
-    for (const char *d = expected; *d;) {
+    for (const char *d = from->expected; *d;) {
         const char *end = strchr(d + 1, '\1');
         size_t length = end ? (size_t)(end - d) : strlen(d);
         if (strncmp(t, d, length) == 0 && (t[length] == 0 || t[length] == '\1')) {
@@ -544,30 +585,45 @@ static void test_prepare(void) {
     free(val_tokens);
     free(train_text);
     free(val_text);
+}
 
-    /* a file for validation, several files for training; a run of fewer shards leaves none of the old ones */
-    char *val_path = in_folder("val.txt");
-    write_file(val_path, "A short one.\n", 13);
+/* A file for validation, several files for training; a run of fewer shards leaves none of the old ones. */
+static void test_prepare_files(const PrepareText *from, const char *val_path) {
+    size_t n;
+    int shards;
     CHECK(count_files("a_train_*") > 5, "before");
-    CHECK(prepare("--out %s/a --val %s %s %s", folder, val_path, path, path) == 0, "prepare: %s", said);
+    CHECK(prepare("--out %s/a --val %s %s %s", folder, val_path, from->path, from->path) == 0, "prepare: %s", said);
     CHECK(strstr(said, "removed") != NULL, "says that old shards were removed: %s", said);
     CHECK(count_files("a_train_*") == 1 && count_files("a_val_*") == 1, "shards of an earlier run are gone");
-    tokens = read_shards("a", "val", &n, &shards);
-    text = decode(tokens, n);
+    uint16_t *tokens = read_shards("a", "val", &n, &shards);
+    char *text = decode(tokens, n);
     CHECK(strcmp(text, "\1A short one.") == 0, "validation text: %s", text);
     free(tokens);
     free(text);
     tokens = read_shards("a", "train", &n, &shards);
     text = decode(tokens, n);
-    CHECK(strlen(text) == 2 * expected_bytes && strncmp(text, expected, expected_bytes) == 0 &&
-              strcmp(text + expected_bytes, expected) == 0,
+    CHECK(strlen(text) == 2 * from->bytes && strncmp(text, from->expected, from->bytes) == 0 &&
+              strcmp(text + from->bytes, from->expected) == 0,
           "two files, one after the other");
     free(tokens);
     free(text);
     CHECK(prepare("--out %s/a %s", folder, val_path) == 0 && count_files("a_val_*") == 0,
           "without --val no validation shard of an earlier run is left");
+}
 
-    /* refusals: one sentence, and the shards of the earlier run stay */
+/* The files that the refusals below name. */
+static void write_useless_files(void) {
+    char *empty = in_folder("empty.txt"), *newlines = in_folder("newlines.txt"), *zeros = in_folder("zeros.txt");
+    write_file(empty, "", 0);
+    write_file(newlines, "\n\n<|endoftext|>\n\n", 17);
+    write_file(zeros, "", 0);
+    if (truncate(zeros, 70 << 20) != 0) die("cannot make %s", zeros);
+    free(empty);
+    free(newlines);
+    free(zeros);
+}
+
+static void check_refused_arguments(void) {
     static const struct {
         const char *arguments, *words; /* %s: the folder */
         int status;
@@ -585,16 +641,6 @@ static void test_prepare(void) {
         {"%s/val.txt", "--out", 2},
         {"--out %s/val.txt/a %s/val.txt", "val.txt", 1},
     };
-    char *empty = in_folder("empty.txt"), *newlines = in_folder("newlines.txt"), *zeros = in_folder("zeros.txt");
-    write_file(empty, "", 0);
-    write_file(newlines, "\n\n<|endoftext|>\n\n", 17);
-    write_file(zeros, "", 0);
-    if (truncate(zeros, 70 << 20) != 0) die("cannot make %s", zeros);
-    char *kept = in_folder("a_train_000000.bin"), *copy = in_folder("kept");
-    size_t kept_bytes;
-    char *kept_contents = read_file(kept, &kept_bytes);
-    write_file(copy, kept_contents, kept_bytes);
-    free(kept_contents);
     for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
         char arguments[1024];
 #pragma GCC diagnostic push
@@ -606,6 +652,17 @@ static void test_prepare(void) {
         CHECK(status == refusals[i].status && strstr(words, refusals[i].words) && line_end && !line_end[1],
               "prepare %s: status %d: %s", arguments, status, words);
     }
+}
+
+/* Refusals: one sentence, and the shards of the earlier run stay. */
+static void test_prepare_refusals(const PrepareText *from, char *val_path) {
+    char *kept = in_folder("a_train_000000.bin"), *copy = in_folder("kept"), *zeros = in_folder("zeros.txt");
+    size_t kept_bytes;
+    char *kept_contents = read_file(kept, &kept_bytes);
+    write_file(copy, kept_contents, kept_bytes);
+    free(kept_contents);
+    write_useless_files();
+    check_refused_arguments();
     CHECK(count_files("a_*") == 1 && same_file(kept, copy),
           "a refused run leaves the earlier shards as they were and nothing else");
     char *real = tokenizer_file;
@@ -614,21 +671,28 @@ static void test_prepare(void) {
           said);
     tokenizer_file = real;
     char *command = xasprintf("ulimit -f 20; ./%sdata/prepare --tokenizer %s --out %s/a %s 2>&1",
-                              getenv("OUT") ? getenv("OUT") : "", tokenizer_file, folder, path);
+                              getenv("OUT") ? getenv("OUT") : "", tokenizer_file, folder, from->path);
     int status = run(command);
     CHECK(status == 1 && strstr(said, "too large"), "a full disk: %s", said);
     CHECK(count_files("a_*") == 1 && same_file(kept, copy), "and nothing half-written stays");
     free(command);
     unlink(zeros);
+    free(zeros);
     free(kept);
     free(copy);
-    free(empty);
-    free(newlines);
-    free(zeros);
+}
+
+static void test_prepare(void) {
+    PrepareText text = prepare_text();
+    char *val_path = in_folder("val.txt");
+    write_file(val_path, "A short one.\n", 13);
+    test_prepare_threads(&text, test_prepare_round_trip(&text));
+    test_prepare_share(&text);
+    test_prepare_files(&text, val_path);
+    test_prepare_refusals(&text, val_path);
     free(val_path);
-    free(expected);
-    free(expected_path);
-    free(path);
+    free(text.expected);
+    free(text.path);
 }
 
 /* Pieces of text with white space of every kind, in every script, whole and broken. */

@@ -34,11 +34,14 @@ $make --bytes 300k --seed 1 --out "$folder/train.txt" 2>/dev/null
 $make --bytes 30k --seed 2 --out "$folder/val.txt" 2>/dev/null
 
 check "local files" data/tinystories.sh --vocab 400 --out "$folder/local" "$folder/train.txt" "$folder/val.txt"
-check "shards and tokenizer are there" test -s "$folder/local/tinystories_train_000000.bin" -a -s "$folder/local/tinystories_val_000000.bin" -a -s "$folder/local/tokenizer_400.bin"
-check "a given tokenizer" data/openwebtext.sh --tokenizer "$folder/local/tokenizer_400.bin" --out "$folder/given" "$folder/train.txt" "$folder/val.txt"
+check "shards and tokenizer are there" test -s "$folder/local/tinystories_train_000000.bin" \
+    -a -s "$folder/local/tinystories_val_000000.bin" -a -s "$folder/local/tokenizer_400.bin"
+check "a given tokenizer" data/openwebtext.sh --tokenizer "$folder/local/tokenizer_400.bin" --out "$folder/given" \
+    "$folder/train.txt" "$folder/val.txt"
 check "gives the same shards" same_shards "$folder/local/tinystories_" "$folder/given/openwebtext_"
 check "help" data/tinystories.sh --help
-check "a missing file" refused 1 nothing.txt data/tinystories.sh --out "$folder/x" "$folder/nothing.txt" "$folder/val.txt"
+check "a missing file" \
+    refused 1 nothing.txt data/tinystories.sh --out "$folder/x" "$folder/nothing.txt" "$folder/val.txt"
 check "one file only" refused 2 "validation text" data/tinystories.sh --out "$folder/x" "$folder/train.txt"
 check "an unknown flag" refused 2 "--no-such" data/openwebtext.sh --no-such
 check "a flag without value" refused 2 "--vocab" data/openwebtext.sh --vocab
@@ -64,7 +67,8 @@ else
     echo "skip downloads: curl is not installed"
 fi
 
-if command -v curl >/dev/null && command -v xz >/dev/null && tar --version 2>/dev/null | grep -q GNU && sed --version 2>/dev/null | grep -q GNU; then
+if command -v curl >/dev/null && command -v xz >/dev/null && tar --version 2>/dev/null | grep -q GNU &&
+    sed --version 2>/dev/null | grep -q GNU; then
     # two archives of compressed archives of pages, as OpenWebText's; the pages in order are expected.txt
     server=$folder/server/datasets/Skylion007/openwebtext/resolve/main/subsets
     mkdir -p "$server" "$folder/pages"
@@ -86,10 +90,13 @@ if command -v curl >/dev/null && command -v xz >/dev/null && tar --version 2>/de
     done
     tokenizer=$folder/local/tokenizer_400.bin
     check "OpenWebText from archives" data/openwebtext.sh --tokenizer "$tokenizer" --out "$folder/web" --subsets 2
-    check "the same from a file" ./${OUT:-}data/prepare --tokenizer "$tokenizer" --out "$folder/expected" --val 0.2 "$folder/expected.txt"
+    check "the same from a file" ./${OUT:-}data/prepare --tokenizer "$tokenizer" --out "$folder/expected" --val 0.2 \
+        "$folder/expected.txt"
     check "every page is there" same_shards "$folder/expected_" "$folder/web/openwebtext_"
-    printf broken | dd of="$folder/web/urlsf_subset01.tar" bs=1 seek=1200 conv=notrunc 2>/dev/null # within the data of the first .xz
-    check "a broken archive is refused" refused 1 "could not be unpacked" data/openwebtext.sh --tokenizer "$tokenizer" --out "$folder/web" --subsets 2
+    # within the data of the first .xz
+    printf broken | dd of="$folder/web/urlsf_subset01.tar" bs=1 seek=1200 conv=notrunc 2>/dev/null
+    check "a broken archive is refused" refused 1 "could not be unpacked" \
+        data/openwebtext.sh --tokenizer "$tokenizer" --out "$folder/web" --subsets 2
     check "and leaves no shards" test ! -e "$folder/web/openwebtext_train_000000.bin"
 else
     skipped=$((skipped + 1))

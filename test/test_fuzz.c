@@ -34,13 +34,13 @@ static char *in_folder(const char *name) { return xasprintf("%s/%s", folder, nam
 /* ---------------------------------------------------------------------- the readers */
 
 /* Each is what a command does with the file; they run in the child. All arguments are texts, as main would get them. */
-#define COMMAND(function, ...)                                       \
-    do {                                                             \
-        char *argv[] = {(char *)"infer", __VA_ARGS__, NULL};         \
-        exit(function((int)(sizeof argv / sizeof *argv) - 1, argv)); \
+#define COMMAND(name, ...)                                              \
+    do {                                                                \
+        char *argv[] = {(char *)#name, __VA_ARGS__, NULL};              \
+        exit(run_command((int)(sizeof argv / sizeof *argv) - 1, argv)); \
     } while (0)
 
-static char *tokenizer_file, *shard_file, *model_file;
+static char *tokenizer_file, *shard_file, *text_file, *prompt_file, *model_file;
 
 static void read_by_generate(char *path) { COMMAND(generate, path, (char *)"Once", (char *)"--tokens", (char *)"3"); }
 static void read_by_perplexity(char *path) { COMMAND(perplexity, path, shard_file); }
@@ -405,25 +405,16 @@ static char *make_llmc(const char *model, int version) {
     return path;
 }
 
-int main(int argc, char **argv) {
-    program_name(argv[0]);
-    setvbuf(stdout, NULL, _IOLBF, 0);
-#ifdef _OPENMP
-    omp_set_num_threads(1); /* before anything runs in parallel: a pool of threads does not survive a fork */
-#endif
-    double seconds = argc > 1 ? strtod(argv[1], NULL) : -1;
-    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
-    char name[] = "/tmp/test_fuzz.XXXXXX";
-    folder = mkdtemp(name);
-    if (!folder) die("cannot make a folder in /tmp");
-    const char *programs = getenv("OUT") ? getenv("OUT") : "";
-
+/* The small files that all kinds are made from: a tokenizer, a shard, a text and a prompt. */
+static void make_texts(void) {
     size_t bytes, count = 0, room = 0;
     int *ids = NULL;
-    char *text = stories(1, 6000, &bytes), *text_file = in_folder("text.txt");
+    char *text = stories(1, 6000, &bytes);
     Tokenizer *t = tokenizer_train(text, bytes, 280, false);
     tokenizer_file = in_folder("tokenizer.bin");
     shard_file = in_folder("shard.bin");
+    text_file = in_folder("text.txt");
+    prompt_file = in_folder("prompt.txt");
     tokenizer_save(t, tokenizer_file);
     tokenizer_encode(t, text, bytes, true, &ids, &count, &room);
     uint16_t tokens[400];
@@ -434,39 +425,47 @@ int main(int argc, char **argv) {
     FILE *f = xfopen(text_file, "wb");
     xfwrite(text, 1, 1500, f, text_file);
     fclose(f);
-    char *prompt_file = in_folder("prompt.txt");
     f = xfopen(prompt_file, "wb");
     xfwrite("Once upon\n", 1, 10, f, prompt_file);
     fclose(f);
     free(ids);
     free(text);
     tokenizer_free(t);
+}
 
-    char *hybrid = make_model("hybrid", "--attention hybrid"),
-         *extend = make_model("extend", "--attention extend --window 4 --covariance full");
-    char *standard = make_model("standard", "--attention standard --pos learned"),
-         *linear = make_model("linear", "--attention augment --mixer linear");
-    char *encoder = make_model("encoder", "--attention gsa --objective mlm"), *llmc = make_llmc(standard, 3),
-         *llmc16 = make_llmc(standard, 5);
-    char *bf16 = make_rounded(extend, "bf16"), *int8 = make_rounded(linear, "int8"),
-         *int8_encoder = make_rounded(encoder, "int8");
-    char *choice = in_folder("choice.jsonl"), *last_word = in_folder("last_word.jsonl");
-    run("./%sdata/make_stories --tasks choice --count 2 --out %s 2>%s/log", programs, choice, folder);
-    run("./%sdata/make_stories --tasks last-word --count 4 --out %s 2>%s/log", programs, last_word, folder);
-    model_file = linear;
-    run("mkdir %s/resume && cp %s/hybrid/*_00000002.bin %s/resume", folder, folder, folder);
-    char *state = in_folder("hybrid/state_00000002.bin");
-
-    char *log = in_folder("main.log");
-    f = xfopen(log, "wb");
+/* A training's log with a loss a step and events of adaptation in it. */
+static char *make_log(void) {
+    char *path = in_folder("main.log");
+    FILE *f = xfopen(path, "wb");
     for (int s = 0; s < 40; s++)
         fprintf(
             f, "s:%d trl:%g lr:0.001\n%s", s, 7 - 0.1 * s,
             s % 9 ? ""
                   : "s:9 tel:5\ns:9 adp:birth l:1 h:0 slot:3 act:0.1\ns:9 adp:state alive:9 fewest:4 coverage:-1.5\n");
     fclose(f);
+    return path;
+}
 
-    Kind kinds[] = {
+/* Everything that is read, each from a valid file made here. Their number; list has room for MOST_KINDS. */
+enum { MOST_KINDS = 32 };
+static size_t make_kinds(Kind *list) {
+    const char *programs = getenv("OUT") ? getenv("OUT") : "";
+    make_texts();
+    char *hybrid = make_model("hybrid", "--attention hybrid"),
+         *extend = make_model("extend", "--attention extend --window 4 --covariance full"),
+         *standard = make_model("standard", "--attention standard --pos learned"),
+         *linear = make_model("linear", "--attention augment --mixer linear"),
+         *encoder = make_model("encoder", "--attention gsa --objective mlm"), *llmc = make_llmc(standard, 3),
+         *llmc16 = make_llmc(standard, 5), *bf16 = make_rounded(extend, "bf16"), *int8 = make_rounded(linear, "int8"),
+         *int8_encoder = make_rounded(encoder, "int8");
+    char *choice = in_folder("choice.jsonl"), *last_word = in_folder("last_word.jsonl");
+    run("./%sdata/make_stories --tasks choice --count 2 --out %s 2>%s/log", programs, choice, folder);
+    run("./%sdata/make_stories --tasks last-word --count 4 --out %s 2>%s/log", programs, last_word, folder);
+    model_file = linear;
+    run("mkdir %s/resume && cp %s/hybrid/*_00000002.bin %s/resume", folder, folder, folder);
+    char *state = in_folder("hybrid/state_00000002.bin"), *log = make_log();
+
+    const Kind kinds[] = {
         {"hybrid", "damaged", hybrid, read_by_generate, BINARY, 0, 0},
         {"extend", "damaged", extend, read_by_generate, BINARY, 0, 0},
         {"linear", "damaged", linear, read_by_perplexity, BINARY, 0, 0},
@@ -488,28 +487,64 @@ int main(int argc, char **argv) {
         {"choice", "damaged", choice, read_tasks, TEXT, 0, 0},
         {"word", "damaged", last_word, read_tasks, TEXT, 0, 0},
     };
-    const size_t N = sizeof kinds / sizeof *kinds;
+    _Static_assert(sizeof kinds / sizeof *kinds <= MOST_KINDS, "list has room for them");
+    memcpy(list, kinds, sizeof kinds);
+    return sizeof kinds / sizeof *kinds;
+}
+
+/* Every kind undamaged, then in turn, BATCH cases of each, for so many seconds; below 0: two batches. */
+static void run_all(Kind *kinds, size_t N, double seconds, uint64_t seed) {
+    enum { BATCH = 50 };
     double start = now_seconds();
+    for (size_t i = 0; i < N; i++) {
+        run_cases(&kinds[i], seed, NOTHING, 1);
+        CHECK(kinds[i].cases == 1 && kinds[i].refused == 0, "%s: the valid file is taken", kinds[i].name);
+    }
+    for (uint64_t number = 0; seconds < 0 ? number < 2 * BATCH : now_seconds() - start < seconds; number += BATCH)
+        for (size_t i = 0; i < N; i++) run_cases(&kinds[i], seed, number, BATCH);
+    for (size_t i = 0; i < N; i++) {
+        if (seconds >= 0) printf("%-10s %ld cases, %ld refused\n", kinds[i].name, kinds[i].cases, kinds[i].refused);
+        else
+            CHECK(kinds[i].refused > 0 || kinds[i].form == TEXT, "%s: some of the damaged files are refused",
+                  kinds[i].name);
+    }
+}
+
+/* A number from the command line, or what stands there without it. */
+static double argument(int given, char **argv, int at, const char *what, double otherwise) {
+    if (at > given) return otherwise;
+    char error[256];
+    double value = otherwise;
+    Flag flag = {FLAG_REAL, what, &value, 0, 9e15, NULL, "", false};
+    if (!set_flag(&flag, argv[at], error)) die_usage("'%s' is not %s", argv[at], what);
+    return value;
+}
+
+int main(int argc, char **argv) {
+    static Flag flags[] = {{FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
+    program_name(argv[0]);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    int given = parse_flags(flags, argc, argv,
+                            "test_fuzz [SECONDS [SEED [KIND NUMBER]]]: reads damaged files; without arguments a "
+                            "hundred of each kind, the same every time\n");
+    if (given == 3 || given > 4) die_usage("name SECONDS, then SEED, then KIND and NUMBER of one case");
+    double seconds = argument(given, argv, 1, "a number of seconds", -1);
+    uint64_t seed = (uint64_t)argument(given, argv, 2, "a seed", 1),
+             number = (uint64_t)argument(given, argv, 4, "a case", 0);
+#ifdef _OPENMP
+    omp_set_num_threads(1); /* before anything runs in parallel: a pool of threads does not survive a fork */
+#endif
+    char name[] = "/tmp/test_fuzz.XXXXXX";
+    folder = mkdtemp(name);
+    if (!folder) die("cannot make a folder in /tmp");
+    Kind kinds[MOST_KINDS];
+    size_t N = make_kinds(kinds);
     told = mmap(NULL, sizeof *told, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (told == MAP_FAILED) die("cannot share memory");
-    if (argc > 4) {
+    if (given == 4) {
         for (size_t i = 0; i < N; i++)
-            if (strcmp(kinds[i].name, argv[3]) == 0) run_cases(&kinds[i], seed, strtoull(argv[4], NULL, 10), 1);
-    } else {
-        for (size_t i = 0; i < N; i++) {
-            run_cases(&kinds[i], seed, NOTHING, 1);
-            CHECK(kinds[i].cases == 1 && kinds[i].refused == 0, "%s: the valid file is taken", kinds[i].name);
-        }
-        enum { BATCH = 50 };
-        for (uint64_t number = 0; seconds < 0 ? number < 2 * BATCH : now_seconds() - start < seconds; number += BATCH)
-            for (size_t i = 0; i < N; i++) run_cases(&kinds[i], seed, number, BATCH);
-        for (size_t i = 0; i < N; i++) {
-            if (seconds >= 0) printf("%-10s %ld cases, %ld refused\n", kinds[i].name, kinds[i].cases, kinds[i].refused);
-            else
-                CHECK(kinds[i].refused > 0 || kinds[i].form == TEXT, "%s: some of the damaged files are refused",
-                      kinds[i].name);
-        }
-    }
+            if (strcmp(kinds[i].name, argv[3]) == 0) run_cases(&kinds[i], seed, number, 1);
+    } else run_all(kinds, N, seconds, seed);
     run("rm -rf %s", folder);
     return test_summary("test_fuzz");
 }

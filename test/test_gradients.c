@@ -709,8 +709,8 @@ static void test_raw(void) {
 }
 
 /* A dead splat takes no part, in any mode: whatever its parameters are, the loss is the same to the bit and they
-   have no gradient; the gradients of all others are right. The widest splat of a head may be the dead one: the
-   linear mixer's row sums are not in its units. */
+   have no gradient; the gradients of all others are right. The widest splat of a head may be the dead one: then the
+   linear mixer must not measure its row sums against that splat's response. */
 static void test_dead(void) {
     static const struct {
         int attention, mixer, envelope, window, objective;

@@ -261,7 +261,13 @@ static double logit_formula(const Formula *f, int l, int h, const double *q, con
         double re = q[i] * k[i] + q[d / 2 + i] * k[d / 2 + i], im = q[d / 2 + i] * k[i] - q[i] * k[d / 2 + i];
         sum += re * cos(angle) - im * sin(angle);
     }
-    return sum / (nq * nk) * sqrt((double)d);
+    double gain = 1; /* equation (7c): the gains of standard heads lie in the order of layer and head */
+    if (c->gain) {
+        size_t index = 0;
+        for (int i = 0; i < l * c->NH + h; i++) index += !(c->gsa_heads[i / c->NH] >> (i % c->NH) & 1);
+        gain = exp(part(f, TENSOR_log_gain, 0, 1)[index]);
+    }
+    return gain * sum / (nq * nk) * sqrt((double)d);
 }
 
 /* out (T, C) of all heads of layer l from qkv (T, 3C): softmax over j <= i */
@@ -646,8 +652,8 @@ static bool named(const char *name, const char *names) { /* in a list "a b c" */
 /* AdamW by its formula: which tensors decay, who has which rate and who is clipped with whom stands here once more,
    by name. */
 static void test_adamw(void) {
-    static const char *const decaying = "wte wpe qkvw attprojw fcw fcprojw", *const scalars =
-                                                                                 "log_precision log_alpha log_theta";
+    static const char *const decaying = "wte wpe qkvw attprojw fcw fcprojw",
+                             *const scalars = "log_precision log_alpha log_theta log_gain";
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
     GSA *m = gsa_create(&c, 1);
     model_start(&c, m->params, 12);
@@ -988,8 +994,12 @@ static void test_head_map(void) {
                       (unsigned long long)c.gsa_heads[l]);
         if (problem) CHECK(strstr(problem, "--gsa-heads") != NULL, "'%s' names its flag", problem);
     }
+}
+
+/* 64 heads: the whole word. */
+static void test_head_map_full(void) {
     Config c;
-    memset(&c, 0, sizeof c); /* 64 heads: the whole word */
+    memset(&c, 0, sizeof c);
     c.L = 64;
     c.NH = 64;
     c.C = 128;
@@ -1001,6 +1011,9 @@ static void test_head_map(void) {
     CHECK(config_gsa_before(&c, 1, 0) == 0 && config_gsa_before(&c, 1, 1) == 1 && config_gsa_before(&c, 1, 63) == 1 &&
               config_gsa_before(&c, 2, 0) == 2 && config_gsa_before(&c, 2, 10) == 12,
           "the index of a head's splats");
+}
+
+static void test_choices(void) {
     CHECK(choice_index(ATTENTION_CHOICES, "hybrid") == ATTENTION_HYBRID &&
               choice_index(ATTENTION_CHOICES, "standard") == 0,
           "choices by name");
@@ -1133,6 +1146,8 @@ int main(void) {
     test_amplitude(8, 16);
     test_amplitude(1, 8);
     test_head_map();
+    test_head_map_full();
+    test_choices();
     test_config_check();
     test_overfit(ATTENTION_HYBRID, POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE);
     test_overfit(ATTENTION_STANDARD, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_NONE);

@@ -1,5 +1,5 @@
 /* The linear mixer, windows, extended heads and encoders in fp32, as they run, against sums over all pairs of tokens
-   in double, written here from the equations of the design; then what holds exactly for every mode. */
+   in double, written here from the model's equations; then what holds exactly for every mode. */
 #include "network.h"
 
 #include "../gsa/run/starts.h"
@@ -22,8 +22,9 @@ static double error_of(const real *a, const double *b, size_t n) {
 /* ---------------------------------------------------------------------- one head, two ways */
 
 /* What a head is computed from; x in double for the formula, r the same numbers for the code. */
-enum { QKV, MU, LNP, LNALPHA, LNTHETA, LNDELTA, LNG, NUM_INPUTS };
-static const char *const input_names[] = {"qkv", "mu", "ln p", "ln alpha", "ln theta", "ln delta", "ln g"};
+enum { QKV, MU, LOG_PRECISION, LOG_ALPHA, LOG_THETA, LOG_DELTA, LOG_FAR, NUM_INPUTS };
+static const char *const input_names[] = {"qkv",       "mu",        "log_precision", "log_alpha",
+                                          "log_theta", "log_delta", "log_far"};
 
 typedef struct {
     size_t T, HS, S, P, W;  /* W: the window of the near part; 0: the head has none */
@@ -67,14 +68,14 @@ static Head make_head(size_t T, size_t HS, size_t S, int covariance, int envelop
     for (size_t s = 0; s < S; s++) {
         double along = S > 1 ? (double)s / (double)(S - 1) : 0;
         for (size_t i = 0; i < (covariance == COVARIANCE_FULL ? HS : h.P); i++) /* precision about 4 */
-            h.r[LNP][s * h.P + (covariance == COVARIANCE_FULL ? i * (i + 3) / 2 : i)] +=
+            h.r[LOG_PRECISION][s * h.P + (covariance == COVARIANCE_FULL ? i * (i + 3) / 2 : i)] +=
                 covariance == COVARIANCE_FULL ? (real)log(2) : (real)log(4);
         /* from one end of what is allowed to the other */
-        if (n[LNTHETA]) h.r[LNTHETA][s] = (real)(log(SPLAT_FREQUENCY_MAX) * (1 - along) + log(1e-3) * along);
-        if (n[LNDELTA])
-            h.r[LNDELTA][s] = (real)(s == 1 ? log(1e-6) : log(SPLAT_DECAY_MAX) * (1 - along) + log(5e-4) * along);
+        if (n[LOG_THETA]) h.r[LOG_THETA][s] = (real)(log(SPLAT_FREQUENCY_MAX) * (1 - along) + log(1e-3) * along);
+        if (n[LOG_DELTA])
+            h.r[LOG_DELTA][s] = (real)(s == 1 ? log(1e-6) : log(SPLAT_DECAY_MAX) * (1 - along) + log(5e-4) * along);
     }
-    if (n[LNG]) h.r[LNG][0] = 0.7f;
+    if (n[LOG_FAR]) h.r[LOG_FAR][0] = 0.7f;
     h.alive = numbers(S, 0, NULL);
     for (size_t s = 0; s < S; s++) h.alive[s] = 1;
     h.out = numbers(T * HS, 0, NULL);
@@ -90,7 +91,7 @@ static Head make_head(size_t T, size_t HS, size_t S, int covariance, int envelop
 /* The inverse covariance of splat s, (HS, HS). */
 static void formula_precision(const Head *h, size_t s, double *precision) {
     size_t d = h->HS;
-    const double *p = h->x[LNP] + s * h->P;
+    const double *p = h->x[LOG_PRECISION] + s * h->P;
     for (size_t i = 0; i < d; i++)
         for (size_t j = 0; j < d; j++) {
             double sum = 0;
@@ -134,13 +135,13 @@ static void formula(const Head *h, double *out, double *lse) {
             (i < T ? q_phi : k_phi)[i % T * S + s] = -0.5 * quadratic(precision, apart, d);
         }
         for (size_t n = 0; n < T; n++) {
-            e[n * S + s] = h->n[LNDELTA] ? exp(-exp(h->x[LNDELTA][s]) * (double)n) : 1;
-            if (h->n[LNTHETA]) e[n * S + s] *= (1 + cos(exp(h->x[LNTHETA][s]) * (double)n)) / 2;
+            e[n * S + s] = h->n[LOG_DELTA] ? exp(-exp(h->x[LOG_DELTA][s]) * (double)n) : 1;
+            if (h->n[LOG_THETA]) e[n * S + s] *= (1 + cos(exp(h->x[LOG_THETA][s]) * (double)n)) / 2;
         }
     }
     for (size_t i = 0; i < T && h->far; i++) { /* responsibilities */
         double sum = 0, most = -INFINITY, *r = q_phi + i * S;
-        for (size_t s = 0; s < S; s++) most = max_of(most, r[s] += h->x[LNALPHA][s]);
+        for (size_t s = 0; s < S; s++) most = max_of(most, r[s] += h->x[LOG_ALPHA][s]);
         for (size_t s = 0; s < S; s++) sum += r[s] = exp(r[s] - most);
         for (size_t s = 0; s < S; s++) r[s] /= sum;
     }
@@ -169,10 +170,11 @@ static void formula(const Head *h, double *out, double *lse) {
                 for (size_t s = 0; s < S; s++) {
                     weight += q_phi[i * S + s] * k_phi[j * S + s] * e[n * S + s];
                     half += q_phi[i * S + s] * k_phi[j * S + s] *
-                            (h->n[LNDELTA] ? exp(-exp(h->x[LNDELTA][s]) * (double)n) : 1) * (h->n[LNTHETA] ? 0.5 : 1);
+                            (h->n[LOG_DELTA] ? exp(-exp(h->x[LOG_DELTA][s]) * (double)n) : 1) *
+                            (h->n[LOG_THETA] ? 0.5 : 1);
                 }
-                z[j] = h->W ? h->x[LNG][0] + log(weight) : log(weight);
-                constant[j] = h->W ? h->x[LNG][0] + log(half) : log(half);
+                z[j] = h->W ? h->x[LOG_FAR][0] + log(weight) : log(weight);
+                constant[j] = h->W ? h->x[LOG_FAR][0] + log(half) : log(half);
             } else z[j] = -INFINITY;
             most = max_of(most, z[j]);
         }
@@ -191,11 +193,11 @@ static void formula(const Head *h, double *out, double *lse) {
 
 static Splats splats_of(const Head *h) {
     return (Splats){.mu = h->r[MU],
-                    .log_precision = h->r[LNP],
-                    .log_alpha = h->r[LNALPHA],
-                    .log_theta = h->n[LNTHETA] ? h->r[LNTHETA] : NULL,
-                    .log_delta = h->n[LNDELTA] ? h->r[LNDELTA] : NULL,
-                    .log_far = h->n[LNG] ? h->r[LNG] : NULL,
+                    .log_precision = h->r[LOG_PRECISION],
+                    .log_alpha = h->r[LOG_ALPHA],
+                    .log_theta = h->n[LOG_THETA] ? h->r[LOG_THETA] : NULL,
+                    .log_delta = h->n[LOG_DELTA] ? h->r[LOG_DELTA] : NULL,
+                    .log_far = h->n[LOG_FAR] ? h->r[LOG_FAR] : NULL,
                     .alive = h->alive,
                     .S = h->S,
                     .P = h->P};
@@ -236,11 +238,11 @@ static void run_head(Head *h, size_t chunk, bool backward) {
         }
         if (h->far) {
             SplatGradients g = {.mu = h->g[MU],
-                                .log_precision = h->g[LNP],
-                                .log_alpha = h->g[LNALPHA],
-                                .log_theta = h->n[LNTHETA] ? h->g[LNTHETA] : NULL,
-                                .log_delta = h->n[LNDELTA] ? h->g[LNDELTA] : NULL,
-                                .log_far = h->n[LNG] ? h->g[LNG] : NULL};
+                                .log_precision = h->g[LOG_PRECISION],
+                                .log_alpha = h->g[LOG_ALPHA],
+                                .log_theta = h->n[LOG_THETA] ? h->g[LOG_THETA] : NULL,
+                                .log_delta = h->n[LOG_DELTA] ? h->g[LOG_DELTA] : NULL,
+                                .log_far = h->n[LOG_FAR] ? h->g[LOG_FAR] : NULL};
             scan_head_backward(dq, dq + d, dq + 2 * d, moments, h->dout, h->out, d, h->rho, q, q + d, q + 2 * d, 3 * d,
                                &w, h->W, h->causal, merged, chunk, T, d);
             splat_gradients(&g, moments, 0, 1, &w, d);
@@ -300,9 +302,9 @@ static void test_chunks(size_t T, int covariance, int envelope, size_t W, bool c
         run_head(&h, chunk, true);
         for (int i = 0; i < NUM_INPUTS; i++) {
             double error = h.n[i] ? relative_error(h.g[i], first[i], h.n[i]) : 0;
-            CHECK(error <= (i == LNTHETA || i == LNDELTA ? 1e-3
-                            : i == QKV                   ? 5e-5
-                                                         : 1e-4),
+            CHECK(error <= (i == LOG_THETA || i == LOG_DELTA ? 1e-3
+                            : i == QKV                       ? 5e-5
+                                                             : 1e-4),
                   "%s: gradients of %s with chunks of %zu and of 64 differ by %g", head_name(&h), input_names[i], chunk,
                   error);
         }
@@ -356,7 +358,7 @@ static void test_gradients(size_t T, size_t HS, size_t S, int covariance, int en
                                                           : SIZE_MAX,
                                 2e-4, &rng);
     for (int i = MU; i < NUM_INPUTS && far; i++)
-        if (h.n[i]) check_direction(&h, i, 0, SIZE_MAX, i == LNTHETA || i == LNDELTA ? 1e-3 : 2e-4, &rng);
+        if (h.n[i]) check_direction(&h, i, 0, SIZE_MAX, i == LOG_THETA || i == LOG_DELTA ? 1e-3 : 2e-4, &rng);
     free_numbers();
 }
 
@@ -380,8 +382,8 @@ static void test_continued(size_t T, int envelope, size_t late) {
         for (size_t j = 0; j + late <= i; j++) {
             double weight = 0;
             for (size_t s = 0; s < S; s++) {
-                double e = h.n[LNDELTA] ? exp(-exp(h.x[LNDELTA][s]) * (double)(i - j)) : 1;
-                if (h.n[LNTHETA]) e *= (1 + cos(exp(h.x[LNTHETA][s]) * (double)(i - j))) / 2;
+                double e = h.n[LOG_DELTA] ? exp(-exp(h.x[LOG_DELTA][s]) * (double)(i - j)) : 1;
+                if (h.n[LOG_THETA]) e *= (1 + cos(exp(h.x[LOG_THETA][s]) * (double)(i - j))) / 2;
                 weight += (double)r[i * S + s] * (double)phi[j * S + s] * e;
             }
             for (size_t k = 0; k < d; k++) exact[i * d + k] += weight * (double)v[j * d + k];
@@ -431,7 +433,7 @@ static void test_running_mean(void) {
             double square = 1e-6, far = 0;
             for (size_t e = 0; e < HS; e++) square += (double)k[e] * (double)k[e];
             for (size_t e = 0; e < HS; e++) far += pow((double)k[e] / sqrt(square) - (double)h.r[MU][e], 2);
-            double phi = equal ? 1 : exp(-0.5 * exp((double)h.r[LNP][0]) * far);
+            double phi = equal ? 1 : exp(-0.5 * exp((double)h.r[LOG_PRECISION][0]) * far);
             mass += phi;
             for (size_t e = 0; e < HS; e++) {
                 sum[e] += phi * (double)k[HS + e];
@@ -458,8 +460,8 @@ static void test_identities(int covariance, int envelope, size_t W, bool far, bo
     double sum = 0, size = 0, off = 0, gradient = 0, usual = 0;
     run_head(&h, 64, true);
     for (size_t s = 0; s < S; s++) {
-        sum += (double)h.g[LNALPHA][s];
-        size += fabs((double)h.g[LNALPHA][s]);
+        sum += (double)h.g[LOG_ALPHA][s];
+        size += fabs((double)h.g[LOG_ALPHA][s]);
     }
     if (far)
         CHECK(fabs(sum) < 1e-4 * size && size > 1e-3, "%s: d ln alpha add up to %g of %g", head_name(&h), sum, size);
@@ -480,14 +482,14 @@ static void test_identities(int covariance, int envelope, size_t W, bool far, bo
 static void test_narrow(int covariance, int envelope) {
     enum { T = 150, HS = 64, S = 8 };
     Head h = make_head(T, HS, S, covariance, envelope, 0, true, true, 9);
-    for (size_t i = 0; i < h.n[LNP]; i++)
-        h.r[LNP][i] = covariance == COVARIANCE_FULL ? 0 : (real)log(SPLAT_PRECISION_MAX);
+    for (size_t i = 0; i < h.n[LOG_PRECISION]; i++)
+        h.r[LOG_PRECISION][i] = covariance == COVARIANCE_FULL ? 0 : (real)log(SPLAT_PRECISION_MAX);
     for (size_t s = 0; s < S; s++) {
         double square = 0;
         for (size_t k = 0; k < HS; k++) square += (double)h.r[MU][s * HS + k] * (double)h.r[MU][s * HS + k];
         for (size_t k = 0; k < HS; k++) h.r[MU][s * HS + k] /= (real)sqrt(square);
         for (size_t i = 0; i < HS && covariance == COVARIANCE_FULL; i++)
-            h.r[LNP][s * h.P + i * (i + 3) / 2] = (real)(0.5 * log(SPLAT_PRECISION_MAX));
+            h.r[LOG_PRECISION][s * h.P + i * (i + 3) / 2] = (real)(0.5 * log(SPLAT_PRECISION_MAX));
     }
     take_numbers(&h);
     check_forward(&h, 1e-4);
@@ -512,8 +514,8 @@ static void test_cancelling(bool causal) {
     uint64_t rng = 13;
     double most = 0, largest_value = 0;
     for (size_t s = 0; s < S; s++) {
-        h.r[LNP][s] = (real)log(SPLAT_PRECISION_MAX);
-        h.r[LNTHETA][s] = (real)log(SPLAT_FREQUENCY_MAX);
+        h.r[LOG_PRECISION][s] = (real)log(SPLAT_PRECISION_MAX);
+        h.r[LOG_THETA][s] = (real)log(SPLAT_FREQUENCY_MAX);
         double square = 0;
         for (size_t k = 0; k < HS; k++) square += (double)h.r[MU][s * HS + k] * (double)h.r[MU][s * HS + k];
         for (size_t k = 0; k < HS; k++) h.r[MU][s * HS + k] /= (real)sqrt(square);
@@ -548,7 +550,7 @@ static void test_unreached(int covariance) {
     /* precisions of many sizes, largest along the first axis; the second splat is typically the weaker one */
     for (size_t s = 0; s < 2; s++) {
         for (size_t i = 0; i < (covariance == COVARIANCE_FULL ? HS : h.P); i++) {
-            real *entry = h.r[LNP] + s * h.P + (covariance == COVARIANCE_FULL ? i * (i + 3) / 2 : i),
+            real *entry = h.r[LOG_PRECISION] + s * h.P + (covariance == COVARIANCE_FULL ? i * (i + 3) / 2 : i),
                  along = (real)log(SPLAT_PRECISION_MAX * (i ? 0.1 + 0.1 * (double)i : 1 - 0.1 * (double)s));
             *entry = covariance == COVARIANCE_FULL ? along / 2 : along;
         }
@@ -600,7 +602,7 @@ static void test_window_edges(bool far, bool causal) {
     enum { T = 90, HS = 8, W = 11, I = 70 };
     for (int gain = -1; gain <= 1; gain += 2) {
         Head h = make_head(T, HS, 4, COVARIANCE_ISO, ENVELOPE_DECAY, W, far, causal, 11);
-        if (far) h.r[LNG][0] = (real)(60 * gain); /* only what is near, or hardly anything of it */
+        if (far) h.r[LOG_FAR][0] = (real)(60 * gain); /* only what is near, or hardly anything of it */
         for (size_t key = I - W - 1; key <= I + W + 1; key++) {
             for (size_t i = 0; i < T * 3 * HS; i++)
                 if (i / HS % 3 == 2) h.r[QKV][i] = i / (3 * HS) == key;
@@ -644,11 +646,11 @@ static void test_extend_limits(void) {
     }
     Head h = make_head(T, HS, 5, COVARIANCE_ISO, ENVELOPE_RAISED, 9, true, true, 12);
     real *out = numbers(T * HS, 0, NULL), *dqkv = numbers(h.n[QKV], 0, NULL);
-    h.r[LNG][0] = -60;
+    h.r[LOG_FAR][0] = -60;
     run_head(&h, 64, true);
     memcpy(out, h.out, T * HS * sizeof(real));
     memcpy(dqkv, h.g[QKV], h.n[QKV] * sizeof(real));
-    CHECK(fabs((double)h.g[LNG][0]) < 1e-15, "extend, no gain: its gradient %g", (double)h.g[LNG][0]);
+    CHECK(fabs((double)h.g[LOG_FAR][0]) < 1e-15, "extend, no gain: its gradient %g", (double)h.g[LOG_FAR][0]);
     h.far = false;
     run_head(&h, 64, true);
     CHECK(relative_error(out, h.out, T * HS) < 1e-6 && relative_error(dqkv, h.g[QKV], h.n[QKV]) < 1e-6,
@@ -671,7 +673,7 @@ static void test_large_logits(void) {
                 h.r[QKV][t * 3 * HS + HS + k] = (real)((t % 5 == 4 ? -sign : sign) * 8) + h.r[QKV][t * 3 * HS + HS + k];
             }
         h.rope = false;
-        h.r[LNG][0] = (real)gains[kind / 4];
+        h.r[LOG_FAR][0] = (real)gains[kind / 4];
         take_numbers(&h);
         double most = 0;
         check_forward(&h, 3e-4);

@@ -12,6 +12,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function"
 #include <stb/stb_image.h>
 #pragma GCC diagnostic pop
+#include <sys/wait.h>
 #include <unistd.h>
 
 static const char *dir;
@@ -139,8 +140,9 @@ static void test_text(void) {
                       up, drawn, outside);
                 canvas_free(c);
             }
-    CHECK(text_width("\xE2\x80\x99", 1) == text_width("'", 1) && text_width("\xE6\x97\xA5", 1) == text_width("?", 1),
+    CHECK(text_width("\xE6\x97\xA5", 1) == text_width("?", 1) && text_width("\xC3\xA4", 1) <= text_width("M", 1),
           "one letter for one character");
+    if (!text_has_font()) CHECK(text_width("\xE2\x80\x99", 1) == text_width("'", 1), "a curly quote is a plain one");
 }
 
 static void test_ticks(void) {
@@ -461,7 +463,7 @@ static int count_colour(const Canvas *c, Colour colour, double left, double top,
     return count;
 }
 
-static void test_diagrams(void) {
+static void test_bars(void) {
     static const char *const names[] = {"standard, learned positions and a very long name that takes more than its "
                                         "share of the picture's width, far more",
                                         "b", "", "d", "e"};
@@ -496,7 +498,16 @@ static void test_diagrams(void) {
     c = picture_bars("Huge", "x", names, (const double[]){1e300, 1}, (const double[]){1e299, 1e300}, 2);
     CHECK(count_colour(c, colour_of(0), 0.5, 0, 1, 1) > 1000, "the bar of a huge number is drawn");
     canvas_free(c);
+}
 
+/* Where a diagram's frame begins and ends, half way down. */
+static void frame_sides(const Canvas *c, double *left, double *right) {
+    *left = *right = 0;
+    for (int x = 0; x < c->width && !*left; x++) *left = same(pixel(c, x, c->height / 2), grey) ? x + 2 : 0;
+    for (int x = (int)*left; x < c->width && !*right; x++) *right = same(pixel(c, x, c->height / 2), grey) ? x : 0;
+}
+
+static void test_losses(void) {
     char *a = xasprintf("%s/a", dir), *log = xasprintf("%s/a/main.log", dir), *other = xasprintf("%s/plain.log", dir);
     make_folder(a);
     FILE *f = xfopen(log, "wb");
@@ -508,12 +519,11 @@ static void test_diagrams(void) {
     fclose(f);
     write_file(other, "s:1 trl:4\ns:2 trl:nan\ns:300 trl:3.5");
     const char *logs[2] = {log, other}, *given[2] = {NULL, "other"};
-    c = picture_losses("Loss", logs, given, 2, 0, 8);
+    Canvas *c = picture_losses("Loss", logs, given, 2, 0, 8);
     check_rim(c, "losses");
     /* at step 200 of 303, loss 3 of 0 to 8, within the frame: the line of validation has a point */
-    double left = 0, right = 0, top = 72, bottom = c->height - 100;
-    for (int x = 0; x < c->width && !left; x++) left = same(pixel(c, x, c->height / 2), grey) ? x + 2 : 0;
-    for (int x = (int)left; x < c->width && !right; x++) right = same(pixel(c, x, c->height / 2), grey) ? x : 0;
+    double left, right, top = 72, bottom = c->height - 100;
+    frame_sides(c, &left, &right);
     int at = (int)(left + (right - left) * 200 / 303), height = (int)(bottom - (bottom - top) * 3 / 8);
     CHECK(same(pixel(c, at, height), colour_of(0)), "a point is where its step and loss are: %d %d", at, height);
     CHECK(
@@ -522,14 +532,21 @@ static void test_diagrams(void) {
     CHECK(count_colour(c, colour_of(1), 0, 0, 1, 1) > 100, "the second log has its colour");
     canvas_free(c);
     check_and_free(picture_losses("Loss", logs, NULL, 1, 0, 0), "one run");
+    check_and_free(picture_losses("Loss", logs + 1, NULL, 1, NAN, NAN), "a run without evaluations");
+    write_file(other, "s:0 tel:3");
+    check_and_free(picture_losses("Loss", logs + 1, NULL, 1, 0, 0), "one point");
+    free(a);
+    free(log);
+    free(other);
+}
+
+static void test_dot(void) {
     static const double x[] = {100, 0, 300}, y[] = {3.2, 9, 9};
     /* one dot, the other line outside the frame */
     const Curve points[2] = {{"point", x, y, 1, 0, false, true}, {"", x + 1, y + 1, 2, 1, true, false}};
-    c = picture_curves("A dot", "", "", points, 2, 0, 8, false);
-    double middle[2] = {0, 0}, mass = 0;
-    left = right = 0;
-    for (int i = 0; i < c->width && !left; i++) left = same(pixel(c, i, c->height / 2), grey) ? i + 2 : 0;
-    for (int i = (int)left; i < c->width && !right; i++) right = same(pixel(c, i, c->height / 2), grey) ? i : 0;
+    Canvas *c = picture_curves("A dot", "", "", points, 2, 0, 8, false);
+    double middle[2] = {0, 0}, mass = 0, left, right, top = 72, bottom = c->height - 100;
+    frame_sides(c, &left, &right);
     for (int j = 72; j < c->height - 100; j++)
         for (int i = (int)left; i < (int)right; i++) {
             double share = same(pixel(c, i, j), colour_of(0));
@@ -542,8 +559,12 @@ static void test_diagrams(void) {
     CHECK(fabs(middle[1] / mass - (bottom - (bottom - top) * 3.2 / 8)) < 0.6, "its height is %g, not %g",
           middle[1] / mass, bottom - (bottom - top) * 3.2 / 8);
     canvas_free(c);
-    char *adapt = xasprintf("%s/adapt.log", dir);
-    f = xfopen(adapt, "wb");
+}
+
+static void test_adaptation(void) {
+    char *adapt = xasprintf("%s/adapt.log", dir), *plain = xasprintf("%s/plain.log", dir);
+    write_file(plain, "s:1 trl:4");
+    FILE *f = xfopen(adapt, "wb");
     for (int s = 0; s <= 1000; s += 10) {
         fprintf(f, "s:%d trl:3\n", s);
         for (int e = 0; e < s % 7; e++)
@@ -556,14 +577,14 @@ static void test_diagrams(void) {
     }
     fclose(f);
     check_and_free(picture_adaptation(adapt), "adaptation");
-    CHECK(log_has_adaptation(adapt) && !log_has_adaptation(log), "which log tells of adaptation");
+    CHECK(log_has_adaptation(adapt) && !log_has_adaptation(plain), "which log tells of adaptation");
     write_file(adapt, "s:5 adp:state alive:3 fewest:1 coverage:nan");
     check_and_free(picture_adaptation(adapt), "adaptation, states only");
     /* one head of two slots: half of the time equal, then one dead; what a resumed run does again replaces what it
        did before; a line cut short */
     write_file(adapt, "s:50 adp:state alive:2 fewest:2 coverage:-1\ns:50 adp:act l:1 h:1 0.5 0.5\ns:100 adp:act l:1 "
                       "h:1 0.9 0.1\ns:60 trl:1\ns:100 adp:act l:1 h:1 1 -\ns:100 adp:act l:2 h:1");
-    c = picture_adaptation(adapt);
+    Canvas *c = picture_adaptation(adapt);
     check_rim(c, "activations");
     CHECK(count_colour(c, colour_scale(0.5), 0, 0, 1, 1) > 8000, "an even share has the middle of the scale: %d pixels",
           (int)count_colour(c, colour_scale(0.5), 0, 0, 1, 1));
@@ -574,12 +595,7 @@ static void test_diagrams(void) {
     write_file(adapt, "s:5 adp:move l:0 h:1\ns:3 trl:1\ns:5 adp:move l:0 h:2\n");
     check_and_free(picture_adaptation(adapt), "adaptation, one event");
     free(adapt);
-    check_and_free(picture_losses("Loss", logs + 1, NULL, 1, NAN, NAN), "a run without evaluations");
-    write_file(other, "s:0 tel:3");
-    check_and_free(picture_losses("Loss", logs + 1, NULL, 1, 0, 0), "one point");
-    free(a);
-    free(log);
-    free(other);
+    free(plain);
 }
 
 /* The bytes of a base64 string */
@@ -600,6 +616,106 @@ static uint8_t *decode(const char *text, size_t *count) {
         }
     }
     return out;
+}
+
+/* Weights, to a byte. */
+static void check_weights(const Report *r, const cJSON *data, const char *what) {
+    int heads = r->config.L * config_heads(&r->config), T = r->T;
+    bool causal = r->config.objective == OBJECTIVE_LM;
+    size_t count;
+    double off = 0;
+    size_t lengths = 0;
+    for (int i = 0; i < heads; i++) {
+        uint8_t *w = decode(cJSON_GetArrayItem(cJSON_GetObjectItem(data, "weights"), i)->valuestring, &count);
+        lengths += count;
+        size_t at = 0;
+        for (int q = 0; q < T; q++)
+            for (int k = 0; k < (causal ? q + 1 : T); k++, at++)
+                if (at < count)
+                    off =
+                        fmax(off, fabs(w[at] / 255.0 -
+                                       sqrt(r->weights[((size_t)i * (size_t)T + (size_t)q) * (size_t)T + (size_t)k])));
+        free(w);
+    }
+    CHECK(off < 0.502 / 255 && lengths == (size_t)(heads) * (size_t)(causal ? T * (T + 1) / 2 : T * T),
+          "%s: weights to a byte: %g, %zu of them", what, off * 255, lengths);
+}
+
+/* Of each head with splats: those alive, and their responsibilities. */
+static void check_heads(const Report *r, const cJSON *data, const char *what) {
+    const Config *c = &r->config;
+    int NA = config_heads(c), S = c->S, T = r->T;
+    size_t count;
+    for (int i = 0, g = 0; i < c->L * NA; i++) {
+        const cJSON *s = cJSON_GetArrayItem(cJSON_GetObjectItem(data, "splats"), i);
+        if (!config_is_gsa(c, i / NA, i % NA)) {
+            if (!cJSON_IsNull(s)) CHECK(false, "%s: a standard head has splats", what);
+            continue;
+        }
+        const cJSON *list = cJSON_GetObjectItem(s, "splats");
+        int alive = cJSON_GetArraySize(list);
+        uint8_t *q = decode(cJSON_GetObjectItem(s, "q")->valuestring, &count);
+        double difference = 0;
+        bool slots = alive == (S == 1 ? 1 : S - 1) && count == (size_t)(alive * T);
+        for (int k = 0; k < alive && slots; k++) {
+            int slot = cJSON_GetArrayItem(cJSON_GetArrayItem(list, k), 0)->valueint;
+            slots = slots && slot != 1 && slot == (k ? k + 1 : 0);
+            for (int t = 0; t < T; t++)
+                difference =
+                    fmax(difference, fabs(q[t * alive + k] / 255.0 - sqrt(r->queries[(g * T + t) * S + slot])));
+        }
+        if (!slots || !(difference < 0.502 / 255))
+            CHECK(false, "%s: splats of head %d: %d alive, responsibilities off by %g", what, i, alive, difference);
+        free(q);
+        g++;
+    }
+}
+
+static void check_overview(const Report *r, const cJSON *data, const char *what) {
+    int L = r->config.L, NA = config_heads(&r->config);
+    size_t count;
+    const char *png = cJSON_GetObjectItem(data, "overview")->valuestring;
+    uint8_t *image = decode(strchr(png, ',') + 1, &count);
+    int width = 0, height = 0, channels;
+    uint8_t *rgb = stbi_load_from_memory(image, (int)count, &width, &height, &channels, 3);
+    const cJSON *grid = cJSON_GetObjectItem(data, "grid");
+    int place[4];
+    for (int i = 0; i < 4; i++) place[i] = cJSON_GetArrayItem(grid, i)->valueint;
+    CHECK(rgb && place[0] + (NA - 1) * place[2] + place[3] < width && place[1] + (L - 1) * place[2] + place[3] < height,
+          "%s: the picture of all heads holds its grid", what);
+    stbi_image_free(rgb);
+    free(image);
+}
+
+/* Pictures of two heads are written, and none is cut off. */
+static void check_pictures(const Report *r, const char *folder, const char *what) {
+    int L = r->config.L, NA = config_heads(&r->config);
+    const Config *c = &r->config;
+    uint64_t chosen[MAX_LAYERS] = {0};
+    chosen[0] = 1;
+    chosen[L - 1] |= 1ull << (NA - 1);
+    int pictures = report_pictures(r, chosen, folder),
+        splat_heads = config_is_gsa(c, 0, 0) + (L * NA > 1 && config_is_gsa(c, L - 1, NA - 1)), files = 0, found;
+    char *pattern = xasprintf("%s/*.png", folder);
+    char **list = glob_files(pattern, &found);
+    for (int i = 0; i < found; i++) {
+        size_t size;
+        char *file = read_file(list[i], &size);
+        Canvas view = {0, 0, {0, 0, 0, 0}, NULL};
+        int channels;
+        view.rgb = stbi_load_from_memory((const uint8_t *)file, (int)size, &view.width, &view.height, &channels, 3);
+        if (view.rgb) {
+            check_rim(&view, list[i]);
+            files++;
+        }
+        stbi_image_free(view.rgb);
+        free(file);
+        remove(list[i]);
+    }
+    CHECK(files == found && found == pictures && pictures == 1 + 2 * (L * NA > 1 ? 2 : 1) + splat_heads,
+          "%s: %d pictures said, %d found, %d read", what, pictures, found, files);
+    free_files(list, found);
+    free(pattern);
 }
 
 static void test_report(int attention, int mixer, int envelope, int objective, int L, int NH, int S, int T,
@@ -628,7 +744,7 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
         }
     }
     double worst = 0;
-    int NA = config_heads(&c), causal = objective == OBJECTIVE_LM;
+    int NA = config_heads(&c);
     for (int row = 0; row < L * NA * T; row++) {
         double sum = 0;
         for (int k = 0; k < T; k++) sum += r->weights[(size_t)row * (size_t)T + (size_t)k];
@@ -638,7 +754,7 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
 
     char *path = xasprintf("%s/report.html", dir), *folder = xasprintf("%s/pictures", dir);
     report_write(r, NULL, path);
-    size_t bytes, count;
+    size_t bytes;
     char *page = read_file(path, &bytes), *start = strstr(page, "type=\"application/json\">"),
          *end = start ? strstr(start, "</script>") : NULL;
     CHECK(end && strstr(page, "</html>") && !strstr(page, "http"), "%s: a whole page that asks for nothing", what);
@@ -651,84 +767,14 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
                       0 &&
                   strcmp(cJSON_GetObjectItem(data, "note")->valuestring, r->note) == 0,
               "%s: texts survive", what);
-        double off = 0;
-        size_t lengths = 0;
-        for (int i = 0; data && i < L * NA; i++) {
-            uint8_t *w = decode(cJSON_GetArrayItem(cJSON_GetObjectItem(data, "weights"), i)->valuestring, &count);
-            lengths += count;
-            size_t at = 0;
-            for (int q = 0; q < T; q++)
-                for (int k = 0; k < (causal ? q + 1 : T); k++, at++)
-                    if (at < count)
-                        off = fmax(off,
-                                   fabs(w[at] / 255.0 -
-                                        sqrt(r->weights[((size_t)i * (size_t)T + (size_t)q) * (size_t)T + (size_t)k])));
-            free(w);
+        if (data) {
+            check_weights(r, data, what);
+            check_heads(r, data, what);
+            check_overview(r, data, what);
         }
-        CHECK(off < 0.502 / 255 && lengths == (size_t)(L * NA) * (size_t)(causal ? T * (T + 1) / 2 : T * T),
-              "%s: weights to a byte: %g, %zu of them", what, off * 255, lengths);
-        for (int i = 0, g = 0; data && i < L * NA; i++) {
-            const cJSON *s = cJSON_GetArrayItem(cJSON_GetObjectItem(data, "splats"), i);
-            if (!config_is_gsa(&c, i / NA, i % NA)) {
-                if (!cJSON_IsNull(s)) CHECK(false, "%s: a standard head has splats", what);
-                continue;
-            }
-            const cJSON *list = cJSON_GetObjectItem(s, "splats");
-            int alive = cJSON_GetArraySize(list);
-            uint8_t *q = decode(cJSON_GetObjectItem(s, "q")->valuestring, &count);
-            double difference = 0;
-            bool slots = alive == (S == 1 ? 1 : S - 1) && count == (size_t)(alive * T);
-            for (int k = 0; k < alive && slots; k++) {
-                int slot = cJSON_GetArrayItem(cJSON_GetArrayItem(list, k), 0)->valueint;
-                slots = slots && slot != 1 && slot == (k ? k + 1 : 0);
-                for (int t = 0; t < T; t++)
-                    difference =
-                        fmax(difference, fabs(q[t * alive + k] / 255.0 - sqrt(r->queries[(g * T + t) * S + slot])));
-            }
-            if (!slots || !(difference < 0.502 / 255))
-                CHECK(false, "%s: splats of head %d: %d alive, responsibilities off by %g", what, i, alive, difference);
-            free(q);
-            g++;
-        }
-        const char *png = data ? cJSON_GetObjectItem(data, "overview")->valuestring : "";
-        uint8_t *image = decode(strchr(png, ',') + 1, &count);
-        int width = 0, height = 0, channels;
-        uint8_t *rgb = stbi_load_from_memory(image, (int)count, &width, &height, &channels, 3);
-        const cJSON *grid = cJSON_GetObjectItem(data, "grid");
-        int place[4];
-        for (int i = 0; i < 4; i++) place[i] = cJSON_GetArrayItem(grid, i)->valueint;
-        CHECK(rgb && place[0] + (NA - 1) * place[2] + place[3] < width &&
-                  place[1] + (L - 1) * place[2] + place[3] < height,
-              "%s: the picture of all heads holds its grid", what);
-        stbi_image_free(rgb);
-        free(image);
         cJSON_Delete(data);
     }
-    uint64_t chosen[MAX_LAYERS] = {0};
-    chosen[0] = 1;
-    chosen[L - 1] |= 1ull << (NA - 1);
-    int pictures = report_pictures(r, chosen, folder),
-        splat_heads = config_is_gsa(&c, 0, 0) + (L * NA > 1 && config_is_gsa(&c, L - 1, NA - 1)), files = 0, found;
-    char *pattern = xasprintf("%s/*.png", folder);
-    char **list = glob_files(pattern, &found);
-    for (int i = 0; i < found; i++) {
-        size_t size;
-        char *file = read_file(list[i], &size);
-        Canvas view = {0, 0, {0, 0, 0, 0}, NULL};
-        int channels;
-        view.rgb = stbi_load_from_memory((const uint8_t *)file, (int)size, &view.width, &view.height, &channels, 3);
-        if (view.rgb) {
-            check_rim(&view, list[i]);
-            files++;
-        }
-        stbi_image_free(view.rgb);
-        free(file);
-        remove(list[i]);
-    }
-    CHECK(files == found && found == pictures && pictures == 1 + 2 * (L * NA > 1 ? 2 : 1) + splat_heads,
-          "%s: %d pictures said, %d found, %d read", what, pictures, found, files);
-    free_files(list, found);
-    free(pattern);
+    check_pictures(r, folder, what);
     free(page);
     free(path);
     free(folder);
@@ -737,11 +783,7 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
     report_free(r);
 }
 
-int main(void) {
-    char folder[] = "/tmp/picture_XXXXXX";
-    program_name("test_picture");
-    dir = mkdtemp(folder);
-    if (!dir) die("no folder for the pictures");
+static void test_all(void) {
     test_png();
     test_shapes();
     test_text();
@@ -750,7 +792,10 @@ int main(void) {
     test_plane();
     test_splats();
     test_labels();
-    test_diagrams();
+    test_bars();
+    test_losses();
+    test_dot();
+    test_adaptation();
     test_report(ATTENTION_HYBRID, MIXER_SOFTMAX, ENVELOPE_COSINE, OBJECTIVE_LM, 2, 2, 6, 20, "hybrid");
     test_report(ATTENTION_STANDARD, MIXER_SOFTMAX, ENVELOPE_COSINE, OBJECTIVE_MLM, 1, 1, 6, 2,
                 "standard encoder, two tokens");
@@ -758,6 +803,72 @@ int main(void) {
     test_report(ATTENTION_AUGMENT, MIXER_LINEAR, ENVELOPE_DECAY, OBJECTIVE_MLM, 3, 3, 1, 100,
                 "augment, linear, encoder");
     test_report(ATTENTION_GSA, MIXER_SOFTMAX, ENVELOPE_NONE, OBJECTIVE_LM, 12, 12, 12, 33, "twelve layers");
+}
+
+/* A child process with a font of its own: runs a test there and returns its status; a crash is -1. */
+static int with_font(const char *font, int (*test)(void)) {
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        setenv("GSA_FONT", font, 1);
+        exit(test());
+    }
+    int status;
+    return waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int all_fail(void) {
+    test_all();
+    return test_summary("picture, with the letters of stb_easy_font");
+}
+
+/* 1: the font is used; 0: it is not. */
+static int use_font(void) {
+    if (!freopen("/dev/null", "w", stderr)) return -1;
+    Canvas *c = canvas_create(300, 60);
+    draw_text(c, 10, 10, "Quartz \xC3\x85 glyph \xE2\x80\x94 1.5", 2, TEXT_START, ink);
+    canvas_free(c);
+    return text_has_font();
+}
+
+/* stb_truetype believes what a font says, so a damaged one must not reach it. */
+static void test_damaged_fonts(void) {
+    static const char whole[] = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf";
+    if (access(whole, R_OK) != 0) {
+        skip("damaged fonts", "fonts-dejavu-core is not installed");
+        return;
+    }
+    size_t bytes;
+    char *font = read_file(whole, &bytes), *path = xasprintf("%s/font.ttf", dir);
+    uint64_t rng = 1;
+    int cut = 0, crashed = 0;
+    CHECK(with_font(whole, use_font) == 1, "a font that is whole is used");
+    CHECK(with_font("/none", use_font) == 0 && with_font(dir, use_font) == 0, "what is no font is not used");
+    for (int i = 0; i < 40; i++) {
+        size_t length = i % 2 ? bytes : rng_below(&rng, bytes), at = rng_below(&rng, i % 4 == 1 ? 400 : bytes);
+        char before = font[at];
+        if (i % 2) font[at] = (char)(before ^ (1 + rng_below(&rng, 255)));
+        FILE *f = xfopen(path, "wb");
+        xfwrite(font, 1, length, f, path);
+        fclose(f);
+        font[at] = before;
+        int status = with_font(path, use_font);
+        crashed += status != 0 && status != 1;
+        cut += length < bytes && status == 1;
+    }
+    CHECK(!crashed && !cut, "of 40 damaged fonts %d end the program, %d that lack their end are used", crashed, cut);
+    free(font);
+    free(path);
+}
+
+int main(void) {
+    char folder[] = "/tmp/picture_XXXXXX";
+    program_name("test_picture");
+    dir = mkdtemp(folder);
+    if (!dir) die("no folder for the pictures");
+    CHECK(with_font("", all_fail) == 0, "all of this with the letters of stb_easy_font");
+    test_damaged_fonts();
+    test_all();
     char *clean = xasprintf("rm -rf '%s'", dir);
     if (system(clean)) printf("%s is left\n", dir);
     free(clean);

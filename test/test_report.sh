@@ -1,5 +1,6 @@
 #!/bin/sh
-# infer report and dev/plot as a user meets them: every kind of model, every kind of mistake; the page in headless Chromium, looked at and clicked on.
+# infer report and dev/plot as a user meets them: every kind of model, every kind of mistake; the page in headless
+# Chromium, looked at and clicked on.
 # OUT is the folder of the programs (empty: the top). Ends with "name: N passed, M failed, K skipped".
 cd "$(dirname "$0")/.." || exit 1
 train=./${OUT}train_gsa infer=./${OUT}infer plot=./${OUT}dev/plot
@@ -8,7 +9,11 @@ trap 'rm -rf "$dir"' EXIT
 passed=0 failed=0 skipped=0
 pass() { passed=$((passed + 1)); }
 fail() { failed=$((failed + 1)); echo "FAIL $1"; }
-check() { name=$1; shift; if "$@" >"$dir/out" 2>"$dir/err"; then pass; else fail "$name (status $?): $(tail -n 2 "$dir/err")"; fi; }
+check() {
+    name=$1
+    shift
+    if "$@" >"$dir/out" 2>"$dir/err"; then pass; else fail "$name (status $?): $(tail -n 2 "$dir/err")"; fi
+}
 refuse() { # NAME STATUS WORD COMMAND...: ends with STATUS and one sentence on stderr that holds WORD
     name=$1 status=$2 word=$3
     shift 3
@@ -22,30 +27,43 @@ refuse() { # NAME STATUS WORD COMMAND...: ends with STATUS and one sentence on s
 
 tiny="--layers 2 --heads 2 --channels 32 --seq 32 --batch 2 --vocab 300 --eval-tokens 256 --sample-every 0 --steps 3"
 text="Once there was a girl"
-for mode in "--attention standard --pos learned" "--attention hybrid" "--attention gsa --mixer linear --covariance full" "--attention augment --window 4 --mixer linear --envelope none" \
+for mode in "--attention standard --pos learned" "--attention hybrid" \
+    "--attention gsa --mixer linear --covariance full" \
+    "--attention augment --window 4 --mixer linear --envelope none" \
     "--attention extend --window 5 --pos both" "--objective mlm --mixer linear"; do
     rm -rf "$dir/m"
     check "train $mode" $train $tiny $mode --out "$dir/m"
-    check "report of $mode" $infer report "$dir/m/model_00000003.bin" "$text [MASK]" -o "$dir/r.html" --pictures "$dir/p"
-    check "it is a page with the training's curves: $mode" sh -c "grep -q '</html>' '$dir/r.html' && grep -q '\"training\":\\[\"data:' '$dir/r.html' && [ -s '$dir/p/heads.png' ] && [ -s '$dir/p/attention_1_1.png' ]"
+    check "report of $mode" $infer report "$dir/m/model_00000003.bin" "$text [MASK]" -o "$dir/r.html" \
+        --pictures "$dir/p"
+    check "it is a page with the training's curves: $mode" sh -c "grep -q '</html>' '$dir/r.html' && \
+        grep -q '\"training\":\\[\"data:' '$dir/r.html' && [ -s '$dir/p/heads.png' ] && \
+        [ -s '$dir/p/attention_1_1.png' ]"
 done
 encoder=$dir/m/model_00000003.bin
 check "train hybrid" $train $tiny --out "$dir/a"
 model=$dir/a/model_00000003.bin
-long=$(printf 'word %.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39 40)
-check "a text longer than the context is cut, and the page says so" sh -c "$infer report '$model' '$long' -o '$dir/r.html' 2>'$dir/note' && grep -q 'the first 32 are shown' '$dir/note' && grep -q 'the first 32 are shown' '$dir/r.html'"
-check "--tokens cuts earlier" sh -c "$infer report '$model' '$long' --tokens 7 -o '$dir/r.html' 2>'$dir/note' && grep -q 'the first 7 are shown (--tokens' '$dir/note'"
+long=$(printf 'word %.0s' $(seq 40))
+check "a text longer than the context is cut, and the page says so" \
+    sh -c "$infer report '$model' '$long' -o '$dir/r.html' 2>'$dir/note' && \
+    grep -q 'the first 32 are shown' '$dir/note' && grep -q 'the first 32 are shown' '$dir/r.html'"
+check "--tokens cuts earlier" sh -c "$infer report '$model' '$long' --tokens 7 -o '$dir/r.html' 2>'$dir/note' && \
+    grep -q 'the first 7 are shown (--tokens' '$dir/note'"
 printf '%s\n' "$text" >"$dir/text"
 check "text from a file" $infer report "$model" --file "$dir/text" -o "$dir/r.html"
-check "pictures of chosen heads" sh -c "$infer report '$model' '$text' -o '$dir/r.html' --pictures '$dir/q' --heads 0:1,1:0-1 && [ \$(ls '$dir/q' | wc -l) = 9 ] && [ ! -e '$dir/q/attention_0_0.png' ]"
+check "pictures of chosen heads" \
+    sh -c "$infer report '$model' '$text' -o '$dir/r.html' --pictures '$dir/q' --heads 0:1,1:0-1 && \
+    [ \$(ls '$dir/q' | wc -l) = 9 ] && [ ! -e '$dir/q/attention_0_0.png' ]"
 for type in bf16 int8; do # rounded weights: nearly the same page
     check "quantize to $type" $infer quantize "$model" "$dir/$type.bin" --type $type
     check "report of $type" $infer report "$dir/$type.bin" "$text" -o "$dir/$type.html"
     loss() { sed -n 's/^"loss":\[null,\([^]]*\)\].*/\1/p' "$1" | tr ',' ' '; }
-    check "its losses are near those of fp32: $type" sh -c "echo \"$(loss "$dir/r.html")\" \"$(loss "$dir/$type.html")\" | awk '{ n = NF / 2; for (i = 1; i <= n; i++) if ((\$i - \$(n + i)) ^ 2 > 0.0025) exit 1; exit n < 5 }'"
+    check "its losses are near those of fp32: $type" \
+        sh -c "echo \"$(loss "$dir/r.html")\" \"$(loss "$dir/$type.html")\" | \
+        awk '{ n = NF / 2; for (i = 1; i <= n; i++) if ((\$i - \$(n + i)) ^ 2 > 0.0025) exit 1; exit n < 5 }'"
 done
 mkdir "$dir/alone" && cp "$model" "$dir/alone/m.bin"
-check "a model without a log beside it" sh -c "$infer report '$dir/alone/m.bin' '$text' -o '$dir/alone/r.html' && grep -q '\"training\":\\[\\]' '$dir/alone/r.html'"
+check "a model without a log beside it" sh -c "$infer report '$dir/alone/m.bin' '$text' -o '$dir/alone/r.html' && \
+    grep -q '\"training\":\\[\\]' '$dir/alone/r.html'"
 refuse "report: no text" 2 "text" $infer report "$model"
 refuse "report: empty text" 1 "empty" $infer report "$model" ""
 refuse "report: empty file" 1 "empty" $infer report "$model" --file /dev/null
@@ -66,7 +84,8 @@ check "loss in a range" $plot loss "$dir/a/main.log" --low 1 --high 8 --title "A
 check "bars" $plot bars "$dir/t.csv" -o "$dir/bars.png"
 printf 'kind,x,y\n"a, b",1,2\nc,1,3\n"a, b",2,4\nc,2,2.5\nc,3,none\n' >"$dir/l.csv"
 check "lines" $plot lines "$dir/l.csv" -o "$dir/lines.png"
-check "lines, named" $plot lines "$dir/l.csv" --by kind --x y --y x --low 0 --high 3 --title "A title" -o "$dir/lines.png"
+check "lines, named" $plot lines "$dir/l.csv" --by kind --x y --y x --low 0 --high 3 --title "A title" -o \
+    "$dir/lines.png"
 check "lines, doubling" $plot lines "$dir/l.csv" --by kind --x x --y y --doubling -o "$dir/lines.png"
 printf 'kind,x,y\na,0,2\n' >"$dir/z.csv"
 refuse "lines: doubling from 0" 1 "above 0" $plot lines "$dir/z.csv" --doubling
@@ -75,7 +94,8 @@ refuse "lines: no such column" 1 "no column 'z'" $plot lines "$dir/l.csv" --y z
 refuse "lines: no table" 2 "table" $plot lines
 check "bars with errors" $plot bars "$dir/t.csv" --value loss --error "deviation, of 3" --label name -o "$dir/bars.png"
 check "pictures are PNG" sh -c "head -c 4 '$dir/bars.png' | grep -q PNG && head -c 4 '$dir/loss.png' | grep -q PNG"
-check "plot: an unknown command is refused" sh -c "$plot bar 2>'$dir/err' >/dev/null; [ \$? = 2 ] && grep -q 'unknown command' '$dir/err'"
+check "plot: an unknown command is refused" \
+    sh -c "$plot bar 2>'$dir/err' >/dev/null; [ \$? = 2 ] && grep -q 'unknown command' '$dir/err'"
 refuse "loss: no log" 2 "main.log" $plot loss
 refuse "loss: no such log" 1 "$dir/none" $plot loss "$dir/none"
 refuse "loss: not a log" 1 "holds no losses" $plot loss "$dir/t.csv"
@@ -92,13 +112,16 @@ printf 'a,b\n1\n' >"$dir/u.csv"
 refuse "bars: a short row" 1 "row 1 has 1 cells" $plot bars "$dir/u.csv"
 refuse "bars: cannot be written" 1 "$dir/none/b.png" $plot bars "$dir/t.csv" -o "$dir/none/b.png"
 
-# ---- in a browser: the page as it opens with a head and a token chosen, then after a pointer has entered a token and a click on the picture of all heads
+# ---- in a browser: the page as it opens with a head and a token chosen, then after a pointer has entered a token and a
+# click on the picture of all heads
 browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome)
 if [ -z "$browser" ]; then
     echo "skip the page in a browser: no chromium"
     skipped=$((skipped + 1))
 else
-    look() { timeout 120 "$browser" --headless --no-sandbox --disable-gpu --user-data-dir="$dir/profile" "$@" 2>"$dir/err"; } # the profile is its own
+    look() { # with a profile of its own
+        timeout 120 "$browser" --headless --no-sandbox --disable-gpu --user-data-dir="$dir/profile" "$@" 2>"$dir/err"
+    }
     check "report for the browser" $infer report "$model" "$text called Lily" -o "$dir/r.html"
     look --dump-dom "file://$dir/r.html#l=1&h=1&t=3" >"$dir/dom"
     check "the chosen token is shown" grep -q '<span id="name">3: ' "$dir/dom"
@@ -119,8 +142,10 @@ span(4).click();
 span(1).dispatchEvent(new PointerEvent("pointerenter"));
 seen.push("free " + $("name").textContent.split(":")[0]);
 $("overview").decode().then(() => {
-  const zoom = $("overview").naturalWidth / $("overview").clientWidth, box = $("overview").getBoundingClientRect(), [left, top, pitch] = D.grid;
-  $("overview").dispatchEvent(new MouseEvent("click", {clientX: box.left + (left + 0.4 * pitch) / zoom, clientY: box.top + (top + 1.4 * pitch) / zoom}));
+  const zoom = $("overview").naturalWidth / $("overview").clientWidth;
+  const box = $("overview").getBoundingClientRect(), [left, top, pitch] = D.grid;
+  const x = box.left + (left + 0.4 * pitch) / zoom, y = box.top + (top + 1.4 * pitch) / zoom;
+  $("overview").dispatchEvent(new MouseEvent("click", {clientX: x, clientY: y}));
   seen.push("head " + $("layer").value + ":" + $("number").value + " " + $("kind").textContent.split(";")[0]);
   seen.push("no splats " + ($("splats").closest(".gsa").style.display === "none"));
   $("on").click();
@@ -133,7 +158,8 @@ $("overview").decode().then(() => {
 PAGE
     look --virtual-time-budget=4000 --dump-dom "file://$dir/act.html" >"$dir/dom"
     want='<pre id="seen">hover 2|held 4|free 1|head 1:0 standard|no splats true|next 1:1 9|sum true</pre>'
-    check "pointer and clicks do what they should: $(grep -o '<pre id="seen">[^<]*' "$dir/dom")" grep -qF "$want" "$dir/dom"
+    check "pointer and clicks do what they should: $(grep -o '<pre id="seen">[^<]*' "$dir/dom")" \
+        grep -qF "$want" "$dir/dom"
     look --screenshot="$dir/page.png" --window-size=1300,1600 "file://$dir/r.html" >/dev/null
     check "a picture of the page" sh -c "[ \$(wc -c <'$dir/page.png') -gt 50000 ]"
 fi

@@ -93,87 +93,27 @@ static void check_refused(void (*act)(const void *), const void *argument, const
     CHECK(status == 1 && one_sentence(said) && strstr(said, naming), "%s: status %d, said: %.300s", what, status, said);
 }
 
+/* clang-format off */
+static const char *const text_parts[] = {
+    "a", "b", "ab", "the", " the", "aaaa", " ", "  ", "\t", "\n", "\r\n", "\v\f", "'", "'s", "'t", "'re", "'ve", "'m",
+    "'ll", "'d", "'S", "'l", "''", "0", "12", "!", "?", "--", "<", "|", ">", "<|endoftext|>", "[MASK]", "<|endoftext",
+    "\x7f", "\303\244", "\303\274ber", "\316\261\316\262", "\344\270\255\346\226\207", "\331\241", "\342\205\247",
+    "\302\262", "\302\240", "\302\205", "\343\200\200", "\342\200\250", "\342\200\213", "\341\240\216",
+    "\341\232\200", "\360\237\220\214", "e\314\201", "\357\273\277", "\357\277\275", "\360\235\204\236",
+    "\360\220\214\260", "\034", "hours", " rain", "return"};
+static const char *const broken_parts[] = { /* no UTF-8 */
+    "\200", "\277", "\300\200", "\301\277", "\302", "\340\200\257", "\342\202", "\355\240\200", "\360\237\230",
+    "\360\200\200\257", "\364\220\200\200", "\370\210\200\200\200", "\377", "\376"};
+/* clang-format on */
+
 /* Text with a bias to what the splitting pattern cares about: valid, or with broken UTF-8 in it. */
 static size_t random_text(uint64_t *rng, char *out, size_t room, bool broken) {
-    static const char *parts[] = {"a",
-                                  "b",
-                                  "ab",
-                                  "the",
-                                  " the",
-                                  "aaaa",
-                                  " ",
-                                  "  ",
-                                  "\t",
-                                  "\n",
-                                  "\r\n",
-                                  "\v\f",
-                                  "'",
-                                  "'s",
-                                  "'t",
-                                  "'re",
-                                  "'ve",
-                                  "'m",
-                                  "'ll",
-                                  "'d",
-                                  "'S",
-                                  "'l",
-                                  "''",
-                                  "0",
-                                  "12",
-                                  "!",
-                                  "?",
-                                  "--",
-                                  "<",
-                                  "|",
-                                  ">",
-                                  "<|endoftext|>",
-                                  "[MASK]",
-                                  "<|endoftext",
-                                  "\x7f",
-                                  "\303\244",
-                                  "\303\274ber",
-                                  "\316\261\316\262",
-                                  "\344\270\255\346\226\207",
-                                  "\331\241",
-                                  "\342\205\247",
-                                  "\302\262",
-                                  "\302\240",
-                                  "\302\205",
-                                  "\343\200\200",
-                                  "\342\200\250",
-                                  "\342\200\213",
-                                  "\341\240\216",
-                                  "\341\232\200",
-                                  "\360\237\220\214",
-                                  "e\314\201",
-                                  "\357\273\277",
-                                  "\357\277\275",
-                                  "\360\235\204\236",
-                                  "\360\220\214\260",
-                                  "\034",
-                                  "hours",
-                                  " rain",
-                                  "return"};
-    static const char *breaks[] = {"\200",
-                                   "\277",
-                                   "\300\200",
-                                   "\301\277",
-                                   "\302",
-                                   "\340\200\257",
-                                   "\342\202",
-                                   "\355\240\200",
-                                   "\360\237\230",
-                                   "\360\200\200\257",
-                                   "\364\220\200\200",
-                                   "\370\210\200\200\200",
-                                   "\377",
-                                   "\376"};
     size_t n = 0;
     for (;;) {
         char one[2] = {(char)rng_below(rng, 256), 0};
-        const char *part = parts[rng_below(rng, sizeof parts / sizeof *parts)];
+        const char *part = text_parts[rng_below(rng, sizeof text_parts / sizeof *text_parts)];
         if (broken && rng_below(rng, 4) == 0)
-            part = rng_below(rng, 2) ? one : breaks[rng_below(rng, sizeof breaks / sizeof *breaks)];
+            part = rng_below(rng, 2) ? one : broken_parts[rng_below(rng, sizeof broken_parts / sizeof *broken_parts)];
         size_t m = part == one ? 1 : strlen(part); /* a byte of 0 counts */
         if (n + m > room) return n;
         memcpy(out + n, part, m);
@@ -704,9 +644,8 @@ static void write_file(const char *path, const void *bytes, size_t count) {
     fclose(f);
 }
 
-static void test_files(const Tokenizer *t, const char *folder) {
-    size_t n, m;
-    unsigned char *file = tokenizer_to_memory(t, &n), *copy = xmalloc(n + 300);
+static void test_saving(const Tokenizer *t, const unsigned char *file, size_t n, const char *path) {
+    size_t m;
     Tokenizer *again = tokenizer_from_memory(file, n, "the file");
     unsigned char *twice = tokenizer_to_memory(again, &m);
     CHECK(n == m && memcmp(file, twice, n) == 0, "reading and writing again gives the same bytes");
@@ -714,7 +653,6 @@ static void test_files(const Tokenizer *t, const char *folder) {
     tokenizer_free(again);
     free(twice);
 
-    char *path = xasprintf("%s/saved.bin", folder);
     tokenizer_save(t, path);
     char *saved = read_file(path, &m);
     CHECK(n == m && memcmp(file, saved, n) == 0, "saved as in memory");
@@ -727,8 +665,10 @@ static void test_files(const Tokenizer *t, const char *folder) {
     memcpy(header, file, sizeof header);
     CHECK(header[0] == 20240328 && header[1] == 2 && header[2] == 400 && header[3] == 398 && header[4] == 399,
           "the header is llm.c's, and [MASK] in word 4");
+}
 
-    /* truncated anywhere: everywhere in the header and at its end, and in steps through the entries */
+/* Cut short anywhere: everywhere in the header and at its end, and in steps through the entries. Removes path. */
+static void test_truncated(const unsigned char *file, size_t n, const char *path, const char *folder) {
     for (size_t cut = 0; cut < n; cut += cut < 1020 ? 51 : cut < 1030 ? 1 : 37) {
         check_refused(load_bytes, &(File){file, cut}, cut < 1024 ? "the bad file is" : "the bad file is truncated",
                       "cut short");
@@ -741,8 +681,10 @@ static void test_files(const Tokenizer *t, const char *folder) {
     unlink(path);
     check_refused(load_path, path, path, "a file that is not there");
     check_refused(load_path, folder, folder, "a folder");
-    free(path);
+}
 
+/* copy: room for n bytes and 300 more; here and below. */
+static void test_wrong_headers(const unsigned char *file, size_t n, unsigned char *copy) {
     static const struct {
         int word, value;
         const char *what;
@@ -769,7 +711,19 @@ static void test_files(const Tokenizer *t, const char *folder) {
         memcpy(copy + 4 * words[i].word, &words[i].value, 4);
         check_refused(load_bytes, &(File){copy, n}, "the bad file", words[i].what);
     }
+}
 
+/* The file's header for V entries, of which the last two are <|endoftext|> and [MASK]. */
+static void copy_header(unsigned char *copy, const unsigned char *file, int32_t V) {
+    int32_t header[256];
+    memcpy(header, file, sizeof header);
+    header[2] = V;
+    header[3] = V - 2;
+    header[4] = V - 1;
+    memcpy(copy, header, sizeof header);
+}
+
+static void test_wrong_entries(const unsigned char *file, size_t n, unsigned char *copy) {
     memcpy(copy, file, n);
     copy[n] = 0;
     check_refused(load_bytes, &(File){copy, n + 1}, "the bad file does not end", "a byte too many");
@@ -780,10 +734,7 @@ static void test_files(const Tokenizer *t, const char *folder) {
     memcpy(copy, file, at);
     copy[at] = 0;
     memcpy(copy + at + 1, file + at, n - at);
-    header[2] = 401;
-    header[3] = 399;
-    header[4] = 400;
-    memcpy(copy, header, sizeof header);
+    copy_header(copy, file, 401);
     check_refused(load_bytes, &(File){copy, n + 1}, "the bad file: entry 256 is empty", "an empty entry");
     memcpy(copy + at, "\x01!", 2);
     memcpy(copy + at + 2, file + at, n - at);
@@ -791,19 +742,18 @@ static void test_files(const Tokenizer *t, const char *folder) {
     memcpy(copy, file, at);
     memcpy(copy + at, "\x05qzqzq", 6);
     memcpy(copy + at + 6, file + at, n - at);
-    memcpy(copy, header, sizeof header);
+    copy_header(copy, file, 401);
     check_refused(load_bytes, &(File){copy, n + 6}, "the bad file: entry 256 is not", "an entry that no merge makes");
-    memcpy(copy, file, 1024);
     memcpy(copy + 1024, file + 1024 + 2, n - 1024 - 2); /* entry 0, the byte '!', is gone */
-    header[2] = 399;
-    header[3] = 397;
-    header[4] = 398;
-    memcpy(copy, header, sizeof header);
+    copy_header(copy, file, 399);
     check_refused(load_bytes, &(File){copy, n - 2}, "the bad file has no entry for the byte 0x21",
                   "a byte without entry");
+}
 
-    /* GPT-2 as llm.c writes it has no [MASK] and in its first version no id of <|endoftext|> */
+/* GPT-2 as llm.c writes it has no [MASK], and in its first version no id of <|endoftext|>. */
+static void test_without_mask(const unsigned char *file, size_t n, unsigned char *copy) {
     for (int version = 1; version <= 2; version++) {
+        size_t m;
         memcpy(copy, file, n - 7);
         int32_t without[256] = {20240328, version, 399, version == 2 ? 398 : 0};
         memcpy(copy, without, sizeof without);
@@ -820,6 +770,18 @@ static void test_files(const Tokenizer *t, const char *folder) {
         free(back);
         tokenizer_free(other);
     }
+}
+
+static void test_files(const Tokenizer *t, const char *folder) {
+    size_t n;
+    unsigned char *file = tokenizer_to_memory(t, &n), *copy = xmalloc(n + 300);
+    char *path = xasprintf("%s/saved.bin", folder);
+    test_saving(t, file, n, path);
+    test_truncated(file, n, path, folder);
+    test_wrong_headers(file, n, copy);
+    test_wrong_entries(file, n, copy);
+    test_without_mask(file, n, copy);
+    free(path);
     free(copy);
     free(file);
 }
@@ -891,123 +853,156 @@ static void write_gpt2_files(const Tokenizer *t, const char *folder, int damage)
     free(merges_path);
 }
 
-static void test_programs(const Tokenizer *t, const char *folder) {
-    const char *out = getenv("OUT");
-    char *train_bpe = xasprintf("%stokenizer/train_bpe", out ? out : ""),
-         *tokenize = xasprintf("%stokenizer/tokenize", out ? out : "");
+/* Two programs and the files of their tests. said: what the last command wrote. */
+typedef struct {
+    char *train_bpe, *tokenize;
+    const char *folder;
+    char *text;          /* a file of training_text */
+    char *path;          /* a tokenizer learned from it */
+    unsigned char *file; /* what should stand there, n bytes */
+    size_t n;
     char said[100000];
-    if (access(train_bpe, X_OK) != 0 || access(tokenize, X_OK) != 0) {
-        skip("train_bpe and tokenize", "the programs are not built; make, and run in the repository's folder");
-        free(train_bpe);
-        free(tokenize);
-        return;
-    }
-    char *text = xasprintf("%s/text", folder);
-    write_file(text, training_text, strlen(training_text));
-    size_t n, m;
-    unsigned char *file = tokenizer_to_memory(t, &n);
-    CHECK(command(said, sizeof said, "%s --vocab 400 --out %s/p.bin %s 2>&1", train_bpe, folder, text) == 0 &&
+} Programs;
+
+static void test_train_bpe(Programs *p) {
+    const char *train_bpe = p->train_bpe, *folder = p->folder, *text = p->text;
+    char *said = p->said;
+    const size_t room = sizeof p->said;
+    size_t m;
+    CHECK(command(said, room, "%s --vocab 400 --out %s/p.bin %s 2>&1", train_bpe, folder, text) == 0 &&
               one_sentence(said) && strstr(said, "400 entries"),
           "train_bpe: %s", said);
-    char *path = xasprintf("%s/p.bin", folder), *written = read_file(path, &m);
-    CHECK(n == m && memcmp(file, written, n) == 0, "train_bpe writes what tokenizer_train learns");
+    char *written = read_file(p->path, &m);
+    CHECK(p->n == m && memcmp(p->file, written, m) == 0, "train_bpe writes what tokenizer_train learns");
     free(written);
-    CHECK(command(said, sizeof said, "%s --vocab 400 --out %s/q.bin - < %s && cmp %s/q.bin %s", train_bpe, folder, text,
-                  folder, path) == 0,
+    CHECK(command(said, room, "%s --vocab 400 --out %s/q.bin - < %s && cmp %s/q.bin %s", train_bpe, folder, text,
+                  folder, p->path) == 0,
           "train_bpe reads standard input");
-    CHECK(command(said, sizeof said, "%s --vocab 60k --out %s/q.bin %s 2>&1", train_bpe, folder, text) == 1 &&
+    CHECK(command(said, room, "%s --vocab 60k --out %s/q.bin %s 2>&1", train_bpe, folder, text) == 1 &&
               one_sentence(said),
           "too small a text: %s", said);
-    CHECK(command(said, sizeof said, "%s --vocab 100 --out %s/q.bin %s 2>&1", train_bpe, folder, text) == 2 &&
+    CHECK(command(said, room, "%s --vocab 100 --out %s/q.bin %s 2>&1", train_bpe, folder, text) == 2 &&
               one_sentence(said),
           "too small a vocabulary: %s", said);
-    CHECK(command(said, sizeof said, "%s --vocab 300 %s 2>&1", train_bpe, text) == 2 && one_sentence(said) &&
+    CHECK(command(said, room, "%s --vocab 300 %s 2>&1", train_bpe, text) == 2 && one_sentence(said) &&
               strstr(said, "--out"),
           "no --out: %s", said);
-    CHECK(command(said, sizeof said, "%s --out %s/q.bin 2>&1", train_bpe, folder) == 2 && one_sentence(said),
-          "no text: %s", said);
-    CHECK(command(said, sizeof said, "%s --out %s/q.bin %s/nothing 2>&1", train_bpe, folder, folder) == 1 &&
+    CHECK(command(said, room, "%s --out %s/q.bin 2>&1", train_bpe, folder) == 2 && one_sentence(said), "no text: %s",
+          said);
+    CHECK(command(said, room, "%s --out %s/q.bin %s/nothing 2>&1", train_bpe, folder, folder) == 1 &&
               one_sentence(said) && strstr(said, "nothing"),
           "a text that is not there: %s", said);
+}
 
+static void test_tokenize(Programs *p) {
+    const char *tokenize = p->tokenize, *path = p->path, *text = p->text;
+    char *said = p->said;
+    const size_t room = sizeof p->said;
     for (int binary = 0; binary < 2; binary++) {
         const char *flag = binary ? "--binary" : "";
-        CHECK(command(said, sizeof said, "%s encode --special %s --tokenizer %s %s | %s decode %s --tokenizer %s",
-                      tokenize, flag, path, text, tokenize, flag, path) == 0 &&
+        CHECK(command(said, room, "%s encode --special %s --tokenizer %s %s | %s decode %s --tokenizer %s", tokenize,
+                      flag, path, text, tokenize, flag, path) == 0 &&
                   strcmp(said, training_text) == 0,
               "tokenize encode %s | tokenize decode %s", flag, flag);
     }
-    CHECK(command(said, sizeof said, "printf 'The snail and the fox.' | %s encode --tokenizer %s", tokenize, path) ==
-                  0 &&
+    CHECK(command(said, room, "printf 'The snail and the fox.' | %s encode --tokenizer %s", tokenize, path) == 0 &&
               strcmp(said, "302 296 313 259 295 13\n") == 0,
           "tokenize encode: %s", said);
-    CHECK(command(said, sizeof said, "echo 302 400 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) == 1 &&
-              one_sentence(said) && strstr(said, "400"),
-          "an id outside: %s", said);
-    CHECK(command(said, sizeof said, "echo 302 99999999999999 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize,
-                  path) == 1 &&
-              one_sentence(said),
-          "an id far outside: %s", said);
-    CHECK(command(said, sizeof said, "echo 302 -1 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) == 1 &&
-              one_sentence(said) && strstr(said, "-1"),
-          "a negative id: %s", said);
-    CHECK(command(said, sizeof said, "echo 12x | %s decode --tokenizer %s 2>&1", tokenize, path) == 1 &&
-              one_sentence(said) && strstr(said, "12x"),
-          "no number: %s", said);
-    CHECK(command(said, sizeof said, "printf 123 | %s decode --binary --tokenizer %s 2>&1", tokenize, path) == 1 &&
-              one_sentence(said),
-          "half an id: %s", said);
-    CHECK(command(said, sizeof said, "%s encode 2>&1 </dev/null", tokenize) == 2 && one_sentence(said) &&
-              strstr(said, "--tokenizer"),
-          "no --tokenizer: %s", said);
-    CHECK(command(said, sizeof said, "%s draw --tokenizer %s 2>&1 </dev/null", tokenize, path) == 2 &&
-              one_sentence(said) && strstr(said, "draw"),
-          "no such thing to do: %s", said);
-    CHECK(command(said, sizeof said, "%s list --tokenizer %s | wc -l", tokenize, path) == 0 && atoi(said) == 400,
+    CHECK(command(said, room, "%s list --tokenizer %s | wc -l", tokenize, path) == 0 && atoi(said) == 400,
           "list has a line an entry: %s", said);
     if (access("/dev/full", W_OK) != 0) skip("a full disk", "this system has no /dev/full");
     else
-        CHECK(command(said, sizeof said, "%s encode --tokenizer %s %s 2>&1 >/dev/full", tokenize, path, text) == 1 &&
+        CHECK(command(said, room, "%s encode --tokenizer %s %s 2>&1 >/dev/full", tokenize, path, text) == 1 &&
                   one_sentence(said),
               "a full disk: %s", said);
-    CHECK(command(said, sizeof said, "%s encode --tokenizer %s %s 2>&1", tokenize, text, text) == 1 &&
-              one_sentence(said) && strstr(said, text),
-          "text as tokenizer: %s", said);
+}
 
+static void test_tokenize_refusals(Programs *p) {
+    const char *tokenize = p->tokenize, *path = p->path, *text = p->text;
+    char *said = p->said;
+    const size_t room = sizeof p->said;
+    CHECK(command(said, room, "echo 302 400 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) == 1 &&
+              one_sentence(said) && strstr(said, "400"),
+          "an id outside: %s", said);
+    CHECK(command(said, room, "echo 302 99999999999999 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) ==
+                  1 &&
+              one_sentence(said),
+          "an id far outside: %s", said);
+    CHECK(command(said, room, "echo 302 -1 | %s decode --tokenizer %s 2>&1 >/dev/null", tokenize, path) == 1 &&
+              one_sentence(said) && strstr(said, "-1"),
+          "a negative id: %s", said);
+    CHECK(command(said, room, "echo 12x | %s decode --tokenizer %s 2>&1", tokenize, path) == 1 && one_sentence(said) &&
+              strstr(said, "12x"),
+          "no number: %s", said);
+    CHECK(command(said, room, "printf 123 | %s decode --binary --tokenizer %s 2>&1", tokenize, path) == 1 &&
+              one_sentence(said),
+          "half an id: %s", said);
+    CHECK(command(said, room, "%s encode 2>&1 </dev/null", tokenize) == 2 && one_sentence(said) &&
+              strstr(said, "--tokenizer"),
+          "no --tokenizer: %s", said);
+    CHECK(command(said, room, "%s draw --tokenizer %s 2>&1 </dev/null", tokenize, path) == 2 && one_sentence(said) &&
+              strstr(said, "draw"),
+          "no such thing to do: %s", said);
+    CHECK(command(said, room, "%s encode --tokenizer %s %s 2>&1", tokenize, text, text) == 1 && one_sentence(said) &&
+              strstr(said, text),
+          "text as tokenizer: %s", said);
+}
+
+/* Our own vocabulary in the form of GPT-2's files, whole and damaged; GPT-2's own where GSA_DATA has it. */
+static void test_import(const Tokenizer *t, Programs *p) {
+    const char *train_bpe = p->train_bpe, *folder = p->folder, *path = p->path, *data = getenv("GSA_DATA");
+    char *said = p->said;
+    const size_t room = sizeof p->said;
+    size_t m;
     write_gpt2_files(t, folder, 0);
-    CHECK(command(said, sizeof said, "%s --gpt2 %s --out %s 2>&1", train_bpe, folder, path) == 0 &&
-              one_sentence(said) && strstr(said, "399 entries"),
+    CHECK(command(said, room, "%s --gpt2 %s --out %s 2>&1", train_bpe, folder, path) == 0 && one_sentence(said) &&
+              strstr(said, "399 entries"),
           "import: %s", said);
-    written = read_file(path, &m);
-    CHECK(m == n - 7 && memcmp(file + 1024, written + 1024, m - 1024) == 0,
+    char *written = read_file(path, &m);
+    CHECK(m == p->n - 7 && memcmp(p->file + 1024, written + 1024, m - 1024) == 0,
           "import of our own vocabulary in GPT-2's form");
     free(written);
     for (int damage = 1; damage <= 7; damage++) {
         write_gpt2_files(t, folder, damage);
-        CHECK(command(said, sizeof said, "%s --gpt2 %s --out %s 2>&1", train_bpe, folder, path) == 1 &&
-                  one_sentence(said) && strstr(said, folder),
+        CHECK(command(said, room, "%s --gpt2 %s --out %s 2>&1", train_bpe, folder, path) == 1 && one_sentence(said) &&
+                  strstr(said, folder),
               "import with damage %d: %s", damage, said);
     }
-
-    const char *data = getenv("GSA_DATA");
     if (!data) {
         skip("GPT-2's vocabulary", "GSA_DATA names no folder with gpt2/encoder.json and gpt2/vocab.bpe");
-    } else {
-        int status = command(said, sizeof said, "%s --gpt2 %s/gpt2 --out %s 2>&1", train_bpe, data, path);
-        if (CHECK(status == 0, "GPT-2's vocabulary: %s", said)) {
-            Tokenizer *gpt2 = tokenizer_load(path);
-            CHECK(tokenizer_vocab_size(gpt2) == 50257 && tokenizer_eot(gpt2) == 50256 && tokenizer_mask(gpt2) == 50257,
-                  "GPT-2's sizes");
-            check_golden(gpt2, true);
-            test_round_trips(gpt2);
-            tokenizer_free(gpt2);
-        }
+        return;
     }
-    free(train_bpe);
-    free(tokenize);
-    free(text);
-    free(path);
-    free(file);
+    int status = command(said, room, "%s --gpt2 %s/gpt2 --out %s 2>&1", train_bpe, data, path);
+    if (!CHECK(status == 0, "GPT-2's vocabulary: %s", said)) return;
+    Tokenizer *gpt2 = tokenizer_load(path);
+    CHECK(tokenizer_vocab_size(gpt2) == 50257 && tokenizer_eot(gpt2) == 50256 && tokenizer_mask(gpt2) == 50257,
+          "GPT-2's sizes");
+    check_golden(gpt2, true);
+    test_round_trips(gpt2);
+    tokenizer_free(gpt2);
+}
+
+static void test_programs(const Tokenizer *t, const char *folder) {
+    static Programs p;
+    const char *out = getenv("OUT");
+    p.train_bpe = xasprintf("%stokenizer/train_bpe", out ? out : "");
+    p.tokenize = xasprintf("%stokenizer/tokenize", out ? out : "");
+    if (access(p.train_bpe, X_OK) == 0 && access(p.tokenize, X_OK) == 0) {
+        p.folder = folder;
+        p.text = xasprintf("%s/text", folder);
+        p.path = xasprintf("%s/p.bin", folder);
+        p.file = tokenizer_to_memory(t, &p.n);
+        write_file(p.text, training_text, strlen(training_text));
+        test_train_bpe(&p);
+        test_tokenize(&p);
+        test_tokenize_refusals(&p);
+        test_import(t, &p);
+        free(p.text);
+        free(p.path);
+        free(p.file);
+    } else skip("train_bpe and tokenize", "the programs are not built; make, and run in the repository's folder");
+    free(p.train_bpe);
+    free(p.tokenize);
 }
 
 int main(int argc, char **argv) {

@@ -1,8 +1,7 @@
 /* attention_bench.cu: checks the attention kernels against a naive reference in double and times them.
 
-     nvcc -O3 -D_GNU_SOURCE -gencode arch=compute_90a,code=sm_90a dev/cuda/attention_bench.cu gsa/model.c gsa/util.c
-     -lcublasLt -o build/attention_bench build/attention_bench [check] [time] [portable check time]
-         both without arguments; what follows "portable" uses the mma.sync kernels; exit status 1 if any check fails
+     nvcc -O3 -D_GNU_SOURCE -gencode arch=compute_90a,code=sm_90a dev/cuda/attention_bench.cu gsa/model.c gsa/util.c \
+         -lcublasLt -o build/attention_bench && build/attention_bench --help
 
    Times are medians over events, with rotating buffers larger than L2. FLOP counts are those of a causal pass: 2
    products forward, 5 backward, half of each; our backward does 7. attention_bench.py times PyTorch's own kernels on
@@ -116,7 +115,7 @@ static void problem_run(Problem p) {
     check(cudaDeviceSynchronize());
 }
 
-/* ---------------------------------------------------------------------- reference, one token a CTA */
+/* ---------------------------------------------------------------------- reference: one block of threads a token */
 
 struct Reference {
     double *out, *lse, *delta, *dqkv, *dfeatures;
@@ -427,8 +426,23 @@ static void time_all() {
     time_case("64 x 1024, 6 heads of 128", {64, 1024, 6, 128, true, false, 0, 0});
 }
 
+static const char help[] =
+    "attention_bench [portable] [check] [time]: checks the attention kernels, times them; without arguments both\n"
+    "  check      against a naive reference in double; exit status 1 if any check fails\n"
+    "  time       forward and backward passes at several shapes\n"
+    "  portable   before them: the kernels for every card, not Hopper's own\n";
+
 int main(int count, char **arguments) {
+    program_name(arguments[0]);
     bool all = count == 1;
+    for (int n = 1; n < count; n++) {
+        if (!strcmp(arguments[n], "--help") || !strcmp(arguments[n], "-h")) {
+            fputs(help, stdout);
+            return 0;
+        }
+        if (strcmp(arguments[n], "portable") && strcmp(arguments[n], "check") && strcmp(arguments[n], "time"))
+            die_usage("'%s' is none of portable, check and time", arguments[n]);
+    }
     cudaDeviceProp device;
     check(cudaGetDeviceProperties(&device, 0));
     printf("%s\n", device.name);

@@ -1,4 +1,10 @@
 """Times PyTorch's scaled_dot_product_attention (FlashAttention-2 and cuDNN) on the shapes of attention_bench.cu."""
+import argparse
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.error = lambda sentence: parser.exit(2, f"attention_bench.py: {sentence}; --help says more\n")
+parser.parse_args()  # before the package: --help does not need it
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -16,20 +22,26 @@ def median_ms(f, repeats):
 
 
 print("PyTorch", torch.__version__, torch.cuda.get_device_name())
-for B, T, NH, HS in [(64, 1024, 12, 64), (16, 4096, 12, 64), (4, 16384, 12, 64), (1, 65536, 12, 64), (64, 1024, 24, 32), (64, 1024, 6, 128)]:
+SHAPES = [(64, 1024, 12, 64), (16, 4096, 12, 64), (4, 16384, 12, 64), (1, 65536, 12, 64), (64, 1024, 24, 32),
+          (64, 1024, 6, 128)]
+for B, T, NH, HS in SHAPES:
     repeats = 30 if T < 16384 else 5
     for name, backend in [("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)]:
+        kind = dict(device="cuda", dtype=torch.bfloat16)
         try:
-            sets = [[torch.randn(B, NH, T, HS, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)] for _ in range(2)]
-            dout = torch.randn(B, NH, T, HS, device="cuda", dtype=torch.bfloat16)
+            sets = [[torch.randn(B, NH, T, HS, **kind, requires_grad=True) for _ in range(3)] for _ in range(2)]
+            dout = torch.randn(B, NH, T, HS, **kind)
             with sdpa_kernel(backend):
                 attention = torch.nn.functional.scaled_dot_product_attention
                 with torch.no_grad():
                     forward = median_ms(lambda n: attention(*sets[n % 2], is_causal=True), repeats)
                 outs = [attention(*s, is_causal=True) for s in sets]
-                backward = median_ms(lambda n: torch.autograd.grad(outs[n % 2], sets[n % 2], dout, retain_graph=True), repeats)
+                backward = median_ms(
+                    lambda n: torch.autograd.grad(outs[n % 2], sets[n % 2], dout, retain_graph=True), repeats)
             product = B * T * NH * HS * (T + 1)
-            print(f"{name} {B:3d} x {T}, {NH:2d} heads of {HS:3d}: forward {forward:.3f} ms {2e-9 * product / forward:.0f} TFLOP/s, "
-                  f"backward {backward:.3f} ms {5e-9 * product / backward:.0f} TFLOP/s, both {forward + backward:.3f} ms")
+            print(f"{name} {B:3d} x {T}, {NH:2d} heads of {HS:3d}: "
+                  f"forward {forward:.3f} ms {2e-9 * product / forward:.0f} TFLOP/s, "
+                  f"backward {backward:.3f} ms {5e-9 * product / backward:.0f} TFLOP/s, "
+                  f"both {forward + backward:.3f} ms")
         except RuntimeError as error:
             print(name, B, T, NH, HS, "not available:", str(error).split("\n")[0])

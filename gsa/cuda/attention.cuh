@@ -1,6 +1,7 @@
 /* ---------------------------------------------------------------------- attention
 
-   The softmax mixer, equation (4), for standard and GSA heads alike, without a T x T matrix. */
+   The softmax mixer, equation (4), for standard and GSA heads alike, without a T x T matrix; its gradients: MODEL.md
+   3.1. A score is f_q . f_k, a logit is scale times a score. */
 
 /* C = NH HS; pointers are 16-byte aligned. */
 struct AttentionInput {
@@ -17,7 +18,7 @@ struct AttentionInput {
 
 /* The checking build: the plainest kernels, one warp a query or a key. */
 
-/* Token t of sequence b: q of head h; k is C further. Strides: 2C or 3C. */
+/* where q of head h stands at token t of sequence b, k being C further on; stride: from token to token, 2C or 3C */
 __device__ static inline size_t attention_at(const AttentionInput &in, size_t b, size_t t, size_t h, size_t T, size_t C,
                                              size_t HS, size_t *stride) {
     *stride = in.from_features && in.from_features[h] ? 2 * C : 3 * C;
@@ -129,12 +130,13 @@ static void attention_backward(floatX *dqkv, floatX *dfeatures, float *delta, co
 /* In bf16. Overwrites like the plain kernels above; delta (B, NH, T) is written, unless out is NULL: then it is read.
    Logits of 100 and more are fine: fp32 scores, base-2 exponentials with the scale folded in, fp32 lse.
 
-   The kernels differ from the textbook in two places: - The running maximum of the forward pass moves only when it is
-   exceeded by more than 2^8. Until then the weights are at most
-     256 instead of 1, which neither fp32 sums nor bf16's 8 exponent bits mind, and the accumulator needs no rescaling.
+   The kernels differ from the textbook in two places:
+   - The running maximum of the forward pass moves only where a logit exceeds it by more than 8 in base 2. Until then
+     weights are at most 2^8 = 256 instead of 1, which neither fp32 sums nor bf16's 8 exponent bits mind, and the output
+     so far need not be rescaled.
    - The backward pass runs twice over the scores, once per block of queries (dq) and once per block of keys (dk, dv).
-   That is 7
-     products instead of 5, but no kernel adds into another's sums. Both passes are one kernel text: see below. */
+     That is 7 products instead of 5, but no block adds to another's sums, so their order is fixed (MODEL.md 5). Both
+     passes are one kernel text: see below. */
 
 /* ---- one head, one tile
 
@@ -200,9 +202,10 @@ __device__ inline void load_tile(uint32_t tile, const bf16 *in, size_t stride, i
 
 /* ---- a warp's 16 rows
 
-   Accumulators x[N][4] hold 16 rows and 8 N columns in the layout of the tensor cores: in block n a thread has
-   columns 8n + 2 (lane % 4) + {0, 1} of row lane / 4 as x[n][0..1], and of row lane / 4 + 8 as x[n][2..3]. wgmma's
-   64-row accumulator is four of these, one a warp, so everything in this part serves both kinds of kernels. */
+   x[N][4] is what a thread holds of 16 rows and 8 N columns of sums, in the tensor cores' own layout: in the n-th
+   eight of columns it has columns 8n + 2 (lane % 4) + {0, 1} of row lane / 4 as x[n][0..1], and those of row lane / 4
+   + 8 as x[n][2..3]. The 64 rows of a wgmma product are four of these, one a warp, so everything in this part serves
+   both kinds of kernels. */
 
 /* Sets to -inf what a query does not see; rows are queries and columns keys, or the reverse for KEYS. (What keys
    from T on get there is never stored.) */
@@ -231,9 +234,9 @@ __device__ inline bool sees_all(int i0, int ni, int j0, int nj, int behind, int 
     return j0 + nj - 1 <= i0 + ahead && j0 >= i0 + ni - 1 - behind && j0 + nj <= T;
 }
 
-/* Scores become weights relative to 2^m; true if some row of the warp moved its m: then the caller multiplies what
-   it has accumulated by factor. m and sum belong to the thread's two rows; sum is the thread's own part until the
-   end. */
+/* Scores s become weights 2^(scale2 s - m), where m is the row's running maximum as described above, in base 2. True if
+   some row of the warp moved its m: then the caller multiplies the output that it has summed up so far by factor. m
+   and sum belong to the thread's two rows; sum has only the thread's own columns until the end. */
 template <int N>
 __device__ inline bool online_softmax(float (&s)[N][4], float (&m)[2], float (&sum)[2], float (&factor)[2],
                                       float scale2) {
@@ -259,8 +262,8 @@ __device__ inline bool online_softmax(float (&s)[N][4], float (&m)[2], float (&s
     return __any_sync(~0u, moved);
 }
 
-/* an accumulator as the left operand of the next product, rounded to bf16: register 2 (n % 2) + r of operand n / 2
-   holds the thread's two columns of block n in its row r */
+/* sums as the left operand of the next product, rounded to bf16: register 2 (n % 2) + r of operand n / 2 holds the
+   thread's two columns of the n-th eight in its row r */
 template <int N> __device__ inline void as_operands(uint32_t (&a)[N / 2][4], const float (&x)[N][4]) {
 #pragma unroll
     for (int n = 0; n < N; n++)
@@ -353,10 +356,10 @@ __device__ inline void product_columns(float (&o)[M][HS / 8][4], const uint32_t 
         }
 }
 
-/* A CTA of 4 warps owns 128 queries of one head, a warp 32 of them, and streams the keys and values through two
-   stages. Two tiles of 16 queries a warp (M = 2) halve the shared memory traffic of the keys, which limits this
-   kernel. All blocks of a head are neighbours in the grid, so that its keys stay in L2; the last blocks, which see
-   the most keys, start first. */
+/* A block of threads of 4 warps owns 128 queries of one head, a warp 32 of them. Keys and values come through two
+   stages of shared memory: one is filled while the other is used. Two tiles of 16 queries a warp (M = 2) halve what is
+   read of keys from shared memory, which limits this kernel. All blocks of a head are neighbours in the grid, so that
+   its keys stay in the L2 cache; the last blocks, which see the most keys, start first. */
 template <int HS>
 __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *lse, AttentionInput in, int T, int NH) {
     constexpr int M = 2, ROWS = 64 * M, KEYS = HS == 128 ? 32 : 64, TILE = KEYS * HS * 2;
@@ -423,14 +426,15 @@ __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *l
     }
 }
 
-/* Backward. One text for both passes: a CTA owns a block of rows and streams columns past it.
+/* Backward. One text for both passes: a block of threads owns some rows, and all columns come past it.
      KEYS false: rows are queries (q, do), columns keys (k, v):  dq += ds k
      KEYS true:  rows are keys (k, v), columns queries (q, do):  dk += ds^T q, dv += p^T do
-   Either way scores = rows of the first matrix times columns of the first, and do . v = second times second. */
+   Either way the scores are products of the first of each pair, q and k, and do . v those of the second, do and v. ds
+   is dz of MODEL.md 3.1 without the scale, which multiplies the sums at the end. */
 
-/* Pointwise on 16 rows, into operands: p from scores, then ds from do . v and p. lse2 (base 2) and delta belong to
-   the queries: the thread's two rows, or for KEYS columns, in shared memory from the tile's first. ds takes p as
-   rounded: it is at hand. */
+/* Entry by entry on 16 rows: weights p = exp(logit - lse) from scores, then ds = p (do . v - delta), both ready to be
+   left operands of a product. lse2 (base 2) and delta belong to queries: to the thread's two rows, or where rows are
+   KEYS to columns, in shared memory from the tile's first column on. ds uses p as rounded to bf16, which is at hand. */
 template <bool KEYS, int N>
 __device__ inline void weights(uint32_t (&p)[N / 2][4], const float (&s)[N][4], float scale2, const float (&lse2)[2],
                                const float *lse2_columns) {
@@ -451,7 +455,7 @@ __device__ inline void score_gradients(uint32_t (&ds)[N / 2][4], const float (&d
         float2 d = KEYS ? *(const float2 *)(delta_columns + 8 * n + threadIdx.x % 4 * 2) : make_float2(0, 0);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            uint32_t both = p[n / 2][n % 2 * 2 + r]; /* the two halves are floats' upper halves */
+            uint32_t both = p[n / 2][n % 2 * 2 + r]; /* two bf16; each is the upper half of a float */
             ds[n / 2][n % 2 * 2 + r] =
                 pack(__uint_as_float(both << 16) * (dp[n][2 * r] - (KEYS ? d.x : delta[r])),
                      __uint_as_float(both & 0xFFFF0000) * (dp[n][2 * r + 1] - (KEYS ? d.y : delta[r])));
@@ -494,7 +498,7 @@ __device__ inline float column_statistic(const float *lse, const float *delta, i
     return i >= T ? 0 : threadIdx.x < 64 ? lse[i] * ATTENTION_LOG2E : delta[i];
 }
 
-/* which of a head's gradients a block of rows writes, from token 0 on */
+/* where a head's dq, dk, dv (part 0, 1, 2) go, from token 0 on */
 __device__ inline bf16 *gradient_of(bf16 *dqkv, bf16 *dfeatures, const AttentionHead &head, size_t b, int h, int part,
                                     int T, int NH, int HS) {
     size_t C = (size_t)NH * HS;
@@ -594,10 +598,10 @@ __global__ void __launch_bounds__(128)
 
 /* ---- wgmma and bulk copies, sm_90a, HS = 64
 
-   The same two kernels for Hopper: a warpgroup of 4 warps owns 64 rows, multiplies with wgmma straight from the
-   swizzled tiles, and the bulk copy engine fills the tiles (zeros from T on). While one warpgroup of a multiprocessor
-   computes exponentials, others keep the tensor cores busy: that is all the overlap there is, and the register counts
-   are chosen for it, 4 warpgroups a multiprocessor at up to 128 registers or 3 at up to 168.
+   The same two kernels for Hopper. A warpgroup of 4 warps owns 64 rows and multiplies with wgmma straight from the
+   tiles, which the bulk copy engine fills (zeros from T on). While one warpgroup of a multiprocessor computes
+   exponentials, others keep the tensor cores busy. There is no other overlap, and registers are limited so that it
+   happens: 4 warpgroups a multiprocessor with up to 128 registers a thread, or 3 with up to 168.
 
    Measured on one H100 (80 GB HBM3), 64 sequences of 1,024 tokens, 12 heads of 64, causal, ms, medians of 30 (once the
    card is warm and at its power limit everything takes up to 8 % longer):
@@ -607,16 +611,18 @@ __global__ void __launch_bounds__(128)
        PyTorch 2.11, cuDNN     0.293      1.084
        PyTorch 2.11, FA2       0.466      1.72
    No unit is saturated: tensor cores and exponentials are each busy half of the time, and take turns within a
-   warpgroup. Starting and ending a CTA costs about 2.5 of 13 us in the forward pass: at T = 4096 it reaches 420
-   TFLOP/s instead of 335. Tried without gain. Forward: asking for the next scores before adding the values (0.327);
-   that with the two warpgroups of a CTA taking turns at the tensor cores by named barriers (0.340); 5 or 6 stages
-   (the same); a light and a heavy block of queries in one CTA, one after the other (0.318, and slower at T = 4096).
-   Backward: asking for scores and do . v at once (dq 0.408 with 3 CTAs a multiprocessor, dk and dv 0.593 with 2);
-   the next scores before the last product (dq 0.420, dk and dv 0.465); 3 stages instead of 2 (the same). */
+   warpgroup. Starting and ending a block of threads costs about 2.5 of 13 us in the forward pass: at T = 4096 it
+   reaches 420 TFLOP/s instead of 335. Tried without gain:
+   - Forward: starting the product of the next scores before that with the values (0.327); that with the two warpgroups
+     of a block taking turns at the tensor cores by named barriers (0.340); 5 or 6 stages (the same); in one block of
+     threads queries with few keys and then queries with many (0.318, and slower at T = 4096).
+   - Backward: starting the products for scores and do . v at once (dq 0.408 with 3 blocks a multiprocessor, dk and dv
+     0.593 with 2); the next scores before the last product (dq 0.420, dk and dv 0.465); 3 stages instead of 2 (the
+     same). */
 
 #define TILE64 (64 * 64 * 2) /* bytes of a tile: 64 rows of 64 */
 
-struct AttentionMaps { /* (C columns, T, B) each, boxes of 64 columns of 64 tokens */
+struct AttentionMaps { /* of qkv (B, T, 3C), features (B, T, 2C), dout (B, T, C); copied in boxes of 64 tokens x 64 */
     CUtensorMap qkv, features, dout;
 };
 
@@ -650,14 +656,15 @@ __device__ inline void copy_tile(uint32_t tile, const CUtensorMap *map, int colu
         : "memory");
 }
 
-/* what wgmma knows of a tile: address, 1,024 bytes from 8 rows to the next, 128-byte swizzle. + 2: 16 columns on; +
-   128: 16 rows on */
+/* A tile as wgmma wants it described: its address in units of 16 bytes, 1,024 bytes from 8 rows to the next 8, and the
+   128-byte swizzle. Plus 2: 16 columns further on; plus 128: 16 rows further on. */
 __device__ inline uint64_t wgmma_tile(uint32_t tile) {
     return (uint64_t)(tile >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 __device__ inline void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
+/* the 32 sums of a thread as operands of an asm statement: read and written (ALL32), only written (NEW32), by number */
 #define ROW4(x, n) "+f"(x[n][0]), "+f"(x[n][1]), "+f"(x[n][2]), "+f"(x[n][3])
 #define ALL32(x) ROW4(x, 0), ROW4(x, 1), ROW4(x, 2), ROW4(x, 3), ROW4(x, 4), ROW4(x, 5), ROW4(x, 6), ROW4(x, 7)
 #define NEW4(x, n) "=f"(x[n][0]), "=f"(x[n][1]), "=f"(x[n][2]), "=f"(x[n][3])
@@ -666,9 +673,9 @@ __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.al
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
     "%24, %25, %26, %27, %28, %29, %30, %31}"
 
-/* Waits until at most PENDING groups of products are under way. x is what the caller reads next: naming it keeps the
-   compiler from reading it earlier. A statement of its own, since its operands may be copied before it, when they
-   must not be touched yet. */
+/* Waits until at most PENDING groups of products are under way. x is what the caller reads next: the second statement
+   names it, so that the compiler reads it no earlier. It is a second one, because a compiler may copy the operands of a
+   statement before that statement, and before the wait they must not be touched. */
 template <int PENDING> __device__ inline void wgmma_wait(float (&x)[8][4]) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
     asm volatile("" : ALL32(x)::"memory");
@@ -701,9 +708,9 @@ __device__ inline void wgmma_columns(float (&o)[8][4], const uint32_t (&x)[4][4]
 static __device__ int attention_has_wgmma = 0;
 #endif
 
-/* Two warpgroups with 64 queries each share the keys and values. Thread 0 orders the copies, LEAD blocks ahead: the
-   stage it fills is that of STAGES - LEAD blocks before, so that the warpgroups may be a block apart without waiting
-   for each other. (A ninth warp for this job would leave 96 registers to each thread instead of 128.) */
+/* Two warpgroups with 64 queries each share the keys and values. Thread 0 starts the copies, LEAD blocks of keys ahead.
+   The stage that it fills is that of STAGES - LEAD blocks before, so the warpgroups may be a block apart without
+   waiting for each other. (A ninth warp for this job would leave 96 registers to each thread instead of 128.) */
 #define ATTENTION_FORWARD_STAGES 4
 #define ATTENTION_FORWARD_BYTES ((2 + 2 * ATTENTION_FORWARD_STAGES) * TILE64 + 128)
 __global__ void __launch_bounds__(256, 2)
@@ -732,7 +739,7 @@ __global__ void __launch_bounds__(256, 2)
     };
     if (threadIdx.x == 0) {
         barrier_init(q_full, 1);
-        /* 8 warps */
+        /* a stage is full when its copies have arrived, and empty when 8 warps have said so */
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_init(full + 8 * stage, 1);
             barrier_init(empty + 8 * stage, 8);
@@ -780,7 +787,7 @@ __global__ void __launch_bounds__(256, 2)
         wgmma_columns(o, p, wgmma_tile(k_tile + TILE64));
         wgmma_commit();
         block++;
-        /* a plain loop could be skipped with o still zero: the compiler then waits after every product */
+        /* do, not while: if the loop could run zero times, the compiler would wait after every product for o */
     } while (first + block * KEYS < group_end);
     wgmma_wait<0>(o);
     /* nobody of the warpgroup reads the queries any more */
@@ -795,9 +802,9 @@ __global__ void __launch_bounds__(256, 2)
 #endif
 }
 
-/* One warpgroup a CTA; thread 0 orders the copies, one block ahead. Rows and columns as in attention_backward_mma.
-   do . v is asked for only when the scores have become weights: it then takes the registers of the scores, and one
-   more warpgroup fits a multiprocessor. */
+/* One warpgroup a block of threads; thread 0 starts the copies, one block of columns ahead. Rows and columns as in
+   attention_backward_mma. The product do . v is started only when the scores have become weights: it then takes the
+   registers of the scores, and one more warpgroup fits a multiprocessor. */
 #define ATTENTION_BACKWARD_BYTES (6 * TILE64 + 2 * 128 * 4 + 64)
 template <bool KEYS>
 __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
@@ -887,7 +894,7 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
         c0 += BLOCK;
         parity ^= stage;
         stage ^= 1;
-    } while (c0 < end); /* not a plain loop: as in the forward pass */
+    } while (c0 < end); /* do, not while: as in the forward pass */
     wgmma_wait<0>(sum1);
     if (KEYS) wgmma_wait<0>(sum2);
     __syncthreads();

@@ -1,26 +1,27 @@
 /* ---------------------------------------------------------------------- scan
 
-   The linear mixer, equation (5), as in train_gsa.c: chunks of 64 tokens, and between them the state H = sum f_k v^T
-   (F, HS), z = sum f_k (F), which is decayed and turned from chunk to chunk. Positions in a chunk count from its
-   middle, so that exponentials stay below e^(32 delta).
+   The linear mixer, equation (5), as a recurrence (MODEL.md 2.5): chunks of 64 tokens, and between them the state, H =
+   sum f_k v^T (F, HS) and z = sum f_k (F), which decays and turns from chunk to chunk. Positions in a chunk count from
+   its middle, so that exponentials stay below e^(32 delta) (MODEL.md 4.2).
 
-   splat_forward leaves the responses r and phi (2, B, heads, T, SP), from which a CTA makes the features of a chunk: F
-   = 3 SP columns, of which column 8n + 2t + e holds the constant part of splat 8n + 4e + t and columns SP + 2s, SP + 2s
-   + 1 the cosine and sine of splat s. So a thread of a tensor core's tile has all three parts of its splats (see
-   mma_16x8x16). Without a cosine two of three are zeros.
+   splat_forward leaves the responses r and phi (2, B, heads, T, SP). From them a block of threads makes the features of
+   a chunk, equation (10): F = 3 SP columns. Column 8n + 2t + e is the constant part of splat 8n + 4e + t; columns SP +
+   2s and SP + 2s + 1 are the cosine and the sine of splat s. In this order the columns that one lane holds of a product
+   (mma_16x8x16) are all three parts of its splats, 4j + t for each j. Without a cosine two of three are zeros.
 
-   A CTA of 4 warps walks one segment of one head of one sequence. Where B times heads does not fill a card, sequences
-   are cut into segments: first the sums of each, then their states at the start one after the other, then all segments
-   at once. Backward the same, in two sweeps: scan_queries_kernel forwards, with H, for what belongs to queries;
-   scan_keys_kernel backwards, with the gradient of H, for keys and values.
+   A block of 4 warps walks one segment of one head of one sequence. Where B times heads does not fill a card, sequences
+   are cut into segments: a first pass sums up each segment alone, scan_merge_kernel adds these sums one after the other
+   to the states at the segments' starts, and a second pass walks all segments at once. Backward the same, in two
+   sweeps (MODEL.md 3.2): scan_queries_kernel goes forwards with H, for the gradients of queries; scan_keys_kernel goes
+   backwards with the gradient of H, for those of keys and values.
 
-   A state in memory: the accumulators of the 128 threads as they stand, then z. */
+   A state in memory: number i of H of all 128 threads, for each i, then z. */
 
 enum { CHUNK = 64, SCAN_BLOCK = 256, SCAN_SPLATS_MOST = 32, SCAN_SEGMENTS_MOST = 528 };
-/* what scan_forward_kernel makes of its sums, see there */
+/* what scan_forward_kernel makes of its sums: see there */
 enum { SCAN_SUMS, SCAN_ALONE, SCAN_FIRST, SCAN_SECOND, SCAN_MERGED };
 
-/* As in train_gsa.c; the gradient of the second, a millionth, is left out here. */
+/* MODEL.md 4.4; the gradient of the second, a millionth, is left out here. */
 #define ROW_SUM_EPSILON 1e-6
 #define ROW_SUM_ROUNDING 1e-6
 
@@ -36,7 +37,11 @@ typedef struct {
     bool reverse; /* from the end, and without the query's own key */
 } ScanInput;
 
-/* ---- a CTA's memory */
+/* ---- the memory of a block of threads
+
+   Sizes that follow from HS and SP. FROW, VROW, TROW: rows of features, of values and of the table, longer than they
+   need to be so that neighbouring rows do not meet in a bank. TILES: of 8 columns of features; PAIRS: of 16; OWN: so
+   many of these a warp has of z; M: how often the four warps' 64 rows are needed to cover the HS rows of H^T. */
 
 template <int HS, int SP> struct ScanShape {
     static constexpr bool WIDE = sizeof(floatX) == 4;
@@ -44,14 +49,14 @@ template <int HS, int SP> struct ScanShape {
                          M = HS > 64 ? 2 : 1, PAIRS = TILES / 2, OWN = (PAIRS + 3) / 4;
     static constexpr int STAGES = WIDE ? 1 : 2, TASKS = SP / 16, RECORD = 3 * SP + 1;
     static constexpr size_t STATE = 64 * M * F + F;
-    /* table, shift, lag, z, delta and rho; features, state, r; stages of `tiles` tiles of values */
+    /* in fp32 table, shift, lag, z, delta and rho; then features, state, r, and stages of `tiles` tiles of values */
     static constexpr size_t bytes(int tiles) {
         return (CHUNK * TROW + 6 * SP + F + 2 * CHUNK) * sizeof(float) +
                (2 * CHUNK * FROW + HS * FROW + CHUNK * SP + tiles * STAGES * CHUNK * VROW) * sizeof(floatX);
     }
 };
 
-/* at least so many CTAs a multiprocessor: registers are limited to what their memory allows */
+/* So many blocks shall fit a multiprocessor at least, as their memory does: registers are limited to that. */
 template <int HS, int SP> constexpr int scan_ctas = HS <= 64 && SP == 16 && sizeof(floatX) == 2 ? 3 : 1;
 
 template <int HS, int SP> struct ScanRoom {
@@ -76,7 +81,7 @@ template <int HS, int SP> __device__ static inline ScanRoom<HS, SP> scan_room(ch
     return m;
 }
 
-/* shift (3, SP): what n tokens do to a state: decay, and decay times cosine and sine */
+/* shift (3, SP), what moving its origin by n tokens does to a state: decay, decay times cosine, decay times sine */
 template <int SP>
 __device__ static inline void scan_shift_table(float *shift, const ScanInput &in, size_t splats, size_t n) {
     for (int s = threadIdx.x; s < SP; s += 128) {
@@ -88,9 +93,9 @@ __device__ static inline void scan_shift_table(float *shift, const ScanInput &in
     }
 }
 
-/* table (CHUNK, TROW), in the order of columns: growth e^(delta a) of the key features' constant parts at each
-   position of a chunk, their sqrt 1/2 included; cosines and sines. lag (3, SP): what turns these into the queries':
-   the factor of 1 / growth, and the cosine and sine of theta late. */
+/* table (CHUNK, TROW), what phi is multiplied by at each position a of a chunk, in the order of the features' columns:
+   the growth e^(delta a) sqrt(1/2) (without waves 1 in place of the root), then the cosines and sines of theta a. lag
+   (3, SP) makes the queries' of it: their decay is lag[0] / growth, and their angle is further by theta late. */
 template <int HS, int SP>
 __device__ static inline void scan_tables(const ScanRoom<HS, SP> &m, const ScanInput &in, size_t splats) {
     constexpr int TROW = ScanShape<HS, SP>::TROW;
@@ -101,7 +106,7 @@ __device__ static inline void scan_tables(const ScanRoom<HS, SP> &m, const ScanI
         m.table[a * TROW + s / 8 * 8 + s % 4 * 2 + s % 8 / 4] =
             (waves ? 0.70710678f : 1) * expf(in.tables.decay[splats + s] * (float)at);
         pair[0] = pair[1] = 0;
-        /* positions wrap as phases do */
+        /* a position before the middle is negative: as a phase it wraps (MODEL.md 4.1) */
         if (waves) fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)(uint32_t)at), pair + 1, pair);
     }
     for (int s = threadIdx.x; s < SP; s += 128) {
@@ -113,16 +118,17 @@ __device__ static inline void scan_tables(const ScanRoom<HS, SP> &m, const ScanI
     }
 }
 
-/* Where a CTA works. Scan position p is token p, or the p-th from the end; its key is that of token p - late. */
+/* Where a block works. Position p of a scan is token p, or where reversed the p-th token from the end; the key that
+   arrives there is that of token p - late. */
 struct ScanPlace {
     /* sequence, head, sequence x listed head, first splat in the tables, first number of the head's rows of one (B,
        NH, T) */
     size_t b, h, bh, splats, rows;
-    int T, keys, start, chunks, late, g; /* keys: so many are met */
-    int query0, key0, sign;              /* tokens of scan position 0, and where the next is */
-    /* its token; not in 0 .. T - 1: there is none */
+    int T, keys, start, chunks, late, g; /* keys: so many are ever met; g: the segment */
+    int query0, key0, sign;              /* tokens of position 0, and the step to the next */
+    /* the query's token at p; not in 0 .. T - 1: there is none */
     __device__ inline int query(int p) const { return query0 + sign * p; }
-    __device__ inline int key(int p) const { return key0 + sign * p; } /* not in 0 .. keys - 1: there is none */
+    __device__ inline int key(int p) const { return key0 + sign * p; } /* likewise, 0 .. keys - 1 */
     __device__ inline bool has_query(int token) const { return (unsigned)token < (unsigned)T; }
     __device__ inline bool has_key(int token) const { return (unsigned)token < (unsigned)keys; }
 };
@@ -162,8 +168,8 @@ __device__ static inline void scan_load(floatX *tile, const floatX *base, size_t
     }
 }
 
-/* Responses on their way to features: of its row of a chunk, 16 warp + lane % 16, a thread has every second group of
-   eight splats. Eight neighbours' rows do not meet in a bank. */
+/* Responses on their way to features, in registers. A thread has row 16 warp + lane % 16 of a chunk and there every
+   second group of eight splats, so that eight neighbouring lanes read eight rows, which do not meet in a bank. */
 template <int SP> struct ScanResponses {
     Pack q[SP / 16], k[SP / 16];
     float rho;
@@ -187,8 +193,8 @@ __device__ static inline ScanResponses<SP> scan_fetch(const ScanInput &in, const
     return x;
 }
 
-/* Features (CHUNK, FROW) of queries, where wanted, and of keys, where wanted: responses (queries': times rho) times
-   what the table says. late: queries' differ from keys' */
+/* Features (CHUNK, FROW) of the queries and of the keys of a chunk, each if wanted: responses (times rho, of queries)
+   times the table. late: the queries' waves are further on than the keys' */
 template <int HS, int SP>
 __device__ static inline void scan_features(const ScanRoom<HS, SP> &m, const ScanResponses<SP> &response, bool queries,
                                             bool keys, bool late) {
@@ -205,7 +211,7 @@ __device__ static inline void scan_features(const ScanRoom<HS, SP> &m, const Sca
         if (keys) {
             floatX *to = m.fk + a * Shape::FROW;
 #pragma unroll
-            for (int c = 0; c < 8; c++) { /* column c has splat s */
+            for (int c = 0; c < 8; c++) { /* column c is the constant part of splat s */
                 int s = c % 2 * 4 + c / 2;
                 f[c] = x[s] = number(response.k[u], s) * growth[c];
             }
@@ -250,9 +256,9 @@ __device__ static inline void scan_features(const ScanRoom<HS, SP> &m, const Sca
     }
 }
 
-/* A warp's 16 rows of an accumulator (16, HS) to memory, by way of its part of m.r, so that rows leave in pieces of
-   16 bytes. row(a): where row a of the chunk belongs, NULL: nowhere; keep(a): that much of what is there is added,
-   where asked. */
+/* A warp's 16 rows of sums (16, HS) to memory, by way of its part of shared memory, so that rows leave in pieces of 16
+   bytes. row(a): where row a of the chunk belongs, NULL: nowhere. add: what is there is kept, times keep(a), and x is
+   added to it. */
 template <int HS, int SP, typename Row, typename Keep>
 __device__ static inline void scan_store_rows(floatX *room, float (&x)[HS / 8][4], bool add, Row row, Keep keep) {
     constexpr int ROWS = 256 / SP, TIMES = 16 / ROWS; /* rows at a time */
@@ -293,8 +299,9 @@ __device__ static inline void scan_store_rows(floatX *room, float (&x)[HS / 8][4
 
 /* ---- the state
 
-   h[m][n]: rows 16 (warp + 4m) .. of H^T (HS, F), tile n of its columns; z of tiles 2n and 2n + 1 in warp n % 4, the
-   same in all rows of the tile. */
+   In registers, as products of the tensor cores leave it: h[m][n] is the lane's part of rows 16 (warp + 4m) .. + 15 of
+   H^T (HS, F), in tile n of its columns. z is dealt out by pairs of tiles: warp n % 4 has columns 16n .. 16n + 15, as a
+   product whose 16 rows are all alike. */
 template <int HS, int SP> struct ScanState {
     using Shape = ScanShape<HS, SP>;
     float h[Shape::M][Shape::TILES][4], z[Shape::OWN][2][4];
@@ -356,7 +363,7 @@ template <int HS, int SP> struct ScanState {
         put_z(m.z);
     }
 
-    /* Moves the origin as scan_shift_table was asked to; transposed: what that does to a gradient. */
+    /* Moves the origin by the tokens of the table; transposed: what that does to the gradient of a state. */
     __device__ inline void shift(const float *table, bool transposed) {
         int warp = warp_index(), t = threadIdx.x % 4;
         auto turn = [](float &x, float &y, float cosine, float sine) {
@@ -365,7 +372,7 @@ template <int HS, int SP> struct ScanState {
             y = cosine * y - sine * old;
         };
 #pragma unroll
-        /* splat 4j + t: column j % 2 of tile j / 2, and the pair of tile SP / 8 + j */
+        /* splat 4j + t: its constant part is column j % 2 of tile j / 2, its waves are the pair of tile SP / 8 + j */
         for (int j = 0; j < SP / 4; j++) {
             float fade = table[4 * j + t], cosine = table[SP + 4 * j + t],
                   sine = transposed ? -table[2 * SP + 4 * j + t] : table[2 * SP + 4 * j + t];
@@ -393,8 +400,8 @@ template <int HS, int SP> struct ScanState {
         }
     }
 
-    /* h += tile^T features, z += weights^T features over the tokens of a chunk; weights NULL: ones. Weights go in
-       two parts, as rounded and the rest. */
+    /* h += tile^T features, z += weights^T features over the tokens of a chunk; weights NULL: ones. So that bf16 does
+       not round them, weights are two numbers each: the rounded one and what rounding left. */
     __device__ inline void absorb(const floatX *tile, const floatX *features, const float *weights) {
         int warp = warp_index(), t = threadIdx.x % 4;
 #pragma unroll
@@ -433,13 +440,15 @@ template <int HS, int SP> struct ScanState {
 
 /* ---- kernels */
 
-/* Of each query: N = sum_j w_ij v_j and D = sum_j w_ij, hence out and rho, by mode:
+/* N = sum_j w_ij v_j and D = sum_j w_ij of each query, and from them out and rho, by mode:
      SCAN_ALONE   out = N / (D + eps), rho = 1 / (D + eps)
-     SCAN_FIRST   of two scans: out = N / D, rho = D
-     SCAN_SECOND  the other one: from what the first left, out and rho of both together
-     SCAN_MERGED  equation (12): from out and lse of the softmax nearby, those of both; rho as there
-   SCAN_SUMS: only the state at the end of each segment, from zero at its start, into states. Otherwise states are
-   those at the segments' starts; NULL: zero. */
+     SCAN_FIRST   the first of an encoder's two scans: out = N / D, rho = D
+     SCAN_SECOND  the reversed one: from what the first left, out and rho of both together
+     SCAN_MERGED  equation (12): from out and lse of the softmax nearby, those of both parts; rho = lambda / D
+   SCAN_SUMS makes no output, only the state at the end of each segment, from zero at its start, into states. In all
+   other modes states are those at the segments' starts; NULL: zero.
+   Long, because its steps share what a lane holds of H, z, N and D in registers: one chunk is products with the keys of
+   the chunk and with the state, the row sums, the output, and the update of the state. */
 template <int HS, int SP>
 __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
     scan_forward_kernel(floatX *out, float *lse, float *rho, float *states, const float *log_far, int mode,
@@ -474,7 +483,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
         copies_commit();
         __syncthreads();
         if (mode != SCAN_SUMS) {
-            /* this thread's part of D and of D0 in its two rows */
+            /* p: of the weights; o: of N; sum, constant: of D and D0 (MODEL.md 4.4), in the thread's two rows */
             float p[8][4] = {}, o[HS / 8][4] = {}, sum[2] = {}, constant[2] = {};
 #pragma unroll
             for (int k = 0; k < Shape::F / 16; k++) {
@@ -532,14 +541,14 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
                             : mode == SCAN_SECOND                     ? rho[w.rows + token]
                                                                       : lse[w.rows + token];
             }
-            __syncwarp(); /* one thread of four will overwrite it */
+            __syncwarp(); /* all four lanes of a row have read it; one will overwrite it */
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 int token = w.query(p0 + 16 * warp + g + 8 * r);
                 float D0 = quad_sum(constant[r]), D = quad_sum(sum[r]) + (float)ROW_SUM_ROUNDING * D0, left = before[r],
                       kept = 0, factor = 0;
 #ifndef GSA_FP32
-                D = fmaxf(D, D0 / 128); /* where cosines cancel the rounding of features is left */
+                D = fmaxf(D, D0 / 128); /* where cosines cancel only the rounding of features is left: MODEL.md 4.4 */
 #endif
                 if (mode == SCAN_ALONE) factor = kept = 1 / (D + (float)ROW_SUM_EPSILON);
                 else if (mode == SCAN_FIRST) {
@@ -589,8 +598,8 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
     if (mode == SCAN_SUMS) state.store(states + blockIdx.x * Shape::STATE);
 }
 
-/* states (B, heads, segments) from the sums of segments: what has gathered before each; backward: from the end, the
-   gradients */
+/* states (B, heads, segments) from the sums of each segment alone: what has gathered before it; backward: from the end,
+   the gradients of states */
 template <int HS, int SP>
 __global__ static void __launch_bounds__(128)
     scan_merge_kernel(float *__restrict__ states, const float *__restrict__ sums, bool backward,
@@ -617,7 +626,7 @@ __device__ static inline float *scan_record_at(float *records, const ScanInput &
                          (3 * SP + 1);
 }
 
-/* One record of a sweep: d ln alpha (SP), d theta (SP), d delta (SP), d ln g, summed over the CTA's threads in a
+/* One record of a sweep: d ln alpha (SP), d theta (SP), d delta (SP), d ln g, summed over the block's threads in a
    fixed order. */
 template <int SP>
 __device__ static inline void scan_record(float *record, float *shared, float (&amplitude)[SP / 4],
@@ -642,8 +651,8 @@ __device__ static inline void scan_record(float *record, float *shared, float (&
         record[i] = ((shared[i] + shared[RECORD + i]) + shared[2 * RECORD + i]) + shared[3 * RECORD + i];
 }
 
-/* A warp's 16 rows of gradients of responses, from columns 0 .. SP - 1 of its rows of a tile of features, to memory.
-   token(row): -1: none */
+/* A warp's 16 rows of gradients of responses, which it has put into columns 0 .. SP - 1 of its rows of the features, to
+   memory. token(row): -1: there is none */
 template <int HS, int SP, typename Token>
 __device__ static inline void scan_store_gradients(floatX *to, const floatX *tile, bool add, Token token) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -659,10 +668,12 @@ __device__ static inline void scan_store_gradients(floatX *to, const floatX *til
     }
 }
 
-/* Backward, forwards in time: with dw_ij = rho_i (do_i . v_j - Delta_i), Delta_i = do_i . o_i (written), df_q(i) =
-   sum_j dw_ij f_k(j), Q = f_q df_q and X in the sums of theta and delta, which count positions from the middle of
-   blocks of SCAN_BLOCK tokens: see scan_keys_kernel for the rest. gradients (B, heads, T, SP): those of the logits
-   of r, dl = Q - r sum Q; added to where `add`. blocks: the states at the entry of each block are kept there. */
+/* The first sweep of the backward pass, forwards in time, for queries (MODEL.md 3.2, 3.3):
+     dw_ij = rho_i (do_i . v_j - Delta_i), Delta_i = do_i . o_i (written to delta), df_q(i) = sum_j dw_ij f_k(j),
+     Q = f_q df_q, dl = Q - r sum_u Q_u: into gradients (B, heads, T, SP), or added to it,
+     and the queries' part of d theta and d delta. Positions count from the middle of spans of SCAN_BLOCK tokens.
+   blocks: the state at the beginning of each span is kept there, for the second sweep's part of d theta and d delta.
+   Long, because its steps share what a lane holds of H, z, df_q and the sums in registers. */
 template <int HS, int SP>
 __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
     scan_queries_kernel(floatX *gradients, float *delta, float *blocks, float *records, const float *states,
@@ -805,13 +816,14 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
     scan_record<SP>(scan_record_at<SP>(records, in, w, 0), (float *)memory, amplitude, frequency, decay, gain);
 }
 
-/* Backward, backwards in time, with the gradient of the state: dH = sum f_q rho do^T, dz = -sum f_q rho Delta. Of each
-   key df_k(j) = sum_i dw_ij f_q(i), K = f_k df_k, and dv_j = sum_i w_ij rho_i do_i. All products take f_q times rho.
-     d delta = sum over tokens of n (K - Q) - 256 sum over block entries of dH . H,   d theta = sum n X - 256 sum (H_cos
-                                                                                      . dH_sin - H_sin . dH_cos)
-   with n counted within blocks: with n over the whole sequence, rounded Q and K would be multiplied by all its
-   length. gradients (B, heads, T, SP): K; dqkv: its third part. Both are added to where asked. sums instead of the
-   rest: the gradient at the start of each segment. */
+/* The second sweep, backwards in time, for keys and values (MODEL.md 3.2, 3.3). It carries the gradient of the state,
+   dH = sum f_q rho do^T and dz = -sum f_q rho Delta, so f_q is made with its factor rho.
+     df_k(j) = sum_i dw_ij f_q(i), K = f_k df_k: into gradients (B, heads, T, SP), or added to it where `add`;
+     dv_j = sum_i w_ij rho_i do_i: into the third part of dqkv, or added to it where `add_values`;
+     the keys' part of d theta and d delta. Positions count within spans of SCAN_BLOCK tokens; what pairs of tokens in
+     different spans add besides is SCAN_BLOCK times a product of H and dH at each border between two (MODEL.md 4.5).
+   sums not NULL: none of this, only the gradient of the state at the start of each segment, from zero at its end.
+   Long, because its steps share what a lane holds of dH, dz, df_k and the sums in registers. */
 template <int HS, int SP>
 __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
     scan_keys_kernel(floatX *gradients, floatX *dqkv, float *sums, float *records, const float *states,
@@ -825,7 +837,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
     int warp = warp_index(), lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     size_t C = in.NH * HS, in_qkv = w.b * in.T * 3 * C + 2 * C + w.h * HS,
            block_count = CEIL_DIV(in.T, (size_t)SCAN_BLOCK);
-    ScanState<HS, SP> state; /* its gradient */
+    ScanState<HS, SP> state; /* the gradient of the state */
     state.clear();
     if (states) state.load(states + blockIdx.x * Shape::STATE, false);
     float amplitude[SP / 4] = {}, frequency[SP / 4] = {}, decay[SP / 4] = {};
@@ -849,11 +861,11 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
         load(0, last);
     }
     copies_commit();
-    __syncthreads(); /* the shift */
+    __syncthreads(); /* the shift's table is there */
     for (int c = 0; c < w.chunks; c++) {
         int p0 = last - c * CHUNK;
         const floatX *v = m.tiles + c % Shape::STAGES * 2 * CHUNK * VROW, *d = v + CHUNK * VROW;
-        if (!sums && p0 > 0 && p0 % SCAN_BLOCK == 0) /* a state that this chunk's end will want */
+        if (!sums && p0 > 0 && p0 % SCAN_BLOCK == 0) /* to the cache: the state that the border below wants */
             for (size_t i = threadIdx.x * 32; i < Shape::STATE; i += 128 * 32)
                 prefetch(blocks + (w.bh * block_count + p0 / SCAN_BLOCK) * Shape::STATE + i);
         state.shift(m.shift, true);
@@ -1006,8 +1018,8 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
 
 /* ---- launchers */
 
-/* Segments of a sequence, for so many heads of all sequences: a power of two that fills a card, each at least one
-   block long. By shapes alone, as it is the order of sums. */
+/* Segments of a sequence, for so many heads of all sequences: a power of two that fills a card, each at least one span
+   of SCAN_BLOCK tokens. It decides the order of sums, so it depends on shapes alone (MODEL.md 5). */
 static int scan_segments(size_t heads, size_t T) {
     int segments = 1;
     while (heads * segments < SCAN_SEGMENTS_MOST / 2 && (size_t)segments * SCAN_BLOCK < T) segments *= 2;
@@ -1053,9 +1065,9 @@ static size_t scan_state_size(size_t HS, size_t SP) { return ((HS > 64 ? 128 : 6
 typedef struct {
     float *states; /* (directions, B, heads, segments, state): kept from the forward pass for the backward pass */
     float *sums;   /* (2, B, heads, segments, state): scratch, like the rest */
-    float *blocks; /* (B, heads, blocks of SCAN_BLOCK, state) */
+    float *blocks; /* (B, heads, spans of SCAN_BLOCK tokens, state) */
     float *records;
-    double *moments; /* (heads, 3 SP + 1): amplitude, frequency, decay, gain, see splat_gradients_kernel */
+    double *moments; /* (heads, 3 SP + 1): for d ln alpha, d theta, d delta, d ln g, see splat_gradients_kernel */
 } ScanScratch;
 
 /* Equation (5), or merged into what softmax has left in out and lse, equation (12). out (B, T, C), lse and rho (B,

@@ -1,10 +1,11 @@
 /* ---- splats
 
-   What the kernels need of the splats of all G heads, renewed at each forward pass: S padded to SP, a multiple of
-   32. slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), log_alpha (G, SP), steps
-   (G, SP) of the waves, decay = delta (G, SP), typical (G, SP) and key_scale (G) as in train_gsa.c. The centre of a
-   dead splat and of padding is infinite: its responses, exp(-infinity), are 0. Of full precision slope and precision
-   are not used: its kernels read mu and log_precision, which are the parameters themselves. */
+   What the kernels need of the splats of all G heads, made anew in each forward pass, with S padded to SP, a multiple
+   of 32: slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), log_alpha (G, SP),
+   steps (G, SP), which are frequencies as integer phases (MODEL.md 4.1), decay = delta (G, SP), typical (G, SP) and
+   key_scale = c (G) (MODEL.md 4.3). The centre of a dead splat and of padding is infinite: its responses,
+   exp(-infinity), are 0. Kernels for full precision use neither slope nor precision: they read mu and log_precision,
+   the parameters themselves. */
 typedef struct {
     float *slope, *precision, *centre, *log_alpha, *decay, *typical, *key_scale;
     const float *mu, *log_precision;
@@ -65,11 +66,17 @@ __global__ static void splat_key_scales_kernel(SplatTables w) {
     if (threadIdx.x == 0) w.key_scale[blockIdx.x] = most;
 }
 
-/* Both kernels below: a block has 4 warps and works on tiles of 64 tokens of one head, 16 a warp, queries then keys.
-   Lane 4g + t has tokens splat_row(g) and splat_row(g) + 8 of its warp's, of their channels the eight from 8t of
-   each 32, of their splats the E from E t of each 4E: loads and stores of 16 bytes, which do not meet in a bank. The
-   order of a product's rows, terms and columns is free, so the fragments are dealt to fit: column g of tile i is
-   number E (g / 2) + 2i + g % 2, and terms t and t + 4 of step i are numbers E t + 2i and E t + 2i + 1. */
+/* How both kernels below share out their work. A block has 4 warps and works on tiles of 64 tokens of one head, first
+   their queries, then their keys; a warp has 16 of the tokens.
+
+   Lane 4g + t holds two tokens: splat_row(g) and splat_row(g) + 8 of its warp's 16. Of a token's channels it holds, in
+   every 32, the eight from 8t on; of its splats, in every 4E, the E from E t on. So it loads and stores 16 bytes at a
+   time, and the lanes of a warp meet in no bank of shared memory.
+
+   A product of matrices does not depend on the order in which its terms are added, nor on which row or column is
+   called the first. So the entries that the hardware wants of a lane (tensor_core.cuh) may be those that it holds
+   anyway: column g of tile i stands for splat (or channel) E (g / 2) + 2i + g % 2, and terms t and t + 4 of step i are
+   channels (or splats) E t + 2i and E t + 2i + 1, with E = 8 for channels. */
 __device__ static inline int splat_row(int g) { return g / 2 + g % 2 * 4; }
 
 /* 8 numbers of a row of `count`, from i on; zeros beyond. aligned: count is a multiple of 8. */
@@ -84,6 +91,7 @@ __device__ static inline void store_some(floatX *row, int i, int count, bool ali
     for (int e = 0; !aligned && e < 8; e++)
         if (i + e < count) row[i + e] = (floatX)v[e];
 }
+/* over the four lanes that share a row, 4g .. 4g + 3; so does quad_max */
 __device__ static inline float quad_sum(float x) {
     x += __shfl_xor_sync(~0u, x, 1);
     return x + __shfl_xor_sync(~0u, x, 2);
@@ -93,22 +101,23 @@ __device__ static inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 
-/* Where splat_forward puts its result: in features, or for the scan the responses r = softmax_s(ln alpha + ln
-   phi(q^)) and phi(k^) exp(-c) themselves: (2, B, heads, T, SP), as splat_backward takes their gradients. */
+/* For the scan splat_forward writes no features but responses: r of queries, equation (11), then phi(k^) exp(-c) of
+   keys, (2, B, heads, T, SP). splat_backward takes G from the same places: dl of queries, K of keys (MODEL.md 3.3). */
 typedef struct {
     floatX *responses; /* NULL: features */
     size_t SP;         /* 16 for up to 16 splats, else 32 */
     size_t late;       /* the last `late` keys of a sequence are never met */
     bool add;          /* dq, dk are added to: the softmax nearby has written them */
 } ScanResponsesAt;
-/* token n of a listed head */
+/* the row of responses of token n, of all B T, for a listed head */
 __device__ static inline size_t response_row(size_t side, size_t n, size_t head, size_t heads, size_t N, size_t T) {
     return ((size_t)side * N + (uint32_t)n / (uint32_t)T * T) * heads + head * T + (uint32_t)n % (uint32_t)T;
 }
 
-/* Where a row's token stands, kept up from tile to tile: divisions take longer than the products. */
+/* A row's token and where its sequence begins, moved on from tile to tile by additions: divisions would take longer
+   than the products. */
 struct SplatToken {
-    uint32_t n, start; /* token of all, first token of its sequence */
+    uint32_t n, start; /* its number among all B T, that of its sequence's first token */
     __device__ inline SplatToken(uint32_t n, uint32_t T) : n(n), start(n / T * T) {}
     __device__ inline void step(uint32_t tokens, uint32_t T) {
         for (n += tokens; n - start >= T;) start += T;
@@ -143,7 +152,7 @@ template <int E> __device__ static inline void store_numbers(floatX *to, const f
 #endif
 }
 
-/* at least so many blocks a multiprocessor, which limits registers */
+/* So many blocks shall fit a multiprocessor at least: the compiler limits its registers to that. */
 template <int HS, int SP, bool DIAGONAL>
 constexpr int splat_forward_blocks = HS > 64 || DIAGONAL ? 1
                                      : SP == 16          ? 6
@@ -153,6 +162,10 @@ constexpr int splat_backward_blocks = HS > 64 || SP > 32 || DIAGONAL ? 1
                                       : SP == 16                     ? 5
                                                                      : 4;
 
+/* Equations (1), (2), then (9), or for the scan the responses. ln phi is computed multiplied out (MODEL.md 4.6): Lambda
+   mu . x and, where diagonal, x . Lambda x are products of matrices, with x^ = x / |x| put in afterwards. A block works
+   on `tiles` tiles. Long, because the loads of the next tile, the products and the result of this one share what a lane
+   holds in registers. */
 template <int HS, int SP, bool DIAGONAL, bool SCAN>
 __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGONAL>)
     splat_forward_kernel(floatX *__restrict__ features, const floatX *__restrict__ qkv, SplatTables w,
@@ -160,8 +173,8 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
                          size_t T, size_t C, int S, size_t tiles) {
     constexpr int P = DIAGONAL ? HS : 1, STEPS = HS / 8, E = SP < 32 ? 4 : 8, GROUP = 4 * E, GROUPS = SP / GROUP;
     extern __shared__ __align__(1024) char memory[];
-    /* (GROUPS, STEPS, E / 4, 32 lanes): a lane's terms t and t + 4 of its column of two tiles, beside the other
-       lanes' */
+    /* (GROUPS, STEPS, E / 4, 32 lanes): the terms t and t + 4 that a lane needs of its column in two tiles, 16 bytes,
+       lane beside lane */
     float4 *slope = (float4 *)memory, *spreads = slope + SP * HS / 4;
     /* (SP) where not diagonal, (2, SP): of queries, of keys */
     float *precision = (float *)(slope + SP * HS / 4 * (DIAGONAL ? 2 : 1)), *constant = precision + SP;
@@ -195,7 +208,7 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
                            SplatToken((uint32_t)first + splat_row(g) + 8, (uint32_t)T)};
     const floatX *from = qkv + token[0].n * 3 * C + h * HS + 8 * t;
     Pack next[2][HS / 32] = {};
-    auto fetch = [&](int ahead, size_t side) { /* of the tile so many tokens ahead */
+    auto fetch = [&](int ahead, size_t side) { /* the rows of x, of the tile that is so many tokens ahead */
 #pragma unroll
                                                for (int r = 0; r < 2; r++)
 #pragma unroll
@@ -206,7 +219,7 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
     };
     fetch(0, 0);
     float wave_c[2][8], wave_s[2][8];
-    for (int pass = 0; pass < passes; pass++) { /* tiles, in these groups of splats, in these queries and keys */
+    for (int pass = 0; pass < passes; pass++) { /* for each tile, for each group of 4E splats: queries, then keys */
         int side = pass % 2, c = pass / 2 % GROUPS * GROUP;
         bool done = pass % (2 * GROUPS) == 2 * GROUPS - 1;
         if (side == 0 && !SCAN)
@@ -264,7 +277,7 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
                     DIAGONAL ? spread[e / 2][2 * r + e % 2] * inverse * inverse : precision[c + E * t + e] * unit;
                 f_c[e] = product[e / 2][2 * r + e % 2] * inverse - 0.5f * wide + constant[side * SP + c + E * t + e];
             }
-            if (SCAN) { /* all splats are in these four lanes */
+            if (SCAN) { /* one group: four lanes have all splats of a row */
                 float most = side ? 0 : -INFINITY, sum = 0;
 #pragma unroll
                 for (int e = 0; e < E; e++) most = side ? 0 : fmaxf(most, f_c[e]);
@@ -299,13 +312,14 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
     }
 }
 
-/* Numbers in a head's record of moments, the layout of train_gsa.c: M0 (S), M1 (S, HS), M2 (S) or (S, HS), amplitude
-   (S), frequency (S) */
+/* Numbers in a head's record of moments (MODEL.md 3.4), in the order of train_gsa.c: M0 (S), M1 (S, HS), M2 (S) or (S,
+   HS), d ln alpha (S), d theta (S) */
 __host__ __device__ static inline size_t moments_record(size_t S, size_t P, size_t HS) { return S * (HS + P + 3); }
 
-/* A block's memory: slope and precision as the products of one warp want them (iso: the precisions alone), then
-   stages of tiles of 64 tokens: x, and where diagonal x^2 / |x|; G / |x|, in bf16 as rounded and the rest; what the
-   scan left of G. Where there is room the next tile arrives while one is worked on. */
+/* A block's shared memory: first tables of slope and precision in the order in which lanes read them (iso: slope, and
+   the precisions as they are); then stages, each for a tile of 64 tokens: x, where diagonal also x .* x / |x|; G / |x|,
+   in bf16 as two numbers, the rounded one and what rounding left; and for the scan G as it left it. Where two stages
+   fit, the next tile arrives while one is worked on. */
 template <int HS, int SP, bool DIAGONAL, bool SCAN> struct SplatBackwardShape {
     static constexpr bool WIDE = sizeof(floatX) == 4;
     static constexpr int STAGES = WIDE || HS * SP * (DIAGONAL ? 2 : 1) > 4096 ? 1 : 2, PAD = WIDE ? 4 : 8,
@@ -317,11 +331,13 @@ template <int HS, int SP, bool DIAGONAL, bool SCAN> struct SplatBackwardShape {
     static constexpr size_t bytes = TABLES + (TILES > SUMS * sizeof(float) ? TILES : SUMS * sizeof(float));
 };
 
-/* With G = f df = dL / d ln phi (lane 4g + t: as above), each tile of 64 tokens, queries then keys:
-     dL / dx^ = G slope - x^ .* (G precision), on each warp's own 16 tokens;
-     M1 += G^T x^, M2 += G^T x^2 on all 64 tokens, each warp for its own part of the (SP, HS) sums, kept in registers.
+/* The gradients of MODEL.md 3.3 and 3.4. For each tile of 64 tokens, queries then keys, lanes as above:
+     G = f df, the gradient of ln phi, and its sums M0, d ln alpha and d theta: in the lanes that hold it;
+     dL / dx^ = G slope - x^ .* (G precision), then dx: each warp for its own 16 tokens;
+     M1 += G^T x^, M2 += G^T (x^ .* x^) over all 64 tokens: each warp has its own 16 x 16 blocks of the (SP, HS) sums.
    G is stored divided by |x|, so that plain x serves as x^. A block covers `tiles` tiles of one head and writes one
-   record. From the scan G itself comes, and amplitude and frequency come elsewhere. */
+   record. For the scan G is read, and d ln alpha and d theta come from the scan's own sums. Long, because its sums live
+   in registers through the whole loop: a function that had them would be this one. */
 template <int HS, int SP, bool DIAGONAL, bool SCAN>
 __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAGONAL>)
     splat_backward_kernel(floatX *__restrict__ dqkv, float *records, const floatX *__restrict__ dfeatures,
@@ -333,7 +349,7 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
                   GROUPS = SP / GROUP;
     constexpr int COLUMNS = HS / 16, BLOCKS = SP / 16 * COLUMNS, OWN = CEIL_DIV(BLOCKS, 4); /* of 16 x 16 sums */
     extern __shared__ __align__(1024) char memory[];
-    /* (SP / 8, HS / 16, 32 lanes): a lane's terms t and t + 4 of its column of two tiles */
+    /* (SP / 8, HS / 16, 32 lanes): the terms t and t + 4 that a lane needs of its column in two tiles */
     float4 *slope = (float4 *)memory, *spreads = slope + SP * HS / 4;
     float *precision = (float *)(slope + SP * HS / 4 * (DIAGONAL ? 2 : 1));
     floatX *stages = (floatX *)(precision + SP);
@@ -356,10 +372,11 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
         own = warp * 16;
     SplatToken token[2] = {SplatToken((uint32_t)first + own + splat_row(g), (uint32_t)T),
                            SplatToken((uint32_t)first + own + splat_row(g) + 8, (uint32_t)T)};
-    SplatToken scanned(0, 1); /* row lane / 2 of the warp's next tile, or lane / 4 and that of 8 rows on */
+    /* for copies from the scan: row lane / (SP / 8) of the warp's next tile; with SP = 32 also the row 8 further on */
+    SplatToken scanned(0, 1);
     if (SCAN) scanned = SplatToken((uint32_t)first + own + lane / (SP / 8), (uint32_t)T);
     auto load =
-        [&](int pass) { /* a warp's own 16 rows */
+        [&](int pass) { /* to the stage of this pass: each warp its own 16 rows */
                         floatX *X = stages + pass % Shape::STAGES * Shape::STAGE, *raw = X + Shape::X + Shape::G;
                         size_t tile = first + pass / 2 * 64 + own, side = pass % 2;
 #pragma unroll
@@ -385,7 +402,7 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
                         copies_commit();
         };
 
-    /* of this lane's tokens */
+    /* sums over this lane's tokens; M1 and M2: the warp's blocks */
     float M0[GROUPS][E] = {}, square_sum[GROUPS][E] = {}, amplitude[GROUPS][E] = {}, frequency[GROUPS][E] = {};
     float M1[OWN][2][4] = {}, M2[OWN][2][4] = {};
     if (Shape::STAGES == 2) {
@@ -474,7 +491,7 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
             }
             total[r] = quad_sum(total[r]);
         }
-        __syncthreads(); /* all rows are there, and the other stage is done with */
+        __syncthreads(); /* all rows of G are there, and nobody reads the other stage any more */
         if (Shape::STAGES == 2 && pass + 1 < passes) load(pass + 1);
 
 #pragma unroll
@@ -589,7 +606,8 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
         }
 }
 
-/* sums (heads, record) = sums of the records (heads, count, record), in double: M1 - M0 mu cancels */
+/* sums (heads, record) = sums of the records (heads, count, record), in a fixed order (MODEL.md 5), and in double, as
+   M1 - M0 mu cancels (4.6) */
 __global__ static void moments_sums_kernel(double *sums, const float *records, size_t count, size_t record) {
     __shared__ double partial[16][32];
     size_t c = (size_t)blockIdx.x * 32 + threadIdx.x;
@@ -604,10 +622,9 @@ __global__ static void moments_sums_kernel(double *sums, const float *records, s
     sums[blockIdx.y * record + c] = mine;
 }
 
-/* One warp a splat: adds to d the gradients of the parameters p that follow from its moments, as splat_gradients in
-   train_gsa.c. scan (heads,
-   3 scan_SP + 1): the scan's own sums of amplitude, frequency, decay and log_far; NULL: amplitude and frequency are
-   among the moments. */
+/* One warp a splat: adds to d the gradients of the parameters p that follow from its moments (MODEL.md 3.4), as
+   splat_gradients in train_gsa.c. scan (heads, 3 scan_SP + 1): the scan's own sums for d ln alpha, d theta, d delta and
+   d ln g; NULL: the first two are among the moments. */
 __global__ static void splat_gradients_kernel(SplatTensors d, SplatTensors p, const double *sums, const double *scan,
                                               size_t scan_SP, int S, int P, int HS) {
     size_t s = blockIdx.x, splat = (size_t)blockIdx.y * S + s;
@@ -640,9 +657,9 @@ __global__ static void splat_gradients_kernel(SplatTensors d, SplatTensors p, co
 
 /* ---- full precision: Lambda = L L^T, ln phi = -1/2 |L^T (x^ - mu)|^2
 
-   Off the fast path: plain fp32 products in shared memory, tiles of FULL_TOKENS tokens. 128 threads: thread i has
-   column i % HS and every 128 / HS-th part of the tokens or rows. A row of L takes HS + 1 numbers, so that rows and
-   columns are read alike. */
+   Correct, not fast: plain fp32 products in shared memory, on tiles of FULL_TOKENS tokens. Of the 128 threads thread i
+   has column i % HS and, of the tokens or rows, one of 128 / HS equal parts. A row of L takes HS + 1 numbers, so that
+   neither its rows nor its columns meet in a bank. */
 
 enum { FULL_TOKENS = 32 };
 template <int HS>
@@ -664,7 +681,7 @@ template <int HS> __device__ static inline FullRoom<HS> full_room(float *shared)
     return m;
 }
 
-/* mu and L of a splat, whose index counts those that exist */
+/* mu and L of a splat; its index counts S a head, without padding */
 template <int HS>
 __device__ static inline void full_load_splat(const FullRoom<HS> &m, const SplatTables &w, size_t splat) {
     constexpr int P = HS * (HS + 1) / 2;
@@ -755,7 +772,7 @@ __global__ static void __launch_bounds__(128)
     }
 }
 
-/* G of token n, side and splat s; X in cross: what an angle adds to the gradient of theta, for each position */
+/* G of token n, side and splat s, and in cross X, the gradient of its angle (MODEL.md 3.3) */
 __device__ static inline float full_gradient(float *cross, const floatX *dfeatures, const floatX *features,
                                              const SplatTables &w, const ScanResponsesAt &scan, size_t n, size_t side,
                                              size_t listed, size_t heads, size_t column, size_t N, size_t T, size_t C,
@@ -843,7 +860,7 @@ __global__ static void __launch_bounds__(128)
     }
 }
 
-/* One block a splat: its moments over all tokens, in order: dmu, dL, amplitude, frequency */
+/* One block a splat: its sums over all tokens, in order: dmu, dL, d ln alpha, d theta */
 template <int HS>
 __global__ static void __launch_bounds__(128)
     splat_full_moments_kernel(double *sums, const floatX *dfeatures, const floatX *features, const floatX *qkv,
@@ -854,7 +871,7 @@ __global__ static void __launch_bounds__(128)
     FullRoom<HS> m = full_room<HS>(shared);
     int s = blockIdx.x, k = threadIdx.x % HS, part = threadIdx.x / HS;
     size_t head = first_head + blockIdx.y;
-    float dL[ROWS] = {}, sum = 0; /* rows part ROWS .. of column k; what column k of (x^ - mu) L sums up to */
+    float dL[ROWS] = {}, sum = 0; /* of dL the part's rows in column k; the sum over tokens of dy_k */
     double amplitude = 0, frequency = 0;
     full_load_splat(m, w, head * S + s);
     for (size_t first = 0; first < N; first += FULL_TOKENS)
@@ -946,8 +963,8 @@ static void splat_full_backward(floatX *dqkv, double *sums, ScanResponsesAt scan
         else BY_COVARIANCE(HS, 64, diagonal, false);                    \
     } while (0)
 
-/* Tiles of 64 tokens a block works on, so that a layer has about SPLAT_BLOCKS blocks: depends on shapes alone, as it
-   is the order of sums. */
+/* Tiles of 64 tokens that a block works on, so that a layer has about SPLAT_BLOCKS blocks. It decides the order of
+   sums, so it depends on shapes alone (MODEL.md 5). */
 enum { SPLAT_BLOCKS = 1536 };
 static size_t splat_tiles(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 64) * heads, (size_t)SPLAT_BLOCKS); }
 /* per head */
@@ -966,7 +983,7 @@ static void splat_forward(floatX *features, ScanResponsesAt scan, const floatX *
         return;
     }
     size_t N = B * T, tiles = splat_tiles(N, heads.count);
-    /* heads first: neighbours in memory are read at one time */
+    /* heads first: blocks that run at one time read neighbours in memory */
     dim3 grid((unsigned)heads.count, (unsigned)splat_records(N, heads.count));
 #define LAUNCH(H, SP, DIAGONAL, SCAN)                                                         \
     constexpr size_t bytes = (SP * H * (DIAGONAL ? 2 : 1) + 4 * SP) * sizeof(float);          \

@@ -1,11 +1,16 @@
 /* ---------------------------------------------------------------------- tensor cores
 
-   What one warp multiplies, for splat maps and scans (softmax has its own, see there). */
+   Products of small matrices by one warp, for the splat and the scan kernels. (Attention has its own, in
+   attention.cuh.)
 
-/* The splat map's products run on the tensor cores in TF32: operands of 11 bits, which hold bf16 queries and keys
-   exactly, and fp32 sums. Fragments of one 16 x 8 x 8 product, with g = lane / 4 and t = lane % 4: a = A(g, t),
-   A(g+8, t), A(g, t+4), A(g+8, t+4); b = B(t, g), B(t+4, g); c = C(g, 2t), C(g, 2t+1), C(g+8, 2t), C(g+8, 2t+1). In
-   the fp32 build the same fragments meet by shuffles and nothing is rounded. */
+   The 32 lanes of a warp hold the tiles A, B and C of a product C += A B together. The hardware fixes which lane holds
+   which entries, its "fragment"; below g = lane / 4 and t = lane % 4. There are products in TF32, where rounding to
+   bf16 would hurt (MODEL.md 4.6), and in bf16. In the fp32 build, which is for checking, the lanes hand each other
+   their entries by shuffles instead, and nothing is rounded. */
+
+/* c (16, 8) += A (16, 8) B (8, 8) in TF32: operands of 11 significant bits, which hold bf16 queries and keys exactly,
+   and fp32 sums. A lane holds a = A(g, t), A(g+8, t), A(g, t+4), A(g+8, t+4); b0, b1 = B(t, g), B(t+4, g); c = C(g,
+   2t), C(g, 2t+1), C(g+8, 2t), C(g+8, 2t+1). */
 __device__ static inline void mma_16x8x8(float c[4], const float a[4], float b0, float b1) {
 #ifdef GSA_FP32
     int lane = threadIdx.x % 32, t = lane % 4;
@@ -26,7 +31,7 @@ __device__ static inline void mma_16x8x8(float c[4], const float a[4], float b0,
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 #endif
 }
-__device__ static inline float round_tf32(float x) { /* the product itself would cut the low bits off */
+__device__ static inline float round_tf32(float x) { /* to the nearest; the product itself would cut the low bits off */
 #ifdef GSA_FP32
     return x;
 #else
@@ -36,9 +41,9 @@ __device__ static inline float round_tf32(float x) { /* the product itself would
 #endif
 }
 
-/* In bf16, m16n8k16 tiles: with g = lane / 4, t = lane % 4 a thread has of A (16, 16) the pairs (g, 2t), (g + 8,
-   2t), (g, 2t + 8), (g + 8, 2t + 8), of B (16, 8) the pairs (2t, g), (2t + 8, g) down a column, of C (16, 8) the
-   pairs (g, 2t), (g + 8, 2t). In the fp32 build the same tiles meet by shuffles. */
+/* c (16, 8) += A (16, 16) B (16, 8) in bf16, with fp32 sums. A lane holds pairs of neighbouring entries, named here by
+   their first one: of A those at (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), side by side in a row; of B those
+   at (2t, g), (2t + 8, g), one below the other in a column; of C those at (g, 2t), (g + 8, 2t), side by side. */
 #ifdef GSA_FP32
 struct FragmentA {
     float x[8];
@@ -46,7 +51,7 @@ struct FragmentA {
 struct FragmentB {
     float x[4];
 };
-/* inlined everywhere it takes minutes to compile */
+/* a function of its own: with a copy at every use the fp32 build takes minutes to compile */
 __device__ __noinline__ static float4 product_16x8x16(float4 c, FragmentA a, FragmentB b) {
     int lane = threadIdx.x % 32, t = lane % 4;
 #pragma unroll
@@ -91,11 +96,12 @@ __device__ static inline void load_b(FragmentB b[2], const float *tile, int stri
         b[i / 4].x[i % 4] = TRANSPOSED ? tile[(row + x) * stride + column + y] : tile[(row + y) * stride + column + x];
     }
 }
-/* two neighbouring tiles of an accumulator as the A of a next product; they are rounded in place */
+/* Two neighbouring (16, 8) tiles of sums as the A of a next product. In bf16 the sums are rounded in place too: who
+   adds them up later adds what the product saw. */
 __device__ static inline FragmentA as_fragment(float first[4], float second[4]) {
     return {{first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]}};
 }
-/* an A whose rows are all alike */
+/* an A whose 16 rows are all alike: the lane's entries 2t, 2t + 1, 2t + 8, 2t + 9 of such a row */
 __device__ static inline FragmentA fill_fragment(float x0, float x1, float x8, float x9) {
     return {{x0, x1, x0, x1, x8, x9, x8, x9}};
 }

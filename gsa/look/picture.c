@@ -3,10 +3,14 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #include <stb/stb_easy_font.h>
+#define STB_TRUETYPE_IMPLEMENTATION
+#define STBTT_STATIC
+#include <stb/stb_truetype.h>
 #pragma GCC diagnostic pop
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STBI_WRITE_NO_STDIO
@@ -184,17 +188,114 @@ void draw_ellipse(Canvas *c, double x, double y, double a, double b, double angl
         }
 }
 
-/* ---- text */
+/* ---- fonts: one of the system's where there is one, else the letters of stb_easy_font */
 
-/* The next letter that the font has, *text moved past what it stands for; 1: the dot. */
-static int next_letter(const char **text) {
-    const unsigned char *s = (const unsigned char *)*text;
-    size_t n = 1, length = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : s[0] >= 0xC0 ? 2 : 1;
-    uint32_t code = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
-    while (n < length && (s[n] & 0xC0) == 0x80) code = code << 6 | (s[n++] & 0x3F);
-    *text += n;
-    if (n < length) return '?';
-    switch (code) {
+/* The first of these that is found and whole is used. */
+static const char *const font_names[] = {"DejaVuSans.ttf", "LiberationSans-Regular.ttf", "NotoSans-Regular.ttf"};
+/* Where systems keep fonts; ~ is the user's home. They lie in these folders or up to two levels below. */
+static const char *const font_folders[] = {"/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts",
+                                           "~/.fonts", "/Library/Fonts"};
+
+typedef struct {
+    unsigned char *file; /* NULL: no such font */
+    stbtt_fontinfo info;
+    int top, bottom; /* of its letters, from a ring on an A to the foot of a g, in the font's units */
+} Font;
+
+static uint32_t big_endian(const unsigned char *p) {
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+/* Whether a TrueType file is whole. stb_truetype believes every offset that it reads, so nothing damaged may reach it:
+   each table must lie in the file and have the checksum that the file's head says. */
+static bool font_is_whole(const unsigned char *file, size_t bytes) {
+    if (bytes < 12 || big_endian(file) != 0x00010000) return false;
+    size_t tables = (size_t)file[4] << 8 | file[5];
+    if (!tables || bytes < 12 + 16 * tables) return false;
+    for (size_t i = 0; i < tables; i++) { /* a row: name, checksum, offset, length */
+        const unsigned char *row = file + 12 + 16 * i;
+        size_t offset = big_endian(row + 8), length = big_endian(row + 12);
+        uint32_t sum = 0;
+        if (offset > bytes || length > bytes - offset) return false;
+        for (size_t k = 0; k < length; k++) sum += (uint32_t)file[offset + k] << (24 - 8 * (k % 4));
+        /* the head's own third word is the sum of the file and not counted */
+        if (memcmp(row, "head", 4) == 0 && length >= 12) sum -= big_endian(file + offset + 8);
+        if (sum != big_endian(row + 4)) return false;
+    }
+    return true;
+}
+
+static Font font_open(const char *path) {
+    enum { MOST = 32 << 20 };
+    Font f = {0}, none = {0};
+    struct stat about;
+    size_t bytes;
+    if (stat(path, &about) != 0 || !S_ISREG(about.st_mode) || about.st_size > MOST) return none;
+    FILE *readable = fopen(path, "rb");
+    if (!readable) return none;
+    fclose(readable);
+    f.file = (unsigned char *)read_file(path, &bytes);
+    int unused;
+    if (font_is_whole(f.file, bytes) && stbtt_InitFont(&f.info, f.file, 0) &&
+        stbtt_GetCodepointBox(&f.info, 0xC5, &unused, &unused, &unused, &f.top) &&
+        stbtt_GetCodepointBox(&f.info, 'g', &unused, &f.bottom, &unused, &unused) && f.bottom < f.top)
+        return f;
+    free(f.file);
+    return none;
+}
+
+/* The system's font, looked for once. */
+static Font find_font(void) {
+    const char *given = getenv("GSA_FONT"), *home = getenv("HOME");
+    Font f = {0};
+    if (given) {
+        if (*given) f = font_open(given);
+        if (*given && !f.file) warn("GSA_FONT: %s is not a TrueType font that is whole; plain letters are used", given);
+        return f;
+    }
+    for (size_t n = 0; n < sizeof font_names / sizeof *font_names; n++)
+        for (size_t i = 0; i < sizeof font_folders / sizeof *font_folders; i++)
+            for (int below = 0; below < 3; below++) {
+                const char *folder = font_folders[i];
+                bool of_user = folder[0] == '~';
+                int count;
+                if (of_user && !home) continue;
+                char *pattern = xasprintf("%s%s/%s%s", of_user ? home : "", folder + of_user,
+                                          below == 2   ? "*/*/"
+                                          : below == 1 ? "*/"
+                                                       : "",
+                                          font_names[n]);
+                char **files = glob_files(pattern, &count);
+                for (int k = 0; k < count && !f.file; k++) f = font_open(files[k]);
+                free_files(files, count);
+                free(pattern);
+                if (f.file) return f;
+            }
+    return f;
+}
+
+static const Font *system_font(void) { /* NULL: there is none */
+    static Font font;
+    static bool looked_for;
+    if (!looked_for) font = find_font();
+    looked_for = true;
+    return font.file ? &font : NULL;
+}
+
+bool text_has_font(void) { return system_font() != NULL; }
+
+/* Pixels of one of the font's units. Lines 10 pixels a size apart do not touch. */
+static double font_scale(const Font *f, double size) { return (9 * size + 2) / (f->top - f->bottom); }
+
+/* The glyph of a character, or of '?' where the font has none. */
+static int font_glyph(const Font *f, uint32_t character) {
+    int glyph = stbtt_FindGlyphIndex(&f->info, (int)character);
+    return glyph ? glyph : stbtt_FindGlyphIndex(&f->info, '?');
+}
+
+/* The letter of stb_easy_font for a character; 1: the dot. */
+static int plain_letter(uint32_t character) {
+    switch (character) {
     case 0xB7: return 1;
     case 0xD7: return 'x';
     case 0x2018:
@@ -204,37 +305,82 @@ static int next_letter(const char **text) {
     case 0x2013:
     case 0x2014: return '-';
     }
-    return code >= 32 && code < 127 ? (int)code : '?';
+    return character >= 32 && character < 127 ? (int)character : '?';
 }
 
-static double letter_width(int letter) { return letter == 1 ? 4 : stb_easy_font_charinfo[letter - 32].advance & 15; }
+/* ---- text */
+
+/* The next character of UTF-8, *text moved behind it; '?' for bytes that are none. */
+static uint32_t next_character(const char **text) {
+    const unsigned char *s = (const unsigned char *)*text;
+    size_t n = 1, length = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : s[0] >= 0xC0 ? 2 : 1;
+    uint32_t code = length == 1 ? s[0] : s[0] & (0x7Fu >> length);
+    while (n < length && (s[n] & 0xC0) == 0x80) code = code << 6 | (s[n++] & 0x3F);
+    *text += n;
+    return n < length || (length == 1 && code > 127) ? '?' : code;
+}
+
+static double character_width(uint32_t character, double size) {
+    const Font *f = system_font();
+    int letter = plain_letter(character), advance, unused;
+    if (!f) return size * (letter == 1 ? 4 : stb_easy_font_charinfo[letter - 32].advance & 15);
+    stbtt_GetGlyphHMetrics(&f->info, font_glyph(f, character), &advance, &unused);
+    return font_scale(f, size) * advance;
+}
 
 double text_width(const char *text, double size) {
     double width = 0;
-    while (*text) width += letter_width(next_letter(&text));
-    return width * size;
+    while (*text) width += character_width(next_character(&text), size);
+    return ceil(width); /* whole pixels: what is laid out by it lies on the grid */
 }
 
-static void draw_letters(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour,
-                         bool up) {
+/* One letter of stb_easy_font, made of rectangles, `at` pixels along from (x, y). */
+static void draw_plain(Canvas *c, double x, double y, double at, int letter, double size, Colour colour, bool up) {
     struct { /* a vertex as the font writes it */
         float x, y, z;
         uint8_t colour[4];
     } quads[64][4];
+    char one[2] = {(char)letter, 0};
+    int count = letter == 1 ? 1 : stb_easy_font_print(0, 0, one, NULL, quads, sizeof quads);
+    for (int q = 0; q < count; q++) {
+        double left = at + size * (letter == 1 ? 1 : quads[q][0].x), top = size * (letter == 1 ? 4 : quads[q][0].y);
+        double width = size * (letter == 1 ? 1 : quads[q][2].x - quads[q][0].x),
+               height = size * (letter == 1 ? 1 : quads[q][2].y - quads[q][0].y);
+        if (up) draw_rectangle(c, x + top, y - left - width, height, width, colour, 1);
+        else draw_rectangle(c, x + left, y + top, width, height, colour, 1);
+    }
+}
+
+/* One glyph of a font, `at` pixels along from the whole pixel (x, y), each pixel by the share of it that the glyph
+   covers. The line of its feet lies on whole pixels, so that all texts look alike; along the line it stands where it
+   should, to a quarter of a pixel. */
+static void draw_glyph(Canvas *c, double x, double y, double at, const Font *f, int glyph, double size, Colour colour,
+                       bool up) {
+    float scale = (float)font_scale(f, size), part = (float)(floor(4 * (at - floor(at))) / 4);
+    int width, height, left, top, foot = (int)round(7.5 * size);
+    unsigned char *share =
+        stbtt_GetGlyphBitmapSubpixel(&f->info, scale, scale, part, 0, glyph, &width, &height, &left, &top);
+    for (int j = 0; j < height && share; j++)
+        for (int i = 0; i < width; i++) {
+            int box[4];
+            double along = floor(at) + left + i, across = foot + top + j, px = up ? x + across : x + along,
+                   py = up ? y - 1 - along : y + across;
+            if (share[j * width + i] && pixels(c, px, py, px + 1, py + 1, box))
+                mix(c, box[0], box[1], colour, share[j * width + i] / 255.0);
+        }
+    stbtt_FreeBitmap(share, NULL);
+}
+
+static void draw_letters(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour,
+                         bool up) {
+    const Font *f = system_font();
     double at = anchor == TEXT_START ? 0 : -text_width(text, size) / (anchor == TEXT_MIDDLE ? 2 : 1);
     at = round(at);
     while (*text) {
-        int letter = next_letter(&text);
-        char one[2] = {(char)letter, 0};
-        int count = letter == 1 ? 1 : stb_easy_font_print(0, 0, one, NULL, quads, sizeof quads);
-        for (int q = 0; q < count; q++) {
-            double left = at + size * (letter == 1 ? 1 : quads[q][0].x), top = size * (letter == 1 ? 4 : quads[q][0].y);
-            double width = size * (letter == 1 ? 1 : quads[q][2].x - quads[q][0].x),
-                   height = size * (letter == 1 ? 1 : quads[q][2].y - quads[q][0].y);
-            if (up) draw_rectangle(c, x + top, y - left - width, height, width, colour, 1);
-            else draw_rectangle(c, x + left, y + top, width, height, colour, 1);
-        }
-        at += size * letter_width(letter);
+        uint32_t character = next_character(&text);
+        if (f) draw_glyph(c, round(x), round(y), at, f, font_glyph(f, character), size, colour, up);
+        else draw_plain(c, x, y, at, plain_letter(character), size, colour, up);
+        at += character_width(character, size);
     }
 }
 
@@ -252,7 +398,7 @@ static char *fitting(const char *text, double size, double width) {
     double used = text_width("..", size);
     while (*end) {
         const char *next = end;
-        used += size * letter_width(next_letter(&next));
+        used += character_width(next_character(&next), size);
         if (used > width) break;
         end = next;
     }
@@ -518,13 +664,94 @@ void plane_ellipse(double xx, double xy, double yy, PlaneSplat *s) {
     s->angle = (float)(0.5 * atan2(2 * xy, xx - yy));
 }
 
+/* Half the side of the square that marks a splat's centre; its area tells its amplitude. */
+static double centre_size(const PlaneSplat *splat) { return 5 + 9 * sqrt(splat->amplitude); }
+
+static void draw_splats(const Plot *p, const PlaneSplat *splats, int S) {
+    double scale = (p->right - p->left) / (p->x1 - p->x0);
+    for (int s = 0; s < S; s++) {
+        const PlaneSplat *e = &splats[s];
+        double x = plot_x(p, e->x), y = plot_y(p, e->y), a = e->a * scale, b = e->b * scale;
+        draw_ellipse(p->canvas, x, y, a, b, -e->angle, 0, colour_of(e->slot), 0.5 / (4 + S));
+        draw_ellipse(p->canvas, x, y, a, b, -e->angle, 2.5, colour_of(e->slot), 0.25 + 0.65 * e->amplitude);
+    }
+}
+
+static void draw_keys(const Plot *p, const PlaneSplat *splats, const float *points, const int *owner, int T) {
+    for (int t = 0; t < T; t++) {
+        double x = plot_x(p, points[2 * t]), y = plot_y(p, points[2 * t + 1]);
+        draw_ellipse(p->canvas, x, y, 7, 7, 0, 0, paper, 1);
+        draw_ellipse(p->canvas, x, y, 6, 6, 0, 0, owner[t] < 0 ? grey : colour_of(splats[owner[t]].slot), 1);
+    }
+}
+
+static void draw_centres(const Plot *p, const PlaneSplat *splats, int S) {
+    for (int s = 0; s < S; s++) {
+        Colour colour = colour_of(splats[s].slot);
+        double r = centre_size(&splats[s]), x = plot_x(p, splats[s].x), y = plot_y(p, splats[s].y);
+        char text[16];
+        snprintf(text, sizeof text, "%d", splats[s].slot);
+        draw_rectangle(p->canvas, x - r - 2, y - r - 2, 2 * r + 4, 2 * r + 4, paper, 1);
+        draw_rectangle(p->canvas, x - r, y - r, 2 * r, 2 * r, colour, 1);
+        double size = text_width(text, 2) < 2 * r ? 2 : 1;
+        draw_text(p->canvas, x, y - 4 * size + 1, text, size, TEXT_MIDDLE, colour_on(colour));
+    }
+}
+
+/* Names of tokens, where there is room for them: no name covers a centre, a key or another name. */
+static void draw_names(const Plot *p, const PlaneSplat *splats, int S, const float *points, const char *const *labels,
+                       int T) {
+    typedef struct {
+        double left, top, right, bottom;
+    } Box;
+    Box *taken = (Box *)xmalloc((size_t)(2 * T + S + 1) * sizeof *taken);
+    int count = 0;
+    for (int s = 0; s < S; s++) {
+        double r = 2 + centre_size(&splats[s]), x = plot_x(p, splats[s].x), y = plot_y(p, splats[s].y);
+        taken[count++] = (Box){x - r, y - r, x + r, y + r};
+    }
+    for (int t = 0; t < T; t++) {
+        double x = plot_x(p, points[2 * t]), y = plot_y(p, points[2 * t + 1]);
+        taken[count++] = (Box){x - 6, y - 6, x + 6, y + 6};
+    }
+    for (int t = 0; t < T; t++) {
+        char *text = fitting(labels[t], TEXT, LONGEST);
+        double x = plot_x(p, points[2 * t]) + 10, y = plot_y(p, points[2 * t + 1]) - 8;
+        Box box = {x, y, x + text_width(text, TEXT), y + 18};
+        bool room = box.right < p->right && box.top > p->top && box.bottom < p->bottom;
+        for (int i = 0; i < count && room; i++)
+            room = box.left >= taken[i].right || box.right <= taken[i].left || box.top >= taken[i].bottom ||
+                   box.bottom <= taken[i].top;
+        if (room) {
+            draw_text(p->canvas, x, y, text, TEXT, TEXT_START, ink);
+            taken[count++] = box;
+        }
+        free(text);
+    }
+    free(taken);
+}
+
+static void draw_splat_legend(Canvas *c, double at, double row, bool splats) {
+    draw_ellipse(c, at + 16, row + 8, 7, 7, 0, 0, grey, 1);
+    draw_text(c, at + 48, row, "a token's key", TEXT, TEXT_START, ink);
+    if (!splats) return;
+    draw_text(c, at + 48, row + LINE, "in the colour of the", TEXT, TEXT_START, grey);
+    draw_text(c, at + 48, row + 2 * LINE, "splat that has it", TEXT, TEXT_START, grey);
+    draw_ellipse(c, at + 16, row + 4.4 * LINE, 16, 10, 0, 3, grey, 1);
+    draw_text(c, at + 48, row + 4 * LINE, "a splat at one sigma", TEXT, TEXT_START, ink);
+    draw_rectangle(c, at + 4, row + 6 * LINE - 4, 24, 24, grey, 1);
+    draw_text(c, at + 48, row + 6 * LINE, "its centre and slot;", TEXT, TEXT_START, ink);
+    draw_text(c, at + 48, row + 7 * LINE, "area: its amplitude", TEXT, TEXT_START, grey);
+}
+
 Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const float *points, const int *owner,
                        const char *const *labels, int T, const double share[2]) {
     double low[2] = {INFINITY, INFINITY}, high[2] = {-INFINITY, -INFINITY};
     for (int t = 0; t < T; t++)
-        for (int k = 0; k < 2; k++) {
-            low[k] = fmin(low[k], points[2 * t + k]);
-            high[k] = fmax(high[k], points[2 * t + k]);
+        for (int k = 0; k < 2; k++) { /* not by fmin and fmax: gcc 12 for aarch64 crashes on them here */
+            double x = points[2 * t + k];
+            low[k] = x < low[k] ? x : low[k];
+            high[k] = x > high[k] ? x : high[k];
         }
     for (int s = 0; s < S; s++) { /* centres are always seen, ellipses as far as they fit */
         low[0] = fmin(low[0], splats[s].x);
@@ -539,75 +766,13 @@ Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const
              100 * share[0]);
     snprintf(y_label, sizeof y_label, "second (%.0f %%)", 100 * share[1]);
     Plot p = plot_open(WIDTH, HEIGHT, title, x_label, y_label, low[0], high[0], low[1], high[1], 0, KEY, true, false);
-    double scale = (p.right - p.left) / (p.x1 - p.x0);
-    Canvas *c = p.canvas;
-    for (int s = 0; s < S; s++) {
-        const PlaneSplat *e = &splats[s];
-        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 0,
-                     colour_of(e->slot), 0.5 / (4 + S));
-        draw_ellipse(c, plot_x(&p, e->x), plot_y(&p, e->y), e->a * scale, e->b * scale, -e->angle, 2.5,
-                     colour_of(e->slot), 0.25 + 0.65 * e->amplitude);
-    }
-    for (int t = 0; t < T; t++) {
-        draw_ellipse(c, plot_x(&p, points[2 * t]), plot_y(&p, points[2 * t + 1]), 7, 7, 0, 0, paper, 1);
-        draw_ellipse(c, plot_x(&p, points[2 * t]), plot_y(&p, points[2 * t + 1]), 6, 6, 0, 0,
-                     owner[t] < 0 ? grey : colour_of(splats[owner[t]].slot), 1);
-    }
-    for (int s = 0; s < S; s++) {
-        double r = 5 + 9 * sqrt(splats[s].amplitude), cx = plot_x(&p, splats[s].x), cy = plot_y(&p, splats[s].y);
-        char text[16];
-        snprintf(text, sizeof text, "%d", splats[s].slot);
-        draw_rectangle(c, cx - r - 2, cy - r - 2, 2 * r + 4, 2 * r + 4, paper, 1);
-        draw_rectangle(c, cx - r, cy - r, 2 * r, 2 * r, colour_of(splats[s].slot), 1);
-        double size = text_width(text, 2) < 2 * r ? 2 : 1;
-        draw_text(c, cx, cy - 4 * size + 1, text, size, TEXT_MIDDLE, colour_on(colour_of(splats[s].slot)));
-    }
-    /* names of tokens, where there is room for them: a place is taken once */
-    int taken = 0;
-    double(*boxes)[4] = (double(*)[4])xmalloc((size_t)(2 * T + S + 1) * sizeof *boxes);
-    for (int s = 0; s < S; s++) {
-        double r = 7 + 9 * sqrt(splats[s].amplitude), cx = plot_x(&p, splats[s].x), cy = plot_y(&p, splats[s].y);
-        boxes[taken][0] = cx - r;
-        boxes[taken][1] = cy - r;
-        boxes[taken][2] = cx + r;
-        boxes[taken++][3] = cy + r;
-    }
-    for (int t = 0; t < T; t++) {
-        double cx = plot_x(&p, points[2 * t]), cy = plot_y(&p, points[2 * t + 1]);
-        boxes[taken][0] = cx - 6;
-        boxes[taken][1] = cy - 6;
-        boxes[taken][2] = cx + 6;
-        boxes[taken++][3] = cy + 6;
-    }
-    for (int t = 0; t < T; t++) {
-        char *text = fitting(labels[t], TEXT, LONGEST);
-        double cx = plot_x(&p, points[2 * t]) + 10, cy = plot_y(&p, points[2 * t + 1]) - 8,
-               box[4] = {cx, cy, cx + text_width(text, TEXT), cy + 18};
-        bool free_place = box[2] < p.right && box[1] > p.top && box[3] < p.bottom;
-        for (int i = 0; i < taken && free_place; i++)
-            free_place =
-                box[0] >= boxes[i][2] || box[2] <= boxes[i][0] || box[1] >= boxes[i][3] || box[3] <= boxes[i][1];
-        if (free_place) {
-            draw_text(c, cx, cy, text, TEXT, TEXT_START, ink);
-            memcpy(boxes[taken++], box, sizeof box);
-        }
-        free(text);
-    }
-    free(boxes);
-    canvas_unclip(c);
-    double at = p.right + 24, row = p.top;
-    draw_ellipse(c, at + 16, row + 8, 7, 7, 0, 0, grey, 1);
-    draw_text(c, at + 48, row, "a token's key", TEXT, TEXT_START, ink);
-    if (S) {
-        draw_text(c, at + 48, row + LINE, "in the colour of the", TEXT, TEXT_START, grey);
-        draw_text(c, at + 48, row + 2 * LINE, "splat that has it", TEXT, TEXT_START, grey);
-        draw_ellipse(c, at + 16, row + 4.4 * LINE, 16, 10, 0, 3, grey, 1);
-        draw_text(c, at + 48, row + 4 * LINE, "a splat at one sigma", TEXT, TEXT_START, ink);
-        draw_rectangle(c, at + 4, row + 6 * LINE - 4, 24, 24, grey, 1);
-        draw_text(c, at + 48, row + 6 * LINE, "its centre and slot;", TEXT, TEXT_START, ink);
-        draw_text(c, at + 48, row + 7 * LINE, "area: its amplitude", TEXT, TEXT_START, grey);
-    }
-    return c;
+    draw_splats(&p, splats, S);
+    draw_keys(&p, splats, points, owner, T);
+    draw_centres(&p, splats, S);
+    draw_names(&p, splats, S, points, labels, T);
+    canvas_unclip(p.canvas);
+    draw_splat_legend(p.canvas, p.right + 24, p.top, S > 0);
+    return p.canvas;
 }
 
 Canvas *picture_responsibilities(const char *title, const float *r, const int *slots, int S, const char *const *labels,
@@ -703,7 +868,10 @@ static void bar_text(double value, double error, double finest, char *text, size
     double scale = fabs(value) >= 1e9 ? 1e9 : fabs(value) >= 1e6 ? 1e6 : fabs(value) >= 1e4 ? 1e3 : 1;
     const char *unit = scale == 1e9 ? "G" : scale == 1e6 ? "M" : scale == 1e3 ? "k" : "";
     int digits = (int)fmin(fmax(ceil(-log10(finest / scale)), 0), 9);
-    if (error > 0) snprintf(text, size, "%.*f%s +- %.*f%s", digits, value / scale, unit, digits, error / scale, unit);
+    const char *give_or_take = text_has_font() ? "\xC2\xB1" : "+-";
+    if (error > 0)
+        snprintf(text, size, "%.*f%s %s %.*f%s", digits, value / scale, unit, give_or_take, digits, error / scale,
+                 unit);
     else snprintf(text, size, "%.4g%s", value / scale, unit);
 }
 

@@ -49,11 +49,14 @@ void draw_line(Canvas *c, double x0, double y0, double x1, double y1, double wid
 void draw_ellipse(Canvas *c, double x, double y, double a, double b, double angle, double line, Colour colour,
                   double opacity);
 
-/* Text in stb_easy_font, size 1 being 7 pixels high (capitals). (x, y): its upper edge, and its start, middle or
-   end. draw_text_up writes upwards: (x, y) is its left edge and its lower end, middle or upper end. The font has
-   ASCII; common quotes and dashes become theirs, the dot that stands for a space (U+00B7) is drawn, everything else
-   is a '?'. */
+/* Text, UTF-8, in a font of the system: DejaVu Sans, Liberation Sans or Noto Sans, or the TrueType file that the
+   environment variable GSA_FONT names. Where there is none, or GSA_FONT is empty, in the letters of stb_easy_font: it
+   has ASCII; common quotes and dashes become theirs, the dot that stands for a space (U+00B7) is drawn. A character
+   that the font has not is a '?'. (x, y): the upper edge of the text, and its start, middle or end. Letters are some 7
+   pixels a size high, and lines 10 pixels a size apart never touch. draw_text_up writes upwards: (x, y) is its left
+   edge and its lower end, middle or upper end. */
 enum { TEXT_START, TEXT_MIDDLE, TEXT_END };
+bool text_has_font(void); /* one of the system, or that of GSA_FONT */
 double text_width(const char *text, double size);
 void draw_text(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour);
 void draw_text_up(Canvas *c, double x, double y, const char *text, double size, int anchor, Colour colour);

@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The page without its data, gsa/look/report.html; the data stand where its mark does. */
-__asm__(".section .rodata\n.global report_page\nreport_page: .incbin \"gsa/look/report.html\"\n.byte 0\n.text\n");
-extern const char report_page[];
+/* The page without its data: the bytes of gsa/look/report.html as numbers, written by the Makefile. The data stand
+   where the mark does. */
+static const unsigned char page_bytes[] = {
+#include "report_page.h"
+    0};
 static const char mark[] = "{\"data\":0}";
 
 /* ---------------------------------------------------------------------- the arrays */
@@ -388,75 +390,87 @@ static void put_splats(Page *p, const Report *r, int g) {
     free(shares);
 }
 
-void report_write(const Report *r, const char *log, const char *path) {
-    const char *at = strstr(report_page, mark), *names[4];
-    if (!at) die("this program was built from a gsa/look/report.html without the mark %s", mark);
-    const Config *c = &r->config;
-    int NH = config_heads(c), T = r->T, L = c->L, *kind = (int *)xmalloc((size_t)(L * NH) * sizeof *kind),
-        kinds = kinds_of(c, names, kind);
-    bool causal = c->objective == OBJECTIVE_LM;
-    char text[256];
-    Page page = {create_file(path), path}, *p = &page;
-    xfwrite(report_page, 1, (size_t)(at - report_page), p->f, path);
-    snprintf(text, sizeof text, "{\"L\":%d,\"NH\":%d,\"T\":%d,\"causal\":%s,\"note\":", L, NH, T,
-             causal ? "true" : "false");
-    put(p, text);
-    put_string(p, r->note ? r->note : "");
-    put_model(p, r);
+/* The kinds of heads, and of each head its own. */
+static void put_kinds(Page *p, const Report *r) {
+    const char *names[4];
+    int heads = r->config.L * config_heads(&r->config), *kind = (int *)xmalloc((size_t)heads * sizeof *kind),
+        kinds = kinds_of(&r->config, names, kind);
     put(p, "],\n\"kinds\":[");
     for (int k = 0; k < kinds; k++) {
         put(p, k ? "," : "");
         put_string(p, names[k]);
     }
     put(p, "],\"kind\":[");
-    for (int i = 0; i < L * NH; i++) {
+    for (int i = 0; i < heads; i++) {
         put(p, i ? "," : "");
         put_number(p, kind[i], 0);
     }
+    free(kind);
+}
+
+/* The scale of shares in 256 steps, and the colours of slots. */
+static void put_colours(Page *p) {
+    char text[32];
     put(p, "],\n\"scale\":\"");
     for (int i = 0; i < 256; i++) {
-        Colour colour = colour_scale(i / 255.0);
-        snprintf(text, sizeof text, "%02x%02x%02x", colour.r, colour.g, colour.b);
+        Colour c = colour_scale(i / 255.0);
+        snprintf(text, sizeof text, "%02x%02x%02x", c.r, c.g, c.b);
         put(p, text);
     }
     put(p, "\",\"colours\":[");
     for (int i = 0; i < 7; i++) {
-        snprintf(text, sizeof text, "%s\"#%02x%02x%02x\"", i ? "," : "", colour_of(i).r, colour_of(i).g,
-                 colour_of(i).b);
+        Colour c = colour_of(i);
+        snprintf(text, sizeof text, "%s\"#%02x%02x%02x\"", i ? "," : "", c.r, c.g, c.b);
         put(p, text);
     }
+}
+
+/* Of each token its text, its loss and the guesses for it. */
+static void put_tokens(Page *p, const Report *r) {
     put(p, "],\n\"tokens\":[");
-    for (int t = 0; t < T; t++) {
+    for (int t = 0; t < r->T; t++) {
         put(p, t ? "," : "");
         put_string(p, r->tokens[t]);
     }
     put(p, "],\n\"loss\":[");
-    for (int t = 0; t < T; t++) {
+    for (int t = 0; t < r->T; t++) {
         put(p, t ? "," : "");
         put_number(p, r->loss[t], 3);
     }
     put(p, "],\n\"guess\":[");
-    for (int i = 0; i < T * REPORT_GUESSES; i++) {
+    for (int i = 0; i < r->T * REPORT_GUESSES; i++) {
         put(p, i ? ",[" : "[");
         put_string(p, r->guess[i]);
         put(p, ",");
         put_number(p, r->guess_share[i], 4);
         put(p, "]");
     }
-    put(p, "],\n\"weights\":["); /* of a head: bytes 255 sqrt(w), row by row, up to the diagonal where causal */
-    uint8_t *bytes = (uint8_t *)xmalloc((size_t)T * (size_t)T);
-    for (int i = 0; i < L * NH; i++) {
+}
+
+/* Of each head its weights: bytes 255 sqrt(w), row by row, up to the diagonal where the model is causal. */
+static void put_weights(Page *p, const Report *r) {
+    size_t T = (size_t)r->T, heads = (size_t)r->config.L * (size_t)config_heads(&r->config);
+    bool causal = r->config.objective == OBJECTIVE_LM;
+    uint8_t *bytes = (uint8_t *)xmalloc(T * T);
+    put(p, "],\n\"weights\":[");
+    for (size_t i = 0; i < heads; i++) {
         size_t count = 0;
-        for (int q = 0; q < T; q++)
-            for (int k = 0; k < (causal ? q + 1 : T); k++)
-                bytes[count++] = to_byte(sqrt(r->weights[((size_t)i * (size_t)T + (size_t)q) * (size_t)T + (size_t)k]));
+        for (size_t q = 0; q < T; q++)
+            for (size_t k = 0; k < (causal ? q + 1 : T); k++)
+                bytes[count++] = to_byte(sqrt(r->weights[(i * T + q) * T + k]));
         put(p, i ? ",\n\"" : "\"");
         put_base64(p, bytes, count);
         put(p, "\"");
     }
     free(bytes);
+}
+
+/* Of each head its keys in their plane, its measures (entropy, distance, reach), the shares of variance, its splats. */
+static void put_heads(Page *p, const Report *r) {
+    const Config *c = &r->config;
+    int T = r->T, NH = config_heads(c), heads = c->L * NH;
     put(p, "],\n\"points\":[");
-    for (int i = 0; i < L * NH; i++) {
+    for (int i = 0; i < heads; i++) {
         put(p, i ? ",\n[" : "[");
         for (int k = 0; k < 2 * T; k++) {
             put(p, k ? "," : "");
@@ -464,8 +478,8 @@ void report_write(const Report *r, const char *log, const char *path) {
         }
         put(p, "]");
     }
-    put(p, "],\"measures\":["); /* entropy, distance, reach */
-    for (int i = 0; i < L * NH; i++) {
+    put(p, "],\"measures\":[");
+    for (int i = 0; i < heads; i++) {
         put(p, i ? ",[" : "[");
         put_number(p, r->measures[i].entropy, 3);
         put(p, ",");
@@ -475,16 +489,21 @@ void report_write(const Report *r, const char *log, const char *path) {
         put(p, "]");
     }
     put(p, "],\"share\":[");
-    for (int i = 0; i < 2 * L * NH; i++) {
+    for (int i = 0; i < 2 * heads; i++) {
         put(p, i ? "," : "");
         put_number(p, r->share[i], 3);
     }
     put(p, "],\n\"splats\":[");
-    for (int i = 0, g = 0; i < L * NH; i++) {
+    for (int i = 0, g = 0; i < heads; i++) {
         put(p, i ? ",\n" : "");
         if (config_is_gsa(c, i / NH, i % NH)) put_splats(p, r, g++);
         else put(p, "null");
     }
+}
+
+/* The picture of all heads, with its grid, and those of the training. */
+static void put_pictures(Page *p, const Report *r, const char *log) {
+    char text[128];
     HeadGrid grid;
     put(p, "],\n\"overview\":");
     put_picture(p, heads_picture(r, &grid));
@@ -495,8 +514,27 @@ void report_write(const Report *r, const char *log, const char *path) {
         put(p, ",");
         put_picture(p, picture_adaptation(log));
     }
+}
+
+void report_write(const Report *r, const char *log, const char *path) {
+    const char *report_page = (const char *)page_bytes, *at = strstr(report_page, mark);
+    if (!at) die("this program was built from a gsa/look/report.html without the mark %s", mark);
+    const Config *c = &r->config;
+    char text[256];
+    Page page = {create_file(path), path}, *p = &page;
+    xfwrite(report_page, 1, (size_t)(at - report_page), p->f, path);
+    snprintf(text, sizeof text, "{\"L\":%d,\"NH\":%d,\"T\":%d,\"causal\":%s,\"note\":", c->L, config_heads(c), r->T,
+             c->objective == OBJECTIVE_LM ? "true" : "false");
+    put(p, text);
+    put_string(p, r->note ? r->note : "");
+    put_model(p, r);
+    put_kinds(p, r);
+    put_colours(p);
+    put_tokens(p, r);
+    put_weights(p, r);
+    put_heads(p, r);
+    put_pictures(p, r, log);
     put(p, "]}");
     put(p, at + sizeof mark - 1);
     commit_file(p->f, path);
-    free(kind);
 }

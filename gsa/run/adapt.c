@@ -1,20 +1,105 @@
 #include "adapt.h"
 
+#include "../flags.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 const char *const adapt_event_names[NUM_ADAPT_EVENTS] = {"death", "merge", "birth", "split", "move"};
 
+/* ---------------------------------------------------------------------- --adapt-rules */
+
+#define X(...) +1
+enum { NUM_RULES = 0 ADAPT_RULES(X) };
+#undef X
+
+/* Each rule is read and written as a flag would be. */
+typedef struct {
+    Flag flags[NUM_RULES + 1]; /* the last stays empty and ends the list */
+} RuleFlags;
+static RuleFlags flags_of(AdaptRules *r) {
+#define X(type, name, value, low, high, help) {FLAG_##type, #name, &r->name, low, high, NULL, help, false},
+    RuleFlags all = {{ADAPT_RULES(X)}};
+#undef X
+    return all;
+}
+
+AdaptRules adapt_rules_default(void) {
+    AdaptRules r;
+    memset(&r, 0, sizeof r);
+#define X(type, name, value, ...) r.name = value;
+    ADAPT_RULES(X)
+#undef X
+    return r;
+}
+
+bool adapt_is_rule(const char *name) {
+    AdaptRules any;
+    RuleFlags all = flags_of(&any);
+    return find_flag(all.flags, name) != NULL;
+}
+
+char *adapt_rules_read(AdaptRules *rules, const char *text) {
+    RuleFlags all = flags_of(rules);
+    char *copy = xstrdup(text), *wrong = NULL;
+    for (char *word = copy, *next; word && !wrong; word = next) {
+        char error[256], *value = NULL;
+        next = strchr(word, ',');
+        if (next) *next++ = 0;
+        size_t n = strcspn(word, "=");
+        if (word[n]) value = word + n + 1;
+        word[n] = 0;
+        Flag *f = find_flag(all.flags, word);
+        if (!f) wrong = xasprintf("there is no rule '%.40s'", word);
+        else if (f->given) wrong = xasprintf("%s is given twice", word);
+        else if (!value) wrong = xasprintf("%s has no value", word);
+        else if (!set_flag(f, value, error)) wrong = xstrdup(error + strlen("--"));
+        else f->given = true;
+    }
+    free(copy);
+    if (!wrong) return NULL;
+#define X(type, name, ...) " " #name
+    char *sentence = xasprintf(
+        "--adapt-rules %.80s: %s; give NAME=VALUE pairs with commas between them, each name once:" ADAPT_RULES(X), text,
+        wrong);
+#undef X
+    free(wrong);
+    return sentence;
+}
+
+char *adapt_rules_text(const AdaptRules *rules) {
+    AdaptRules copy = *rules;
+    RuleFlags all = flags_of(&copy);
+    char *text = xstrdup("");
+    for (int i = 0; i < NUM_RULES; i++) {
+        char *value = flag_text(&all.flags[i]);
+        char *longer = xasprintf("%s%s%s=%s", text, i ? "," : "", all.flags[i].name, value);
+        free(value);
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
 /* ---------------------------------------------------------------------- one head's slots */
 
-enum { MU, LNP, LNALPHA, LNALPHA0, ALIVE, LNTHETA, LNDELTA, NUM_ROWS };
-static const int row_tensors[NUM_ROWS] = {
-    TENSOR_mu,    TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_alpha_reference,
-    TENSOR_alive, TENSOR_log_theta,     TENSOR_log_delta};
+/* The rows of a slot: what the tensors of splats hold of it, in the order of SPLAT_TENSORS. The last of these, log_far,
+   is a number of the head and belongs to no slot. */
+#define ROW(tensor) (TENSOR_##tensor - TENSOR_mu)
+enum {
+    MU = ROW(mu),
+    LOG_PRECISION = ROW(log_precision),
+    LOG_ALPHA = ROW(log_alpha),
+    LOG_REFERENCE = ROW(log_alpha_reference),
+    ALIVE = ROW(alive),
+    LOG_THETA = ROW(log_theta),
+    LOG_DELTA = ROW(log_delta),
+    NUM_ROWS = ROW(log_far)
+};
 
 typedef struct {
-    float *rows[NUM_ROWS]; /* of slot 0; NULL: the model has no such tensor */
+    float *rows[NUM_ROWS]; /* row i of slot s: rows[i] + s * width[i]; NULL: the model has no such tensor */
     size_t width[NUM_ROWS], S;
 } Slots;
 
@@ -24,7 +109,7 @@ static Slots slots_of(const Config *c, int g, float *splats) {
     model_tensors(c, tensors);
     h.S = (size_t)c->S;
     for (int i = 0; i < NUM_ROWS; i++) {
-        const Tensor *t = &tensors[row_tensors[i]];
+        const Tensor *t = &tensors[TENSOR_mu + i];
         h.width[i] = (size_t)t->shape[2];
         h.rows[i] = t->size ? splats + (t->offset - tensors[TENSOR_mu].offset) + (size_t)g * h.S * h.width[i] : NULL;
     }
@@ -64,17 +149,18 @@ double adapt_log_response(const Config *c, const float *mu, const float *log_pre
     return -0.5 * (double)sum;
 }
 
-/* out (n, S) = ln phi_s(x), minus infinity for the dead */
+/* out (n, S) = ln phi_s(x) for x (n, HS); minus infinity for dead splats */
 static void responses(const Config *c, const Slots *h, const float *x, size_t n, double *out) {
     size_t d = (size_t)config_head_size(c);
     for (size_t i = 0; i < n; i++)
         for (size_t s = 0; s < h->S; s++)
             out[i * h->S + s] =
-                is_alive(h, s) ? adapt_log_response(c, h->rows[MU] + s * d, h->rows[LNP] + s * h->width[LNP], x + i * d)
+                is_alive(h, s) ? adapt_log_response(c, h->rows[MU] + s * d,
+                                                    h->rows[LOG_PRECISION] + s * h->width[LOG_PRECISION], x + i * d)
                                : -INFINITY;
 }
 
-/* ln sum_s exp(l_s) (S); where weights is given, the responsibilities as well */
+/* ln sum_s exp(l_s) of l (S). weights (S), or NULL: each one's share of that sum, its responsibility. */
 static double log_sum(const double *l, size_t S, double *weights) {
     double most = -INFINITY, sum = 0;
     for (size_t s = 0; s < S; s++) most = l[s] > most ? l[s] : most;
@@ -96,7 +182,7 @@ Adapt *adapt_create(const Config *c, int64_t every) {
     a->c = *c;
     a->G = (size_t)config_gsa_heads(c);
     a->S = a->G ? (size_t)c->S : 0;
-    /* all but ln g, which belongs to a head */
+    /* from mu to log_delta; log_far, the next tensor, belongs to a head and not to a splat */
     a->first = tensors[TENSOR_mu].offset;
     a->count = tensors[TENSOR_log_far].offset - a->first;
     a->numbers[ADAPT_NEXT] = every;
@@ -141,7 +227,7 @@ void adapt_read(Adapt *a, const Checkpoint *k, bool restart) {
                   rings[3] = {(int64_t)a->G, (int64_t)a->S, ADAPT_WINDOWS}, heads = (int64_t)a->G,
                   bands[2] = {(int64_t)a->G, 4};
     int64_t every = a->numbers[ADAPT_NEXT];
-    if (!checkpoint_has(k, "adapt.schedule")) return; /* nor do models of earlier versions, whose record was another */
+    if (!checkpoint_has(k, "adapt.schedule")) return; /* models of the earliest versions have another record */
     memcpy(a->numbers, checkpoint_find(k, "adapt.schedule", TYPE_I64, 1, &numbers, NULL), sizeof a->numbers);
     memcpy(a->born, checkpoint_find(k, "adapt.born", TYPE_I64, 1, &slots, NULL), a->G * a->S * sizeof *a->born);
     memcpy(a->activation, checkpoint_find(k, "adapt.activation", TYPE_F32, 3, rings, NULL),
@@ -176,7 +262,7 @@ void adapt_sample(Adapt *a, int g, int part, const float *x, int tokens) {
     }
 }
 
-/* mean over keys of ln sum_s phi_s */
+/* The mean of ln sum_s phi_s(k) over the sampled keys. */
 static double head_coverage(const Adapt *a, size_t g, const Slots *h) {
     size_t n = (size_t)a->tokens;
     double *l = (double *)xmalloc(n * h->S * sizeof *l), sum = 0;
@@ -186,7 +272,12 @@ static double head_coverage(const Adapt *a, size_t g, const Slots *h) {
     return sum / (double)n;
 }
 
-enum { BAND_WINDOWS = 30, BAND_MEMORY = 3, NOISE_MEMORY = 30, BAND_OUTSIDE = 3 };
+enum {
+    BAND_WINDOWS = 30, /* values seen before one can be outside */
+    BAND_MEMORY = 3,   /* values that the mean looks back on, */
+    NOISE_MEMORY = 30, /* and the variance */
+    BAND_OUTSIDE = 3   /* values in a row that must be outside */
+};
 
 bool adapt_band(AdaptBand *b, double value) {
     double apart = value - (double)b->mean;
@@ -212,7 +303,7 @@ bool adapt_window(Adapt *a, int64_t step, const float *splats, const float *sums
             responses(&a->c, &h, sample_of(a, g, side), n, l);
             for (size_t i = 0; i < n; i++) {
                 if (side == 1) coverage += log_sum(l + i * S, S, NULL) / (double)n;
-                for (size_t s = 0; s < S; s++) l[i * S + s] += (double)h.rows[LNALPHA][s];
+                for (size_t s = 0; s < S; s++) l[i * S + s] += (double)h.rows[LOG_ALPHA][s];
                 log_sum(l + i * S, S, r);
                 for (size_t s = 0; s < S; s++) activation[s] += r[s] / (double)(2 * n);
             }
@@ -232,6 +323,7 @@ bool adapt_window(Adapt *a, int64_t step, const float *splats, const float *sums
     return shifted;
 }
 
+/* The mean of the last windows of activation or pull. */
 static double ring_mean(const Adapt *a, const float *rings, size_t g, size_t s) {
     double sum = 0;
     int64_t windows = a->numbers[ADAPT_COUNT_WINDOWS] < ADAPT_WINDOWS ? a->numbers[ADAPT_COUNT_WINDOWS] : ADAPT_WINDOWS;
@@ -241,7 +333,7 @@ static double ring_mean(const Adapt *a, const float *rings, size_t g, size_t s) 
 
 double adapt_activation(const Adapt *a, size_t g, size_t s) { return ring_mean(a, a->activation, g, s); }
 
-/* A slot with a new splat: what its statistics were would be another's. */
+/* A slot takes another splat: these take the place of the old one's statistics. */
 static void renew(Adapt *a, size_t g, size_t s, int64_t step, double activation, double pull) {
     for (int w = 0; w < ADAPT_WINDOWS; w++) {
         a->activation[(g * a->S + s) * ADAPT_WINDOWS + w] = (float)activation;
@@ -257,11 +349,11 @@ void adapt_split(const Config *c, int g, int s, int t, float *splats) {
     for (int i = 0; i < NUM_ROWS; i++)
         if (h.rows[i])
             memcpy(h.rows[i] + (size_t)t * h.width[i], h.rows[i] + (size_t)s * h.width[i], h.width[i] * sizeof(float));
-    double whole = exp((double)h.rows[LNALPHA][s]);
-    h.rows[LNALPHA][s] = (float)((double)h.rows[LNALPHA][s] - log(2));
-    /* what rounding took from one half goes to the other */
-    h.rows[LNALPHA][t] = (float)log(whole - exp((double)h.rows[LNALPHA][s]));
-    h.rows[LNALPHA0][s] = h.rows[LNALPHA0][t] = (float)((double)h.rows[LNALPHA0][s] - log(2));
+    double whole = exp((double)h.rows[LOG_ALPHA][s]);
+    h.rows[LOG_ALPHA][s] = (float)((double)h.rows[LOG_ALPHA][s] - log(2));
+    /* not another ln(whole / 2): the two halves together are the whole in spite of rounding */
+    h.rows[LOG_ALPHA][t] = (float)log(whole - exp((double)h.rows[LOG_ALPHA][s]));
+    h.rows[LOG_REFERENCE][s] = h.rows[LOG_REFERENCE][t] = (float)((double)h.rows[LOG_REFERENCE][s] - log(2));
 }
 
 /* ln of the mean response over x (n, HS) */
@@ -269,7 +361,8 @@ static double log_mean_response(const Config *c, const Slots *h, size_t s, const
     size_t d = (size_t)config_head_size(c);
     double *l = (double *)xmalloc(n * sizeof *l), mean;
     for (size_t i = 0; i < n; i++)
-        l[i] = adapt_log_response(c, h->rows[MU] + s * d, h->rows[LNP] + s * h->width[LNP], x + i * d);
+        l[i] =
+            adapt_log_response(c, h->rows[MU] + s * d, h->rows[LOG_PRECISION] + s * h->width[LOG_PRECISION], x + i * d);
     mean = log_sum(l, n, NULL) - log((double)n);
     free(l);
     return mean;
@@ -279,9 +372,9 @@ static double log_add(double a, double b) { return a > b ? a + log1p(exp(b - a))
 
 void adapt_merge(const Config *c, int g, int s, int t, double weight, const float *x, size_t n, float *splats) {
     Slots h = slots_of(c, g, splats);
-    static const int mixed[] = {MU, LNP, LNTHETA, LNDELTA};
-    double alpha_s = (double)h.rows[LNALPHA][s], alpha_t = (double)h.rows[LNALPHA][t];
-    /* contributions are alpha phi(q) phi(k) */
+    static const int mixed[] = {MU, LOG_PRECISION, LOG_THETA, LOG_DELTA};
+    double alpha_s = (double)h.rows[LOG_ALPHA][s], alpha_t = (double)h.rows[LOG_ALPHA][t];
+    /* a splat contributes alpha phi(q) phi(k): its mean response counts twice */
     if (n) {
         alpha_s += 2 * log_mean_response(c, &h, (size_t)s, x, n);
         alpha_t += 2 * log_mean_response(c, &h, (size_t)t, x, n);
@@ -294,12 +387,12 @@ void adapt_merge(const Config *c, int g, int s, int t, double weight, const floa
         }
     }
     double alpha = log_add(alpha_s, alpha_t),
-           reference = log_add((double)h.rows[LNALPHA0][s], (double)h.rows[LNALPHA0][t]);
+           reference = log_add((double)h.rows[LOG_REFERENCE][s], (double)h.rows[LOG_REFERENCE][t]);
     if (n) alpha -= 2 * log_mean_response(c, &h, (size_t)s, x, n);
-    h.rows[LNALPHA0][s] = (float)reference;
+    h.rows[LOG_REFERENCE][s] = (float)reference;
     if (config_bounded(c, BOUND_AMPLITUDE))
         alpha = fmin(fmax(alpha, reference - SPLAT_AMPLITUDE_RANGE), reference + SPLAT_AMPLITUDE_RANGE);
-    h.rows[LNALPHA][s] = (float)alpha;
+    h.rows[LOG_ALPHA][s] = (float)alpha;
     h.rows[ALIVE][t] = 0;
 }
 
@@ -317,16 +410,16 @@ static void give_birth(const Config *c, Slots *h, size_t t, const float *centre)
     size_t d = h->width[MU];
     int alive = count_alive(h);
     double amplitude = 0, excess;
-    for (size_t s = 0; s < h->S; s++) amplitude += is_alive(h, s) ? exp((double)h->rows[LNALPHA0][s]) / alive : 0;
+    for (size_t s = 0; s < h->S; s++) amplitude += is_alive(h, s) ? exp((double)h->rows[LOG_REFERENCE][s]) / alive : 0;
     amplitude = log(amplitude);
     excess = c->mixer == MIXER_SOFTMAX ? fmax(amplitude - splat_amplitude_start(alive + 1, (int)d), 0) : 0;
     for (size_t s = 0; s < h->S && excess > 0; s++) {
-        h->rows[LNALPHA][s] -= (float)excess;
-        h->rows[LNALPHA0][s] -= (float)excess;
+        h->rows[LOG_ALPHA][s] -= (float)excess;
+        h->rows[LOG_REFERENCE][s] -= (float)excess;
     }
     memcpy(h->rows[MU] + t * d, centre, d * sizeof *centre);
-    set_precision(c, h->rows[LNP] + t * h->width[LNP], SPLAT_PRECISION_START);
-    h->rows[LNALPHA][t] = h->rows[LNALPHA0][t] = (float)(amplitude - excess);
+    set_precision(c, h->rows[LOG_PRECISION] + t * h->width[LOG_PRECISION], SPLAT_PRECISION_START);
+    h->rows[LOG_ALPHA][t] = h->rows[LOG_REFERENCE][t] = (float)(amplitude - excess);
     h->rows[ALIVE][t] = 1;
 }
 
@@ -339,7 +432,7 @@ static void leading_axis(const Config *c, const Slots *h, size_t s, const float 
     responses(c, h, keys, n, l);
     memset(mean, 0, d * sizeof *mean);
     for (size_t i = 0; i < n; i++) {
-        for (size_t u = 0; u < S; u++) l[i * S + u] += (double)h->rows[LNALPHA][u];
+        for (size_t u = 0; u < S; u++) l[i * S + u] += (double)h->rows[LOG_ALPHA][u];
         log_sum(l + i * S, S, r);
         total += weight[i] = r[s];
         for (size_t k = 0; k < d; k++) mean[k] += weight[i] * (double)keys[i * d + k];
@@ -387,7 +480,7 @@ typedef struct {
     Slots h, m, v; /* parameters and Adam's moments */
 } Head;
 
-/* the first ones always are */
+/* Old enough to die, merge, move or split. The splats of the start always are. */
 static bool is_old(const Head *p, size_t s) {
     int64_t born = p->a->born[p->g * p->a->S + s];
     return born <= 0 || p->step - born >= p->rules->life;
@@ -400,27 +493,30 @@ static double mean_pull(const Head *p) {
     return sum / count_alive(&p->h);
 }
 
+/* Of the old splats that are idle the least active one; -1: none is. */
 static int weakest(const Head *p) {
     int found = -1;
     double even = 1.0 / count_alive(&p->h);
     for (size_t s = 0; s < p->h.S; s++)
-        if (is_alive(&p->h, s) && is_old(p, s) && activation(p, s) < p->rules->low * even &&
+        if (is_alive(&p->h, s) && is_old(p, s) && activation(p, s) < p->rules->activation * even &&
             (found < 0 || activation(p, s) < activation(p, (size_t)found)))
             found = (int)s;
     return found;
 }
 
-/* envelopes within a tenth, half of the usual spacing: twins that a split has made */
+/* Envelopes that differ by no more than a tenth in log_theta and log_delta, half the usual spacing: such are the two
+   splats that a split has made. */
 static bool alike(const Head *p, size_t s, size_t t) {
-    for (int i = LNTHETA; i <= LNDELTA; i++)
+    for (int i = LOG_THETA; i <= LOG_DELTA; i++)
         if (p->h.rows[i] && fabs((double)p->h.rows[i][s] - (double)p->h.rows[i][t]) > 0.1) return false;
     return true;
 }
 
-/* Bhattacharyya coefficient of two responses as distributions over the sample: sum sqrt(phi_s phi_t) / sqrt(sum
-   phi_s sum phi_t). It is 1 for equals of any amplitude, and what |mu| and the precision trade between them does not
-   show. Of the pair of most overlap the less active splat, or -1; twin: the other one, where the two are alike in
-   their envelopes as well. */
+/* How much two splats overlap: the Bhattacharyya coefficient of their responses, taken as distributions over the
+   sample, sum sqrt(phi_s phi_t) / sqrt(sum phi_s sum phi_t). It is 1 for two equal splats whatever their amplitudes; a
+   centre farther out with a lower precision responds in the same way and also counts as equal. Returns the less active
+   splat of the pair that overlaps most, or -1 where none overlaps enough. twin: the other one of the pair if they are
+   alike in their envelopes too, else -1. */
 static int redundant(const Head *p, int *twin) {
     const Adapt *a = p->a;
     size_t S = a->S, n = (size_t)a->tokens;
@@ -448,15 +544,16 @@ static int redundant(const Head *p, int *twin) {
     return found;
 }
 
-static bool near(const float *x, const float *y, size_t d) { /* within a new splat's width */
+/* within the width of a splat as it begins */
+static bool near(const float *x, const float *y, size_t d) {
     float apart = 0;
 #pragma omp simd reduction(+ : apart)
     for (size_t k = 0; k < d; k++) apart += (x[k] - y[k]) * (x[k] - y[k]);
     return (double)apart <= 1 / SPLAT_PRECISION_START;
 }
 
-/* Of the keys with too little coverage the one with most keys near it; centre (HS): the mean of these. Returns their
-   share, 0 where there is no such key. */
+/* Looks among the keys with too little coverage for the one that has most keys near it. centre (HS): the mean of these.
+   Returns their share of all keys; 0 where there is no such key. */
 static double densest(const Head *p, float *centre) {
     const Adapt *a = p->a;
     size_t n = (size_t)a->tokens, S = a->S, d = p->h.width[MU], best = 0, most = 0;
@@ -465,7 +562,7 @@ static double densest(const Head *p, float *centre) {
     responses(&a->c, &p->h, keys, n, l);
     for (size_t i = 0; i < n; i++) {
         size_t count = 0;
-        if (!(log_sum(l + i * S, S, NULL) < p->rules->covered)) continue;
+        if (!(log_sum(l + i * S, S, NULL) < p->rules->coverage)) continue;
         for (size_t j = 0; j < n; j++) count += near(keys + i * d, keys + j * d, d);
         if (count > most) {
             most = count;
@@ -473,7 +570,7 @@ static double densest(const Head *p, float *centre) {
         }
     }
     free(l);
-    if (!most || (double)most < p->rules->dense * (double)n) return 0;
+    if (!most || (double)most < p->rules->density * (double)n) return 0;
     for (size_t k = 0; k < d; k++) centre[k] = 0;
     for (size_t j = 0; j < n; j++)
         for (size_t k = 0; k < d && near(keys + best * d, keys + j * d, d); k++)
@@ -481,7 +578,7 @@ static double densest(const Head *p, float *centre) {
     return (double)most / (double)n;
 }
 
-/* The splat of most pull that may be split, other than two; -1: none. */
+/* Of the splats that may be split, without these two, the one of most pull; -1: none. */
 static int busiest(const Head *p, int not_this, int nor_that) {
     int found = -1;
     double even = 1.0 / count_alive(&p->h), mean = mean_pull(p);
@@ -502,9 +599,9 @@ static int free_slot(const Head *p) {
     for (size_t t = 0; t < p->h.S; t++) {
         double nearest = INFINITY;
         if (is_alive(&p->h, t)) continue;
-        for (size_t s = 0; s < p->h.S && p->h.rows[LNTHETA]; s++)
+        for (size_t s = 0; s < p->h.S && p->h.rows[LOG_THETA]; s++)
             if (is_alive(&p->h, s))
-                nearest = fmin(nearest, fabs((double)p->h.rows[LNTHETA][s] - (double)p->h.rows[LNTHETA][t]));
+                nearest = fmin(nearest, fabs((double)p->h.rows[LOG_THETA][s] - (double)p->h.rows[LOG_THETA][t]));
         if (nearest > most) {
             most = nearest;
             found = (int)t;
@@ -654,7 +751,7 @@ void adapt_start_alive(const Config *c, int alive, float *flat) {
         Slots h = slots_of(c, g, flat + tensors[TENSOR_mu].offset);
         for (size_t s = 0; s < h.S; s++) {
             h.rows[ALIVE][s] = 0;
-            h.rows[LNALPHA][s] = h.rows[LNALPHA0][s] = amplitude;
+            h.rows[LOG_ALPHA][s] = h.rows[LOG_REFERENCE][s] = amplitude;
         }
         for (int i = 0; i < alive; i++) h.rows[ALIVE][alive > 1 ? (size_t)i * (h.S - 1) / (size_t)(alive - 1) : 0] = 1;
     }

@@ -119,12 +119,11 @@ void start_components(float *mu, int S, const float *keys, size_t n, int d, uint
 }
 
 void start_from_file(const Config *c, float *params, const Checkpoint *other) {
-    static const int splats[] = {TENSOR_mu,    TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_alpha_reference,
-                                 TENSOR_alive, TENSOR_log_theta,     TENSOR_log_delta, TENSOR_log_far};
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
-    for (size_t i = 0; i < sizeof splats / sizeof *splats; i++) {
-        const Tensor *t = &tensors[splats[i]];
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &tensors[i];
+        if (!tensor_is_splat(i) || !t->size) continue;
         memcpy(params + t->offset, checkpoint_find(other, t->name, TYPE_F32, 3, t->shape, NULL),
                t->size * sizeof *params);
     }

@@ -1,0 +1,61 @@
+/* One run, shared by the files of this folder: train.c (the loop), save.c (checkpoints), memory.c. */
+#ifndef GSA_RUN_H
+#define GSA_RUN_H
+
+#include "../../data/loader.h"
+#include "settings.h"
+#include "train.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+    const Settings *settings;
+    const Backend *backend;
+    void *model; /* the back end's */
+    Config config;
+    Tensor tensors[NUM_TENSORS];
+    size_t total; /* numbers in a flat buffer of all tensors */
+    Tokenizer *tokenizer;
+    int mask;           /* id of [MASK] */
+    int64_t step;       /* updates done */
+    int64_t first_step; /* at which this program began: above 0 when resumed */
+    int64_t saved;      /* the last step that is on disk; -1: none */
+    /* data: the made-up stories' tokens are NULL where there are shards, val where nothing is evaluated */
+    Loader *train, *val;
+    uint16_t *train_tokens, *val_tokens;
+    int *x, *y;     /* (B, T) each: the batch at hand */
+    int *overfit_x; /* (2, B, T): --overfit-batch's x and y; NULL without that flag */
+    /* splats: adapt is NULL where there are none */
+    Adapt *adapt;
+    AdaptRules rules;
+    int64_t clamped[NUM_BOUNDS]; /* by kind, parameters that the last update put back into bounds */
+    /* what is printed and logged */
+    FILE *log;
+    char *log_path;
+    double tokens_a_step;
+    double training_time; /* seconds in training steps */
+    double recent;        /* seconds a step, averaged over about the last ten */
+} Run;
+
+/* ---- save.c */
+
+/* Dies where `out` holds checkpoints already. */
+void refuse_used_folder(const char *out);
+/* --resume: opens the newest step of --out whose two files are whole, and takes the settings from there. */
+void open_newest(Settings *s, Checkpoint **model, Checkpoint **state);
+/* Step, place in the data and AdamW's moments from a state file. */
+void restore(Run *r, const Checkpoint *state);
+/* Writes state and model of the present step; removes those that --keep does not keep. */
+void save(Run *r);
+
+/* ---- memory.c */
+
+/* Prints what the run takes. Where that is more than what is free, ends the program and says what would fit. */
+void check_memory(const Run *r);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

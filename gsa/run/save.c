@@ -1,0 +1,154 @@
+#include "run.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+/* OUT/model_00001000.bin holds the weights, the tokenizer and the record of adaptation: what infer needs, and what
+   another run may start from. OUT/state_00001000.bin holds the rest of what this run needs to go on: its settings, its
+   place in the data and AdamW's moments. */
+static char *run_path(const char *out, const char *kind, int64_t step) {
+    return xasprintf("%s/%s_%08lld.bin", out, kind, (long long)step);
+}
+
+/* Steps for which OUT holds a model file, ascending. */
+static int64_t *saved_steps(const char *out, int *count) {
+    char *pattern = xasprintf("%s/model_????????.bin", out);
+    char **files = glob_files(pattern, count);
+    int64_t *steps = (int64_t *)xmalloc((size_t)(*count + 1) * sizeof *steps);
+    for (int i = 0; i < *count; i++) steps[i] = strtoll(strrchr(files[i], '_') + 1, NULL, 10);
+    free_files(files, *count);
+    free(pattern);
+    return steps;
+}
+
+void refuse_used_folder(const char *out) {
+    int count;
+    free(saved_steps(out, &count));
+    if (count > 0)
+        die("%s holds the checkpoints of an earlier run: add --resume to go on with it, or name another folder with "
+            "--out",
+            out);
+}
+
+/* ---------------------------------------------------------------------- going on */
+
+/* The newest step in OUT whose two files are whole; dies where there is none. */
+static int64_t newest_step(const char *out) {
+    int count;
+    int64_t *steps = saved_steps(out, &count), step = -1;
+    for (int i = count - 1; i >= 0 && step < 0; i--) {
+        char *model = run_path(out, "model", steps[i]), *state = run_path(out, "state", steps[i]);
+        if (checkpoint_is_whole(model, CHECKPOINT_MODEL) && checkpoint_is_whole(state, CHECKPOINT_STATE))
+            step = steps[i];
+        else warn("step %lld in %s is not whole and is passed over", (long long)steps[i], out);
+        free(model);
+        free(state);
+    }
+    if (step < 0) die("--resume: %s holds no checkpoint to go on from; start without --resume", out);
+    free(steps);
+    return step;
+}
+
+static Checkpoint *open_step(const char *out, int kind, int64_t step) {
+    char *path = run_path(out, kind == CHECKPOINT_STATE ? "state" : "model", step);
+    Checkpoint *k = checkpoint_open(path, kind);
+    free(path);
+    return k;
+}
+
+void open_newest(Settings *s, Checkpoint **model, Checkpoint **state) {
+    if (s->init_from) die_usage("--resume and --init-from exclude each other");
+    int64_t step = newest_step(s->out), length;
+    *state = open_step(s->out, CHECKPOINT_STATE, step);
+    *model = open_step(s->out, CHECKPOINT_MODEL, step);
+    const char *text = (const char *)checkpoint_find(*state, "settings", TYPE_BYTES, 0, NULL, &length);
+    settings_from_text(s, text, (size_t)length, (*state)->path);
+    if (checkpoint_weight_type(*model) != TYPE_F32)
+        die("%s holds rounded weights, and a run goes on from its own: begin a new one with --init-from %s",
+            (*model)->path, (*model)->path);
+    s->init_from = NULL; /* the weights are the run's own now */
+}
+
+void restore(Run *r, const Checkpoint *state) {
+    int64_t four = 4;
+    const int64_t *position = (const int64_t *)checkpoint_find(state, "position", TYPE_I64, 1, &four, NULL);
+    LoaderState at = {(uint64_t)position[1], (uint64_t)position[2]};
+    r->step = r->first_step = r->saved = position[0];
+    if ((uint64_t)position[3] != loader_tokens(r->train) || at.window > loader_windows(r->train))
+        die("%s: the training data has %llu tokens now and had %lld then; put the old shards back or start anew with "
+            "--init-from",
+            state->path, (unsigned long long)loader_tokens(r->train), (long long)position[3]);
+    loader_set_state(r->train, at);
+    float *flat = (float *)xcalloc(r->total, sizeof *flat);
+    checkpoint_read_tensors(state, "adam_m.", flat);
+    r->backend->write(r->model, BUFFER_ADAM_M, flat);
+    checkpoint_read_tensors(state, "adam_v.", flat);
+    r->backend->write(r->model, BUFFER_ADAM_V, flat);
+    free(flat);
+    printf("going on from step %lld of %lld\n", (long long)r->step, (long long)r->settings->steps);
+}
+
+/* ---------------------------------------------------------------------- saving */
+
+static void save_state(Run *r) {
+    Entry entries[2 * NUM_TENSORS + 2];
+    const void *data[2 * NUM_TENSORS + 2];
+    int n = 0;
+    char *path = run_path(r->settings->out, "state", r->step), *settings = settings_text(r->settings);
+    LoaderState at = loader_state(r->train);
+    int64_t position[] = {r->step, (int64_t)at.epoch, (int64_t)at.window, (int64_t)loader_tokens(r->train)};
+    int64_t length = sizeof position / sizeof *position, settings_length = (int64_t)strlen(settings);
+    /* copies, because what a back end hands out is valid only until its next read */
+    float *m = (float *)xmalloc(2 * r->total * sizeof *m), *v = m + r->total;
+    memcpy(m, r->backend->read(r->model, BUFFER_ADAM_M), r->total * sizeof *m);
+    memcpy(v, r->backend->read(r->model, BUFFER_ADAM_V), r->total * sizeof *v);
+    data[n] = settings;
+    entries[n++] = checkpoint_entry("settings", TYPE_BYTES, 1, &settings_length);
+    data[n] = position;
+    entries[n++] = checkpoint_entry("position", TYPE_I64, 1, &length);
+    checkpoint_add_tensors(&r->config, "adam_m.", m, entries, data, &n);
+    checkpoint_add_tensors(&r->config, "adam_v.", v, entries, data, &n);
+    checkpoint_write(path, CHECKPOINT_STATE, &r->config, r->step, entries, data, n);
+    free(m);
+    free(settings);
+    free(path);
+}
+
+static void save_model(Run *r) {
+    Entry entries[NUM_TENSORS + 1 + ADAPT_ENTRIES];
+    const void *data[NUM_TENSORS + 1 + ADAPT_ENTRIES];
+    int n = 0;
+    size_t bytes;
+    void *tokenizer = tokenizer_to_memory(r->tokenizer, &bytes);
+    int64_t length = (int64_t)bytes;
+    char *path = run_path(r->settings->out, "model", r->step);
+    data[n] = tokenizer;
+    entries[n++] = checkpoint_entry("tokenizer", TYPE_BYTES, 1, &length);
+    checkpoint_add_tensors(&r->config, "", r->backend->read(r->model, BUFFER_PARAMS), entries, data, &n);
+    if (r->adapt) adapt_add_entries(r->adapt, entries, data, &n);
+    checkpoint_write(path, CHECKPOINT_MODEL, &r->config, r->step, entries, data, n);
+    printf("saved %s\n", path);
+    free(tokenizer);
+    free(path);
+}
+
+static void remove_old(const Run *r) {
+    int count;
+    int64_t *steps = saved_steps(r->settings->out, &count);
+    for (int i = 0; r->settings->keep > 0 && i < count - r->settings->keep; i++) {
+        char *model = run_path(r->settings->out, "model", steps[i]),
+             *state = run_path(r->settings->out, "state", steps[i]);
+        unlink(model);
+        unlink(state);
+        free(model);
+        free(state);
+    }
+    free(steps);
+}
+
+void save(Run *r) {
+    save_state(r);
+    save_model(r); /* last: a step is looked for by its model, and counts when both files are whole */
+    remove_old(r);
+    r->saved = r->step;
+}

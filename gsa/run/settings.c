@@ -1,0 +1,276 @@
+#include "settings.h"
+
+#include <stdlib.h>
+
+/* ---------------------------------------------------------------------- the table */
+
+static const char usage[] = "usage: %s [flags]\n"
+                            "Trains a GPT whose attention heads are standard or Gaussian Splat Attention. Without "
+                            "flags: a small hybrid model on\n"
+                            "made-up stories, checkpoints in runs/default. Defaults stand in brackets.\n"
+                            "MFU of a GPU's step line: tokens/s x operations a token / the card's peak.\n";
+
+#define ROOM(name, heading)
+#define X(kind, field, flag, value, ...) .field = value,
+static const Settings defaults = {SETTINGS(ROOM, X)};
+#undef ROOM
+#undef X
+
+typedef struct {
+    FlagKind kind;
+    const char *flag;
+    size_t field; /* offset in Settings */
+    double low, high;
+    const char *choices;
+    int model; /* offset in Config, or NONE */
+    int attributes;
+    const char *help;
+    const char *room; /* of a heading: its short name */
+} Setting;
+
+#define RANGE(low, high) low, high, NULL
+#define CHOICES(list) 0, 0, list
+#define ANY(what) 0, 0, what
+#define NO_VALUE 0, 0, NULL
+#define MODEL(field) (int)offsetof(Config, field)
+#define NONE -1
+#define ROOM(name, heading) {FLAG_ROOM, NULL, 0, NO_VALUE, NONE, 0, heading, #name},
+#define X(kind, field, flag, value, values, model, attributes, help) \
+    {FLAG_##kind, flag, offsetof(Settings, field), values, model, attributes, help, NULL},
+static const Setting table[NUM_SETTINGS] = {SETTINGS(ROOM, X)};
+#undef ROOM
+#undef X
+
+/* flags[NUM_SETTINGS] stays empty: it ends the list for flags.h. */
+static void make_flags(Settings *s) {
+    *s = defaults;
+    for (int i = 0; i < NUM_SETTINGS; i++) {
+        const Setting *t = &table[i];
+        Flag f = {t->kind, t->flag, (char *)s + t->field, t->low, t->high, t->choices, t->help, false};
+        s->flags[i] = f;
+    }
+}
+
+/* ---------------------------------------------------------------------- the command line */
+
+/* From "every=20" to the text of all rules, so that a state file says what the defaults were. path: where the text came
+   from; NULL: the command line. */
+static void complete_rules(Settings *s, const char *path) {
+    AdaptRules rules = adapt_rules_default();
+    char *wrong = s->adapt_rules ? adapt_rules_read(&rules, s->adapt_rules) : NULL;
+    if (wrong && path) die("%s: %s", path, wrong);
+    if (wrong) die_usage("%s", wrong);
+    s->adapt_rules = adapt_rules_text(&rules);
+}
+
+void settings_from_command_line(Settings *s, int argc, char **argv) {
+    make_flags(s);
+    char *help = xasprintf(usage, argv[0]);
+    if (parse_flags(s->flags, argc, argv, help) > 0) die_usage("'%s' is not a flag; --help lists them all", argv[1]);
+    free(help);
+    for (int i = 0; i < NUM_SETTINGS; i++)
+        if (table[i].kind == FLAG_TEXT && is_given(s, i) && strchr(*(const char **)s->flags[i].value, '\n'))
+            die_usage("--%s holds a line break, and state files store each setting in one line: rename the file or "
+                      "folder",
+                      table[i].flag);
+    if (is_given(s, SETTING_adapt_rules) || !s->resume) complete_rules(s, NULL); /* else the state file has them */
+}
+
+/* ---------------------------------------------------------------------- settings in files */
+
+char *settings_text(const Settings *s) {
+    char *text = xstrdup("");
+    for (int i = 0; i < NUM_SETTINGS; i++) {
+        if (table[i].kind == FLAG_ROOM || table[i].attributes & UNSAVED) continue;
+        char *value = flag_text(&s->flags[i]), *longer = xasprintf("%s%s=%s\n", text, table[i].flag, value);
+        free(value);
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
+/* One line of the text. The value is kept: the flag points at it. */
+static void take_setting(Settings *s, const char *name, const char *value, const char *path) {
+    char error[256];
+    Flag *f = find_flag(s->flags, name);
+    if (!f) die("%s: unknown setting '%.60s'; it was written by another version of this program", path, name);
+    if (f->given) {
+        char *given = flag_text(f);
+        if (!(table[f - s->flags].attributes & FREE) && strcmp(given, value) != 0)
+            die("--%s %s contradicts the run to be resumed, where it is '%s' (%s); leave it out, or start a new "
+                "run with --init-from",
+                name, given, value, path);
+        free(given);
+    } else if (*value && !set_flag(f, value, error)) die("%s: %s", path, error);
+}
+
+void settings_from_text(Settings *s, const char *text, size_t bytes, const char *path) {
+    char *copy = (char *)xmalloc(bytes + 1); /* never freed: settings point into it */
+    memcpy(copy, text, bytes);
+    copy[bytes] = 0;
+    char *old_rules = NULL; /* --adapt-rules was once a flag for each rule: --adapt-every and so on */
+    bool splat_lr = false;
+    for (char *line = copy, *next; *line; line = next) {
+        next = line + strcspn(line, "\n");
+        if (*next) *next++ = 0;
+        char *value = strchr(line, '=');
+        if (!value) die("%s is damaged: its settings hold '%.60s', which is no name=value", path, line);
+        *value++ = 0;
+        if (strncmp(line, "adapt-", 6) == 0 && adapt_is_rule(line + 6)) {
+            char *before = old_rules;
+            old_rules = xasprintf("%s%s%s=%s", before ? before : "", before ? "," : "", line + 6, value);
+            free(before);
+        } else take_setting(s, line, value, path);
+        splat_lr = splat_lr || strcmp(line, "splat-lr") == 0;
+    }
+    if (old_rules) take_setting(s, "adapt-rules", old_rules, path);
+    if (!is_given(s, SETTING_adapt_rules)) complete_rules(s, path);
+    free(old_rules);
+    /* a run that began before there was a --splat-lr: its splats learned at this rate */
+    if (!splat_lr && !is_given(s, SETTING_splat_lr)) s->splat_lr = 10 * s->lr;
+}
+
+void print_settings(const Settings *s, FILE *log, int64_t step) {
+    fprintf(log, "s:%lld cfg:1", (long long)step);
+    int column = 0;
+    for (int i = 0; i < NUM_SETTINGS; i++) {
+        if (table[i].kind == FLAG_ROOM) {
+            column = printf("%s%-13s ", i ? "\n" : "", table[i].room) - (i > 0);
+            continue;
+        }
+        char *value = flag_text(&s->flags[i]);
+        if (value[0] && strcmp(value, "no") != 0) {
+            if (column > 90) column = printf("\n%14s", "") - 1;
+            column += printf("%s %s  ", table[i].flag, value);
+            fprintf(log, " %s=%s", table[i].flag, value);
+        }
+        free(value);
+    }
+    printf("\n");
+    fprintf(log, "\n");
+}
+
+/* ---------------------------------------------------------------------- what the flags leave open */
+
+/* The single flags win over --preset, and that over --depth. */
+void resolve_shape(Settings *s) {
+    static const struct {
+        const char *name;
+        int64_t layers, heads, channels;
+    } presets[] = {{"gpt2-124m", 12, 12, 768}, {"gpt2-350m", 24, 16, 1024}, {"gpt2-774m", 36, 20, 1280}};
+    int64_t layers = s->depth, heads = s->depth, channels = 64 * s->depth;
+    if (s->preset && is_given(s, SETTING_depth)) die_usage("--depth and --preset both set the shape: give one of them");
+    for (size_t i = 0; s->preset && i < sizeof presets / sizeof *presets; i++)
+        if (strcmp(presets[i].name, s->preset) == 0) {
+            layers = presets[i].layers;
+            heads = presets[i].heads;
+            channels = presets[i].channels;
+            if (!is_given(s, SETTING_seq)) s->seq = 1024;
+        }
+    if (!s->layers) s->layers = layers;
+    if (!s->heads) s->heads = heads;
+    if (!s->channels) s->channels = channels;
+}
+
+/* Mixer, envelope and number of splats depend on each other and on the kind of attention. */
+static void resolve_splats(Settings *s) {
+    if (!s->mixer) s->mixer = strcmp(s->attention, "extend") == 0 ? "linear" : "softmax";
+    bool linear = strcmp(s->mixer, "linear") == 0;
+    if (linear && is_given(s, SETTING_splat_amplitude))
+        die_usage("--splat-amplitude is for softmax; the linear mixer divides by the sum of its weights");
+    if (!s->envelope) s->envelope = linear ? "raised" : "cosine";
+    int64_t d = s->heads > 0 && s->channels % s->heads == 0 ? s->channels / s->heads : 0; /* size of a head */
+    if (!s->splats) s->splats = linear ? 16 : strcmp(s->envelope, "cosine") == 0 ? d / 2 : d;
+    if (s->splats_alive > s->splats)
+        die_usage("--splats-alive %lld: a head has %lld splats", (long long)s->splats_alive, (long long)s->splats);
+}
+
+static double six_digits(double x) { /* the number that is printed is the number that is used */
+    char text[32];
+    snprintf(text, sizeof text, "%.6g", x);
+    return strtod(text, NULL);
+}
+
+/* The smaller the model, the larger its rate: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Splats' scalars are
+   logarithms, so their best rate does not depend on the model's size; above 0.01 some seeds end far worse than others
+   (dev/LOG.md). */
+void resolve_rates(Settings *s, const Config *c) {
+    bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0;
+    if (!scalars && is_given(s, SETTING_splat_lr))
+        die_usage("--splat-lr is for splats and gains, and this model has neither");
+    if (!is_given(s, SETTING_lr)) s->lr = six_digits(0.384 / c->C);
+    if (!is_given(s, SETTING_min_lr)) s->min_lr = six_digits(s->lr / 10);
+    if (!is_given(s, SETTING_splat_lr)) s->splat_lr = scalars ? six_digits(fmin(10 * s->lr, 0.01)) : 0;
+}
+
+/* ---------------------------------------------------------------------- the model's configuration */
+
+static int *config_field(Config *c, const Setting *t) { return (int *)((char *)c + t->model); }
+
+/* --unbounded: bit b for bound b. */
+static int bounds_off(const char *list) {
+    int bits = 0;
+    for (const char *p = list; p && *p; p += strcspn(p, ","), p += *p == ',') {
+        char word[16];
+        snprintf(word, sizeof word, "%.*s", (int)strcspn(p, ","), p);
+        int bound = choice_index(BOUND_CHOICES, word);
+        if (bound < 0) die_usage("--unbounded takes any of %s, separated by commas, not '%.40s'", BOUND_CHOICES, list);
+        bits |= 1 << bound;
+    }
+    return bits;
+}
+
+Config make_config(Settings *s, const Tokenizer *t) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    bool splats = strcmp(s->attention, "standard") != 0;
+    if (strcmp(s->attention, "extend") == 0 && !is_given(s, SETTING_window)) s->window = 64;
+    if (splats) resolve_splats(s);
+    for (int i = 0; i < NUM_SETTINGS; i++) {
+        const Flag *f = &s->flags[i];
+        if (table[i].attributes & SPLATS && !splats) { /* its field stays 0, whatever the flag's default */
+            if (f->given) die_usage("--%s is for splats, and --attention standard has none", f->name);
+        } else if (table[i].model != NONE)
+            *config_field(&c, &table[i]) = f->kind == FLAG_CHOICE   ? choice_index(f->choices, *(const char **)f->value)
+                                           : f->kind == FLAG_SWITCH ? *(bool *)f->value
+                                                                    : (int)*(int64_t *)f->value;
+    }
+    if (splats) c.unbounded = bounds_off(s->unbounded);
+    c.T = (int)s->seq;
+    c.V = tokenizer_vocab_size(t);
+    /* Vp: the next multiple of 128. An encoder's [MASK] that is not in the vocabulary is the first row behind it. */
+    int rows = c.objective == OBJECTIVE_MLM && tokenizer_mask(t) == c.V ? c.V + 1 : c.V;
+    c.Vp = (rows + 127) / 128 * 128;
+    const char *wrong = config_head_map(&c, s->gsa_heads);
+    if (!wrong) wrong = config_check(&c);
+    if (wrong) die_usage("%s", wrong);
+    return c;
+}
+
+Config config_from_file(Settings *s, const Checkpoint *k) {
+    Config c = k->config;
+    for (int i = 0; i < NUM_SETTINGS; i++) {
+        Flag *f = &s->flags[i];
+        if (table[i].attributes & NEW_MODEL) {
+            if (f->given)
+                die_usage("--%s does not go with --init-from: shape and splats are those of %s", f->name, k->path);
+        } else if (table[i].model != NONE) {
+            char value[64], error[256], *text = flag_text(f);
+            int field = *config_field(&c, &table[i]);
+            if (f->kind == FLAG_CHOICE) choice_name(f->choices, field, value, sizeof value);
+            else if (f->kind == FLAG_SWITCH) strcpy(value, field ? "yes" : "no");
+            else snprintf(value, sizeof value, "%d", field);
+            if (f->given && strcmp(text, value) != 0)
+                die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
+            /* a choice is a copy, because the flag points at it */
+            if (!set_flag(f, f->kind == FLAG_CHOICE ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
+            free(text);
+        }
+    }
+    if (!is_given(s, SETTING_seq)) s->seq = c.T;
+    if (s->seq != c.T && c.position != POSITION_ROPE)
+        die_usage("--seq %lld: %s has learned positions for %d tokens and no others", (long long)s->seq, k->path, c.T);
+    c.T = (int)s->seq;
+    return c;
+}
