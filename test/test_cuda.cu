@@ -798,8 +798,8 @@ static void check_tangents(const CudaModel *g, const float *qkv, const float *dq
     CudaSizes z = g->sizes;
     size_t A = z.A;
     for (size_t h = 0; h < z.NH && !g->config.raw; h++) {
-        int kind_of_head = config_head_kind(config, 0, (int)h);
-        if ((kind_of_head == HEAD_STANDARD || kind_of_head == HEAD_EXTEND) && config->position == POSITION_LEARNED)
+        int kind_of_head = config_head_kind(&g->config, 0, (int)h);
+        if ((kind_of_head == HEAD_STANDARD || kind_of_head == HEAD_EXTEND) && g->config.position == POSITION_LEARNED)
             continue;
         double dots = 0, sizes = 0;
         for (size_t i = 0; i < N; i++) {
