@@ -706,6 +706,29 @@ check "resume passes over a step that is not whole" \
     sh -c "$train --resume --out '$dir/n' 2>&1 | grep 'from step 10 of 20' && \
     cmp '$dir/n/model_00000020.bin' '$dir/a/model_00000020.bin'"
 
+# ---- gains of standard heads: trained, resumed; files of before they were known; where they make no sense
+gain="$tiny --gain head --steps 20 --eval-every 10 --save-every 10 --keep 0 --lr 1e-2"
+check "train with gains" $train $gain --out "$dir/ga" --threads 2
+check "gains: one thread" sh -c "$train $gain --out '$dir/gb' --threads 1 &&
+    cmp '$dir/ga/model_00000020.bin' '$dir/gb/model_00000020.bin'"
+mkdir "$dir/gc" && cp "$dir"/ga/*_00000010.bin "$dir/gc"
+check "gains: resumed" sh -c "$train --resume --out '$dir/gc' &&
+    cmp '$dir/ga/model_00000020.bin' '$dir/gc/model_00000020.bin' &&
+    cmp '$dir/ga/state_00000020.bin' '$dir/gc/state_00000020.bin'"
+check "gains: standard attention has a rate for them" $train $tiny --attention standard --gain head --splat-lr 0.02 \
+    --steps 2 --out "$dir/gs"
+"$train" $tiny --attention standard --gain head --splat-lr 0 --steps 2 --out "$dir/gz" >/dev/null
+check "and learns by it" sh -c "! cmp -s '$dir/gs/model_00000002.bin' '$dir/gz/model_00000002.bin'"
+check "gains: the file says so" sh -c "$train --init-from '$dir/ga/model_00000020.bin' --gain head --steps 1 \
+    --sample-every 0 --out '$dir/gi'"
+refuse "gains: not those of the file" 2 "--gain" $train --init-from "$dir/ga/model_00000020.bin" --gain none \
+    --out "$dir/x"
+refuse "gains without unit vectors" 2 "--pos learned" $train $tiny --pos learned --gain head --out "$dir/x"
+refuse "gains without standard heads" 2 "--gain" $train $tiny --attention gsa --gain head --out "$dir/x"
+cp "$dir/a/model_00000020.bin" "$dir/v2.bin" && patch "$dir/v2.bin" 4 '\002'
+check "a file of before gains is read" sh -c "$infer perplexity '$dir/v2.bin' README.md >'$dir/v2' 2>/dev/null &&
+    $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v2'"
+
 # ---- a full disk while saving: one sentence, and the last good checkpoint survives
 rm -rf "$dir/f" && mkdir "$dir/f" && cp "$dir"/a/*_00000010.bin "$dir/f"
 refuse "full disk" 1 "cannot write" sh -c "ulimit -f 100; exec $train --resume --out '$dir/f'"

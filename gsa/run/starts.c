@@ -123,7 +123,8 @@ void start_from_file(const Config *c, float *params, const Checkpoint *other) {
     model_tensors(c, tensors);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &tensors[i];
-        if (!tensor_is_splat(i) || !t->size) continue;
+        if (!tensor_is_splat(i)) continue;
+        if (!t->size && !checkpoint_has(other, t->name)) continue; /* neither model has it */
         memcpy(params + t->offset, checkpoint_find(other, t->name, TYPE_F32, 3, t->shape, NULL),
                t->size * sizeof *params);
     }
