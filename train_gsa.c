@@ -4,7 +4,8 @@
    In this file: the network's arithmetic, every layer forward and backward, and nothing else. Reading order:
      matrix products -> encoder -> layernorm -> gelu, residual -> matmul -> feature maps: rope and splats ->
      the two mixers: attention and scan -> classifier -> the model: forward, backward, update -> main
-   Elsewhere: what a model is (gsa/model.h: configuration and parameter table), what a run does (gsa/run/train.c).
+   Elsewhere: what a model is (gsa/model.h: configuration and parameter table), what a run does (gsa/run/train.c), and
+   the mathematics (dev/MODEL.md: the equations whose numbers stand in comments, and how each gradient follows).
 
    Conventions: B sequences of T tokens, C channels, NH heads of size HS = C / NH, V tokens in the vocabulary padded to
    Vp, S splats a head. x_forward(out, in, weights, sizes), x_backward(d..., ...): gradients of parameters are added to,
