@@ -29,6 +29,7 @@ static const char *const input_names[] = {"qkv",       "mu",        "log_precisi
 typedef struct {
     size_t T, HS, S, P, W;  /* W: the window of the near part; 0: the head has none */
     bool far, causal, rope; /* far: the head has splats; rope: of the near part's q and k */
+    double gain;            /* of the near part's logits */
     int covariance, envelope;
     size_t n[NUM_INPUTS];
     double *x[NUM_INPUTS];
@@ -52,6 +53,7 @@ static Head make_head(size_t T, size_t HS, size_t S, int covariance, int envelop
               .far = far,
               .causal = causal,
               .rope = true,
+              .gain = 1,
               .covariance = covariance,
               .envelope = envelope};
     h.P = covariance == COVARIANCE_ISO ? 1 : covariance == COVARIANCE_DIAG ? HS : HS * (HS + 1) / 2;
@@ -163,7 +165,7 @@ static void formula(const Head *h, double *out, double *lse) {
                     dot += c * (a[k] * b[k] + a[d / 2 + k] * b[d / 2 + k]) -
                            sine * (a[d / 2 + k] * b[k] - a[k] * b[d / 2 + k]);
                 }
-                z[j] = (h->rope ? (double)d : 1) * dot / sqrt((double)d);
+                z[j] = h->gain * (h->rope ? (double)d : 1) * dot / sqrt((double)d);
             } else if (h->far) {
                 double weight = 0;
                 double half = 0;
@@ -755,6 +757,7 @@ static void test_model_heads(size_t mode) {
                                                  : T,
                                splats, causal, 17);
             h.rope = c.position != POSITION_LEARNED;
+            if (c.gain && h.W) h.gain = exp((double)m->p.log_gain[extend ? l * z.NH + n : l * z.NH + n - g]);
             const real *from[NUM_INPUTS] = {NULL,           m->p.mu,        m->p.log_precision, m->p.log_alpha,
                                             m->p.log_theta, m->p.log_delta, m->p.log_far};
             for (int k = MU; k < NUM_INPUTS && splats; k++)
