@@ -713,5 +713,30 @@ check "the good checkpoint is whole and nothing half is left" \
     sh -c "cmp '$dir/f/model_00000010.bin' '$dir/a/model_00000010.bin' && [ \$(ls '$dir/f' | wc -l) = 3 ]"
 check "and can be resumed" $train --resume --out "$dir/f"
 
+# ---- stopped again and again at random moments, by each signal in turn, a run ends as one that was never stopped
+stopped="--depth 2 --seq 64 --batch 4 --vocab 300 --steps 120 --eval-every 0 --sample-every 0 --save-every 0 --threads 2"
+check "a run that is never stopped" $train $stopped --out "$dir/whole"
+moments=$(awk 'BEGIN { srand(7); for (i = 0; i < 12; i++) printf "%.2f ", 0.3 + 0.5 * rand() }')
+wrong= stops=0
+for moment in $moments; do
+    case $((stops % 3)) in 0) signal=INT ;; 1) signal=TERM ;; *) signal=HUP ;; esac
+    resume=$(ls "$dir"/stopped/model_*.bin >/dev/null 2>&1 && echo --resume)
+    $train $stopped $resume --out "$dir/stopped" >"$dir/out" 2>&1 &
+    pid=$!
+    sleep "$moment"
+    kill -$signal $pid 2>/dev/null || { wait $pid && break; } # it came to its end
+    wait $pid
+    status=$?
+    [ $status -eq 130 ] || [ $status -eq 0 ] || wrong="$wrong $signal:$status"
+    stops=$((stops + 1))
+done
+if [ -z "$wrong" ] && [ $stops -gt 0 ]; then pass; else fail "stopped $stops times:$wrong $(tail -n 2 "$dir/out")"; fi
+check "the stopped run's end" sh -c "$train --resume --out '$dir/stopped' &&
+    cmp '$dir/stopped/model_00000120.bin' '$dir/whole/model_00000120.bin' &&
+    cmp '$dir/stopped/state_00000120.bin' '$dir/whole/state_00000120.bin'"
+check "a reader of the screen that goes away" sh -c "$train $tiny --steps 40 --out '$dir/gone' | head -n 3 &&
+    for i in \$(seq 60); do [ -f '$dir/gone/model_00000040.bin' ] || sleep 0.5; done &&
+    [ -f '$dir/gone/model_00000040.bin' ] && grep -q '^s:40 trl' '$dir/gone/main.log'"
+
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

@@ -10,7 +10,9 @@
 #include "starts.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
 #ifdef _OPENMP
@@ -495,19 +497,32 @@ static void train_step(Run *r) {
 
 /* ---------------------------------------------------------------------- the loop */
 
-static volatile sig_atomic_t interrupted;
+static atomic_bool looping;    /* there is something to save, and the loop looks at the next */
+static atomic_int interrupted; /* the signal that asked for the end; 0: none */
 
-static void on_signal(int number) {
-    if (interrupted) _exit(130); /* asked twice */
-    interrupted = number;
+static void *wait_for_signals(void *signals) {
+    for (int number; sigwait((const sigset_t *)signals, &number) == 0;)
+        if (!looping || atomic_exchange(&interrupted, number)) _exit(130); /* nothing to save, or asked twice */
+    return NULL;
 }
 
+/* A thread waits for the signals that ask for the end, and they are blocked in all others: so this comes before the
+   first parallel region. No handler may ever run on the stack of a thread that computes: oneDNN's matrix products keep
+   data below the stack pointer, where a handler would overwrite them. */
 static void catch_signals(void) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    static sigset_t signals;
+    pthread_t thread;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    signal(SIGINT, SIG_DFL); /* a shell's background jobs begin with this one ignored, and kill -INT should save */
+    struct sigaction old;
+    if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaddset(&signals, SIGHUP); /* not by nohup */
+    signal(SIGPIPE, SIG_IGN); /* the run outlives a reader of its screen, such as head */
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
+    int error = pthread_create(&thread, NULL, wait_for_signals, &signals);
+    if (error) die("cannot start a thread: %s", strerror(error));
+    pthread_detach(thread);
 }
 
 static void print_end(const Run *r) {
@@ -529,7 +544,7 @@ static bool is_due(const Run *r, int64_t every) {
 static int train_loop(Run *r) {
     const Settings *s = r->settings;
     bool samples = r->config.objective == OBJECTIVE_LM;
-    catch_signals();
+    looping = true;
     while (!interrupted) {
         if (r->val && is_due(r, s->eval_every)) evaluation(r);
         if (samples && r->step > r->first_step && is_due(r, s->sample_every)) print_sample(r);
@@ -650,6 +665,7 @@ int train(int argc, char **argv, const Backend *backend) {
     run.saved = -1;
 
     program_name(argv[0]);
+    catch_signals();
     settings_from_command_line(&settings, argc, argv);
     open_checkpoints(&settings, &start, &state);
     use_threads(settings.threads);
