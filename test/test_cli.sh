@@ -738,5 +738,39 @@ check "a reader of the screen that goes away" sh -c "$train $tiny --steps 40 --o
     for i in \$(seq 60); do [ -f '$dir/gone/model_00000040.bin' ] || sleep 0.5; done &&
     [ -f '$dir/gone/model_00000040.bin' ] && grep -q '^s:40 trl' '$dir/gone/main.log'"
 
+# ---- folders' names are never patterns; a pattern that is a file's exact name is that file
+for folder in 'run[1]' 'a*' 'b?' 'c\d'; do
+    out="$dir/names/$folder"
+    check "a folder called $folder" $train $tiny --steps 2 --save-every 1 --keep 1 --out "$out"
+    check "$folder: one checkpoint is kept" test ! -e "$out/model_00000001.bin" -a -e "$out/model_00000002.bin"
+    refuse "$folder: in use" 1 "--resume" $train $tiny --steps 2 --out "$out"
+    check "$folder: goes on" $train --resume --out "$out"
+done
+
+# ---- standard streams that are closed: what is meant for them gets into no other file
+check "standard output is closed" sh -c "$train $tiny --steps 2 --out '$dir/closed' >&- &&
+    ! grep -v '^s:' '$dir/closed/main.log'"
+check "all three are closed" sh -c "$train $tiny --steps 2 --out '$dir/closed3' <&- >&- 2>&- &&
+    ! grep -v '^s:' '$dir/closed3/main.log'"
+
+# ---- only regular files are replaced: links stay links, pipes and devices are written
+$make_stories --bytes 2k --out "$dir/plain.txt" 2>/dev/null
+echo old >"$dir/target" && ln -s target "$dir/link" && ln -s nowhere "$dir/hanging" && mkfifo "$dir/fifo"
+check "through a symbolic link" sh -c "$make_stories --bytes 2k --out '$dir/link' && [ -L '$dir/link' ] &&
+    cmp '$dir/target' '$dir/plain.txt' && [ ! -e '$dir/target.tmp' ]"
+check "through a link to a new file" sh -c "$make_stories --bytes 2k --out '$dir/hanging' && [ -L '$dir/hanging' ] &&
+    cmp '$dir/nowhere' '$dir/plain.txt'"
+cat "$dir/fifo" >"$dir/from_fifo" &
+check "into a pipe" sh -c "timeout 20 $make_stories --bytes 2k --out '$dir/fifo' && [ -p '$dir/fifo' ]"
+[ -p "$dir/fifo" ] || kill $!
+wait $!
+check "out of the pipe" cmp "$dir/from_fifo" "$dir/plain.txt"
+ln -s /dev/null "$dir/null" # where root may write /dev, a mistake would replace a link only
+check "into a device" sh -c "$make_stories --bytes 2k --out '$dir/null' && [ -L '$dir/null' ] && [ -c /dev/null ]"
+ln -s /dev/full "$dir/full"
+refuse "a full device" 1 "cannot write" $make_stories --bytes 2k --out "$dir/full"
+ln -s circle "$dir/circle"
+refuse "links in a circle" 1 "symbolic links" $make_stories --bytes 2k --out "$dir/circle"
+
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
