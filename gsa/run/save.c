@@ -1,5 +1,6 @@
 #include "run.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -41,6 +42,33 @@ void refuse_used_folder(const char *out) {
         die("%s holds the checkpoints of an earlier run: add --resume to go on with it, or name another folder with "
             "--out",
             out);
+}
+
+static bool is_leftover(const char *out, const char *name) {
+    size_t n = strlen(name);
+    int64_t step = step_of(name, "state");
+    if (step < 0) { /* whose temporary file? */
+        char *whole = n > 4 && strcmp(name + n - 4, ".tmp") == 0 ? xasprintf("%.*s", (int)n - 4, name) : xstrdup("");
+        bool temporary = step_of(whole, "state") >= 0 || step_of(whole, "model") >= 0;
+        free(whole);
+        return temporary;
+    }
+    char *model = run_path(out, "model", step);
+    bool alone = access(model, F_OK) != 0;
+    free(model);
+    return alone;
+}
+
+void remove_leftovers(const char *out) {
+    int count;
+    char **names = folder_files(out, &count);
+    for (int i = 0; i < count; i++) {
+        if (!is_leftover(out, names[i])) continue;
+        char *path = xasprintf("%s/%s", out, names[i]);
+        if (unlink(path) != 0) warn("cannot remove %s: %s", path, strerror(errno));
+        free(path);
+    }
+    free_files(names, count);
 }
 
 /* ---------------------------------------------------------------------- going on */
