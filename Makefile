@@ -114,7 +114,7 @@ dev/infer_bench.libs        = $(infer.libs)
 dev/logits.libs             = $(NETWORK_LIBS)
 $(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks gsa/look/picture gsa/look/report))
 
-NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc
+NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc -lpthread
 train_gsa.libs             := $(NETWORK_LIBS)
 infer.libs                 := $(NETWORK_LIBS) -lcjson
 tokenizer/train_bpe.libs   := -lutf8proc -lcjson

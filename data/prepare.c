@@ -68,6 +68,25 @@ static void remove_new_shards(void) {
         }
 }
 
+static char *lock_path;
+static void remove_lock(void) { unlink(lock_path); }
+
+/* PREFIX.lock is there for as long as shards of this prefix are being made. Who is killed leaves the file, but no
+   lock. */
+static void lock_prefix(void) {
+    struct stat held, there;
+    lock_path = xasprintf("%s.lock", prefix);
+    for (;;) {
+        FILE *f = xfopen(lock_path, "a"); /* stays open */
+        lock_file(f, prefix);
+        /* the process before us may have removed the file between our opening and locking it */
+        bool same = fstat(fileno(f), &held) == 0 && stat(lock_path, &there) == 0 && held.st_ino == there.st_ino;
+        if (same) break;
+        fclose(f);
+    }
+    atexit(remove_lock);
+}
+
 static void close_shard(Split *p) {
     if (p->writer) shard_close(p->writer);
     p->writer = NULL;
@@ -110,6 +129,7 @@ static void publish_shards(void) {
             free(to);
         }
     complete = true;
+    sync_folder_of(prefix);
     if (stale > 0) printf("removed %d more shard%s of an earlier run of this name\n", stale, stale == 1 ? "" : "s");
 }
 
@@ -349,8 +369,9 @@ int main(int argc, char **argv) {
         make_folder(folder);
         free(folder);
     }
+    lock_prefix();
     remove_new_shards();
-    atexit(remove_new_shards);
+    atexit(remove_new_shards);                              /* runs before the lock is removed */
     struct sigaction action = {.sa_handler = on_interrupt}; /* without SA_RESTART, so that a read that waits ends too */
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);

@@ -19,7 +19,8 @@ static bool is_choice(const char *choices, const char *text) {
 
 bool set_flag(Flag *f, const char *text, char *error) {
     char *end = NULL;
-    double number = 0;
+    double number = 0, high = f->kind == FLAG_INT ? 9e15 : INFINITY,
+           low = -high; /* whole numbers up to there are exact */
     switch (f->kind) {
     case FLAG_ROOM: break;
     case FLAG_SWITCH:
@@ -39,14 +40,18 @@ bool set_flag(Flag *f, const char *text, char *error) {
                 end++;
             }
         }
-        if (end == text || *end || !isfinite(number) ||
-            (f->kind == FLAG_INT && (number != floor(number) || fabs(number) > 9e15))) {
+        if (end == text || *end || isnan(number) ||
+            (f->kind == FLAG_INT ? number != floor(number) : !isfinite(number))) {
             snprintf(error, 256, "--%s needs %s, not '%.60s'", f->name,
                      f->kind == FLAG_INT ? "a whole number" : "a number", text);
             return false;
         }
-        if (f->low < f->high && (number < f->low || number > f->high)) {
-            snprintf(error, 256, "--%s must be between %.10g and %.10g, not %.60s", f->name, f->low, f->high, text);
+        if (f->low < f->high) {
+            low = f->low;
+            high = f->high;
+        }
+        if (number < low || number > high) {
+            snprintf(error, 256, "--%s must be between %.16g and %.16g, not %.60s", f->name, low, high, text);
             return false;
         }
         if (f->kind == FLAG_INT) *(int64_t *)f->value = (int64_t)number;
@@ -154,6 +159,7 @@ int parse_flags(Flag *flags, int argc, char **argv, const char *usage) {
             if (i + 1 == argc) die_usage("--%s needs a value; --help says which", f->name);
             text = argv[++i];
         }
+        if (!*text) die_usage("--%s needs a value that is not empty; leave it out otherwise", f->name);
         if (!set_flag(f, text, error)) die_usage("%s", error);
         f->given = true;
     }

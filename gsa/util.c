@@ -1,6 +1,8 @@
 #include "util.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <glob.h>
 #include <math.h>
 #include <signal.h>
@@ -21,6 +23,8 @@ static const char *program = "gsa";
 void program_name(const char *argv0) {
     const char *slash = strrchr(argv0, '/');
     program = slash ? slash + 1 : argv0;
+    for (int fd = 0; fd <= 2; fd++) /* the lowest closed one is opened, the wrong way round: its use is an error */
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0) _exit(1);
     /* at the file size limit a write then fails and is reported, where the signal would kill us */
     signal(SIGXFSZ, SIG_IGN);
 }
@@ -122,12 +126,36 @@ void xfread(void *out, size_t size, size_t count, FILE *f, const char *path) {
     die("cannot read %s: %s", path, strerror(errno));
 }
 
+/* A file between create_file and commit_file. */
+typedef struct Unfinished {
+    FILE *f;
+    char *target;    /* the file to be replaced: behind all symbolic links */
+    char *temporary; /* NULL: a device or pipe, written as it is */
+    struct Unfinished *next;
+} Unfinished;
+static Unfinished *unfinished;
+
+static void remove_unfinished(void) { /* at exit */
+    for (Unfinished *u = unfinished; u; u = u->next)
+        if (u->temporary) unlink(u->temporary);
+}
+
+static Unfinished *find_unfinished(const FILE *f) {
+    Unfinished *u = unfinished;
+    while (u && u->f != f) u = u->next;
+    return u;
+}
+
+/* u: the file, NULL where it was opened otherwise */
+GSA_NORETURN static void cannot_write(const Unfinished *u, const char *path, int error) {
+    die("cannot write %s: %s%s", path, strerror(error),
+        u && u->temporary ? "; what was there before is unchanged" : "");
+}
+
 void xfwrite(const void *in, size_t size, size_t count, FILE *f, const char *path) {
     if (fwrite(in, size, count, f) == count) return;
     int error = errno;
-    char *temporary = xasprintf("%s.tmp", path);
-    unlink(temporary); /* of create_file; where the file was opened otherwise there is none */
-    die("cannot write %s: %s; what was there before is unchanged", path, strerror(error));
+    cannot_write(find_unfinished(f), path, error);
 }
 
 int64_t file_bytes(FILE *f, const char *path) {
@@ -153,6 +181,7 @@ char *read_file(const char *path, size_t *bytes) {
 }
 
 void make_folder(const char *path) {
+    if (!*path) die("a folder needs a name; . is the present one");
     char *partial = xstrdup(path);
     for (char *p = partial + 1;; p++) {
         char c = *p;
@@ -168,8 +197,16 @@ void make_folder(const char *path) {
     free(partial);
 }
 
+static char **one_file(const char *path, int *count) {
+    char **files = (char **)xmalloc(sizeof *files);
+    files[0] = xstrdup(path);
+    *count = 1;
+    return files;
+}
+
 char **glob_files(const char *pattern, int *count) {
     glob_t found;
+    if (access(pattern, F_OK) == 0) return one_file(pattern, count);
     *count = 0;
     int status = glob(pattern, 0, NULL, &found);
     if (status == GLOB_NOMATCH) return NULL;
@@ -181,36 +218,93 @@ char **glob_files(const char *pattern, int *count) {
     return files;
 }
 
+static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+char **folder_files(const char *folder, int *count) {
+    DIR *d = opendir(folder);
+    char **files = NULL;
+    int n = 0;
+    if (!d && errno != ENOENT && errno != ENOTDIR) die("cannot read the folder %s: %s", folder, strerror(errno));
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        files = (char **)xrealloc(files, (size_t)(n + 1) * sizeof *files);
+        files[n++] = xstrdup(e->d_name);
+    }
+    if (d) closedir(d);
+    if (n) qsort(files, (size_t)n, sizeof *files, by_name);
+    *count = n;
+    return files;
+}
+
 void free_files(char **files, int count) {
     for (int i = 0; i < count; i++) free(files[i]);
     free(files);
 }
 
+/* The file that a symbolic link names, however many links there are; it need not exist. */
+static char *behind_links(const char *path) {
+    char *name = xstrdup(path), to[4096];
+    for (int links = 0;; links++) {
+        ssize_t n = readlink(name, to, sizeof to);
+        if (n < 0) return name; /* no link */
+        if (links == 40 || n == (ssize_t)sizeof to) die("cannot write %s: its symbolic links lead nowhere", path);
+        const char *slash = to[0] == '/' ? NULL : strrchr(name, '/');
+        char *next = xasprintf("%.*s%.*s", slash ? (int)(slash - name + 1) : 0, name, (int)n, to);
+        free(name);
+        name = next;
+    }
+}
+
 FILE *create_file(const char *path) {
-    char *temporary = xasprintf("%s.tmp", path);
-    FILE *f = fopen(temporary, "wb");
-    if (!f) die("cannot write %s: %s", temporary, strerror(errno));
-    free(temporary);
-    return f;
+    static bool at_exit;
+    struct stat st;
+    Unfinished *u = (Unfinished *)xcalloc(1, sizeof *u);
+    u->target = behind_links(path);
+    bool there = stat(u->target, &st) == 0;
+    if (there && S_ISDIR(st.st_mode)) die("cannot write %s: it is a folder", path);
+    if (!there || S_ISREG(st.st_mode)) u->temporary = xasprintf("%s.tmp", u->target);
+    const char *name = u->temporary ? u->temporary : u->target;
+    u->f = fopen(name, "wb");
+    if (!u->f) die("cannot write %s: %s", name, strerror(errno));
+    if (!at_exit) atexit(remove_unfinished);
+    at_exit = true;
+    u->next = unfinished;
+    unfinished = u;
+    return u->f;
+}
+
+void sync_folder_of(const char *path) {
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? xasprintf("%.*s", (int)(slash - path + 1), path) : xstrdup(".");
+    int fd = open(folder, O_RDONLY);
+    /* some file systems cannot do this for folders, and then there is nothing more to do */
+    if (fd >= 0 && fsync(fd) != 0 && errno == EIO) die("cannot write %s: %s", folder, strerror(errno));
+    if (fd >= 0) close(fd);
+    free(folder);
 }
 
 void commit_file(FILE *f, const char *path) {
-    char *temporary = xasprintf("%s.tmp", path);
-    bool good = fflush(f) == 0 && fsync(fileno(f)) == 0;
-    int error = errno;
-    if (fclose(f) != 0 && good) {
-        good = false;
-        error = errno;
+    Unfinished *u = find_unfinished(f), **place = &unfinished;
+    if (!u) die("cannot write %s: it was not begun", path);
+    if (fflush(f) != 0 || (u->temporary && fsync(fileno(f)) != 0)) cannot_write(u, path, errno);
+    if (fclose(f) != 0) cannot_write(u, path, errno);
+    if (u->temporary) {
+        if (rename(u->temporary, u->target) != 0) cannot_write(u, path, errno);
+        sync_folder_of(u->target);
     }
-    if (good && rename(temporary, path) != 0) {
-        good = false;
-        error = errno;
-    }
-    if (!good) {
-        unlink(temporary);
-        die("cannot write %s: %s; what was there before is unchanged", path, strerror(error));
-    }
-    free(temporary);
+    while (*place != u) place = &(*place)->next;
+    *place = u->next;
+    free(u->target);
+    free(u->temporary);
+    free(u);
+}
+
+void lock_file(FILE *f, const char *what) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET}; /* of the whole file */
+    if (fcntl(fileno(f), F_SETLK, &lock) == 0 || (errno != EAGAIN && errno != EACCES)) return;
+    pid_t holder = fcntl(fileno(f), F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK ? lock.l_pid : 0;
+    char *who = holder > 0 ? xasprintf("process %ld", (long)holder) : xstrdup("another process");
+    die("%s is in use by %s: wait until that has ended, or give another name with --out", what, who);
 }
 
 /* ---------------------------------------------------------------------- random numbers */

@@ -25,7 +25,9 @@ extern "C" {
 
 /* ---- errors: one sentence on stderr, "program: sentence", that names the file, flag or value and says what to do */
 
-void program_name(const char *argv0); /* call first in main */
+/* Call first in main. Also opens descriptors 0 to 2 where they are closed, or the next file would get the screen's
+   text: reading and writing them fails as it did. */
+void program_name(const char *argv0);
 /* exit status 1: the input or the machine is at fault */
 GSA_NORETURN void die(const char *format, ...) GSA_PRINTF(1, 2);
 /* exit status 2: the command line is at fault */
@@ -51,15 +53,26 @@ int64_t file_bytes(FILE *f, const char *path);
 char *read_file(const char *path, size_t *bytes);
 /* and its parents; an existing folder is fine */
 void make_folder(const char *path);
-char **glob_files(const char *pattern, int *count); /* sorted; count 0 where nothing matches */
+/* sorted; count 0 where nothing matches. A file of exactly this name comes first: names may hold *, ?, [ and \ */
+char **glob_files(const char *pattern, int *count);
+/* names in a folder, sorted, without . and ..; count 0 where there is no such folder. free_files frees them. */
+char **folder_files(const char *folder, int *count);
 void free_files(char **files, int count);
 
 /* A file being written under a temporary name beside its final one: readers see the old file or the new one, never
-   a half. create_file starts it, commit_file flushes it to the disk and renames it. On any failure (full disk, file
-   size limit) the temporary file is removed and the program dies with a sentence; the old file is untouched.
-   xfwrite on f as for any file. Interrupted programs may leave PATH.tmp behind; it is overwritten next time. */
+   a half. create_file starts it, commit_file flushes it to the disk, renames it and flushes the folder: then it
+   survives a power cut. On any failure (full disk, file size limit) the program dies with a sentence; the old file is
+   untouched. xfwrite on f as for any file. Whoever exits before commit_file leaves no temporary file; who is killed
+   leaves PATH.tmp, which is overwritten next time. A symbolic link stays one: the file that it names is replaced.
+   Devices and pipes are written as they are. */
 FILE *create_file(const char *path);
 void commit_file(FILE *f, const char *path);
+/* flushes the folder that holds path, after a rename or removal there */
+void sync_folder_of(const char *path);
+/* One process at a time: locks f, open for writing, for as long as it is open. Dies where another process has it, and
+   names that; `what` is what both would write. A process must not open and close the file a second time: that would
+   end its lock. */
+void lock_file(FILE *f, const char *what);
 
 /* ---- random numbers: splitmix64, state is one integer */
 

@@ -736,5 +736,125 @@ check "the good checkpoint is whole and nothing half is left" \
     sh -c "cmp '$dir/f/model_00000010.bin' '$dir/a/model_00000010.bin' && [ \$(ls '$dir/f' | wc -l) = 3 ]"
 check "and can be resumed" $train --resume --out "$dir/f"
 
+# ---- stopped again and again at random moments, by each signal in turn, a run ends as one that was never stopped
+stopped="--depth 2 --seq 64 --batch 4 --vocab 300 --steps 120 --eval-every 0 --sample-every 0 --save-every 0"
+stopped="$stopped --threads 2"
+check "a run that is never stopped" $train $stopped --out "$dir/whole"
+moments=$(awk 'BEGIN { srand(7); for (i = 0; i < 12; i++) printf "%.2f ", 0.3 + 0.5 * rand() }')
+wrong= stops=0
+for moment in $moments; do
+    case $((stops % 3)) in 0) signal=INT ;; 1) signal=TERM ;; *) signal=HUP ;; esac
+    resume=$(ls "$dir"/stopped/model_*.bin >/dev/null 2>&1 && echo --resume)
+    $train $stopped $resume --out "$dir/stopped" >"$dir/out" 2>&1 &
+    pid=$!
+    sleep "$moment"
+    kill -$signal $pid 2>/dev/null || { wait $pid && break; } # it came to its end
+    wait $pid
+    status=$?
+    [ $status -eq 130 ] || [ $status -eq 0 ] || wrong="$wrong $signal:$status"
+    stops=$((stops + 1))
+done
+if [ -z "$wrong" ] && [ $stops -gt 0 ]; then pass; else fail "stopped $stops times:$wrong $(tail -n 2 "$dir/out")"; fi
+check "the stopped run's end" sh -c "$train --resume --out '$dir/stopped' &&
+    cmp '$dir/stopped/model_00000120.bin' '$dir/whole/model_00000120.bin' &&
+    cmp '$dir/stopped/state_00000120.bin' '$dir/whole/state_00000120.bin'"
+check "a reader of the screen that goes away" sh -c "$train $tiny --steps 40 --out '$dir/gone' | head -n 3 &&
+    for i in \$(seq 60); do [ -f '$dir/gone/model_00000040.bin' ] || sleep 0.5; done &&
+    [ -f '$dir/gone/model_00000040.bin' ] && grep -q '^s:40 trl' '$dir/gone/main.log'"
+
+# ---- folders' names are never patterns; a pattern that is a file's exact name is that file
+for folder in 'run[1]' 'a*' 'b?' 'c\d'; do
+    out="$dir/names/$folder"
+    check "a folder called $folder" $train $tiny --steps 2 --save-every 1 --keep 1 --out "$out"
+    check "$folder: one checkpoint is kept" test ! -e "$out/model_00000001.bin" -a -e "$out/model_00000002.bin"
+    refuse "$folder: in use" 1 "--resume" $train $tiny --steps 2 --out "$out"
+    check "$folder: goes on" $train --resume --out "$out"
+done
+
+# ---- standard streams that are closed: what is meant for them gets into no other file
+check "standard output is closed" sh -c "$train $tiny --steps 2 --out '$dir/closed' >&- &&
+    ! grep -v '^s:' '$dir/closed/main.log'"
+check "all three are closed" sh -c "$train $tiny --steps 2 --out '$dir/closed3' <&- >&- 2>&- &&
+    ! grep -v '^s:' '$dir/closed3/main.log'"
+
+# ---- only regular files are replaced: links stay links, pipes and devices are written
+$make_stories --bytes 2k --out "$dir/plain.txt" 2>/dev/null
+echo old >"$dir/target" && ln -s target "$dir/link" && ln -s nowhere "$dir/hanging" && mkfifo "$dir/fifo"
+check "through a symbolic link" sh -c "$make_stories --bytes 2k --out '$dir/link' && [ -L '$dir/link' ] &&
+    cmp '$dir/target' '$dir/plain.txt' && [ ! -e '$dir/target.tmp' ]"
+check "through a link to a new file" sh -c "$make_stories --bytes 2k --out '$dir/hanging' && [ -L '$dir/hanging' ] &&
+    cmp '$dir/nowhere' '$dir/plain.txt'"
+cat "$dir/fifo" >"$dir/from_fifo" &
+check "into a pipe" sh -c "timeout 20 $make_stories --bytes 2k --out '$dir/fifo' && [ -p '$dir/fifo' ]"
+[ -p "$dir/fifo" ] || kill $!
+wait $!
+check "out of the pipe" cmp "$dir/from_fifo" "$dir/plain.txt"
+ln -s /dev/null "$dir/null" # where root may write /dev, a mistake would replace a link only
+check "into a device" sh -c "$make_stories --bytes 2k --out '$dir/null' && [ -L '$dir/null' ] && [ -c /dev/null ]"
+ln -s /dev/full "$dir/full"
+refuse "a full device" 1 "cannot write" $make_stories --bytes 2k --out "$dir/full"
+ln -s circle "$dir/circle"
+refuse "links in a circle" 1 "symbolic links" $make_stories --bytes 2k --out "$dir/circle"
+
+# ---- one process at a time in a folder, and for the shards of one name
+$train $tiny --steps 100000 --eval-every 0 --out "$dir/busy" >"$dir/busy.txt" 2>&1 &
+pid=$!
+for _ in $(seq 60); do
+    grep -q '^step 3/' "$dir/busy.txt" && break
+    sleep 0.5
+done
+before=$(wc -l <"$dir/busy/main.log")
+refuse "a folder that another run writes to" 1 "process $pid" $train $tiny --steps 2 --out "$dir/busy"
+refuse "the same with --resume" 1 "process $pid" $train --resume --out "$dir/busy"
+check "the other run's log goes on" [ "$(wc -l <"$dir/busy/main.log")" -ge "$before" ]
+kill -INT $pid
+wait $pid
+check "and when it has ended, it is resumed" sh -c "! grep -v '^s:' '$dir/busy/main.log' &&
+    ls '$dir'/busy/state_*.bin"
+mkfifo "$dir/slow"
+$prepare --tokenizer "$dir/t.bin" --out "$dir/pre" "$dir/slow" >"$dir/slow.txt" 2>&1 &
+pid=$!
+exec 9<>"$dir/slow" # waits for nobody
+head -c 3000 "$dir/train.txt" >&9
+for _ in $(seq 60); do [ -e "$dir/pre.lock" ] || sleep 0.5; done
+refuse "shards of a name that are being made" 1 "process $pid" $prepare --tokenizer "$dir/t.bin" --out "$dir/pre" \
+    "$dir/val.txt"
+check "shards of another name" $prepare --tokenizer "$dir/t.bin" --out "$dir/pre2" "$dir/val.txt"
+exec 9>&-
+wait $pid
+check "the first one's shards are whole and its lock is gone" sh -c "[ -s '$dir/pre_train_000000.bin' ] &&
+    [ ! -e '$dir/pre.lock' ] && [ ! -e '$dir/pre2.lock' ]"
+
+# ---- what a run that was killed while it saved has left is removed by the next start
+rm -rf "$dir/left" && mkdir "$dir/left" && cp "$dir"/a/*_00000010.bin "$dir/left"
+cp "$dir/left/state_00000010.bin" "$dir/left/state_00000007.bin"
+for name in state_00000015.bin.tmp model_00000015.bin.tmp other.bin.tmp state_1.bin; do echo >"$dir/left/$name"; done
+check "resume beside leftovers" $train --resume --out "$dir/left"
+check "only they are removed" sh -c "[ \"\$(ls '$dir/left' | tr '\n' ' ')\" = 'main.log model_00000010.bin \
+model_00000020.bin other.bin.tmp state_00000010.bin state_00000020.bin state_1.bin ' ]"
+check "a program that ends early leaves no temporary file" sh -c "mkdir '$dir/early'; ulimit -f 1
+    ! $make_stories --bytes 100k --out '$dir/early/s' 2>/dev/null && [ -z \"\$(ls '$dir/early')\" ]"
+
+# ---- --overfit-batch goes on with the batch that it began with
+check "overfit" $train $tiny --overfit-batch --steps 6 --save-every 3 --keep 0 --out "$dir/over"
+mkdir "$dir/over2" && cp "$dir"/over/*_00000003.bin "$dir/over2"
+check "overfit, resumed" sh -c "$train --resume --out '$dir/over2' &&
+    cmp '$dir/over/model_00000006.bin' '$dir/over2/model_00000006.bin' &&
+    cmp '$dir/over/state_00000006.bin' '$dir/over2/state_00000006.bin'"
+
+# ---- empty names, numbers too large, rates that are seldom meant
+for flag in out data val tokenizer init-from splat-init; do
+    refuse "train: --$flag of nothing" 2 "--$flag" $train $tiny --steps 1 --$flag ""
+done
+refuse "infer: --pictures of nothing" 2 "--pictures" $infer inspect "$model" --pictures ""
+refuse "a seed that is too large" 2 "between 0 and 9000000000000000" $train --seed 99999999999999999
+refuse "steps beyond all bounds" 2 "between 1 and 1000000000" $train --steps 1e999
+refuse "a rate that is no number" 2 "a number" $train --lr nan
+check "a warm-up longer than the run" sh -c "
+    $train $tiny --steps 2 --warmup 3 --out '$dir/w1' | grep '^warning.*warm-up' &&
+    ! $train $tiny --steps 2 --warmup 2 --out '$dir/w2' | grep '^warning'"
+check "a rate that rises" sh -c "
+    $train $tiny --steps 2 --lr 1e-3 --min-lr 2e-3 --out '$dir/w3' | grep '^warning.*--min-lr'"
+
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

@@ -43,6 +43,9 @@ typedef struct {
 
 /* Dies where `out` holds checkpoints already. */
 void refuse_used_folder(const char *out);
+/* Removes what a run that was killed while it saved has left in `out`: temporary files, and states without a model.
+   Only who holds the lock of `out` may. */
+void remove_leftovers(const char *out);
 /* --resume: opens the newest step of --out whose two files are whole, and takes the settings from there. */
 void open_newest(Settings *s, Checkpoint **model, Checkpoint **state);
 /* Step, place in the data and AdamW's moments from a state file. */

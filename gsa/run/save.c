@@ -1,5 +1,6 @@
 #include "run.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -10,14 +11,27 @@ static char *run_path(const char *out, const char *kind, int64_t step) {
     return xasprintf("%s/%s_%08lld.bin", out, kind, (long long)step);
 }
 
+/* The step of a checkpoint's file, such as model_00001000.bin with kind "model"; -1: another kind of file. The folder's
+   name plays no part, whatever characters it holds. */
+static int64_t step_of(const char *name, const char *kind) {
+    size_t n = strlen(kind);
+    if (strncmp(name, kind, n) != 0 || name[n] != '_') return -1;
+    const char *digits = name + n + 1;
+    if (strspn(digits, "0123456789") != 8 || strcmp(digits + 8, ".bin") != 0) return -1;
+    return strtoll(digits, NULL, 10);
+}
+
 /* Steps for which OUT holds a model file, ascending. */
 static int64_t *saved_steps(const char *out, int *count) {
-    char *pattern = xasprintf("%s/model_????????.bin", out);
-    char **files = glob_files(pattern, count);
-    int64_t *steps = (int64_t *)xmalloc((size_t)(*count + 1) * sizeof *steps);
-    for (int i = 0; i < *count; i++) steps[i] = strtoll(strrchr(files[i], '_') + 1, NULL, 10);
-    free_files(files, *count);
-    free(pattern);
+    int files;
+    char **names = folder_files(out, &files);
+    int64_t *steps = (int64_t *)xmalloc((size_t)(files + 1) * sizeof *steps);
+    *count = 0;
+    for (int i = 0; i < files; i++) {
+        int64_t step = step_of(names[i], "model");
+        if (step >= 0) steps[(*count)++] = step;
+    }
+    free_files(names, files);
     return steps;
 }
 
@@ -28,6 +42,33 @@ void refuse_used_folder(const char *out) {
         die("%s holds the checkpoints of an earlier run: add --resume to go on with it, or name another folder with "
             "--out",
             out);
+}
+
+static bool is_leftover(const char *out, const char *name) {
+    size_t n = strlen(name);
+    int64_t step = step_of(name, "state");
+    if (step < 0) { /* whose temporary file? */
+        char *whole = n > 4 && strcmp(name + n - 4, ".tmp") == 0 ? xasprintf("%.*s", (int)n - 4, name) : xstrdup("");
+        bool temporary = step_of(whole, "state") >= 0 || step_of(whole, "model") >= 0;
+        free(whole);
+        return temporary;
+    }
+    char *model = run_path(out, "model", step);
+    bool alone = access(model, F_OK) != 0;
+    free(model);
+    return alone;
+}
+
+void remove_leftovers(const char *out) {
+    int count;
+    char **names = folder_files(out, &count);
+    for (int i = 0; i < count; i++) {
+        if (!is_leftover(out, names[i])) continue;
+        char *path = xasprintf("%s/%s", out, names[i]);
+        if (unlink(path) != 0) warn("cannot remove %s: %s", path, strerror(errno));
+        free(path);
+    }
+    free_files(names, count);
 }
 
 /* ---------------------------------------------------------------------- going on */

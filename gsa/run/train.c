@@ -10,7 +10,9 @@
 #include "starts.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
 #ifdef _OPENMP
@@ -82,12 +84,15 @@ static void open_data(Run *r) {
     r->val = loader_from_tokens(r->val_tokens, n, "the validation stories", T, V, -1, false, 0);
 }
 
-/* Buffers for the batch at hand; with --overfit-batch also the one batch, out of reach of evaluations and samples. */
+/* Buffers for the batch at hand; with --overfit-batch also the one batch, out of reach of evaluations and samples: the
+   first of all, also in a run that goes on. */
 static void make_batch(Run *r) {
     const size_t window = (size_t)r->settings->batch * (size_t)r->config.T;
     r->x = (int *)xmalloc(2 * window * sizeof *r->x);
     r->y = r->x + window;
     if (!r->settings->overfit_batch) return;
+    LoaderState first = {0, 0};
+    loader_set_state(r->train, first);
     next_batch(r, r->train, r->x, r->y, (int)r->settings->batch, 0);
     r->overfit_x = (int *)xmalloc(2 * window * sizeof *r->x);
     memcpy(r->overfit_x, r->x, 2 * window * sizeof *r->x);
@@ -496,19 +501,32 @@ static void train_step(Run *r) {
 
 /* ---------------------------------------------------------------------- the loop */
 
-static volatile sig_atomic_t interrupted;
+static atomic_bool looping;    /* there is something to save, and the loop looks at the next */
+static atomic_int interrupted; /* the signal that asked for the end; 0: none */
 
-static void on_signal(int number) {
-    if (interrupted) _exit(130); /* asked twice */
-    interrupted = number;
+static void *wait_for_signals(void *signals) {
+    for (int number; sigwait((const sigset_t *)signals, &number) == 0;)
+        if (!looping || atomic_exchange(&interrupted, number)) _exit(130); /* nothing to save, or asked twice */
+    return NULL;
 }
 
+/* A thread waits for the signals that ask for the end, and they are blocked in all others: so this comes before the
+   first parallel region. No handler may ever run on the stack of a thread that computes: oneDNN's matrix products keep
+   data below the stack pointer, where a handler would overwrite them. */
 static void catch_signals(void) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    static sigset_t signals;
+    pthread_t thread;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    signal(SIGINT, SIG_DFL); /* a shell's background jobs begin with this one ignored, and kill -INT should save */
+    struct sigaction old;
+    if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaddset(&signals, SIGHUP); /* not by nohup */
+    signal(SIGPIPE, SIG_IGN); /* the run outlives a reader of its screen, such as head */
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
+    int error = pthread_create(&thread, NULL, wait_for_signals, &signals);
+    if (error) die("cannot start a thread: %s", strerror(error));
+    pthread_detach(thread);
 }
 
 static void print_end(const Run *r) {
@@ -530,7 +548,7 @@ static bool is_due(const Run *r, int64_t every) {
 static int train_loop(Run *r) {
     const Settings *s = r->settings;
     bool samples = r->config.objective == OBJECTIVE_LM;
-    catch_signals();
+    looping = true;
     while (!interrupted) {
         if (r->val && is_due(r, s->eval_every)) evaluation(r);
         if (samples && r->step > r->first_step && is_due(r, s->sample_every)) print_sample(r);
@@ -546,9 +564,18 @@ static int train_loop(Run *r) {
 
 /* ---------------------------------------------------------------------- the run */
 
+/* OUT/main.log, which is also the lock of OUT. */
+static void lock_out(Run *r) {
+    r->log = xfopen(r->log_path, "a");
+    lock_file(r->log, r->settings->out);
+    remove_leftovers(r->settings->out);
+}
+
 /* The checkpoints that a run begins from: model and state of the run to be resumed, whose settings hold then too, or
    the model of --init-from, or none. */
-static void open_checkpoints(Settings *s, Checkpoint **start, Checkpoint **state) {
+static void open_checkpoints(Run *r, Settings *s, Checkpoint **start, Checkpoint **state) {
+    r->log_path = xasprintf("%s/main.log", s->out);
+    if (access(r->log_path, F_OK) == 0) lock_out(r); /* before OUT is looked at: another run may be writing there */
     if (s->resume) {
         open_newest(s, start, state);
         return;
@@ -602,6 +629,14 @@ static void configure(Run *r, Settings *s, const Checkpoint *start, const Checkp
     r->tokens_a_step = (double)s->batch * r->config.T * (double)s->accum;
 }
 
+/* Rates that are seldom meant. */
+static void print_doubts(const Settings *s) {
+    if (s->warmup > s->steps)
+        printf("warning       the warm-up of %lld steps never reaches --lr: the run has %lld (--warmup)\n",
+               (long long)s->warmup, (long long)s->steps);
+    if (s->min_lr > s->lr) printf("warning       --min-lr %g is above --lr %g: the rate will rise\n", s->min_lr, s->lr);
+}
+
 static void print_run(const Run *r) {
     const Config *c = &r->config;
     size_t splats = 0;
@@ -611,6 +646,7 @@ static void print_run(const Run *r) {
     check_memory(r);
     printf("parameters    %zu, of them %zu in the splats of %d GSA heads (of %d heads)\n", model_parameters(c), splats,
            config_gsa_heads(c), c->L * config_heads(c));
+    print_doubts(r->settings);
     printf("operations    %.3g MFLOP a token in training\n", config_operations(c) / 1e6);
     printf("tokens        %llu for training, %llu for validation, vocabulary %d; %.0f a step, %.2f epochs\n",
            (unsigned long long)loader_tokens(r->train), r->val ? (unsigned long long)loader_tokens(r->val) : 0ull, c->V,
@@ -620,9 +656,13 @@ static void print_run(const Run *r) {
 
 static void open_log(Run *r) {
     const Settings *s = r->settings;
-    make_folder(s->out);
-    r->log_path = xasprintf("%s/main.log", s->out);
-    r->log = xfopen(r->log_path, s->resume ? "a" : "w");
+    if (!r->log) { /* a new folder, as a rule; but another run may have begun there just now */
+        make_folder(s->out);
+        lock_out(r);
+        if (!s->resume) refuse_used_folder(s->out);
+    }
+    if (!s->resume && ftruncate(fileno(r->log), 0) != 0 && errno != EINVAL) /* of a device */
+        die("cannot write %s: %s", r->log_path, strerror(errno));
     print_settings(s, r->log, r->step);
     write_log(r);
 }
@@ -651,8 +691,9 @@ int train(int argc, char **argv, const Backend *backend) {
     run.saved = -1;
 
     program_name(argv[0]);
+    catch_signals();
     settings_from_command_line(&settings, argc, argv);
-    open_checkpoints(&settings, &start, &state);
+    open_checkpoints(&run, &settings, &start, &state);
     use_threads(settings.threads);
     check_data_flags(&settings, start);
     configure(&run, &settings, start, state);
