@@ -315,7 +315,9 @@ static Config kind_config(int k) {
         make_config(kinds[k].attention, kinds[k].heads, kinds[k].position, kinds[k].covariance, kinds[k].envelope,
                     kinds[k].HS, kinds[k].S, kinds[k].window, kinds[k].mixer, kinds[k].objective);
     c.raw = kinds[k].raw;
-    c.gain = k != 1 && c.position != POSITION_LEARNED; /* of all heads with rotations but kind 1's */
+    /* of all heads with rotations, but for kind 1, so that both are seen, and two linear kinds with few large heads,
+       where bf16 leaves little of a gain's gradient */
+    c.gain = k != 1 && k != 14 && k != 15 && c.position != POSITION_LEARNED;
     if (c.gain && !config_gains(&c)) c.gain = GAIN_NONE;
     return c;
 }
@@ -399,17 +401,22 @@ static float *head_columns(const float *rows, size_t stride, size_t column, size
     return heads_first(rows, stride, column, B, T, 1, HS);
 }
 
-/* The gradients of layer l's splats on both sides; limits are those of single kernels. */
+/* The gradients of layer l's splats and gains on both sides; limits are those of single kernels. A gain's is a sum over
+   tokens whose terms nearly cancel, as those of frequencies do. */
 static void compare_splats(const Pair *p, size_t l, const char *what) {
     const Config *c = &p->c->config;
     const float *grads = cuda_read(p->g, BUFFER_GRADS);
     size_t first = (size_t)config_gsa_before(c, (int)l, 0), heads = (size_t)config_gsa_before(c, (int)l + 1, 0) - first;
+    size_t gain = (size_t)config_standard_before(c, (int)l, 0),
+           gains = (size_t)config_standard_before(c, (int)l + 1, 0) - gain;
+    if (c->gain && gains)
+        COMPARE(grads + p->c->tensors[TENSOR_log_gain].offset + gain, p->c->dp.log_gain + gain, gains, WAVES,
+                "%s, T %zu: gradient of log_gain", what, p->T);
     for (int i = 0; i < NUM_TENSORS && heads; i++) {
         const Tensor *t = &p->c->tensors[i];
         bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta;
-        if (!t->size || t->group == GROUP_FIXED || (groups[t->group].clip != CLIP_SPLATS && t->group != GROUP_CENTRE))
-            continue;
-        size_t each = t->size / (size_t)config_gsa_heads(c);
+        if (!t->size || t->group == GROUP_FIXED || !tensor_is_splat(i)) continue;
+        size_t each = tensor_row(t);
         COMPARE(grads + t->offset + first * each, p->c->grads + t->offset + first * each, heads * each,
                 waves ? (p->T < 100 ? 3 : 1) * WAVES : SPLATS, "%s, T %zu: gradient of %s", what, p->T, t->name);
     }
