@@ -34,7 +34,8 @@ run() {
         esac
         runs=$dir/$name.$kind
         "$@" "$out/train_gsa" --depth 1 --heads 2 --seq 32 --batch 2 --steps 20 --data "$shard" \
-            --tokenizer "$dir/t.bin" $flags --out "$runs" >"$dir/log" 2>&1 || fail "$name: train $kind: $(tail -n 1 "$dir/log")"
+            --tokenizer "$dir/t.bin" $flags --out "$runs" >"$dir/log" 2>&1 ||
+            fail "$name: train $kind: $(tail -n 1 "$dir/log")"
         model=$runs/model_00000020.bin
         cp "$model" "$dir/$name/$kind.bin"
         for command in "perplexity $model $dir/val.txt" "measure $model $dir/val.txt --tokens 512" \
