@@ -23,7 +23,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#if defined(USE_DNNL) && !defined(GSA_DOUBLE)
+#if defined(USE_DNNL) && defined(_OPENMP) && !defined(GSA_DOUBLE) /* without OpenMP its threads cannot be set */
 #define GEMM_DNNL
 #include <dnnl.h>
 #endif
@@ -128,11 +128,15 @@ static void product(size_t M, size_t N, size_t K, const real *A, size_t ai, size
 static void gemm_block(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, size_t lda, const real *B,
                        size_t ldb, real *C, size_t ldc, bool add) {
 #ifdef GEMM_DNNL
-    /* called inside a parallel region oneDNN uses one thread: the blocks are ours, so the result does not depend on
-       their number */
+    /* oneDNN is told to use one thread: the blocks are ours, so the result does not depend on their number. Being
+       inside a parallel region does not say it: a team of one (OMP_THREAD_LIMIT=1, OMP_DYNAMIC=true) is none to
+       OpenMP, and oneDNN would hand parts of the product to threads that it does not get. */
+    const int threads = omp_get_max_threads(); /* of this thread's task alone: the others' are their own */
+    omp_set_num_threads(1);
     if (dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', (dnnl_dim_t)M, (dnnl_dim_t)N, (dnnl_dim_t)K, 1.0f, A,
                    (dnnl_dim_t)lda, B, (dnnl_dim_t)ldb, add ? 1.0f : 0.0f, C, (dnnl_dim_t)ldc) != dnnl_success)
         die("oneDNN could not multiply (%zu, %zu) by (%zu, %zu)", M, K, K, N);
+    omp_set_num_threads(threads);
 #else
     /* Panels of B, COLUMNS wide, and of A are packed, so that the inner loop reads memory in order and from the
        cache. */
@@ -1912,7 +1916,7 @@ static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
 
 static int cpu_threads(void) {
 #ifdef _OPENMP
-    return omp_get_max_threads();
+    return omp_get_max_threads() < omp_get_thread_limit() ? omp_get_max_threads() : omp_get_thread_limit();
 #else
     return 1;
 #endif

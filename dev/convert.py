@@ -33,7 +33,7 @@ def source(path, pattern):
         return re.findall(pattern, f.read(), re.M)
 
 
-MAGIC, ALIGN = 20261123, 64
+MAGIC, TOKENIZER_MAGIC, ALIGN = 20261123, 20240328, 64
 VERSION, OLDEST = (int(source("gsa/checkpoint.c", rf"\b{name} = (\d+)")[0]) for name in ("VERSION", "OLDEST"))
 FIELDS = source("gsa/model.h", r'^ +X\((\w+), "')  # CONFIG_FIELDS, in the order of a file's header
 FP32, BYTES, I64, BF16 = 0, 1, 2, 3  # types of entries
@@ -66,10 +66,15 @@ def die(sentence):
 
 
 def write_file(path, *pieces):
-    with open(path + ".tmp", "wb") as f:
-        for piece in pieces:
-            f.write(piece)
-    os.replace(path + ".tmp", path)
+    try:
+        with open(path + ".tmp", "wb") as f:
+            for piece in pieces:
+                f.write(piece)
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        if os.path.isfile(path + ".tmp"):
+            os.remove(path + ".tmp")
+        die(f"cannot write {path}: {error.strerror}")
 
 
 def read_bytes(path):
@@ -150,8 +155,10 @@ def read_safetensors(path):
             raw, kind = data[8 + length + begin:8 + length + end], t["dtype"]
             if not 0 <= begin <= end <= len(data) - 8 - length:
                 raise ValueError
+            if re.search(r"\.attn\.(masked_)?bias$", name):
+                continue  # GPT-2's masks, of several types
             if kind not in ("F32", "F16", "BF16", "I64"):
-                continue  # GPT-2's masks are of other types
+                die(f"{path}: tensor {name} is {kind}; only F32, F16, BF16 and I64 are read")
             array = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}[kind])
             tensors[name] = (array.astype("<f4") if kind == "F16" else array).reshape(t["shape"])
         return tensors, metadata
@@ -193,7 +200,10 @@ def to_safetensors(path, folder):
         else:
             out["gsa." + name] = t
     plain = config["attention"] == 0 and config["position"] == 0 and config["window"] == 0 and config["objective"] == 0
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        die(f"cannot make the folder {folder}: {error.strerror}")
     if "tokenizer" in tensors:
         write_file(os.path.join(folder, "tokenizer.bin"), tensors["tokenizer"])
     if plain:
@@ -208,35 +218,90 @@ def to_safetensors(path, folder):
     return f"{folder}: {len(out)} tensors, {'a plain GPT-2' if plain else 'of a kind that only gsa.c runs'}"
 
 
-def foreign_config(folder, tensors):
-    """the configuration of a GPT-2 that did not come from us; its tensors become fp32"""
+def take(tensors, name, shape):
+    """a tensor of that shape: what is reshaped unseen is scrambled where only its size fits"""
+    t = tensors[name]
+    if list(t.shape) != list(shape):
+        die(f"tensor {name} is of shape {tuple(t.shape)}, and its model needs {tuple(shape)}")
+    return t
+
+
+def turn_matrices(tensors, L, C):
+    """Matrices as GPT-2 keeps them, (in, out); nanoGPT and others keep (out, in). The square one of a layer does not
+    say which it is: the others, all alike, decide."""
+    expected = {"attn.c_attn.weight": (C, 3 * C), "mlp.c_fc.weight": (C, 4 * C), "mlp.c_proj.weight": (4 * C, C)}
+    turned = None
+    for l in range(L):
+        for name, shape in expected.items():
+            name = f"h.{l}.{name}"
+            found = tensors[name].shape
+            if found not in (shape, shape[::-1]):
+                die(f"tensor {name} is of shape {found}, and its model needs {shape}")
+            if turned not in (None, found != shape):
+                die(f"tensor {name} is of shape {found}: some matrices are (in, out) and some (out, in)")
+            turned = found != shape
+    for l in range(L if turned else 0):
+        for name in (*expected, "attn.c_proj.weight"):
+            tensors[f"h.{l}.{name}"] = tensors[f"h.{l}.{name}"].T
+
+
+def foreign_vocabulary(path, theirs, rows, tokenizer):
+    """the entries of the vocabulary; rows of the embedding beyond them are padding (50304 rows for 50257 entries)"""
+    V, whose = theirs.get("vocab_size", rows), f"{path}: vocab_size"
+    if tokenizer:
+        header = struct.unpack_from("<256i", tokenizer) if len(tokenizer) >= 1024 else [0] * 256
+        if header[0] != TOKENIZER_MAGIC:
+            die("the tokenizer given is not a tokenizer file of gsa.c or llm.c")
+        V, whose = header[2], "the tokenizer's vocabulary"
+    if type(V) is not int or not 0 < V <= rows:
+        die(f"{whose} is {V}, and the token embedding has {rows} rows")
+    return V
+
+
+def foreign_config(folder, tensors, tokenizer):
+    """the configuration of a GPT-2 that did not come from us; its tensors become fp32 and GPT-2's in shape"""
     for name, t in tensors.items():
         if t.dtype == "<u2":
             tensors[name] = (t.astype("<u4") << 16).view("<f4")
-    T, C = tensors["wpe.weight"].shape
-    V, L = len(tensors["wte.weight"]), 0
+    for name in ("wte.weight", "wpe.weight"):
+        if tensors[name].ndim != 2 or 0 in tensors[name].shape:
+            die(f"tensor {name} is of shape {tensors[name].shape}, not a matrix")
+    (T, C), (rows, _), L = tensors["wpe.weight"].shape, tensors["wte.weight"].shape, 0
     while f"h.{L}.ln_1.weight" in tensors:
         L += 1
+    if not 1 <= L <= 64:
+        die(f"{folder}/model.safetensors has {L} layers (h.0.ln_1.weight ...), and this program's models have 1 to 64")
     path = os.path.join(folder, "config.json")
     try:
         theirs = json.loads(read_bytes(path))
     except ValueError:
         die(f"{path} is not JSON")
+    if not isinstance(theirs, dict):
+        die(f"{path} is not an object {{...}} with the settings of a GPT-2")
     for key, value in (("activation_function", "gelu_new"), ("layer_norm_epsilon", 1e-5),
                        ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
         if theirs.get(key, value) != value:
             die(f"{path}: {key} is {theirs[key]}, and this program's models have {value}")
-    if not isinstance(theirs.get("n_head"), int):
+    NH = theirs.get("n_head")
+    if type(NH) is not int:
         die(f"{path} does not say n_head, the number of heads")
+    if NH < 1 or C % NH:
+        die(f"{path}: n_head is {NH}, which does not divide the {C} channels")
     head = tensors.pop("lm_head.weight", tensors["wte.weight"])
     if head.tobytes() != tensors["wte.weight"].tobytes():
         die(f"{folder}: its lm_head is not its token embedding, as it must be here")
-    shape = {"T": T, "V": V, "Vp": (V + 127) // 128 * 128, "L": L, "NH": theirs["n_head"], "C": C}
+    turn_matrices(tensors, L, C)
+    V = foreign_vocabulary(path, theirs, rows, tokenizer)
+    tensors["wte.weight"] = take(tensors, "wte.weight", (rows, C))[:V]
+    shape = {"T": T, "V": V, "Vp": (V + 127) // 128 * 128, "L": L, "NH": NH, "C": C}
     return dict.fromkeys(FIELDS, 0) | shape
 
 
 def from_safetensors(folder, path, tokenizer):
-    tensors, metadata = read_safetensors(os.path.join(folder, "model.safetensors"))
+    whole = os.path.join(folder, "model.safetensors")
+    if not os.path.exists(whole) and os.path.exists(whole + ".index.json"):
+        die(f"{folder} holds a model in several files ({whole}.index.json); join them into one model.safetensors first")
+    tensors, metadata = read_safetensors(whole)
     tensors = {current(name.removeprefix("transformer.")): t for name, t in tensors.items()}
     own = os.path.join(folder, "tokenizer.bin")
     file = tokenizer or (own if os.path.exists(own) else None)
@@ -253,7 +318,7 @@ def from_safetensors(folder, path, tokenizer):
                     "--tokenizer")
             directory = [(name, kind, [len(out[name])] if kind == BYTES else shape) for name, kind, shape in directory]
         else:
-            config = foreign_config(folder, tensors)
+            config = foreign_config(folder, tensors, out.get("tokenizer"))
             T, Vp, L, C = config["T"], config["Vp"], config["L"], config["C"]
             directory = [("tokenizer", BYTES, [len(out["tokenizer"])])] if file else []
             directory += [(name, FP32, shape) for name, shape in (
@@ -267,24 +332,27 @@ def from_safetensors(folder, path, tokenizer):
             if 0 in shape:
                 t = np.zeros(shape, DTYPES[kind])
             elif name == "wte":
-                t, padding = tensors[WHOLE[name]], shape[0] - config["V"]
-                t = np.concatenate([t, tensors.get("gsa.wte_padding", np.zeros((padding, config["C"]), t.dtype))])
+                V, C = config["V"], config["C"]
+                t, padding = take(tensors, WHOLE[name], (V, C)), (shape[0] - V, C)
+                tensors.setdefault("gsa.wte_padding", np.zeros(padding, t.dtype))
+                t = np.concatenate([t, take(tensors, "gsa.wte_padding", padding)])
             elif name in WHOLE:
-                t = tensors[WHOLE[name]]
+                t = take(tensors, WHOLE[name], shape[:2] if name == "wpe" else [n for n in shape if n != 1])
             elif name in OF_LAYER:
                 theirs, transposed = OF_LAYER[name]
-                layers = [tensors[f"h.{l}.{theirs}"] for l in range(config["L"])]
+                one = shape[:0:-1] if transposed else [shape[1] * shape[2]]
+                layers = [take(tensors, f"h.{l}.{theirs}", one) for l in range(config["L"])]
                 t = np.stack([t.T if transposed else t for t in layers])
             else:
-                t = tensors["gsa." + name]
+                t = take(tensors, "gsa." + name, shape)
             if t.dtype != DTYPES[kind]:
                 raise ValueError
             out[name] = t.reshape(shape)
+        write_model(path, config, heads + [0] * (64 - len(heads)), step, directory, out)
     except KeyError as missing:
         die(f"{folder}/model.safetensors is not a GPT-2: it has no {missing.args[0]}")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError, struct.error):
         die(f"{folder}/model.safetensors: its tensors are not of the shapes and types of its configuration")
-    write_model(path, config, heads + [0] * (64 - len(heads)), step, directory, out)
     without = "" if file else ", without a tokenizer"
     return f"{path}: {config['L']} layers, {config['NH']} heads, {config['C']} channels{without}"
 

@@ -462,6 +462,58 @@ END
     check "convert a foreign GPT-2" $python dev/convert.py "$dir/folder" "$dir/back.bin"
     check "its words are ours" sh -c "$infer perplexity '$gpt2' '$dir/val.txt' >'$dir/ours' && \
         $infer perplexity '$dir/back.bin' '$dir/val.txt' | cmp - '$dir/ours'"
+    cat >"$dir/change.py" <<'END' # a folder's GPT-2 changed: FOLDER NEW CHANGE
+import json, os, shutil, struct, sys
+import numpy as np
+old, new, change = sys.argv[1:]
+shutil.rmtree(new, ignore_errors=True)
+shutil.copytree(old, new)
+path = new + "/model.safetensors"
+data = open(path, "rb").read()
+n = struct.unpack("<Q", data[:8])[0]
+header, raw = json.loads(data[8:8 + n]), data[8 + n:]
+out, parts, at = {}, [], 0
+for name, t in header.items():
+    a = np.frombuffer(raw[slice(*t["data_offsets"])], "<f4").reshape(t["shape"])
+    matrix = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+    if matrix and (change == "turn" or (change == "turn some" and "c_fc" in name)):
+        a = a.T
+    if change == "pad" and name.endswith("wte.weight"):
+        a = np.concatenate([a, np.ones((512 - len(a), a.shape[1]), "<f4")])
+    if change == "flat" and name.endswith("0.ln_1.weight"):
+        a = a.reshape(1, -1)
+    if change == "F64":
+        a = a.astype("<f8")
+    part = np.ascontiguousarray(a).tobytes()
+    out[name] = {"dtype": "F64" if change == "F64" else "F32", "shape": a.shape, "data_offsets": [at, at + len(part)]}
+    parts.append(part)
+    at += len(part)
+text = json.dumps(out).encode()
+open(path, "wb").write(struct.pack("<Q", len(text)) + text + b"".join(parts))
+if change == "sharded":
+    os.rename(path, new + "/model-00001-of-00002.safetensors")
+    open(path + ".index.json", "w").write("{}")
+config = json.load(open(new + "/config.json"))
+if change == "pad":
+    config["vocab_size"] = 512
+if change == "heads":
+    config["n_head"] = 7
+open(new + "/config.json", "w").write("[1]" if change == "list" else json.dumps(config))
+END
+    for change in turn pad; do
+        check "change it: $change" $python "$dir/change.py" "$dir/folder" "$dir/changed" "$change"
+        check "convert it: $change" $python dev/convert.py "$dir/changed" "$dir/changed.bin"
+        check "it is the same model: $change" cmp "$dir/back.bin" "$dir/changed.bin"
+    done
+    for change in "turn some:some (out, in)" "flat:ln_1.weight" "F64:is F64" "sharded:several files" \
+        "heads:n_head is 7" "list:not an object"; do
+        check "change it: ${change%%:*}" $python "$dir/change.py" "$dir/folder" "$dir/changed" "${change%%:*}"
+        refuse "convert it: ${change%%:*}" 1 "${change#*:}" $python dev/convert.py "$dir/changed" "$dir/changed.bin"
+    done
+    refuse "convert into a folder that is missing" 1 "cannot write" \
+        $python dev/convert.py "$dir/folder" "$dir/missing/model.bin"
+    refuse "convert from a folder that is missing" 1 "cannot read" \
+        $python dev/convert.py "$dir/missing" "$dir/changed.bin"
     rm "$dir/folder/tokenizer.bin"
     check "convert it without a tokenizer" $python dev/convert.py "$dir/folder" "$dir/back.bin"
     check "it takes one from a file" \

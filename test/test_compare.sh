@@ -74,6 +74,23 @@ check "once more: nothing is repeated" compare --out "$dir/a"
 check "the same models" sh -c "ls -l --time-style=full-iso '$dir'/a/*/model_*.bin | cmp - '$dir/times'"
 refuse "another description in the same folder" 1 "command.txt" compare --lr 1e-3 --out "$dir/a"
 
+# ---- a folder belongs to what is in its texts, wherever they lie
+head -c 150000 "$dir/a/train.txt" >"$dir/A.txt"
+tail -c 150000 "$dir/a/train.txt" >"$dir/C.txt"
+head -c 30000 "$dir/a/val.txt" >"$dir/Av.txt"
+check "texts of one's own" one --train "$dir/A.txt" --val "$dir/Av.txt" --out "$dir/t"
+check "the data's hash in every row and in the heading" sh -c "hash=\$(sed -n 's/.*, data \([0-9a-f]*\)\$/\1/p' \
+    '$dir/t/results.csv') && [ \${#hash} = 12 ] && [ \$(grep -c \$hash '$dir/t/results.csv') = 3 ] && \
+    grep -q \$hash '$dir/t/table.md'"
+refuse "another text, the same folder" 1 "training text" one --train "$dir/C.txt" --val "$dir/Av.txt" --out "$dir/t"
+refuse "another text to measure on" 1 "validation text" one --train "$dir/A.txt" --val "$dir/C.txt" --out "$dir/t"
+cp "$dir/A.txt" "$dir/moved.txt"
+check "the same text in another place" one --train "$dir/moved.txt" --val "$dir/Av.txt" --out "$dir/t"
+cp "$dir/C.txt" "$dir/A.txt"
+refuse "another text under the same name" 1 "training text" one --train "$dir/A.txt" --val "$dir/Av.txt" --out "$dir/t"
+refuse "a tokenizer where one was learned" 1 "tokenizer" \
+    one --train "$dir/moved.txt" --val "$dir/Av.txt" --tokenizer "$dir/t/tokenizer.bin" --out "$dir/t"
+
 # ---- stopped in the middle of a training by a signal; it goes on and ends where the other did
 python3 dev/compare $two --rows "standard.rope gsa-linear.rope" --out "$dir/b" >"$dir/out" 2>&1 &
 pid=$!
