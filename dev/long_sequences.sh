@@ -1,7 +1,7 @@
 #!/bin/sh
-# The README's table of long sequences: four training steps of GPT-2's 124M shape at batch 1 for each length, memory as
-# the program says it and the last step's speed, as Markdown. A length that does not fit shows the program's own
-# sentence instead.
+# The table of long sequences in dev/SPEED.md: four training steps of GPT-2's 124M shape at batch 1 for each length,
+# memory as the program says it and the last step's speed, as Markdown. A length that does not fit shows the program's
+# own sentence instead.
 #
 #   dev/long_sequences.sh SHARDS TOKENIZER
 #       PROGRAM=./train_gsacu   FLAGS="--attention hybrid --mixer linear --window 1024"

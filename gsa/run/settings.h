@@ -76,7 +76,7 @@ enum {
     ROOM(adaptation, "birth and death of splats (gsa/run/adapt.h)") \
     X(CHOICE, adapt, "adapt", "none", CHOICES(ADAPT_CHOICES), NONE, SPLATS, \
       "splats stay as they are; idle and redundant ones move; or they die and are born, up to --splats. Of use after " \
-      "a bad start (README)") \
+      "a bad start (dev/RESULTS.md)") \
     X(INT, splats_alive, "splats-alive", 0, RANGE(0, 65536), NONE, SPLATS | NEW_MODEL, \
       "splats of a head that live at the start, of --splats; 0: all") \
     X(TEXT, adapt_rules, "adapt-rules", NULL, ANY("NAME=VALUE,..."), NONE, SPLATS, \
