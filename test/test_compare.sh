@@ -177,6 +177,7 @@ check "it is the one that was written" dev/compare tables --check --results "$di
 sed '/^| gsa, linear/y/0123456789/1234567890/' "$dir/tables.md" >"$dir/other.md"
 refuse "a table with other digits" 1 "not those" dev/compare tables --check --results "$dir/results" \
     --tables-file "$dir/other.md"
+refuse "no page for the tables" 1 "cannot read" dev/compare tables --tables-file "$dir/none.md"
 refuse "a table without its result" 1 "no " dev/compare tables --check --results "$dir/nothing" \
     --tables-file "$dir/tables.md"
 refuse "a result without its table" 1 "no place" dev/compare tables --check --results "$dir/results" \
