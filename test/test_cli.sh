@@ -289,8 +289,40 @@ check "resume with a long name" sh -c "$train --resume --out '$dir/longer' &&
 refuse "a name that would break a state file" 2 "line break" $train --data "$dir/s_train_*.bin
 steps=9" --tokenizer "$dir/t.bin" $shape --out "$dir/x"
 
-# ---- a vocabulary without [MASK] that fills its padding: the mask gets a row of its own
 check "a vocabulary of 385" $train_bpe --vocab 385 --out "$dir/t385.bin" "$dir/train.txt"
+# ---- shards may move between a run and its resumption; what is in them may not change
+mkdir "$dir/old" "$dir/new" "$dir/new/other" && cp "$dir"/s_*.bin "$dir/t.bin" "$dir/old"
+$train --data "$dir/old/s_train_000000.bin" --val "$dir/old/s_val_000000.bin" --tokenizer "$dir/old/t.bin" $shape \
+    --steps 4 --save-every 2 --keep 0 --out "$dir/moved" >/dev/null
+again() { rm -rf "$dir/moved2" && mkdir "$dir/moved2" && cp "$dir"/moved/*_00000002.bin "$dir/moved2"; }
+mv "$dir"/old/* "$dir/new"
+again
+refuse "resume where the shards have moved" 1 "old/s_train" $train --resume --out "$dir/moved2"
+check "their new place" $train --resume --data "$dir/new/s_train_*.bin" --val "$dir/new/s_val_000000.bin" \
+    --tokenizer "$dir/new/t.bin" --out "$dir/moved2"
+check "the same model from there" cmp "$dir/moved/model_00000004.bin" "$dir/moved2/model_00000004.bin"
+check "the new place is remembered" grep -aqF "data=$dir/new/s_train_*.bin" "$dir/moved2/state_00000004.bin"
+for kind in train val; do # the same number of tokens, the last of them another
+    cp "$dir/new/s_${kind}_000000.bin" "$dir/new/other/$kind.bin"
+    patch "$dir/new/other/$kind.bin" $(($(wc -c <"$dir/new/other/$kind.bin") - 2)) '\1\1'
+done
+again
+refuse "other training data" 1 "--data $dir/new/other/train.bin" $train --resume --data "$dir/new/other/train.bin" \
+    --val "$dir/new/s_val_000000.bin" --out "$dir/moved2"
+refuse "other validation data" 1 "--val $dir/new/other/val.bin" $train --resume --out "$dir/moved2" \
+    --data "$dir/new/s_train_000000.bin" --val "$dir/new/other/val.bin"
+refuse "data for a run on stories" 1 "--data" $train --resume --data "$dir/new/s_train_000000.bin" --out "$dir/c"
+refuse "another tokenizer" 1 "t385.bin" $train --resume --data "$dir/new/s_train_000000.bin" \
+    --val "$dir/new/s_val_000000.bin" --tokenizer "$dir/t385.bin" --out "$dir/moved2"
+cp "$dir"/new/other/train.bin "$dir/old/s_train_000000.bin" && cp "$dir"/new/s_val_000000.bin "$dir/old"
+refuse "other data under the old name" 1 "--data $dir/old/s_train_000000.bin" $train --resume --out "$dir/moved2"
+# a state of before there was a hash: its entry gets a name that nobody asks for
+LC_ALL=C sed 's/data\x00\x00/past\x00\x00/' "$dir/moved/state_00000002.bin" >"$dir/moved2/state_00000002.bin"
+check "an old state takes a new place, with a warning" sh -c "$train --resume --data '$dir/new/s_train_000000.bin' \
+    --val '$dir/new/s_val_000000.bin' --out '$dir/moved2' 2>'$dir/one' && grep -q 'not checked' '$dir/one' &&
+    cmp '$dir/moved/model_00000004.bin' '$dir/moved2/model_00000004.bin'"
+
+# ---- a vocabulary without [MASK] that fills its padding: the mask gets a row of its own
 head -c -7 "$dir/t385.bin" >"$dir/t384.bin" # without its last entry
 patch "$dir/t384.bin" 8 '\200\001\0\0' && patch "$dir/t384.bin" 16 '\0\0\0\0'
 check "prepare without a mask" $prepare --tokenizer "$dir/t384.bin" --out "$dir/u" "$dir/train.txt"

@@ -65,6 +65,11 @@ static void next_batch(const Run *r, Loader *l, int *x, int *y, int B, uint64_t 
                     rng_mix((uint64_t)r->settings->seed, draw));
 }
 
+static void hash_data(Run *r) {
+    r->data_hash[0] = (int64_t)loader_hash(r->train);
+    r->data_hash[1] = r->val ? (int64_t)loader_hash(r->val) : 0;
+}
+
 /* Shards, or as many made-up stories as the run needs, within reason; the validation stories are those of another
    seed. */
 static void open_data(Run *r) {
@@ -75,6 +80,7 @@ static void open_data(Run *r) {
     if (s->data) {
         r->train = loader_open(s->data, T, V, eot, true, seed);
         if (s->val) r->val = loader_open(s->val, T, V, -1, false, 0);
+        hash_data(r);
         return;
     }
     size_t n, wanted = (size_t)fmin(fmax(r->tokens_a_step * (double)s->steps, 4.0 * B * (T + 1)), 16e6);
@@ -82,6 +88,7 @@ static void open_data(Run *r) {
     r->train = loader_from_tokens(r->train_tokens, n, "the made-up stories", T, V, eot, true, seed);
     r->val_tokens = story_tokens(r->tokenizer, rng_mix(seed, 1), (size_t)fmax(65536, 2.0 * (T + 1)), &n);
     r->val = loader_from_tokens(r->val_tokens, n, "the validation stories", T, V, -1, false, 0);
+    hash_data(r);
 }
 
 /* Buffers for the batch at hand; with --overfit-batch also the one batch, out of reach of evaluations and samples: the
@@ -603,7 +610,9 @@ static void check_data_flags(const Settings *s, const Checkpoint *start) {
 
 /* That of the model to start from, that of --tokenizer, or one learned from the made-up stories. */
 static Tokenizer *make_tokenizer(const Settings *s, const Checkpoint *start) {
-    if (start) return checkpoint_tokenizer(start, s->resume ? NULL : s->tokenizer);
+    /* a run that goes on has its own, and one that is given is compared */
+    bool compare = !s->resume || is_given(s, SETTING_tokenizer);
+    if (start) return checkpoint_tokenizer(start, compare ? s->tokenizer : NULL);
     if (s->tokenizer) return tokenizer_load(s->tokenizer);
     size_t bytes;
     char *text = stories((uint64_t)s->seed, 1 << 20, &bytes);
