@@ -36,8 +36,11 @@ typedef struct {
     FILE *log;
     char *log_path;
     double tokens_a_step;
-    double training_time; /* seconds in training steps */
-    double recent;        /* seconds a step, averaged over about the last ten */
+    double training_time;        /* seconds in training steps */
+    double recent;               /* seconds a step, averaged over about the last ten */
+    double reporting;            /* seconds that the last step's line and log took */
+    double printed;              /* time of the last step's line that stays */
+    int64_t outside[NUM_BOUNDS]; /* as clamped, of all updates since then */
 } Run;
 
 /* ---- save.c */
