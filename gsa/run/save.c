@@ -153,14 +153,21 @@ void restore(Run *r, const Checkpoint *state) {
     checkpoint_read_tensors(state, "adam_v.", flat);
     r->backend->write(r->model, BUFFER_ADAM_V, flat);
     free(flat);
+    if (r->backend->choose && checkpoint_has(state, "choices")) {
+        int64_t bytes;
+        const char *text = (const char *)checkpoint_find(state, "choices", TYPE_BYTES, 0, NULL, &bytes);
+        char *choices = xasprintf("%.*s", (int)bytes, text);
+        r->backend->choose(r->model, choices);
+        free(choices);
+    }
     printf("going on from step %lld of %lld\n", (long long)r->step, (long long)r->settings->steps);
 }
 
 /* ---------------------------------------------------------------------- saving */
 
 static void save_state(Run *r) {
-    Entry entries[2 * NUM_TENSORS + 3];
-    const void *data[2 * NUM_TENSORS + 3];
+    Entry entries[2 * NUM_TENSORS + 4];
+    const void *data[2 * NUM_TENSORS + 4];
     int n = 0;
     char *path = run_path(r->settings->out, "state", r->step), *settings = settings_text(r->settings);
     LoaderState at = loader_state(r->train);
@@ -176,11 +183,16 @@ static void save_state(Run *r) {
     entries[n++] = checkpoint_entry("position", TYPE_I64, 1, &length);
     data[n] = r->data_hash;
     entries[n++] = checkpoint_entry("data", TYPE_I64, 1, &hashes);
+    char *choices = r->backend->choices ? r->backend->choices(r->model) : NULL;
+    int64_t choices_length = choices ? (int64_t)strlen(choices) : 0;
+    data[n] = choices;
+    if (choices) entries[n++] = checkpoint_entry("choices", TYPE_BYTES, 1, &choices_length);
     checkpoint_add_tensors(&r->config, "adam_m.", m, entries, data, &n);
     checkpoint_add_tensors(&r->config, "adam_v.", v, entries, data, &n);
     checkpoint_write(path, CHECKPOINT_STATE, &r->config, r->step, entries, data, n);
     free(m);
     free(settings);
+    free(choices);
     free(path);
 }
 
@@ -197,7 +209,9 @@ static void save_model(Run *r) {
     checkpoint_add_tensors(&r->config, "", r->backend->read(r->model, BUFFER_PARAMS), entries, data, &n);
     if (r->adapt) adapt_add_entries(r->adapt, entries, data, &n);
     checkpoint_write(path, CHECKPOINT_MODEL, &r->config, r->step, entries, data, n);
+    rewrite_line(NULL);
     printf("saved %s\n", path);
+    fflush(stdout);
     free(tokenizer);
     free(path);
 }
