@@ -24,6 +24,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 
 #ifdef GSA_FP32
 typedef float floatX;
@@ -44,6 +45,20 @@ static void cuda_check(cudaError_t error, const char *file, int line) {
 static void cublas_check(cublasStatus_t status, const char *file, int line) {
     if (status != CUBLAS_STATUS_SUCCESS)
         die("cuBLASLt reports '%s' (%s:%d)", cublasLtGetStatusString(status), file, line);
+}
+
+/* Asked once: an answer takes milliseconds. */
+static const cudaDeviceProp *cuda_device(void) {
+    static cudaDeviceProp device;
+    static bool known;
+    int count;
+    if (known) return &device;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0)
+        die("no NVIDIA GPU answers (%s); train_gsa is the program for the CPU", cudaGetErrorString(error));
+    cudaCheck(cudaGetDeviceProperties(&device, 0));
+    known = true;
+    return &device;
 }
 
 #define CEIL_DIV(a, b) (((a) + (b)-1) / (b))
@@ -150,7 +165,7 @@ typedef struct {
 
 typedef struct {
     MatmulShape shape;
-    bool possible;
+    bool possible, tuned;
     cublasLtMatmulDesc_t description;
     cublasLtMatrixLayout_t a, b, d;
     cublasLtMatmulAlgo_t algorithm;
@@ -163,106 +178,162 @@ typedef struct {
     int count, room;
     size_t tuned[2]; /* products over this many tokens get their algorithm by timing; 0: none do */
     char *notes;     /* the file that remembers the choices; NULL: nowhere, so nothing is timed */
+    char *given;     /* choices of the run that goes on, lines as in that file; NULL: none */
 } Matmul;
 
 enum { WORKSPACE = 32 << 20, CANDIDATES = 8 };
 
-/* A line of the file of choices: the shape as text, then the algorithm's bytes. */
-static void matmul_line(char line[400], const MatmulShape *s, const cublasLtMatmulAlgo_t *algorithm) {
-    int at = snprintf(line, 400, FLOATX_NAME " %d %d %d %d%d%d%d %d ", s->m, s->n, s->k, s->ta, s->tb, s->wide, s->add,
-                      s->epilogue);
-    if (!algorithm) return;
+/* A line of the choices: the shape as text, then, unless NULL, the algorithm's bytes. Returns the length. */
+enum { CHOICE_ROOM = 400 };
+static size_t matmul_line(char line[CHOICE_ROOM], const MatmulShape *s, const cublasLtMatmulAlgo_t *algorithm) {
+    int at = snprintf(line, CHOICE_ROOM, FLOATX_NAME " %d %d %d %d%d%d%d %d ", s->m, s->n, s->k, s->ta, s->tb, s->wide,
+                      s->add, s->epilogue);
     const unsigned char *bytes = (const unsigned char *)algorithm;
-    for (size_t i = 0; i < sizeof *algorithm; i++) at += snprintf(line + at, 400 - (size_t)at, "%02x", bytes[i]);
-    snprintf(line + at, 400 - (size_t)at, "\n");
+    for (size_t i = 0; algorithm && i < sizeof *algorithm; i++)
+        at += snprintf(line + at, CHOICE_ROOM - (size_t)at, "%02x", bytes[i]);
+    return (size_t)at;
 }
 
-/* The remembered algorithm of a shape, if this library still takes it. */
-static bool matmul_remembered(Matmul *mm, MatmulPlan *p) {
-    char line[400];
-    bool found = false;
-    FILE *f = fopen(mm->notes, "r");
-    if (!f) return false;
-    size_t prefix;
-    char wanted[400];
-    matmul_line(wanted, &p->shape, NULL);
-    prefix = strlen(wanted);
-    while (!found && fgets(line, sizeof line, f)) {
-        unsigned char *bytes = (unsigned char *)&p->algorithm;
-        if (strncmp(line, wanted, prefix) != 0 || strlen(line) != prefix + 2 * sizeof p->algorithm + 1) continue;
-        found = true;
-        for (size_t i = 0; i < sizeof p->algorithm; i++)
-            found &= sscanf(line + prefix + 2 * i, "%2hhx", &bytes[i]) == 1;
+/* Takes the algorithm of p's shape from lines of choices, if one of them has it and this library takes it. */
+static bool matmul_take(const Matmul *mm, MatmulPlan *p, const char *choices) {
+    char wanted[CHOICE_ROOM];
+    size_t prefix = matmul_line(wanted, &p->shape, NULL), digits = 2 * sizeof p->algorithm;
+    for (const char *line = choices, *next; *line; line = next) {
+        size_t length = strcspn(line, "\n");
+        next = line + length + (line[length] == '\n');
+        if (length != prefix + digits || strncmp(line, wanted, prefix) != 0) continue;
+        cublasLtMatmulAlgo_t algorithm;
         cublasLtMatmulHeuristicResult_t result;
-        found = found &&
-                cublasLtMatmulAlgoCheck(mm->handle, p->description, p->a, p->b, p->d, p->d, &p->algorithm, &result) ==
-                    CUBLAS_STATUS_SUCCESS &&
-                result.workspaceSize <= WORKSPACE;
+        bool read = true;
+        for (size_t i = 0; i < sizeof algorithm; i++)
+            read = read && sscanf(line + prefix + 2 * i, "%2hhx", (unsigned char *)&algorithm + i) == 1;
+        if (!read ||
+            cublasLtMatmulAlgoCheck(mm->handle, p->description, p->a, p->b, p->d, p->d, &algorithm, &result) !=
+                CUBLAS_STATUS_SUCCESS ||
+            result.workspaceSize > WORKSPACE)
+            continue;
+        p->algorithm = algorithm;
+        return true;
     }
-    fclose(f);
-    return found;
+    return false;
 }
 
-static void matmul_remember(Matmul *mm, const MatmulPlan *p) {
-    char line[400];
-    FILE *f = fopen(mm->notes, "a");
-    matmul_line(line, &p->shape, &p->algorithm);
-    if (!f || fputs(line, f) < 0 || fclose(f) != 0)
-        die("cannot write %s (%s), which remembers the fastest algorithm of each matrix product so that runs repeat "
-            "bit for bit; make its folder writable",
-            mm->notes, strerror(errno));
-}
-
-/* The fastest of cuBLASLt's first proposals, timed once on this product's own data and remembered in a file, because
-   another choice would round differently: two runs on one machine agree bit for bit, the first of all included. */
-static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *proposals, int count,
-                          void *D, const void *A, const void *B, const void *C, float alpha, cudaStream_t stream) {
+/* The fastest of cuBLASLt's first proposals, on this product's own data; milliseconds. */
+static float matmul_time(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *proposals, int count,
+                         void *D, const void *A, const void *B, const void *C, float alpha, cudaStream_t stream) {
     float beta = p->shape.add, best = INFINITY;
     void *into = D, *room = NULL;
-    bool remembered = matmul_remembered(mm, p);
-    if (!remembered) {
-        if (p->shape.add && C == D) { /* adding again and again would spoil D */
-            size_t bytes = (size_t)p->shape.m * p->shape.n * (p->shape.wide ? sizeof(float) : sizeof(floatX));
-            cudaCheck(cudaMalloc(&room, bytes));
-            cudaCheck(cudaMemsetAsync(room, 0, bytes, stream));
-            into = room;
-            C = room;
+    if (p->shape.add && C == D) { /* adding again and again would spoil D */
+        size_t bytes = (size_t)p->shape.m * p->shape.n * (p->shape.wide ? sizeof(float) : sizeof(floatX));
+        cudaCheck(cudaMalloc(&room, bytes));
+        cudaCheck(cudaMemsetAsync(room, 0, bytes, stream));
+        into = room;
+        C = room;
+    }
+    cudaEvent_t start, end;
+    cudaCheck(cudaEventCreate(&start));
+    cudaCheck(cudaEventCreate(&end));
+    for (int i = 0; i < count; i++) {
+        float fastest = INFINITY;
+        for (int run = 0; run < 4; run++) {
+            float ms;
+            cudaCheck(cudaEventRecord(start, stream));
+            if (cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, into, p->d,
+                               &proposals[i].algo, mm->workspace, WORKSPACE, stream) != CUBLAS_STATUS_SUCCESS)
+                break;
+            cudaCheck(cudaEventRecord(end, stream));
+            cudaCheck(cudaEventSynchronize(end));
+            cudaCheck(cudaEventElapsedTime(&ms, start, end));
+            if (run > 0 && ms < fastest) fastest = ms;
         }
-        cudaEvent_t start, end;
-        cudaCheck(cudaEventCreate(&start));
-        cudaCheck(cudaEventCreate(&end));
-        for (int i = 0; i < count; i++) {
-            float fastest = INFINITY;
-            for (int run = 0; run < 4; run++) {
-                float ms;
-                cudaCheck(cudaEventRecord(start, stream));
-                if (cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, into, p->d,
-                                   &proposals[i].algo, mm->workspace, WORKSPACE, stream) != CUBLAS_STATUS_SUCCESS)
-                    break;
-                cudaCheck(cudaEventRecord(end, stream));
-                cudaCheck(cudaEventSynchronize(end));
-                cudaCheck(cudaEventElapsedTime(&ms, start, end));
-                if (run > 0 && ms < fastest) fastest = ms;
-            }
-            if (fastest < best) {
-                best = fastest;
-                p->algorithm = proposals[i].algo;
-            }
+        if (fastest < best) {
+            best = fastest;
+            p->algorithm = proposals[i].algo;
         }
-        cudaCheck(cudaEventDestroy(start));
-        cudaCheck(cudaEventDestroy(end));
-        cudaCheck(cudaFree(room));
-        matmul_remember(mm, p);
+    }
+    cudaCheck(cudaEventDestroy(start));
+    cudaCheck(cudaEventDestroy(end));
+    cudaCheck(cudaFree(room));
+    return best;
+}
+
+/* Opens the file that remembers the choices, alone: who else wants it waits, and then finds what was chosen here.
+   *choices: what is in it, malloc'd. */
+static FILE *open_notes(const char *path, char **choices) {
+    size_t bytes;
+    FILE *notes = fopen(path, "a");
+    if (!notes)
+        die("cannot write %s (%s), which remembers the fastest algorithm of each matrix product so that runs repeat "
+            "bit for bit; make its folder writable",
+            path, strerror(errno));
+    while (flock(fileno(notes), LOCK_EX) != 0 && errno == EINTR)
+        ; /* on file systems without locks: as if alone */
+    *choices = read_file(path, &bytes);
+    return notes;
+}
+
+/* Another algorithm would round differently. So one that was chosen by its time is remembered: in the run's state
+   files, from where a run that goes on takes it (mm->given), and in a file of all runs, so that two runs on one
+   machine agree bit for bit, the first of all included. */
+static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *proposals, int count,
+                          void *D, const void *A, const void *B, const void *C, float alpha, cudaStream_t stream) {
+    char line[CHOICE_ROOM], *choices, how[64] = "remembered";
+    if (mm->given && matmul_take(mm, p, mm->given)) snprintf(how, sizeof how, "the run's own");
+    else if (!mm->notes) return; /* the first proposal */
+    else {
+        FILE *notes = open_notes(mm->notes, &choices);
+        if (!matmul_take(mm, p, choices)) {
+            float ms = matmul_time(mm, p, proposals, count, D, A, B, C, alpha, stream);
+            matmul_line(line, &p->shape, &p->algorithm);
+            size_t length = strlen(choices); /* who was killed may have left half a line */
+            fprintf(notes, "%s%s\n", length && choices[length - 1] != '\n' ? "\n" : "", line);
+            snprintf(how, sizeof how, "%.3f ms, %.0f TFLOP/s", ms, 2e-9 * p->shape.m * p->shape.n * p->shape.k / ms);
+        }
+        free(choices);
+        if (fclose(notes) != 0) die("cannot write %s: %s", mm->notes, strerror(errno));
     }
     int id = 0, tile = 0, stages = 0, split = 0;
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_ID, &id, sizeof id, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &stages, sizeof stages, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, NULL);
-    printf("matmul        (%d, %d) x %d%s, epilogue %d: algorithm %d, tile %d, stages %d, split %d", p->shape.n,
-           p->shape.m, p->shape.k, p->shape.add ? " added" : "", p->shape.epilogue, id, tile, stages, split);
-    if (remembered) printf(", remembered\n");
-    else printf(", %.3f ms, %.0f TFLOP/s\n", best, 2e-9 * p->shape.m * p->shape.n * p->shape.k / best);
+    printf("matmul        (%d, %d) x %d%s, epilogue %d: algorithm %d, tile %d, stages %d, split %d, %s\n", p->shape.n,
+           p->shape.m, p->shape.k, p->shape.add ? " added" : "", p->shape.epilogue, id, tile, stages, split, how);
+}
+
+static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+/* The lines of all choices that hold for this run, sorted: its own, and those given that it has not needed yet. The
+   caller frees it. */
+static char *matmul_choices(const Matmul *mm) {
+    char line[CHOICE_ROOM];
+    int room = mm->count, count = 0;
+    for (const char *p = mm->given; p && *p; p++) room += *p == '\n';
+    char **lines = (char **)xmalloc((size_t)(room + 1) * sizeof *lines);
+    for (int i = 0; i < mm->count; i++) {
+        const MatmulPlan *p = &mm->plans[i];
+        if (!p->possible || !p->tuned) continue;
+        matmul_line(line, &p->shape, &p->algorithm);
+        lines[count++] = xstrdup(line);
+    }
+    int own = count;
+    for (const char *given = mm->given, *end; given && *given && (end = strchr(given, '\n')); given = end + 1) {
+        char *other = xasprintf("%.*s", (int)(end - given), given), *bytes = strrchr(other, ' ');
+        bool needed = bytes != NULL;
+        for (int i = 0; needed && i < own; i++) needed = strncmp(lines[i], other, (size_t)(bytes - other) + 1) != 0;
+        if (needed) lines[count++] = other;
+        else free(other);
+    }
+    qsort(lines, (size_t)count, sizeof *lines, by_text);
+    char *text = xstrdup("");
+    for (int i = 0; i < count; i++) {
+        char *longer = xasprintf("%s%s\n", text, lines[i]);
+        free(text);
+        free(lines[i]);
+        text = longer;
+    }
+    free(lines);
+    return text;
 }
 
 /* D = alpha op(A) op(B) + C with the epilogue of s; vector: bias; aux: what GELU was applied to. false: there is no
@@ -331,10 +402,10 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
         if (!p->possible && s.epilogue == CUBLASLT_EPILOGUE_DEFAULT)
             die("cuBLASLt has no algorithm for (%d, %d) x (%d, %d)", s.n, s.k, s.k, s.m);
         if (p->possible) p->algorithm = proposals[0].algo;
-        bool tuned = false;
+        p->tuned = false;
         for (int i = 0; i < 2; i++)
-            tuned |= mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
-        if (p->possible && mm->notes && tuned) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
+            p->tuned |= mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
+        if (p->possible && p->tuned) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
     }
     if (!p->possible) return false;
     float beta = s.add;
@@ -358,6 +429,7 @@ static void matmul_destroy(Matmul *mm) {
     }
     free(mm->plans);
     free(mm->notes);
+    free(mm->given);
     cudaFree(mm->workspace);
     cublasLtDestroy(mm->handle);
 }
@@ -987,16 +1059,21 @@ __global__ static void __launch_bounds__(1024)
     }
 }
 
+/* Bytes of shared memory, of `most` that a block can have, in which classifier_kernel keeps a row of Vp logits; 0: it
+   does not, and reads the row twice. At most what leaves room for two blocks a multiprocessor of an H100. */
+static size_t classifier_shared(size_t Vp, size_t most) {
+    size_t bytes = Vp * sizeof(floatX), others = 2 * 32 * sizeof(float);
+    return bytes <= 112 << 10 && bytes + others <= most ? bytes : 0;
+}
+
 /* losses (N) in nats; logits (N, Vp) become their gradients, (softmax - one at the target) scale, 0 in the padding.
    A target of -1 is left out: loss and gradients 0. */
 static void fused_classifier(floatX *logits, float *losses, const int *targets, float scale, size_t N, size_t V,
                              size_t Vp, cudaStream_t stream) {
-    size_t threads = CEIL_DIV(Vp / 8, 32) * 32, bytes = Vp * sizeof(floatX);
-    bool keep = bytes <= 112 << 10; /* two blocks a multiprocessor */
-    cudaCheck(
-        cudaFuncSetAttribute(classifier_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, keep ? (int)bytes : 0));
-    classifier_kernel<<<(unsigned)N, (unsigned)(threads < 1024 ? threads : 1024), keep ? bytes : 0, stream>>>(
-        logits, losses, targets, scale, V, Vp, keep);
+    size_t threads = CEIL_DIV(Vp / 8, 32) * 32, kept = classifier_shared(Vp, cuda_device()->sharedMemPerBlockOptin);
+    cudaCheck(cudaFuncSetAttribute(classifier_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)kept));
+    classifier_kernel<<<(unsigned)N, (unsigned)(threads < 1024 ? threads : 1024), kept, stream>>>(
+        logits, losses, targets, scale, V, Vp, kept > 0);
     cudaCheck(cudaGetLastError());
 }
 
@@ -1914,16 +1991,6 @@ static void cuda_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS
 }
 static void cuda_destroy(void *model) { gsa_destroy((CudaModel *)model); }
 
-static const cudaDeviceProp *cuda_device(void) {
-    static cudaDeviceProp device;
-    int count;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess || count == 0)
-        die("no NVIDIA GPU answers (%s); train_gsa is the program for the CPU", cudaGetErrorString(error));
-    cudaCheck(cudaGetDeviceProperties(&device, 0));
-    return &device;
-}
-
 static const char *cuda_name(void) {
     static char name[400];
     const cudaDeviceProp *d = cuda_device();
@@ -2051,6 +2118,29 @@ static char *cuda_notes(void) {
     return path;
 }
 
+/* The card and the library that choices are for, as the first line of a state file's; static memory. */
+static const char *cuda_machine(void) {
+    static char machine[400];
+    snprintf(machine, sizeof machine, "%.256s, cuBLASLt %zu\n", cuda_device()->name, cublasLtGetVersion());
+    return machine;
+}
+
+static char *cuda_choices(void *model) {
+    char *lines = matmul_choices(&((CudaModel *)model)->matmul), *text = xasprintf("%s%s", cuda_machine(), lines);
+    free(lines);
+    return text;
+}
+
+static void cuda_choose(void *model, const char *choices) {
+    CudaModel *m = (CudaModel *)model;
+    const char *machine = cuda_machine();
+    size_t n = strlen(machine);
+    if (strncmp(choices, machine, n) == 0) m->matmul.given = xstrdup(choices + n);
+    else
+        warn("the run was saved on %.*s and goes on with %.*s: its numbers will differ from there in their last digits",
+             (int)strcspn(choices, "\n"), choices, (int)n - 1, machine);
+}
+
 static void *cuda_create(const Config *c, int B) {
     CudaModel *m = gsa_create_cuda(c, (size_t)B);
     size_t N = (size_t)B * (size_t)c->T;
@@ -2085,6 +2175,8 @@ static Backend cuda_backend(void) {
     b.watch = cuda_watch;
     b.peak_flops = cuda_peak_flops;
     b.expect = cuda_expect;
+    b.choices = cuda_choices;
+    b.choose = cuda_choose;
     return b;
 }
 

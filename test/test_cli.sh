@@ -143,7 +143,7 @@ check "resume of a finished run does nothing" $train --resume --out "$dir/a"
 $train $tiny --steps 100000 --eval-every 0 --out "$dir/i" >"$dir/i.txt" 2>&1 &
 pid=$!
 for _ in $(seq 30); do
-    grep -q '^step 3/' "$dir/i.txt" && break
+    grep -q '^step 1/' "$dir/i.txt" && break
     sleep 1
 done
 kill -INT $pid
@@ -289,8 +289,40 @@ check "resume with a long name" sh -c "$train --resume --out '$dir/longer' &&
 refuse "a name that would break a state file" 2 "line break" $train --data "$dir/s_train_*.bin
 steps=9" --tokenizer "$dir/t.bin" $shape --out "$dir/x"
 
-# ---- a vocabulary without [MASK] that fills its padding: the mask gets a row of its own
 check "a vocabulary of 385" $train_bpe --vocab 385 --out "$dir/t385.bin" "$dir/train.txt"
+# ---- shards may move between a run and its resumption; what is in them may not change
+mkdir "$dir/old" "$dir/new" "$dir/new/other" && cp "$dir"/s_*.bin "$dir/t.bin" "$dir/old"
+$train --data "$dir/old/s_train_000000.bin" --val "$dir/old/s_val_000000.bin" --tokenizer "$dir/old/t.bin" $shape \
+    --steps 4 --save-every 2 --keep 0 --out "$dir/moved" >/dev/null
+again() { rm -rf "$dir/moved2" && mkdir "$dir/moved2" && cp "$dir"/moved/*_00000002.bin "$dir/moved2"; }
+mv "$dir"/old/* "$dir/new"
+again
+refuse "resume where the shards have moved" 1 "old/s_train" $train --resume --out "$dir/moved2"
+check "their new place" $train --resume --data "$dir/new/s_train_*.bin" --val "$dir/new/s_val_000000.bin" \
+    --tokenizer "$dir/new/t.bin" --out "$dir/moved2"
+check "the same model from there" cmp "$dir/moved/model_00000004.bin" "$dir/moved2/model_00000004.bin"
+check "the new place is remembered" grep -aqF "data=$dir/new/s_train_*.bin" "$dir/moved2/state_00000004.bin"
+for kind in train val; do # the same number of tokens, the last of them another
+    cp "$dir/new/s_${kind}_000000.bin" "$dir/new/other/$kind.bin"
+    patch "$dir/new/other/$kind.bin" $(($(wc -c <"$dir/new/other/$kind.bin") - 2)) '\1\1'
+done
+again
+refuse "other training data" 1 "--data $dir/new/other/train.bin" $train --resume --data "$dir/new/other/train.bin" \
+    --val "$dir/new/s_val_000000.bin" --out "$dir/moved2"
+refuse "other validation data" 1 "--val $dir/new/other/val.bin" $train --resume --out "$dir/moved2" \
+    --data "$dir/new/s_train_000000.bin" --val "$dir/new/other/val.bin"
+refuse "data for a run on stories" 1 "--data" $train --resume --data "$dir/new/s_train_000000.bin" --out "$dir/c"
+refuse "another tokenizer" 1 "t385.bin" $train --resume --data "$dir/new/s_train_000000.bin" \
+    --val "$dir/new/s_val_000000.bin" --tokenizer "$dir/t385.bin" --out "$dir/moved2"
+cp "$dir"/new/other/train.bin "$dir/old/s_train_000000.bin" && cp "$dir"/new/s_val_000000.bin "$dir/old"
+refuse "other data under the old name" 1 "--data $dir/old/s_train_000000.bin" $train --resume --out "$dir/moved2"
+# a state of before there was a hash: its entry gets a name that nobody asks for
+LC_ALL=C sed 's/data\x00\x00/past\x00\x00/' "$dir/moved/state_00000002.bin" >"$dir/moved2/state_00000002.bin"
+check "an old state takes a new place, with a warning" sh -c "$train --resume --data '$dir/new/s_train_000000.bin' \
+    --val '$dir/new/s_val_000000.bin' --out '$dir/moved2' 2>'$dir/one' && grep -q 'not checked' '$dir/one' &&
+    cmp '$dir/moved/model_00000004.bin' '$dir/moved2/model_00000004.bin'"
+
+# ---- a vocabulary without [MASK] that fills its padding: the mask gets a row of its own
 head -c -7 "$dir/t385.bin" >"$dir/t384.bin" # without its last entry
 patch "$dir/t384.bin" 8 '\200\001\0\0' && patch "$dir/t384.bin" 16 '\0\0\0\0'
 check "prepare without a mask" $prepare --tokenizer "$dir/t384.bin" --out "$dir/u" "$dir/train.txt"
@@ -641,8 +673,9 @@ if [ "$(uname -m)" = x86_64 ] && [ -z "$OUT" ]; then
     check "build for golden results" make -s OUT=build/golden/ NO_DNNL=1 MARCH=x86-64-v2 build/golden/train_gsa \
         build/golden/infer
     build/golden/train_gsa --layers 2 --heads 2 --channels 64 --seq 64 --vocab 512 --batch 2 --doc-start \
-        --overfit-batch --lr 3e-3 --warmup 10 --steps 150 --eval-every 0 --sample-every 0 --out "$dir/golden" |
-        sed -n 's/^\(step \(1\|5\|10\)\/150 | loss [0-9.]*\) .*/\1/p' >"$dir/golden.txt"
+        --overfit-batch --lr 3e-3 --warmup 10 --steps 150 --eval-every 0 --sample-every 0 --out "$dir/golden" >/dev/null
+    sed -n 's/^s:\(1\|5\|10\) trl:\([0-9.]*\) .*/\1 \2/p' "$dir/golden/main.log" |
+        awk '{ printf "step %d/150 | loss %.6f\n", $1, $2 }' >"$dir/golden.txt"
     build/golden/infer generate "$dir/golden/model_00000150.bin" --temperature 0 2>/dev/null >>"$dir/golden.txt"
     check "golden results" diff test/golden.txt "$dir/golden.txt"
 else
@@ -814,6 +847,34 @@ check "a reader of the screen that goes away" sh -c "$train $tiny --steps 40 --o
     for i in \$(seq 60); do [ -f '$dir/gone/model_00000040.bin' ] || sleep 0.5; done &&
     [ -f '$dir/gone/model_00000040.bin' ] && grep -q '^s:40 trl' '$dir/gone/main.log'"
 
+# ---- the screen: one line of steps that is rewritten on a terminal, a line every few seconds elsewhere; all are logged
+$train $tiny --steps 40 --eval-every 20 --out "$dir/piped" >"$dir/piped.txt" # waits of seconds would add lines
+check "not a terminal: the first and the last step" sh -c "
+    [ \$(grep -c '^step [0-9]*/40 | loss' '$dir/piped.txt') -lt 20 ] &&
+    grep -q '^step 1/40 | loss' '$dir/piped.txt' && grep -q '^step 40/40 | loss' '$dir/piped.txt' &&
+    [ \$(grep -c '^step [0-9]*/40 | validation' '$dir/piped.txt') = 3 ] &&
+    [ \$(grep -c '^s:[0-9]* trl' '$dir/piped/main.log') = 40 ] &&
+    tr -d '\r' <'$dir/piped.txt' | cmp -s - '$dir/piped.txt'"
+if script --version >/dev/null 2>&1; then
+    script -qec "stty cols 60; $train $tiny --steps 40 --eval-every 20 --out '$dir/tty'" "$dir/tty.txt" </dev/null \
+        >/dev/null
+    tr '\r' '\n' <"$dir/tty.txt" | tr -d '\033' | sed 's/^\[K//' >"$dir/all.txt"       # all that was ever to be seen
+    sed "s/\r*$//; s/.*\r$(printf '\033')\[K//" "$dir/tty.txt" >"$dir/stays.txt" # and what stays
+    check "a terminal: steps rewrite one line" sh -c "[ \$(grep -c '^step [0-9]*/40 | loss' '$dir/all.txt') = 40 ] &&
+        [ \$(grep -c '^step [0-9]*/40 | loss' '$dir/stays.txt') = 1 ] && grep -q '^step 40/40 | loss' '$dir/stays.txt'"
+    check "a terminal: evaluations stay" [ "$(grep -c '^step [0-9]*/40 | validation' "$dir/stays.txt")" = 3 ]
+    check "a terminal: rewritten lines fit" \
+        awk '/^step [1-9][0-9]*\/40 [|] loss/ && !/step 40/ && length > 59 { exit 1 }' "$dir/all.txt"
+    check "a terminal: the same log" [ "$(grep -c '^s:[0-9]* trl' "$dir/tty/main.log")" = 40 ]
+    mkdir "$dir/f2" && cp "$dir"/a/*_00000010.bin "$dir/f2"
+    script -qec "ulimit -f 100; $train --resume --out '$dir/f2'" "$dir/tty.txt" >/dev/null </dev/null
+    sed "s/\r*$//; s/.*\r$(printf '\033')\[K//" "$dir/tty.txt" >"$dir/stays.txt"
+    check "a terminal: an error has a line of its own" grep -q '^train_gsa: cannot write' "$dir/stays.txt"
+else
+    echo "skip a terminal: no script(1) as in util-linux"
+    skipped=$((skipped + 1))
+fi
+
 # ---- folders' names are never patterns; a pattern that is a file's exact name is that file
 for folder in 'run[1]' 'a*' 'b?' 'c\d'; do
     out="$dir/names/$folder"
@@ -852,7 +913,7 @@ refuse "links in a circle" 1 "symbolic links" $make_stories --bytes 2k --out "$d
 $train $tiny --steps 100000 --eval-every 0 --out "$dir/busy" >"$dir/busy.txt" 2>&1 &
 pid=$!
 for _ in $(seq 60); do
-    grep -q '^step 3/' "$dir/busy.txt" && break
+    grep -q '^step 1/' "$dir/busy.txt" && break
     sleep 0.5
 done
 before=$(wc -l <"$dir/busy/main.log")

@@ -978,6 +978,14 @@ static void test_shared_memory(void) {
                          OBJECTIVE_LM);
     wrong = cuda_shared_check(&config, rtx);
     CHECK(!wrong || strstr(wrong, "--splats 16"), "32 splats in heads of 64 channels: %s", wrong);
+    const size_t rows[] = {1024, 50304, 50688, 57344,
+                           131072}; /* logits: what a row takes with the kernel's own 256 B */
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (int card = 0; card < 2; card++) {
+            size_t most = card ? h100 : rtx, bytes = rows[i] * sizeof(floatX), kept = classifier_shared(rows[i], most);
+            CHECK(kept == 0 || (kept == bytes && kept + 256 <= most), "classifier, %zu of %zu", kept, most);
+            CHECK(kept > 0 || bytes + 256 > most || bytes > 112 << 10, "classifier, %zu of %zu", bytes, most);
+        }
 }
 
 /* What a model is said to take is what the device has less. */

@@ -97,7 +97,9 @@ static void take_setting(Settings *s, const char *name, const char *value, const
     if (!f) die("%s: unknown setting '%.60s'; it was written by another version of this program", path, name);
     if (f->given) {
         char *given = flag_text(f);
-        if (!(table[f - s->flags].attributes & FREE) && strcmp(given, value) != 0)
+        int attributes = table[f - s->flags].attributes;
+        bool may_differ = attributes & FREE || (attributes & PLACE && *value);
+        if (!may_differ && strcmp(given, value) != 0)
             die("--%s %s contradicts the run to be resumed, where it is '%s' (%s); leave it out, or start a new "
                 "run with --init-from",
                 name, given, value, path);
