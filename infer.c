@@ -72,7 +72,7 @@ typedef struct {
     real scale;    /* what f_q . f_k is multiplied by */
     Splats w;
     SplatConstants constants;
-    double *theta; /* softmax splats with an envelope: its frequencies (S) */
+    double *theta; /* frequencies: of softmax splats with an envelope (S), or of learned rotations (HS/2) */
     Scan step;     /* scan and extend heads: tables for chunks of one token */
 } Head;
 
@@ -96,13 +96,15 @@ static void model_prepare(Model *m) {
         head->kind = config_head_kind(c, (int)(i / z.NH), (int)(i % z.NH));
         head->window = head->kind == HEAD_SPLAT || !c->window ? SIZE_MAX : (size_t)c->window;
         head->scale = head_scale(&m->net, i / z.NH, i % z.NH);
+        if (m->net.p.log_rope && head->kind != HEAD_SPLAT && head->kind != HEAD_SCAN)
+            head->theta = frequencies(m->net.p.log_rope + rope_index(c, i / z.NH, i % z.NH) * z.HS / 2, z.HS / 2);
         if (head->kind == HEAD_STANDARD) continue;
         Splats w = head_splats(&m->net, i / z.NH, i % z.NH);
         if (!is_full(&w, z.HS)) head->constants = splat_constants(&w, z.HS);
         if (head->kind != HEAD_SPLAT) head->constants.key_scale = scan_key_scale(&w, z.HS);
         head->w = w;
         head->w.constants = &head->constants;
-        if (head->kind == HEAD_SPLAT && w.log_theta) head->theta = splat_frequencies(w.log_theta, z.S);
+        if (head->kind == HEAD_SPLAT && w.log_theta) head->theta = frequencies(w.log_theta, z.S);
         if (head->kind == HEAD_SPLAT) continue;
         head->step = scan_open(&head->w, head->kind == HEAD_EXTEND ? (size_t)c->window : 0, 1);
         scan_turn(&head->step, 1);
@@ -426,7 +428,7 @@ static Session *session_create(const Model *m, size_t n, size_t capacity) {
     s->position = (size_t *)xcalloc(n, sizeof *s->position);
     s->memory = (real *)xcalloc(n * s->size, sizeof(real));
     s->logits = (real *)xcalloc(n * z.Vp, sizeof(real));
-    s->x = (real *)xmalloc(N * (2 * z.C + 2 + 6 * z.A + z.NH + 4 * z.C + z.HS + 2 * z.G * z.S) * sizeof(real));
+    s->x = (real *)xmalloc(N * (2 * z.C + 2 + 6 * z.A + z.NH + 4 * z.C + z.R * z.HS + 2 * z.G * z.S) * sizeof(real));
     s->norm = s->x + N * z.C;
     s->mean = s->norm + N * z.C;
     s->rstd = s->mean + N;
@@ -437,7 +439,7 @@ static Session *session_create(const Model *m, size_t n, size_t capacity) {
     s->lse = s->att + N * z.A;
     s->fc = s->lse + N * z.NH;
     s->rope_waves = s->fc + 4 * N * z.C;
-    s->splat_waves = s->rope_waves + N * z.HS;
+    s->splat_waves = s->rope_waves + N * z.R * z.HS;
     return s;
 }
 
@@ -587,6 +589,14 @@ typedef struct {
     real *keys, *values, *responses; /* (rows, HS) twice; (rows, S) */
 } Ring;
 
+/* The cosines and sines of head (l, h), softmax, for row `at` of a pass. */
+static real *session_waves(const Session *s, size_t l, size_t h, size_t at) {
+    const Config *c = &s->model->net.config;
+    const size_t HS = (size_t)config_head_size(c), room = s->n > PREFILL ? s->n : PREFILL;
+    if (config_head_kind(c, (int)l, (int)h) != HEAD_SPLAT) return s->rope_waves + (rope_index(c, l, h) * room + at) * HS;
+    return s->splat_waves + ((size_t)config_gsa_before(c, (int)l, (int)h) * room + at) * 2 * (size_t)c->S;
+}
+
 static HeadPass head_open(Session *s, size_t l, size_t h, size_t sample, size_t at, size_t T) {
     const Model *m = s->model;
     Sizes z = config_sizes(&m->net.config);
@@ -613,11 +623,7 @@ static HeadPass head_open(Session *s, size_t l, size_t h, size_t sample, size_t 
     const real *q = a.v - 2 * z.A, *k = a.v - z.A;
     if (a.far) a.features = scan_head_open(q, k, 3 * z.A, &a.head->w, T, z.HS);
     if (!a.near) return a;
-    const real *waves = s->rope_waves + at * z.HS;
-    if (a.head->kind == HEAD_SPLAT) {
-        size_t g = (size_t)config_gsa_before(&m->net.config, (int)l, (int)h);
-        waves = s->splat_waves + (g * (s->n > PREFILL ? s->n : PREFILL) + at) * 2 * z.S;
-    }
+    const real *waves = session_waves(s, l, h, at);
     head_features(&m->net, a.fq, q, a.head->kind, &a.head->w, true, T, waves);
     head_features(&m->net, a.fk, k, a.head->kind, &a.head->w, false, T, waves);
     return a;
@@ -715,7 +721,7 @@ static void session_pass(Session *s, const size_t *samples, size_t n, const int 
     const Model *m = s->model;
     Sizes z = config_sizes(&m->net.config);
     const ParameterTensors p = m->net.p;
-    const size_t N = n * T, C = z.C, A = z.A, room = s->n > PREFILL ? s->n : PREFILL;
+    const size_t N = n * T, C = z.C, A = z.A;
     const bool steps = T == 1;
     for (size_t i = 0; i < n; i++) {
         size_t at = i * T, position = s->position[samples[i]];
@@ -726,21 +732,21 @@ static void session_pass(Session *s, const size_t *samples, size_t n, const int 
                        scale = m->matrix[TENSOR_wte].scales ? m->matrix[TENSOR_wte].scales[token] : 1;
             for (size_t c = 0; c < C; c++) x[c] = row[c] * scale + (p.wpe ? p.wpe[(position + t) * C + c] : 0);
         }
+        if (p.log_rope) continue;
         if (i > 0 && position == s->position[samples[i - 1]])
             memcpy(s->rope_waves + at * z.HS, s->rope_waves + (at - T) * z.HS, T * z.HS * sizeof(real));
-        else rope_table(s->rope_waves + at * z.HS, T, z.HS, position);
+        else rope_table(s->rope_waves + at * z.HS, NULL, T, z.HS, position);
     }
 #pragma omp parallel for schedule(dynamic) if (N * z.A > 512)
     for (size_t head = 0; head < z.L * z.NH; head++) {
         if (!m->heads[head].theta) continue;
-        real *waves =
-            s->splat_waves +
-            (size_t)config_gsa_before(&m->net.config, (int)(head / z.NH), (int)(head % z.NH)) * room * 2 * z.S;
+        real *waves = session_waves(s, head / z.NH, head % z.NH, 0);
+        const size_t count = m->heads[head].kind == HEAD_SPLAT ? z.S : z.HS / 2;
         for (size_t i = 0; i < n; i++) {
-            size_t position = s->position[samples[i]], size = T * 2 * z.S;
+            size_t position = s->position[samples[i]], size = T * 2 * count;
             if (i > 0 && position == s->position[samples[i - 1]])
                 memcpy(waves + i * size, waves + (i - 1) * size, size * sizeof(real));
-            else wave_table(waves + i * size, m->heads[head].theta, z.S, T, position);
+            else wave_table(waves + i * size, m->heads[head].theta, count, T, position);
         }
     }
     for (size_t l = 0; l < z.L; l++) {

@@ -353,6 +353,13 @@ static void matmul_backward(real *din, real *dweight, real *dbias, const real *d
    responses times their envelope (splat). Both work on one head of one sequence: x has T rows of size HS, `stride`
    apart (a slice of qkv); features f (T, HS) are contiguous. */
 
+/* n frequencies from their logarithms; double, because their rounding is multiplied by the distance */
+static double *frequencies(const real *log_theta, size_t n) {
+    double *theta = (double *)xmalloc(n * sizeof(double));
+    for (size_t i = 0; i < n; i++) theta[i] = exp((double)log_theta[i]);
+    return theta;
+}
+
 /* waves[t] = cos(theta_i n) for all i of `count`, then sin(theta_i n), n = first + t. The phase is kept as an
    integer fraction of a turn and wraps exactly, so that position 1,000,000 is as exact as position 1. */
 static void wave_table(real *waves, const double *theta, size_t count, size_t T, size_t first) {
@@ -422,6 +429,16 @@ static void rope_backward(real *dx, const real *df, const real *x, size_t stride
     free(unit);
 }
 
+/* d (HS/2) += dL / dtheta_k of f (T, HS), what rope_forward wrote: the sum of t X_t,k with X = f_k df_(k + HS/2) -
+   f_(k + HS/2) df_k, the gradient of the angle. Terms grow with t and cancel: summed in double, from the middle of
+   the window. */
+static void rope_frequencies_backward(double *d, const real *df, const real *f, size_t T, size_t HS) {
+    size_t half = HS / 2;
+    for (size_t t = 0; t < T; t++, f += HS, df += HS)
+        for (size_t k = 0; k < half; k++)
+            d[k] += ((double)t - 0.5 * (double)(T - 1)) * (double)(f[k] * df[half + k] - f[half + k] * df[k]);
+}
+
 /* What follows from one head's splats alone. Full precision has only the key scale. */
 typedef struct {
     real *slope, *slope_t;         /* Lambda mu (S, HS) and its transpose (HS, S) */
@@ -451,13 +468,6 @@ typedef struct {
     real *square_unit, *spread;      /* diagonal: x^ .* x^ (T, HS) and products with Lambda (T, max(S, HS)) */
     real *apart, *across, *cholesky; /* full: x^ - mu (T, HS), (x^ - mu) L (T, HS), L and its transpose (2, HS, HS) */
 } SplatRoom;
-
-/* theta_s from its logarithm; double, because its rounding is multiplied by the distance */
-static double *splat_frequencies(const real *log_theta, size_t S) {
-    double *theta = (double *)xmalloc(S * sizeof(double));
-    for (size_t s = 0; s < S; s++) theta[s] = exp((double)log_theta[s]);
-    return theta;
-}
 
 static inline bool is_full(const Splats *w, size_t HS) { return w->P > HS; }
 
@@ -884,7 +894,7 @@ static Scan scan_open(const Splats *w, size_t late, size_t chunk) {
     c.turn = c.fade + S;
     real *q_waves = (real *)xmalloc(4 * chunk * S * sizeof(real)), *k_waves = q_waves + 2 * chunk * S;
     if (n == 3) {
-        double *theta = splat_frequencies(w->log_theta, S);
+        double *theta = frequencies(w->log_theta, S);
         wave_table(q_waves, theta, S, chunk, late);
         wave_table(k_waves, theta, S, chunk, 0);
         free(theta);
@@ -915,7 +925,7 @@ static void scan_turn(Scan *c, size_t n) {
     for (size_t s = 0; s < S; s++)
         c->fade[s] = c->w->log_delta ? (real)exp(-exp((double)c->w->log_delta[s]) * (double)n) : 1;
     if (!c->w->log_theta) return;
-    double *theta = splat_frequencies(c->w->log_theta, S);
+    double *theta = frequencies(c->w->log_theta, S);
     wave_table(c->turn, theta, S, 1, n);
     free(theta);
 }
@@ -1360,7 +1370,9 @@ typedef struct {
     X(dfq, BACKWARD, TOKEN, z.A) \
     X(dfk, BACKWARD, TOKEN, z.A) \
     X(moments, WORKSPACE, ONCE, B * z.NH * moments_size(z.S, z.P, z.HS)) \
-    X(dgains, WORKSPACE, ONCE, config_gains(c) ? B * z.NH : 0) /* (B, NH): of one layer by sequence */
+    X(dgains, WORKSPACE, ONCE, config_gains(c) ? B * z.NH : 0) /* (B, NH): of one layer by sequence */ \
+    X(dropes, WORKSPACE, ONCE, config_ropes(c) ? B * z.NH * z.HS / 2 : 0) /* (B, NH, HS/2) likewise, of frequencies */ \
+    X(rope_waves, WORKSPACE, ONCE, z.R * z.T * z.HS) /* (R, T, HS): cosines and sines of rotations */
 // clang-format on
 enum { UNIT_STREAM, UNIT_BLOCK, UNIT_TOKEN, UNIT_ONCE, NUM_UNITS };
 
@@ -1373,6 +1385,7 @@ typedef struct {
 /* sizes that appear in every function, as size_t */
 typedef struct {
     size_t T, V, Vp, L, NH, C, HS, A, S, P, G; /* NH: all heads, extra ones too; A = NH HS; G: heads with splats */
+    size_t R; /* tables of rotations: one of each head that learns its frequencies, or one for all */
 } Sizes;
 
 static Sizes config_sizes(const Config *c) {
@@ -1388,6 +1401,7 @@ static Sizes config_sizes(const Config *c) {
     z.G = config_gsa_heads(c);
     z.S = z.G ? c->S : 0;
     z.P = config_precisions(c);
+    z.R = config_ropes(c) ? config_ropes(c) : 1;
     return z;
 }
 
@@ -1400,7 +1414,6 @@ typedef struct {
     ParameterTensors p, dp;
     real *activations;
     ActivationTensors a;
-    real *rope_waves;                 /* (T, HS) */
     real *scale;                      /* (L, NH): head_scale of all heads in the last forward pass */
     size_t *window;                   /* (L, NH): how far softmax reaches; 0: the head has none */
     size_t used_B, used_T, predicted; /* of the last forward pass: its sizes and number of targets */
@@ -1451,12 +1464,27 @@ static void point_parameters(ParameterTensors *p, real *flat, const Tensor *tens
 #undef X
 }
 
-/* Rotation angles of rope for positions first .. first + T - 1: waves (T, HS), theta_k = 10000^(-2k / HS) */
-static void rope_table(real *waves, size_t T, size_t HS, size_t first) {
-    double *theta = (double *)xmalloc(HS * sizeof(double));
-    for (size_t k = 0; k < HS / 2; k++) theta[k] = pow(10000, -2.0 * (double)k / (double)HS);
+/* Rotation angles of rope for positions first .. first + T - 1: waves (T, HS), theta_k = exp(log_rope_k), or where
+   log_rope is NULL 10000^(-2k / HS) */
+static void rope_table(real *waves, const real *log_rope, size_t T, size_t HS, size_t first) {
+    double *theta = log_rope ? frequencies(log_rope, HS / 2) : (double *)xmalloc(HS / 2 * sizeof(double));
+    for (size_t k = 0; k < HS / 2 && !log_rope; k++) theta[k] = rope_frequency((int)k, (int)HS);
     wave_table(waves, theta, HS / 2, T, first);
     free(theta);
+}
+
+/* Which of the R tables of rotations is that of head (l, h). */
+static size_t rope_index(const Config *c, size_t l, size_t h) {
+    return config_ropes(c) ? (size_t)config_standard_before(c, (int)l, (int)h) : 0;
+}
+
+/* waves (R, T, HS): the rotations at positions first .. first + T - 1 */
+static void gsa_rope_waves(const GSA *m, real *waves, size_t T, size_t first) {
+    Sizes z = config_sizes(&m->config);
+    if (m->config.position == POSITION_LEARNED) return;
+#pragma omp parallel for schedule(dynamic)
+    for (size_t r = 0; r < z.R; r++)
+        rope_table(waves + r * T * z.HS, m->p.log_rope ? m->p.log_rope + r * z.HS / 2 : NULL, T, z.HS, first);
 }
 
 /* What f_q . f_k of head (l, h) is multiplied by: for standard heads exp(log_gain) / sqrt(HS), equation (7c). */
@@ -1474,7 +1502,7 @@ static void gsa_scales(GSA *m) {
 
 static GSA *gsa_create(const Config *c, size_t B) {
     GSA *m = (GSA *)xcalloc(1, sizeof *m);
-    size_t NH = config_heads(c), L = c->L, HS = config_head_size(c);
+    size_t NH = config_heads(c), L = c->L;
     m->config = *c;
     m->B = B;
     m->total = model_tensors(c, m->tensors);
@@ -1483,8 +1511,6 @@ static GSA *gsa_create(const Config *c, size_t B) {
     size_t count = carve_activations(&m->a, NULL, c, B, NULL);
     m->activations = (real *)xcalloc(count, sizeof(real));
     carve_activations(&m->a, m->activations, c, B, NULL);
-    m->rope_waves = (real *)xmalloc((size_t)c->T * HS * sizeof(real));
-    rope_table(m->rope_waves, c->T, HS, 0);
     m->scale = (real *)xmalloc(L * NH * sizeof(real));
     m->window = (size_t *)xmalloc(L * NH * sizeof(size_t));
     for (size_t i = 0; i < L * NH; i++) {
@@ -1492,6 +1518,7 @@ static GSA *gsa_create(const Config *c, size_t B) {
         m->window[i] = kind == HEAD_SCAN ? 0 : kind == HEAD_SPLAT || !c->window ? (size_t)c->T : (size_t)c->window;
     }
     gsa_scales(m);
+    gsa_rope_waves(m, m->a.rope_waves, (size_t)c->T, 0); /* where they are fixed they serve any T */
     m->x = (int *)xmalloc(2 * B * c->T * sizeof(int));
     m->y = m->x + B * c->T;
     return m;
@@ -1503,7 +1530,6 @@ static void gsa_destroy(GSA *m) {
     free(m->adam_m);
     free(m->adam_v);
     free(m->activations);
-    free(m->rope_waves);
     free(m->scale);
     free(m->window);
     free(m->x);
@@ -1541,7 +1567,7 @@ static void gsa_splat_waves(const GSA *m, real *waves, size_t T, size_t first) {
     if (m->config.envelope != ENVELOPE_COSINE) return;
 #pragma omp parallel for schedule(dynamic)
     for (size_t g = 0; g < z.G; g++) {
-        double *theta = splat_frequencies(m->p.log_theta + g * z.S, z.S);
+        double *theta = frequencies(m->p.log_theta + g * z.S, z.S);
         wave_table(waves + g * T * 2 * z.S, theta, z.S, T, first);
         free(theta);
     }
@@ -1561,8 +1587,8 @@ static void head_features(const GSA *m, real *f, const real *x, int kind, const 
     }
 }
 
-/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (T, HS), splat_waves (G,
-   T, 2S). */
+/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (R, T, HS), splat_waves
+   (G, T, 2S). */
 static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, size_t l, size_t B, size_t T,
                              const real *rope_waves, const real *splat_waves) {
     Sizes z = config_sizes(&m->config);
@@ -1573,7 +1599,7 @@ static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, 
         int kind = config_head_kind(&m->config, (int)l, (int)h);
         const real *waves = kind == HEAD_SPLAT
                                 ? splat_waves + (size_t)config_gsa_before(&m->config, (int)l, (int)h) * T * 2 * z.S
-                                : rope_waves;
+                                : rope_waves + rope_index(&m->config, l, h) * T * HS;
         Splats w;
         memset(&w, 0, sizeof w);
         if (kind == HEAD_SPLAT) w = head_splats(m, l, h);
@@ -1602,8 +1628,15 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
             } else if (m->config.position == POSITION_LEARNED) {
                 for (size_t t = 0; t < T; t++) memcpy(dx + t * 3 * A, df + t * HS, HS * sizeof(real));
             } else {
-                rope_backward(dx, df, x, 3 * A, m->rope_waves, T, HS);
+                rope_backward(dx, df, x, 3 * A, m->a.rope_waves + rope_index(&m->config, l, h) * T * HS, T, HS);
             }
+        }
+        if (m->dp.log_rope && kind != HEAD_SPLAT && kind != HEAD_SCAN) {
+            double *sum = (double *)xcalloc(HS / 2, sizeof(double));
+            rope_frequencies_backward(sum, dfq + head * T * HS, fq + head * T * HS, T, HS);
+            rope_frequencies_backward(sum, dfk + head * T * HS, fk + head * T * HS, T, HS);
+            for (size_t k = 0; k < HS / 2; k++) m->a.dropes[head * HS / 2 + k] = (real)sum[k];
+            free(sum);
         }
         if (m->dp.log_gain && kind != HEAD_SPLAT && kind != HEAD_SCAN) {
             /* a logit is exp(log_gain) f_q . f_k: sum of its gradient times itself over all keys is f_q . df_q */
@@ -1613,10 +1646,13 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
             m->a.dgains[head] = sum;
         }
     }
-    for (size_t head = 0; head < B * NH && m->dp.log_gain; head++) {
+    for (size_t head = 0; head < B * NH && (m->dp.log_gain || m->dp.log_rope); head++) {
         int h = (int)(head % NH), kind = config_head_kind(&m->config, (int)l, h);
-        if (kind != HEAD_SPLAT && kind != HEAD_SCAN)
-            m->dp.log_gain[config_standard_before(&m->config, (int)l, h)] += m->a.dgains[head];
+        if (kind == HEAD_SPLAT || kind == HEAD_SCAN) continue;
+        size_t i = (size_t)config_standard_before(&m->config, (int)l, h);
+        if (m->dp.log_gain) m->dp.log_gain[i] += m->a.dgains[head];
+        for (size_t k = i * HS / 2; k < (i + 1) * HS / 2 && m->dp.log_rope; k++)
+            m->dp.log_rope[k] += exp_real(m->p.log_rope[k]) * m->a.dropes[head * HS / 2 + k - i * HS / 2];
     }
 }
 
@@ -1682,7 +1718,7 @@ static void block_forward(GSA *m, size_t l, size_t B, size_t T) {
     ActivationTensors a = block_activations(m, l, N);
     layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.residual, p.ln1w + l * C, p.ln1b + l * C, N, C);
     matmul_forward(a.qkv, a.ln1, p.qkvw + l * 3 * A * C, p.qkvb + l * 3 * A, N, C, 3 * A);
-    features_forward(m, a.fq, a.fk, a.qkv, l, B, T, m->rope_waves, a.splat_waves);
+    features_forward(m, a.fq, a.fk, a.qkv, l, B, T, a.rope_waves, a.splat_waves);
     attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T,
                       z.NH, z.HS);
     scans_forward(m, a.att, a.att_lse, a.scan_rho, a.qkv, l, B, T);
@@ -1704,6 +1740,7 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     memcpy(m->x, x, N * sizeof(int));
     if (y) memcpy(m->y, y, N * sizeof(int));
     gsa_splat_waves(m, a.splat_waves, T, 0);
+    if (p.log_rope) gsa_rope_waves(m, a.rope_waves, T, 0);
     gsa_scales(m);
     encoder_forward(a.residual, m->x, p.wte, p.wpe, B, T, C, 0);
     for (size_t l = 0; l < L; l++) {
@@ -1821,7 +1858,7 @@ static int64_t clamp(real *x, real low, real high) { /* a NaN stays one, for the
     return *x != before && before == before;
 }
 
-/* Puts splats and gains back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+/* Puts splats, gains and learned rotations back into their bounds (gsa/model.h) and counts what was outside, by kind. */
 static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     const Config *c = &m->config;
     Sizes z = config_sizes(&m->config);
@@ -1875,6 +1912,8 @@ static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     free(slope);
     for (size_t i = 0; i < m->tensors[TENSOR_log_gain].size && config_bounded(c, BOUND_GAIN); i++)
         clamped[BOUND_GAIN] += clamp(&p.log_gain[i], (real)log(GAIN_MIN), (real)log(GAIN_MAX));
+    for (size_t i = 0; i < m->tensors[TENSOR_log_rope].size && config_bounded(c, BOUND_FREQUENCY); i++)
+        clamped[BOUND_FREQUENCY] += clamp(&p.log_rope[i], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
 }
 
 /* AdamW, then the bounds. m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: divided
@@ -1940,9 +1979,7 @@ static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = bytes[MEMORY_GRADS] = model_tensors(c, tensors) * sizeof(real);
     bytes[MEMORY_OPTIMISER] = 2 * bytes[MEMORY_PARAMS];
-    /* and the table of rope */
-    bytes[MEMORY_WORKSPACE] =
-        ((size_t)cpu_threads() * head_workspace(c) + (size_t)c->T * (size_t)config_head_size(c)) * sizeof(real);
+    bytes[MEMORY_WORKSPACE] = (size_t)cpu_threads() * head_workspace(c) * sizeof(real);
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 

@@ -69,6 +69,11 @@ const char *config_check(const Config *c) {
     if (c->gain && c->position == POSITION_LEARNED)
         return "--gain head is for unit queries and keys, which --pos learned does not have; choose --pos rope or both";
     if (c->gain && !config_gains(c)) return "--gain is for standard heads, and this model has none";
+    if (c->rope < 0 || c->rope > ROPE_LEARNED) return sentence("unknown kind of rotation frequencies %d", c->rope);
+    if (c->rope && c->position == POSITION_LEARNED)
+        return "--rope-frequencies learned is for rotations, which --pos learned does not have; choose --pos rope or "
+               "both";
+    if (c->rope && !config_ropes(c)) return "--rope-frequencies is for standard heads, and this model has none";
     if (c->window < 0) return sentence("--window must be at least 1, not %d", c->window);
     for (int l = 0; l < MAX_LAYERS; l++)
         if (l >= c->L ? c->gsa_heads[l] != 0 : config_heads(c) < 64 && c->gsa_heads[l] >> config_heads(c))
@@ -227,6 +232,10 @@ void model_start(const Config *c, float *params, uint64_t seed) {
         case START_GAIN:
             for (size_t k = 0; k < t->size; k++) p[k] = (float)log(GAIN_START);
             break;
+        case START_ROPE:
+            for (size_t k = 0; k < t->size; k++)
+                p[k] = (float)log(rope_frequency((int)(k % tensor_row(t)), config_head_size(c)));
+            break;
         }
     }
     model_set_precision(c, params, SPLAT_PRECISION_START);
@@ -257,6 +266,8 @@ void model_scale_amplitudes(const Config *c, float *params, double factor) {
         params[tensors[TENSOR_log_alpha_reference].offset + s] += (float)log(factor);
     }
 }
+
+double rope_frequency(int k, int d) { return pow(10000, -2.0 * k / d); }
 
 /* ---------------------------------------------------------------------- splats */
 

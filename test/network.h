@@ -54,6 +54,7 @@ static const char *try_config(Config *c, int attention, const char *heads, int p
     const char *problem = config_head_map(c, heads);
     c->gain = GAIN_HEAD; /* where there are heads for it */
     if (position == POSITION_LEARNED || config_gains(c) < 1) c->gain = GAIN_NONE;
+    c->rope = position == POSITION_ROPE && c->gain ? ROPE_LEARNED : ROPE_FIXED;
     return problem ? problem : config_check(c);
 }
 
@@ -82,6 +83,7 @@ __attribute__((unused)) static GSA *scattered_model(const Config *c, size_t B, u
     }
     free(start);
     gsa_scales(m);
+    gsa_rope_waves(m, m->a.rope_waves, (size_t)c->T, 0);
     return m;
 }
 

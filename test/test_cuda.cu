@@ -319,6 +319,7 @@ static Config kind_config(int k) {
        where bf16 leaves little of a gain's gradient */
     c.gain = k != 1 && k != 14 && k != 15 && c.position != POSITION_LEARNED;
     if (c.gain && !config_gains(&c)) c.gain = GAIN_NONE;
+    c.rope = c.gain && k != 2 ? ROPE_LEARNED : ROPE_FIXED;
     return c;
 }
 
@@ -365,6 +366,8 @@ static Pair make_pair(const Config *c, size_t B, uint64_t seed) {
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     cpu::gsa_scales(p.c);
     gsa_scales(p.g);
+    cpu::gsa_rope_waves(p.c, p.c->a.rope_waves, p.T, 0);
+    rope_tables(p.g);
     p.x = (int *)xmalloc(2 * B * p.T * sizeof(int));
     p.y = p.x + B * p.T;
     cpu::random_tokens(p.x, B * p.T, c->V, &rng);
@@ -401,7 +404,7 @@ static float *head_columns(const float *rows, size_t stride, size_t column, size
     return heads_first(rows, stride, column, B, T, 1, HS);
 }
 
-/* The gradients of layer l's splats and gains on both sides; limits are those of single kernels. A gain's is a sum over
+/* The gradients of layer l's splats, gains and rotations on both sides; limits are those of single kernels. A gain's is a sum over
    tokens whose terms nearly cancel, as those of frequencies do. */
 static void compare_splats(const Pair *p, size_t l, const char *what) {
     const Config *c = &p->c->config;
@@ -412,6 +415,10 @@ static void compare_splats(const Pair *p, size_t l, const char *what) {
     if (c->gain && gains)
         COMPARE(grads + p->c->tensors[TENSOR_log_gain].offset + gain, p->c->dp.log_gain + gain, gains, WAVES,
                 "%s, T %zu: gradient of log_gain", what, p->T);
+    size_t half = (size_t)config_head_size(c) / 2;
+    if (c->rope && gains)
+        COMPARE(grads + p->c->tensors[TENSOR_log_rope].offset + gain * half, p->c->dp.log_rope + gain * half,
+                gains * half, (p->T < 100 ? 3 : 1) * WAVES, "%s, T %zu: gradient of log_rope", what, p->T);
     for (int i = 0; i < NUM_TENSORS && heads; i++) {
         const Tensor *t = &p->c->tensors[i];
         bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta;
@@ -488,7 +495,7 @@ static void check_features(HeadsTest *x) {
     CudaModel *g = x->p.g;
     size_t B = x->B, T = x->T, N = x->N, A = x->A, HS = x->z.HS;
     cpu::gsa_splat_waves(c, c->a.splat_waves, T, 0);
-    cpu::features_forward(c, c->a.fq, c->a.fk, x->qkv, x->l, B, T, c->rope_waves, c->a.splat_waves);
+    cpu::features_forward(c, c->a.fq, c->a.fk, x->qkv, x->l, B, T, c->a.rope_waves, c->a.splat_waves);
     cudaCheck(cudaMemcpy(x->block.qkv, upload<floatX>(x->qkv, N * 3 * A), N * 3 * A * sizeof(floatX),
                          cudaMemcpyDeviceToDevice));
     splat_tables(g);
@@ -660,7 +667,7 @@ static void compare_gradients(const Pair *p, const char *what) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &p->c->tensors[i];
         if (!t->size || t->group == GROUP_FIXED) continue;
-        bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta,
+        bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta || i == TENSOR_log_rope,
              splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
         COMPARE(grads + t->offset, p->c->grads + t->offset, t->size,
                 waves   ? MODEL_WAVES
@@ -923,7 +930,7 @@ static void test_recompute(int kind) {
         for (int i = 0; i < NUM_TENSORS; i++) {
             const Tensor *t = &kept.g->tensors[i];
             if (!t->size || t->group == GROUP_FIXED) continue;
-            bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta,
+            bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta || i == TENSOR_log_rope,
                  splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
             CHECK(memcmp(here + t->offset, there + t->offset, t->size * sizeof(float)) == 0,
                   "%s, pieces %d: the same gradient of %s with --recompute", kinds[kind].name, pieces, t->name);
@@ -1285,6 +1292,7 @@ static void test_bounds(int kind) {
         if (p.c->p.log_theta) p.c->p.log_theta[i] += (float)rng_normal(&rng);
         if (p.c->p.log_delta) p.c->p.log_delta[i] += (float)(2 * rng_normal(&rng));
     }
+    for (size_t i = 0; i < z.ropes * z.HS / 2; i++) p.c->p.log_rope[i] += (float)rng_normal(&rng);
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1};
     int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
@@ -1373,7 +1381,7 @@ static void test_segments(void) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &p.c->tensors[i];
         if (!t->size || t->group == GROUP_FIXED) continue;
-        bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta,
+        bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta || i == TENSOR_log_rope,
              splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
         COMPARE(grads[1] + t->offset, grads[0] + t->offset, t->size,
                 waves   ? MODEL_WAVES
@@ -1493,6 +1501,7 @@ int main(int argc, char **argv) {
     test_bounds(4);
     test_bounds(10);
     test_bounds(13);
+    test_bounds(9);
     test_extremes();
     if (!small) {
         test_segments();

@@ -217,7 +217,7 @@ static void test_rope(double deviation, double h) {
     l.out = numbers(70, 0, NULL);
     l.dout = numbers(70, 1, &rng);
     l.weight = numbers(70, 0, NULL);
-    rope_table(l.weight, l.T, l.C, 5);
+    rope_table(l.weight, NULL, l.T, l.C, 5);
     real *din = numbers(7 * 30, 0, NULL);
     rope_backward(din + l.C, l.dout, l.in + l.C, 3 * l.C, l.weight, l.T, l.C);
     CHECK_GRADIENT(layer_value, &l, l.in, din, 7 * 30, h, "rope, inputs of deviation %g", deviation);
@@ -625,7 +625,7 @@ static void check_model(const Config *c, size_t B, size_t T, const char *what) {
             CHECK(norm(m->grads + t->offset, t->size) == 0, "%s: %s has no gradient", what, t->name);
         else if (t->size)
             CHECK_GRADIENT(run_value, &r, m->params + t->offset, m->grads + t->offset, t->size,
-                           i == TENSOR_log_theta ? 3e-5 : 3e-4, "%s, %s", what, t->name);
+                           i == TENSOR_log_theta || i == TENSOR_log_rope ? 3e-5 : 3e-4, "%s, %s", what, t->name);
     }
     for (int i = 0; i < NUM_TENSORS; i++) /* nobody writes between the tensors */
         for (size_t k = m->tensors[i].offset + m->tensors[i].size;

@@ -256,17 +256,15 @@ static double logit_formula(const Formula *f, int l, int h, const double *q, con
         for (size_t i = 0; i < d; i++) sum += q[i] * k[i];
         return sum / sqrt((double)d);
     }
+    size_t index = 0; /* gains and frequencies of standard heads lie in the order of layer and head */
+    for (int i = 0; i < l * c->NH + h; i++) index += !(c->gsa_heads[i / c->NH] >> (i % c->NH) & 1);
     for (size_t i = 0; i < d / 2; i++) { /* pairs as complex numbers: the real part of q k* exp(i theta distance) */
-        double angle = pow(10000, -2.0 * (double)i / (double)d) * distance;
+        double angle = distance * (c->rope ? exp(part(f, TENSOR_log_rope, 0, 1)[index * d / 2 + i])
+                                           : pow(10000, -2.0 * (double)i / (double)d));
         double re = q[i] * k[i] + q[d / 2 + i] * k[d / 2 + i], im = q[d / 2 + i] * k[i] - q[i] * k[d / 2 + i];
         sum += re * cos(angle) - im * sin(angle);
     }
-    double gain = 1; /* equation (7c): the gains of standard heads lie in the order of layer and head */
-    if (c->gain) {
-        size_t index = 0;
-        for (int i = 0; i < l * c->NH + h; i++) index += !(c->gsa_heads[i / c->NH] >> (i % c->NH) & 1);
-        gain = exp(part(f, TENSOR_log_gain, 0, 1)[index]);
-    }
+    double gain = c->gain ? exp(part(f, TENSOR_log_gain, 0, 1)[index]) : 1; /* equation (7c) */
     return gain * sum / (nq * nk) * sqrt((double)d);
 }
 
@@ -295,7 +293,8 @@ static void attention_formula(const Formula *f, int l, double *out, const double
 /* The heads of a layer, as the model runs them, on qkv. */
 static void run_heads(GSA *m, size_t l, real *out, const real *qkv, size_t B, size_t T) {
     gsa_splat_waves(m, m->a.splat_waves, T, 0);
-    features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->rope_waves, m->a.splat_waves);
+    gsa_rope_waves(m, m->a.rope_waves, T, 0);
+    features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->a.rope_waves, m->a.splat_waves);
     attention_forward(out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale + l * (size_t)m->config.NH,
                       m->window + l * (size_t)m->config.NH, true, B, T, (size_t)m->config.NH,
                       (size_t)config_head_size(&m->config));
@@ -352,9 +351,10 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
     }
     error = error_of(dqkv, difference, T * 3 * C);
     CHECK(error < 5e-5, "%s: gradient of qkv %g", what, error);
-    const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta};
-    for (int i = 0; i < 4; i++) {
-        const Tensor *t = &f.tensors[splat[i]];
+    const int scalars[] = {TENSOR_mu,        TENSOR_log_precision, TENSOR_log_alpha,
+                           TENSOR_log_theta, TENSOR_log_gain,      TENSOR_log_rope};
+    for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++) {
+        const Tensor *t = &f.tensors[scalars[i]];
         if (!t->size) continue;
         for (size_t k = 0; k < t->size; k++) {
             double *p = &f.params[t->offset + k], keep = *p, h = 1e-4;
@@ -365,7 +365,7 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
             *p = keep;
         }
         error = error_of(m->grads + t->offset, difference, t->size);
-        CHECK(error < (splat[i] == TENSOR_log_theta ? 1e-3 : 1e-4), "%s: gradient of %s %g", what, t->name, error);
+        CHECK(error < (scalars[i] == TENSOR_log_theta ? 1e-3 : 1e-4), "%s: gradient of %s %g", what, t->name, error);
     }
     gsa_destroy(m);
     free(f.params);
@@ -563,11 +563,11 @@ static void test_shift(void) {
     GSA *m = scattered_model(&c, 1, 9);
     size_t C = (size_t)c.C, HS = (size_t)config_head_size(&c), S = (size_t)c.S, NH = (size_t)c.NH;
     real *qkv = numbers(T * 3 * C, 1, &rng), *near = numbers(T * C, 0, NULL), *far = numbers(T * C, 0, NULL);
-    real *rope = numbers(T * HS, 0, NULL), *splat = numbers((size_t)config_gsa_heads(&c) * T * 2 * S, 0, NULL);
+    real *rope = numbers(config_sizes(&c).R * T * HS, 0, NULL), *splat = numbers((size_t)config_gsa_heads(&c) * T * 2 * S, 0, NULL);
     run_heads(m, 0, near, qkv, 1, T);
-    rope_table(rope, T, HS, FAR);
+    gsa_rope_waves(m, rope, T, FAR);
     gsa_splat_waves(m, splat, T, FAR);
-    CHECK(memcmp(rope, m->rope_waves, T * HS * sizeof(real)) != 0 &&
+    CHECK(memcmp(rope, m->a.rope_waves, T * HS * sizeof(real)) != 0 &&
               memcmp(splat, m->a.splat_waves, T * 2 * S * sizeof(real)) != 0,
           "waves depend on the position");
     features_forward(m, m->a.fq, m->a.fk, qkv, 0, 1, T, rope, splat);
@@ -653,8 +653,9 @@ static bool named(const char *name, const char *names) { /* in a list "a b c" */
    by name. */
 static void test_adamw(void) {
     static const char *const decaying = "wte wpe qkvw attprojw fcw fcprojw",
-                             *const scalars = "log_precision log_alpha log_theta log_gain";
+                             *const scalars = "log_precision log_alpha log_theta log_gain log_rope";
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
+    c.rope = ROPE_LEARNED;
     GSA *m = gsa_create(&c, 1);
     model_start(&c, m->params, 12);
     m->grads = (real *)xcalloc(m->total, sizeof(real));
@@ -740,13 +741,15 @@ static void test_unbounded(void) {
         m->p.log_theta[0] = 2;
         m->p.log_delta[0] = -1;
         m->p.log_gain[0] = 3;
+        m->p.log_rope[1] = 2; /* of a frequency too */
         m->config.unbounded = off < 0 ? 0 : 1 << off;
         int64_t outside[NUM_BOUNDS] = {0};
         scalar_bounds(m, outside);
         for (int b = 0; b < NUM_BOUNDS; b++) {
             static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1, 3};
             bool same = fabs((double)m->params[m->tensors[tensors[b]].offset] - was[b]) < 1e-5;
-            CHECK(outside[b] == (b != off) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b,
+            if (b == BOUND_FREQUENCY) same = same && m->p.log_rope[1] == 2;
+            CHECK(outside[b] == (b != off) * (b == BOUND_FREQUENCY ? 2 : 1) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b,
                   off, (long long)outside[b], same ? "kept" : "put back");
         }
     }

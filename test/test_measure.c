@@ -16,7 +16,7 @@ static void network_weights(const GSA *m, size_t l, real *w) {
     real *qkv = numbers(T * 3 * A, 0, NULL), *fq = numbers(T * A, 0, NULL), *fk = numbers(T * A, 0, NULL),
          *att = numbers(T * A, 0, NULL), *lse = numbers(z.NH * T, 0, NULL), *rho = numbers(z.NH * T, 0, NULL);
     memcpy(qkv, m->a.qkv + l * T * 3 * A, T * 3 * A * sizeof(real));
-    features_forward(m, fq, fk, qkv, l, 1, T, m->rope_waves, m->a.splat_waves);
+    features_forward(m, fq, fk, qkv, l, 1, T, m->a.rope_waves, m->a.splat_waves);
     for (size_t j0 = 0; j0 < T; j0 += HS) {
         for (size_t t = 0; t < T; t++)
             for (size_t a = 0; a < A; a++) qkv[t * 3 * A + 2 * A + a] = t == j0 + a % HS;

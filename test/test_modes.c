@@ -30,6 +30,7 @@ typedef struct {
     size_t T, HS, S, P, W;  /* W: the window of the near part; 0: the head has none */
     bool far, causal, rope; /* far: the head has splats; rope: of the near part's q and k */
     double gain;            /* of the near part's logits */
+    const real *log_rope;   /* (HS/2): of its rotations; NULL: the fixed ones */
     int covariance, envelope;
     size_t n[NUM_INPUTS];
     double *x[NUM_INPUTS];
@@ -160,8 +161,9 @@ static void formula(const Head *h, double *out, double *lse) {
                 double dot = 0;
                 /* rotating both by their positions is rotating one by the distance */
                 for (size_t k = 0; k < d / 2; k++) {
-                    double angle = h->rope ? pow(10000, -2.0 * (double)k / (double)d) * ((double)i - (double)j) : 0,
-                           c = cos(angle), sine = sin(angle);
+                    double theta =
+                        h->log_rope ? exp((double)h->log_rope[k]) : pow(10000, -2.0 * (double)k / (double)d);
+                    double angle = h->rope ? theta * ((double)i - (double)j) : 0, c = cos(angle), sine = sin(angle);
                     dot += c * (a[k] * b[k] + a[d / 2 + k] * b[d / 2 + k]) -
                            sine * (a[d / 2 + k] * b[k] - a[k] * b[d / 2 + k]);
                 }
@@ -213,7 +215,7 @@ static void run_head(Head *h, size_t chunk, bool backward) {
          *waves = dfk + n, *moments = waves + n;
     real *q = h->r[QKV], *dq = h->g[QKV], scale = 1 / (real)sqrt((double)d);
     bool merged = h->W && h->far;
-    rope_table(waves, T, d, 0);
+    rope_table(waves, h->log_rope, T, d, 0);
     for (size_t t = 0; t < T && h->W && !h->rope; t++) {
         memcpy(fq + t * d, q + t * 3 * d, d * sizeof(real));
         memcpy(fk + t * d, q + t * 3 * d + d, d * sizeof(real));
@@ -741,8 +743,9 @@ static void test_model_heads(size_t mode) {
     real *qkv = numbers(B * T * 3 * A, 1, &rng), *out = numbers(B * T * A, 0, NULL),
          *lse = numbers(B * z.NH * T, 0, NULL), *rho = numbers(B * z.NH * T, 0, NULL);
     gsa_splat_waves(m, m->a.splat_waves, T, 0);
+    gsa_rope_waves(m, m->a.rope_waves, T, 0);
     for (size_t l = 0; l < L; l++) {
-        features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->rope_waves, m->a.splat_waves);
+        features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->a.rope_waves, m->a.splat_waves);
         attention_forward(out, lse, m->a.fq, m->a.fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T,
                           z.NH, d);
         scans_forward(m, out, lse, rho, qkv, l, B, T);
@@ -757,7 +760,9 @@ static void test_model_heads(size_t mode) {
                                                  : T,
                                splats, causal, 17);
             h.rope = c.position != POSITION_LEARNED;
-            if (c.gain && h.W) h.gain = exp((double)m->p.log_gain[extend ? l * z.NH + n : l * z.NH + n - g]);
+            size_t standard = extend ? l * z.NH + n : l * z.NH + n - g;
+            if (c.gain && h.W) h.gain = exp((double)m->p.log_gain[standard]);
+            if (c.rope && h.W) h.log_rope = m->p.log_rope + standard * d / 2;
             const real *from[NUM_INPUTS] = {NULL,           m->p.mu,        m->p.log_precision, m->p.log_alpha,
                                             m->p.log_theta, m->p.log_delta, m->p.log_far};
             for (int k = MU; k < NUM_INPUTS && splats; k++)

@@ -70,6 +70,7 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
     if (w->kind == HEAD_STANDARD || w->kind == HEAD_EXTEND) {
         bool rope = c->position != POSITION_LEARNED;
         const float *log_gain = of_head(tensors, params, TENSOR_log_gain, (size_t)config_standard_before(c, l, h));
+        const float *log_rope = of_head(tensors, params, TENSOR_log_rope, (size_t)config_standard_before(c, l, h));
         double gain = log_gain ? exp((double)*log_gain) : 1; /* equation (7c) */
         w->features = d;
         w->q = (double *)xmalloc(2 * T * d * sizeof(double));
@@ -79,8 +80,8 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
             double *f = (t < T ? w->q : w->k) + t % T * d, size = t < T ? gain / sqrt((double)d) : 1;
             point(x, (t < T ? q : k) + t % T * d, d, rope);
             for (size_t i = 0; i < d / 2; i++) {
-                double angle = rope ? pow(10000, -2.0 * (double)i / (double)d) * (double)(t % T) : 0, a = cos(angle),
-                       b = sin(angle), norm = rope ? sqrt((double)d) * size : size;
+                double theta = log_rope ? exp((double)log_rope[i]) : rope_frequency((int)i, (int)d),
+                       angle = rope ? theta * (double)(t % T) : 0, a = cos(angle), b = sin(angle), norm = rope ? sqrt((double)d) * size : size;
                 f[i] = norm * (x[i] * a - x[d / 2 + i] * b);
                 f[d / 2 + i] = norm * (x[i] * b + x[d / 2 + i] * a);
             }
