@@ -999,6 +999,7 @@ static void rope_backward(floatX *dqkv, float *dots, const floatX *dfeatures, co
 #include "gsa/cuda/tensor_core.cuh"
 #include "gsa/cuda/splat.cuh"
 
+#include "gsa/cuda/forget.cuh"
 #include "gsa/cuda/attention.cuh"
 #include "gsa/cuda/scan.cuh"
 
@@ -1239,10 +1240,11 @@ typedef struct {
    linear mixer: scans, the most heads that a layer scans; W, their splats as padded; state, the numbers of a state;
    directions; segments, the most of all sequences and scanned heads of a layer together, where they are cut, for the
    largest batch or a smaller one. features: numbers a token, 0 if no head has a feature map. records: the most records
-   of splat_backward in a layer. norm_pieces: of square_sums_kernel. */
+   of splat_backward in a layer. norm_pieces: of square_sums_kernel. gates: the most of a
+   layer. */
 typedef struct {
     size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G, scans, W, state, directions, segments, features, records,
-        norm_pieces, gains, ropes;
+        norm_pieces, gains, ropes, gates;
 } CudaSizes;
 
 /* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. Nearby an
@@ -1269,6 +1271,10 @@ static HeadList scan_list(const Config *c, size_t l) {
     return list;
 }
 
+static size_t layer_gates(const Config *c, size_t l) {
+    return (size_t)(config_gates_before(c, (int)l + 1, 0) - config_gates_before(c, (int)l, 0));
+}
+
 static CudaSizes cuda_sizes(const Config *c, size_t B) {
     CudaSizes z;
     memset(&z, 0, sizeof z);
@@ -1292,6 +1298,7 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
         size_t scans = scan_list(c, l).count, splats = head_list(c, l, HEAD_SPLAT).count;
         if (splats || head_list(c, l, HEAD_STANDARD).count) z.features = 2 * z.A;
         if (scans > z.scans) z.scans = scans;
+        if (layer_gates(c, l) > z.gates) z.gates = layer_gates(c, l);
         splats += scans;
         /* of any smaller batch too */
         size_t most = tiles * splats < SPLAT_BLOCKS + splats ? tiles * splats : SPLAT_BLOCKS + splats;
@@ -1329,6 +1336,7 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(floatX, responses, ATTENTION, BLOCK, z.scans * 2 * z.W) /* of scans: (2, B, heads, T, W) */ \
     X(float, scan_rho, ATTENTION, BLOCK, z.scans ? z.NH : 0) /* (B, NH, T) */ \
     X(float, scan_states, STATES, STATES, z.directions * z.segments * z.state) /* at the start of each segment */ \
+    X(double, forget, ATTENTION, BLOCK, z.gates) /* c of gated heads: (B, gates, T) */ \
     X(float, att_lse, ATTENTION, BLOCK, z.NH) /* (B, NH, T) */ \
     X(floatX, att, ATTENTION, BLOCK, z.A) \
     X(floatX, ln2, MLP, BLOCK, z.C) \
@@ -1350,6 +1358,9 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(floatX, dresponses, BACKWARD, TOKEN, z.scans * 2 * z.W) \
     X(float, scan_blocks, STATES, ONCE, B * z.scans * CEIL_DIV(z.T, SCAN_BLOCK) * z.state) \
     X(float, delta, BACKWARD, TOKEN, z.NH) \
+    X(float, dforget, BACKWARD, TOKEN, z.gates) \
+    X(float, forget_local, WORKSPACE, ONCE, B * z.gates * forget_row(z.T)) \
+    X(float, forget_partials, WORKSPACE, ONCE, FORGET_PIECES * z.gates * (z.C + 1)) \
     X(float, partials, WORKSPACE, ONCE, SUM_BLOCKS * (3 * z.A > 4 * z.C ? 3 * z.A : 4 * z.C)) \
     X(float, scan_sums, WORKSPACE, ONCE, 2 * z.segments * z.state) \
     X(float, scan_records, WORKSPACE, ONCE, \
@@ -1376,6 +1387,7 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(int, window, WORKSPACE, ONCE, z.L * z.NH) \
     X(int, from_features, WORKSPACE, ONCE, z.L * z.NH) \
     X(int, gain_of, WORKSPACE, ONCE, z.L * z.NH) /* -1: none */ \
+    X(int, gate_of, WORKSPACE, ONCE, z.L * z.NH) /* which of its layer's; -1: none */ \
     X(float, dgains, WORKSPACE, TOKEN, z.gains ? z.NH : 0) /* see rope_backward */ \
     X(double, dropes, WORKSPACE, ONCE, z.ropes ? rope_records(z.NH, B, z.T) * z.HS / 2 : 0)
 // clang-format on
@@ -1480,21 +1492,23 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     uint32_t *steps = (uint32_t *)xmalloc(HS * sizeof *steps);
     for (size_t k = 0; k < HS / 2; k++) steps[k] = wave_step(rope_frequency((int)k, (int)HS));
     float *scale = (float *)xmalloc(L * NH * sizeof *scale);
-    int *window = (int *)xmalloc(3 * L * NH * sizeof *window), *from_features = window + L * NH,
-        *gain_of = from_features + L * NH;
+    int *window = (int *)xmalloc(4 * L * NH * sizeof *window), *from_features = window + L * NH,
+        *gain_of = from_features + L * NH, *gate_of = gain_of + L * NH;
     for (size_t i = 0; i < L * NH; i++) {
-        int kind = config_head_kind(c, (int)(i / NH), (int)(i % NH));
+        int l = (int)(i / NH), h = (int)(i % NH), kind = config_head_kind(c, l, h);
         bool standard = kind == HEAD_STANDARD || kind == HEAD_EXTEND;
         scale[i] = standard ? 1 / sqrtf((float)HS) : 1;
         window[i] = kind == HEAD_SCAN ? 0 : standard && c->window ? c->window : c->T;
         from_features[i] = !standard || c->position != POSITION_LEARNED;
-        gain_of[i] = standard && z.gains ? config_standard_before(c, (int)(i / NH), (int)(i % NH)) : -1;
+        gain_of[i] = standard && z.gains ? config_standard_before(c, l, h) : -1;
+        gate_of[i] = config_is_gated(c, l, h) ? config_gates_before(c, l, h) - config_gates_before(c, l, 0) : -1;
     }
     cudaCheck(cudaMemcpy(m->a.rope_steps, steps, HS / 2 * sizeof *steps, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.scale, scale, L * NH * sizeof *scale, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.window, window, L * NH * sizeof *window, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.from_features, from_features, L * NH * sizeof *from_features, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.gain_of, gain_of, L * NH * sizeof *gain_of, cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(m->a.gate_of, gate_of, L * NH * sizeof *gate_of, cudaMemcpyHostToDevice));
     free(steps);
     free(scale);
     free(window);
@@ -1697,7 +1711,34 @@ static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
     in.scale = m->a.scale + l * z.NH;
     in.window = m->a.window + l * z.NH;
     in.causal = m->config.objective == OBJECTIVE_LM;
+    in.gates = (int)layer_gates(&m->config, l);
+    in.forget = in.gates ? a.forget : NULL;
+    in.forget_local = m->a.forget_local;
+    in.gate = m->a.gate_of + l * z.NH;
+    in.dforget = m->a.dforget;
     return in;
+}
+
+/* The forget gates of layer l from its normalised input. */
+static void gates_forward(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
+    size_t count = layer_gates(&m->config, l), first = (size_t)config_gates_before(&m->config, (int)l, 0), C = m->sizes.C;
+    if (count)
+        forget_forward(block.forget, block.ln1, m->p.forgetw + first * C, m->p.forgetb + first, B, T, C, count,
+                       m->stream);
+}
+
+/* Before attention: the workspace that kernels read of layer l's gates. */
+static void gates_local(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
+    size_t count = layer_gates(&m->config, l);
+    if (count) forget_local(m->a.forget_local, block.forget, B * count, T, m->stream);
+}
+
+/* Adds to dln what comes through the gates; their gradients. */
+static void gates_backward(CudaModel *m, floatX *dln, CudaActivations block, size_t l, size_t B, size_t T) {
+    size_t count = layer_gates(&m->config, l), first = (size_t)config_gates_before(&m->config, (int)l, 0), C = m->sizes.C;
+    if (count)
+        forget_backward(dln, m->dp.forgetw + first * C, m->dp.forgetb + first, m->a.forget_partials, m->a.dforget,
+                        block.forget, block.ln1, m->p.forgetw + first * C, B, T, C, count, m->stream);
 }
 
 /* Block l from its input to the normalised stream before the MLP: all that the backward pass needs but for the MLP's
@@ -1714,6 +1755,8 @@ static void block_forward(CudaModel *m, size_t l, size_t B, size_t T) {
     matmul_forward(&m->matmul, a.qkv, a.ln1, w.qkvw + l * 3 * A * C, w.qkvb + l * 3 * A, NULL, NULL, N, C, 3 * A,
                    stream);
     features_forward(m, a.features, a.qkv, l, B, T);
+    gates_forward(m, a, l, B, T);
+    gates_local(m, a, l, B, T);
     if (attends(m, l)) attention_forward(a.att, a.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
     scans_forward(m, a, l, B, T);
     matmul_forward(&m->matmul, a.middle, a.att, w.attprojw + l * C * A, w.attprojb + l * C, a.residual, NULL, N, A, C,
@@ -1842,6 +1885,7 @@ static void gsa_backward(CudaModel *m, double scale) {
                            block.middle, p.ln2w + l * C, block.ln2_mean, block.ln2_rstd, N, C, stream);
         matmul_backward(mm, a.datt, dp.attprojw + l * C * A, NULL, NULL, a.dresidual, block.att, w.attprojw + l * C * A,
                         NULL, 1, N, A, C, stream);
+        gates_local(m, block, l, B, T);
         if (attends(m, l))
             attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, block.att, block.att_lse, attention_input(m, l, N),
                                B, T, z.NH, z.HS, stream);
@@ -1849,6 +1893,7 @@ static void gsa_backward(CudaModel *m, double scale) {
         scans_backward(m, block, l, B, T);
         matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.partials, a.dqkv, block.ln1,
                         w.qkvw + l * 3 * A * C, NULL, 1, N, C, 3 * A, stream);
+        gates_backward(m, a.dln, block, l, B, T);
         layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL,
                            a.partials, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N, C,
                            stream);
@@ -1979,6 +2024,20 @@ static void cuda_head(void *model, int l, int h, int part, int count, float *out
     size_t N = m->used_B * m->used_T, n = (size_t)count, size = z.HS * sizeof(floatX);
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
     cudaCheck(cudaStreamSynchronize(m->stream));
+    if (part == PART_FORGET) {
+        size_t gates = layer_gates(&m->config, (size_t)l), T = m->used_T,
+               gate = (size_t)(config_gates_before(&m->config, l, h) - config_gates_before(&m->config, l, 0));
+        double *c = (double *)xmalloc(N * gates * sizeof(double));
+        cudaCheck(cudaMemcpy(c, block_activations(m, (size_t)l, N).forget, N * gates * sizeof(double),
+                             cudaMemcpyDeviceToHost));
+        for (size_t i = 0; i < n; i++) {
+            size_t token = i * (N / n), t = token % T;
+            const double *at = c + (token / T * gates + gate) * T + t;
+            out[i] = (float)(t ? at[0] - at[-1] : at[0]);
+        }
+        free(c);
+        return;
+    }
     floatX *part_of_head = (floatX *)xmalloc(n * size);
     cudaCheck(cudaMemcpy2D(part_of_head, size,
                            block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS,

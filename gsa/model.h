@@ -28,6 +28,8 @@ enum { OBJECTIVE_LM, OBJECTIVE_MLM };
 enum { GAIN_NONE, GAIN_HEAD };
 #define ROPE_CHOICES "fixed|learned"
 enum { ROPE_FIXED, ROPE_LEARNED };
+#define FORGET_CHOICES "none|half|all"
+enum { FORGET_NONE, FORGET_HALF, FORGET_ALL };
 
 /* All fields are one int32 each in a checkpoint's header, in this order; a file that differs is refused by this
    name. */
@@ -50,8 +52,9 @@ enum { ROPE_FIXED, ROPE_LEARNED };
     X(raw, "queries and keys of splats as they are (1) or on the unit sphere (0)") \
     X(unbounded, "kinds of splat parameters without bounds")                       \
     X(gain, "gain of standard heads (none, head)")                                 \
-    X(phase, "phases of envelopes")                                                \
-    X(rope, "rotation frequencies of standard heads (fixed, learned)")
+    X(phase, "phase of splats (none, learned)")                                    \
+    X(rope, "rotation frequencies of standard heads (fixed, learned)")             \
+    X(forget, "forget gates of standard heads (none, half, all)")
 
 /* raw: equation (1) is left out, x^ = x. unbounded: bit b switches bound b off. Both are for comparisons. */
 #define BOUND_CHOICES "precision|centre|amplitude|frequency|decay|gain"
@@ -116,6 +119,16 @@ static inline int config_gains(const Config *c) { return c->gain ? config_standa
 static inline int config_ropes(const Config *c) { /* heads that learn their rotation frequencies */
     return c->rope ? config_standard_before(c, c->L, 0) : 0;
 }
+/* number of heads with a forget gate before (l, h), in order of layer and head: of each layer the first half of its
+   standard heads, rounded up, or all of them */
+int config_gates_before(const Config *c, int l, int h);
+static inline int config_gates(const Config *c) { return config_gates_before(c, c->L, 0); }
+static inline bool config_is_gated(const Config *c, int l, int h) {
+    return config_gates_before(c, l, h + 1) > config_gates_before(c, l, h);
+}
+/* What a back end can read of a head after a forward pass: its queries or keys before any feature map, (T, HS), or of a
+   gated head ln f, (T). */
+enum { PART_QUERIES, PART_KEYS, PART_FORGET };
 
 /* ---------------------------------------------------------------------- parameters */
 
@@ -142,7 +155,8 @@ enum {
     START_DECAY,
     START_FAR,
     START_GAIN,
-    START_ROPE
+    START_ROPE,
+    START_MEMORY
 };
 
 /* THE table: name, shape as expressions of the configuration c, start, group. The parameter struct of both programs,
@@ -170,6 +184,8 @@ enum {
     SPLAT_TENSORS(X) \
     X(log_gain, config_gains(c), 1, 1, START_GAIN, GROUP_SCALAR) /* of standard heads */ \
     X(log_rope, config_ropes(c), config_head_size(c) / 2, 1, START_ROPE, GROUP_SCALAR) /* their frequencies */ \
+    X(forgetw, config_gates(c), c->C, 1, START_NORMAL, GROUP_MATRIX) /* their forget gates */ \
+    X(forgetb, config_gates(c), 1, 1, START_MEMORY, GROUP_VECTOR) \
     X(attprojw, c->L, c->C, config_width(c), START_RESIDUAL, GROUP_MATRIX) \
     X(attprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
     X(ln2w, c->L, c->C, 1, START_ONE, GROUP_VECTOR) \
@@ -240,6 +256,11 @@ const char *model_check_alive(const Config *c, const float *alive);
 /* The rotation of pair k of a head of size d by position, in radians a token; where frequencies are learned, their
    start. */
 double rope_frequency(int k, int d);
+
+/* The start of forget gates: f = exp(-1 / n) for an x of 0, so that weights fall by e in n tokens; n log-spaced over the
+   gated heads of a layer. */
+#define FORGET_SHORTEST 16.0
+#define FORGET_LONGEST 1024.0
 
 /* The starting ln alpha: logits sum_s alpha phi_s(q) phi_s(k) of random unit vectors q, k have standard deviation 1,
    for S centres that are random unit vectors of dimension d and isotropic precision SPLAT_PRECISION_START. */

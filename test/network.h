@@ -54,6 +54,9 @@ static const char *try_config(Config *c, int attention, const char *heads, int p
     const char *problem = config_head_map(c, heads);
     c->gain = GAIN_HEAD; /* where there are heads for it */
     if (position == POSITION_LEARNED || config_gains(c) < 1) c->gain = GAIN_NONE;
+    int gates[] = {FORGET_HALF, FORGET_ALL, FORGET_NONE}; /* by position, where they fit */
+    c->forget = attention == ATTENTION_EXTEND || objective == OBJECTIVE_MLM ? FORGET_NONE : gates[position];
+    if (config_gates(c) < 1) c->forget = FORGET_NONE;
     c->rope = position == POSITION_ROPE && c->gain ? ROPE_LEARNED : ROPE_FIXED;
     return problem ? problem : config_check(c);
 }

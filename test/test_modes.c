@@ -31,6 +31,7 @@ typedef struct {
     bool far, causal, rope; /* far: the head has splats; rope: of the near part's q and k */
     double gain;            /* of the near part's logits */
     const real *log_rope;   /* (HS/2): of its rotations; NULL: the fixed ones */
+    const double *forget;   /* (T): sums of ln f; NULL: no gate */
     int covariance, envelope;
     size_t n[NUM_INPUTS];
     double *x[NUM_INPUTS];
@@ -168,6 +169,7 @@ static void formula(const Head *h, double *out, double *lse) {
                            sine * (a[d / 2 + k] * b[k] - a[k] * b[d / 2 + k]);
                 }
                 z[j] = h->gain * (h->rope ? (double)d : 1) * dot / sqrt((double)d);
+                if (h->forget) z[j] += h->forget[i] - h->forget[j];
             } else if (h->far) {
                 double weight = 0;
                 double half = 0;
@@ -224,14 +226,15 @@ static void run_head(Head *h, size_t chunk, bool backward) {
         rope_forward(fq, q, 3 * d, waves, T, d);
         rope_forward(fk, q + d, 3 * d, waves, T, d);
     }
-    if (h->W) attention_forward(h->out, h->lse, fq, fk, q, &scale, &h->W, h->causal, 1, T, 1, d);
+    if (h->W) attention_forward(h->out, h->lse, fq, fk, q, &scale, &h->W, NULL, h->causal, 1, T, 1, d);
     if (h->far)
         scan_head_forward(h->out, d, merged ? h->lse : NULL, h->rho, q, q + d, q + 2 * d, 3 * d, &w, h->W, h->causal,
                           chunk, T, d);
     if (backward) {
         for (int i = 0; i < NUM_INPUTS; i++) memset(h->g[i], 0, h->n[i] * sizeof(real));
         if (h->W)
-            attention_backward(dfq, dfk, dq, h->dout, h->out, h->lse, fq, fk, q, &scale, &h->W, h->causal, 1, T, 1, d);
+            attention_backward(dfq, dfk, dq, h->dout, h->out, h->lse, fq, fk, q, &scale, &h->W, NULL, h->causal, 1,
+                               T, 1, d);
         for (size_t t = 0; t < T && h->W && !h->rope; t++) {
             memcpy(dq + t * 3 * d, dfq + t * d, d * sizeof(real));
             memcpy(dq + t * 3 * d + d, dfk + t * d, d * sizeof(real));
@@ -746,8 +749,10 @@ static void test_model_heads(size_t mode) {
     gsa_rope_waves(m, m->a.rope_waves, T, 0);
     for (size_t l = 0; l < L; l++) {
         features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->a.rope_waves, m->a.splat_waves);
-        attention_forward(out, lse, m->a.fq, m->a.fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T,
-                          z.NH, d);
+        Gates gates = layer_gates(m, &m->a, l); /* as if their numbers were those of this layer */
+        for (size_t i = 0; i < B * T * gates.count; i++) m->a.log_forget[i] = (real)(-0.1 * fabs(rng_normal(&rng)));
+        attention_forward(out, lse, m->a.fq, m->a.fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, &gates, causal, B,
+                          T, z.NH, d);
         scans_forward(m, out, lse, rho, qkv, l, B, T);
         for (size_t i = 0; i < B * z.NH; i++) {
             size_t b = i / z.NH, n = i % z.NH, g = 0; /* g: which of all GSA heads it is */
@@ -771,6 +776,17 @@ static void test_model_heads(size_t mode) {
             for (size_t t = 0; t < 3 * T; t++)
                 memcpy(h.r[QKV] + t * d, qkv + b * T * 3 * A + t * A + n * d, d * sizeof(real));
             take_numbers(&h);
+            double forget[T] = {0};
+            size_t before = 0, all = 0; /* standard heads of the layer */
+            for (size_t k = 0; k < z.NH; k++) {
+                before += k < n && !(c.gsa_heads[l] >> k & 1);
+                all += !(c.gsa_heads[l] >> k & 1);
+            }
+            bool gated = !splats && (c.forget == FORGET_ALL || (c.forget == FORGET_HALF && 2 * before < all));
+            for (size_t t = 0; t < T && gated; t++)
+                forget[t] =
+                    (t ? forget[t - 1] : 0) + (double)m->a.log_forget[(b * T + t) * gates.count + before];
+            if (gated) h.forget = forget;
             formula(&h, h.expected, h.expected_lse);
             for (size_t t = 0; t < T; t++) memcpy(h.out + t * d, out + (b * T + t) * A + n * d, d * sizeof(real));
             double error = error_of(h.out, h.expected, T * d);

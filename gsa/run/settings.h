@@ -47,6 +47,9 @@ enum {
       "the square root of the head size") \
     X(CHOICE, rope, "rope-frequencies", "fixed", CHOICES(ROPE_CHOICES), MODEL(rope), 0, \
       "of standard heads with rotations: 10000^(-2k/d), or learned from there on, each head its own") \
+    X(CHOICE, forget, "forget-gate", "none", CHOICES(FORGET_CHOICES), MODEL(forget), 0, \
+      "of the first half of each layer's standard heads, or all: a learned share of what lies before each token is " \
+      "forgotten there") \
     X(CHOICE, objective, "objective", "lm", CHOICES(OBJECTIVE_CHOICES), MODEL(objective), 0, \
       "predict the next token, or masked ones from both sides (BERT)") \
     X(CHOICE, attention, "attention", "hybrid", CHOICES(ATTENTION_CHOICES), MODEL(attention), 0, \
