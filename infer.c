@@ -68,8 +68,8 @@ static void unload(Loaded l) {
 /* One head of a model that does not change: its kind, its splats and what follows from them. */
 typedef struct {
     int kind;
-    size_t window; /* how far its softmax looks back; SIZE_MAX: to the start */
-    real scale;    /* what f_q . f_k is multiplied by */
+    size_t window;                 /* how far its softmax looks back; SIZE_MAX: to the start */
+    real scale;                    /* what f_q . f_k is multiplied by */
     const real *forgetw, *forgetb; /* (C), (1): of its gate; NULL: it has none */
     Splats w;
     SplatConstants constants;
@@ -437,7 +437,8 @@ static Session *session_create(const Model *m, size_t n, size_t capacity) {
     s->position = (size_t *)xcalloc(n, sizeof *s->position);
     s->memory = (real *)xcalloc(n * s->size, sizeof(real));
     s->logits = (real *)xcalloc(n * z.Vp, sizeof(real));
-    s->x = (real *)xmalloc(N * (2 * z.C + 2 + 6 * z.A + 2 * z.NH + 4 * z.C + z.R * z.HS + 2 * z.G * z.S) * sizeof(real));
+    s->x =
+        (real *)xmalloc(N * (2 * z.C + 2 + 6 * z.A + 2 * z.NH + 4 * z.C + z.R * z.HS + 2 * z.G * z.S) * sizeof(real));
     s->norm = s->x + N * z.C;
     s->mean = s->norm + N * z.C;
     s->rstd = s->mean + N;
@@ -601,12 +602,12 @@ typedef struct {
     size_t T, position, rows, HS, A, S; /* position: of the first token; rows: of the ring */
     bool near, far, both;               /* near: keys and values by softmax; far: sums of a scan */
     real scale;
-    const real *v;                           /* (T, HS), rows 3 A apart */
-    real *out;                               /* (T, HS), rows A apart */
-    real *fq, *fk, *lse;                     /* (T, HS) twice, (T) */
-    real *log_forget;                        /* (T): of a gated head */
+    const real *v;                                    /* (T, HS), rows 3 A apart */
+    real *out;                                        /* (T, HS), rows A apart */
+    real *fq, *fk, *lse;                              /* (T, HS) twice, (T) */
+    real *log_forget;                                 /* (T): of a gated head */
     real *state, *keys, *values, *responses, *forget; /* the memory: Place */
-    ScanHead features;                       /* far: responses of queries and keys */
+    ScanHead features;                                /* far: responses of queries and keys */
 } HeadPass;
 
 typedef struct {
@@ -617,7 +618,8 @@ typedef struct {
 static real *session_waves(const Session *s, size_t l, size_t h, size_t at) {
     const Config *c = &s->model->net.config;
     const size_t HS = (size_t)config_head_size(c), room = s->n > PREFILL ? s->n : PREFILL;
-    if (config_head_kind(c, (int)l, (int)h) != HEAD_SPLAT) return s->rope_waves + (rope_index(c, l, h) * room + at) * HS;
+    if (config_head_kind(c, (int)l, (int)h) != HEAD_SPLAT)
+        return s->rope_waves + (rope_index(c, l, h) * room + at) * HS;
     return s->splat_waves + ((size_t)config_gsa_before(c, (int)l, (int)h) * room + at) * 2 * (size_t)c->S;
 }
 

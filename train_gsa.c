@@ -1530,11 +1530,12 @@ static ActivationTensors block_activations(const GSA *m, size_t l, size_t N) {
 }
 
 /* Numbers that a thread allocates for a while, at most, when it works on one head: attention's backward pass (its
-   head's keys and values transposed, a block of rows of the weights and of their gradients, sums of a gate) or the scan's (both
-   sides' splats, sums, gradients, states). */
+   head's keys and values transposed, a block of rows of the weights and of their gradients, sums of a gate) or the
+   scan's (both sides' splats, sums, gradients, states). */
 static size_t head_workspace(const Config *c) {
     Sizes z = config_sizes(c);
-    size_t attention = 2 * (z.HS + BLOCK) * (round_up(z.T) + COLUMNS) + (z.F ? 4 * z.T : 0), side = z.HS + 2 + z.S + (z.P > 1 ? 2 * z.HS : 0);
+    size_t attention = 2 * (z.HS + BLOCK) * (round_up(z.T) + COLUMNS) + (z.F ? 4 * z.T : 0),
+           side = z.HS + 2 + z.S + (z.P > 1 ? 2 * z.HS : 0);
     size_t scan = z.T * (2 * side + 2 * (z.HS + 1) + 2 * z.S + z.HS) + (z.T / CHUNK + 1) * 3 * z.S * (z.HS + 1);
     return z.G && c->mixer == MIXER_LINEAR && scan > attention ? scan : attention;
 }
@@ -1813,8 +1814,7 @@ static void block_forward(GSA *m, size_t l, size_t B, size_t T) {
     features_forward(m, a.fq, a.fk, a.qkv, l, B, T, a.rope_waves, a.splat_waves);
     Gates gates = layer_gates(m, &a, l);
     size_t gate = (size_t)config_gates_before(&m->config, (int)l, 0);
-    if (gates.count)
-        forget_forward(a.log_forget, a.ln1, p.forgetw + gate * C, p.forgetb + gate, N, C, gates.count);
+    if (gates.count) forget_forward(a.log_forget, a.ln1, p.forgetw + gate * C, p.forgetb + gate, N, C, gates.count);
     attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale + l * z.NH, m->window + l * z.NH, &gates, causal, B,
                       T, z.NH, z.HS);
     scans_forward(m, a.att, a.att_lse, a.scan_rho, a.qkv, l, B, T);
@@ -1959,7 +1959,7 @@ static int64_t clamp(real *x, real low, real high) { /* a NaN stays one, for the
     return *x != before && before == before;
 }
 
-/* Puts splats, gains and learned rotations back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+/* Puts splats, gains and learned rotations back into their bounds (gsa/model.h); counts what was outside, by kind. */
 static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     const Config *c = &m->config;
     Sizes z = config_sizes(&m->config);

@@ -804,7 +804,7 @@ __host__ __device__ static inline uint32_t wave_step(double theta) {
     return (uint32_t)llrint(theta / 6.283185307179586 * 4294967296.0);
 }
 
-/* What pairs of a head turn by: wave_step of each (HS/2), one set for all heads (apart 0) or one for each listed head. */
+/* What pairs of a head turn by: wave_step of each (HS/2), one set for all heads (apart 0) or one a listed head. */
 typedef struct {
     const uint32_t *steps;
     size_t apart; /* from one head's set to the next */
@@ -844,8 +844,8 @@ __global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, 
 /* dots (heads, N), NULL or f_q . df_q of the listed heads: what the gradient of their gain is the sum of. */
 template <int HS>
 __global__ static void rope_backward_kernel(floatX *dqkv, float *dots, const floatX *dfeatures, const floatX *qkv,
-                                            Rotations turns, const __grid_constant__ HeadList heads, size_t N,
-                                            size_t T, size_t C) {
+                                            Rotations turns, const __grid_constant__ HeadList heads, size_t N, size_t T,
+                                            size_t C) {
     constexpr int LANES = HS / 16;
     size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = thread / LANES;
     int k = (int)(thread % LANES) * 8;
@@ -935,8 +935,7 @@ __global__ static void rope_frequencies_kernel(double *records, const floatX *df
             Pack x = load_pack(features + at), y = load_pack(features + at + HS / 2), dx = load_pack(dfeatures + at),
                  dy = load_pack(dfeatures + at + HS / 2);
             float from = (float)t - 0.5f * (float)(T - 1);
-            for (int i = 0; i < 8; i++)
-                sum[i] += from * (number(x, i) * number(dy, i) - number(y, i) * number(dx, i));
+            for (int i = 0; i < 8; i++) sum[i] += from * (number(x, i) * number(dy, i) - number(y, i) * number(dx, i));
         }
     for (int i = 0; i < 8; i++) sums[row][k + i] = sum[i];
     __syncthreads();
@@ -1721,7 +1720,8 @@ static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
 
 /* The forget gates of layer l from its normalised input. */
 static void gates_forward(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
-    size_t count = layer_gates(&m->config, l), first = (size_t)config_gates_before(&m->config, (int)l, 0), C = m->sizes.C;
+    size_t count = layer_gates(&m->config, l), first = (size_t)config_gates_before(&m->config, (int)l, 0),
+           C = m->sizes.C;
     if (count)
         forget_forward(block.forget, block.ln1, m->p.forgetw + first * C, m->p.forgetb + first, B, T, C, count,
                        m->stream);
@@ -1735,7 +1735,8 @@ static void gates_local(CudaModel *m, CudaActivations block, size_t l, size_t B,
 
 /* Adds to dln what comes through the gates; their gradients. */
 static void gates_backward(CudaModel *m, floatX *dln, CudaActivations block, size_t l, size_t B, size_t T) {
-    size_t count = layer_gates(&m->config, l), first = (size_t)config_gates_before(&m->config, (int)l, 0), C = m->sizes.C;
+    size_t count = layer_gates(&m->config, l), first = (size_t)config_gates_before(&m->config, (int)l, 0),
+           C = m->sizes.C;
     if (count)
         forget_backward(dln, m->dp.forgetw + first * C, m->dp.forgetb + first, m->a.forget_partials, m->a.dforget,
                         block.forget, block.ln1, m->p.forgetw + first * C, B, T, C, count, m->stream);
@@ -1936,7 +1937,7 @@ static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
     for (int c = 0; c < NUM_CLIPS; c++) norms[c] = sqrt(m->results[c]);
 }
 
-/* Puts splats, gains and learned rotations back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+/* Puts splats, gains and learned rotations back into their bounds (gsa/model.h); counts what was outside, by kind. */
 static void scalar_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     CudaSizes z = m->sizes;
     memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);

@@ -25,8 +25,8 @@ static double pass(GSA *m, size_t B, size_t T) {
     features_forward(m, a.fq, a.fk, a.qkv, 0, B, T, m->a.rope_waves, a.splat_waves);
     attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, NULL, true, B, T, z.NH, z.HS);
     scans_forward(m, a.att, a.att_lse, a.scan_rho, a.qkv, 0, B, T);
-    attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, NULL, true, B,
-                       T, z.NH, z.HS);
+    attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, NULL,
+                       true, B, T, z.NH, z.HS);
     features_backward(m, a.dqkv, a.dfq, a.dfk, a.fq, a.fk, a.qkv, 0, B, T);
     scans_backward(m, a.dqkv, a.datt, a.att, a.scan_rho, a.qkv, 0, B, T);
     return now_seconds() - start;

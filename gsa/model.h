@@ -257,8 +257,8 @@ const char *model_check_alive(const Config *c, const float *alive);
    start. */
 double rope_frequency(int k, int d);
 
-/* The start of forget gates: f = exp(-1 / n) for an x of 0, so that weights fall by e in n tokens; n log-spaced over the
-   gated heads of a layer. */
+/* The start of forget gates: f = exp(-1 / n) for an x of 0, so that weights fall by e in n tokens; n log-spaced over
+   the gated heads of a layer. */
 #define FORGET_SHORTEST 16.0
 #define FORGET_LONGEST 1024.0
 

@@ -782,7 +782,7 @@ check "a file of before gains is read" sh -c "$infer perplexity '$dir/v2.bin' RE
     $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v2'"
 
 # ---- learned rotations and forget gates: trained, resumed, rounded; where they make no sense
-forget="$tiny --heads 2 --rope-frequencies learned --forget-gate half --steps 20 --eval-every 10 --save-every 10 --keep 0"
+forget="$run --rope-frequencies learned --forget-gate half"
 check "train with learned rotations and forget gates" $train $forget --out "$dir/fa" --threads 2
 check "gates: one thread" sh -c "$train $forget --out '$dir/fb' --threads 1 &&
     cmp '$dir/fa/model_00000020.bin' '$dir/fb/model_00000020.bin'"
@@ -805,7 +805,8 @@ refuse "learned rotations without standard heads" 2 "--rope-frequencies" $train 
     --rope-frequencies learned --out "$dir/x"
 refuse "gates without standard heads" 2 "--forget-gate" $train $tiny --attention gsa --forget-gate all --out "$dir/x"
 refuse "gates of an encoder" 2 "--objective mlm" $train $tiny --objective mlm --forget-gate all --out "$dir/x"
-refuse "gates beside far splats" 2 "--attention extend" $train $tiny --attention extend --forget-gate half --out "$dir/x"
+refuse "gates beside far splats" 2 "--attention extend" $train $tiny --attention extend --forget-gate half \
+    --out "$dir/x"
 cp "$dir/a/model_00000020.bin" "$dir/v3.bin" && patch "$dir/v3.bin" 4 '\003'
 check "a file of before gates is read" sh -c "$infer perplexity '$dir/v3.bin' README.md >'$dir/v3' 2>/dev/null &&
     $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v3'"

@@ -410,8 +410,8 @@ static float *head_columns(const float *rows, size_t stride, size_t column, size
     return heads_first(rows, stride, column, B, T, 1, HS);
 }
 
-/* The gradients of layer l's splats, gains and rotations on both sides; limits are those of single kernels. A gain's is a sum over
-   tokens whose terms nearly cancel, as those of frequencies do. */
+/* The gradients of layer l's splats, gains and rotations on both sides; limits are those of single kernels. A gain's is
+   a sum over tokens whose terms nearly cancel, as those of frequencies do. */
 static void compare_splats(const Pair *p, size_t l, const char *what) {
     const Config *c = &p->c->config;
     const float *grads = cuda_read(p->g, BUFFER_GRADS);
@@ -546,8 +546,8 @@ static void check_gates(const HeadsTest *x) {
     size_t N = x->N, C = x->z.C, first = (size_t)config_gates_before(&x->config, (int)x->l, 0);
     if (!x->gates) return;
     cpu::forget_forward(c->a.log_forget, x->input, c->p.forgetw + first * C, c->p.forgetb + first, N, C, x->gates);
-    cudaCheck(cudaMemcpy(x->block.ln1, upload<floatX>(x->input, N * C), N * C * sizeof(floatX),
-                         cudaMemcpyDeviceToDevice));
+    cudaCheck(
+        cudaMemcpy(x->block.ln1, upload<floatX>(x->input, N * C), N * C * sizeof(floatX), cudaMemcpyDeviceToDevice));
     gates_forward(x->p.g, x->block, x->l, x->B, x->T);
     gates_local(x->p.g, x->block, x->l, x->B, x->T);
     float *got = device_gates(x);

@@ -227,8 +227,8 @@ static void test_rope(double deviation, double h) {
 
 /* (B, T, NH, HS) = (2, 70, 2, 6): the scales of the two heads differ; fq in `in`, fk in `weight`, qkv in `bias`. */
 static void run_attention(Layer *l) {
-    attention_forward(l->out, l->scratch[0], l->in, l->weight, l->bias, l->scratch[1], l->windows, &l->gates,
-                      l->causal, l->B, l->T, 2, l->C / 2);
+    attention_forward(l->out, l->scratch[0], l->in, l->weight, l->bias, l->scratch[1], l->windows, &l->gates, l->causal,
+                      l->B, l->T, 2, l->C / 2);
 }
 
 static void test_attention(size_t T, size_t window, bool causal) {
@@ -410,8 +410,7 @@ static double head_value(void *of) {
         splat_forward(h->fq + b * h->T * h->HS, x, 3 * h->HS, &w, true, waves, h->T, h->HS);
         splat_forward(h->fk + b * h->T * h->HS, x + h->HS, 3 * h->HS, &w, false, waves, h->T, h->HS);
     }
-    attention_forward(h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, NULL, true, h->B, h->T, 1,
-                      h->HS);
+    attention_forward(h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, NULL, true, h->B, h->T, 1, h->HS);
     for (size_t i = 0; i < h->B * h->T * h->HS; i++) sum += h->out[i] * h->dout[i];
     return sum;
 }
@@ -423,8 +422,8 @@ static void head_backward(Head *h) {
     const size_t sizes[] = {h->B * record, h->B * record, h->S * h->HS, h->S * h->P, h->S, h->S};
     for (int i = 0; i < 6; i++) memset(added[i], 0, sizes[i] * sizeof(real));
     head_value(h);
-    attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, NULL, true,
-                       h->B, h->T, 1, h->HS);
+    attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, NULL,
+                       true, h->B, h->T, 1, h->HS);
     for (size_t b = 0; b < h->B; b++) {
         size_t x = b * h->T * 3 * h->HS, f = b * h->T * h->HS;
         splat_backward(h->dqkv + x, h->moments_q + b * record, h->dfq + f, h->fq + f, h->qkv + x, 3 * h->HS, &w, true,

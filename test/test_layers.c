@@ -481,8 +481,8 @@ static void forget_formula(const Formula *f, int l, double *log_forget, const do
 /* GPT-2's network on one sequence, with the heads above: logits (T, V); returns the mean loss. */
 static double model_formula(Formula *f, const int *x, const int *y, size_t T, double *logits) {
     size_t C = (size_t)f->c.C, L = (size_t)f->c.L, V = (size_t)f->c.V;
-    double *stream = (double *)xmalloc((T * 5 * C + 9 * C + T * (size_t)f->c.NH) * sizeof(double)), *qkv = stream + T * C,
-           *att = qkv + T * 3 * C, *norm = att + T * C, *wide = norm + C, *back = wide + 4 * C,
+    double *stream = (double *)xmalloc((T * 5 * C + 9 * C + T * (size_t)f->c.NH) * sizeof(double)),
+           *qkv = stream + T * C, *att = qkv + T * 3 * C, *norm = att + T * C, *wide = norm + C, *back = wide + 4 * C,
            *log_forget = back + 4 * C;
     f->log_forget = f->c.forget ? log_forget : NULL;
     const double *wte = part(f, TENSOR_wte, 0, 1);
@@ -608,7 +608,8 @@ static void test_shift(void) {
     GSA *m = scattered_model(&c, 1, 9);
     size_t C = (size_t)c.C, HS = (size_t)config_head_size(&c), S = (size_t)c.S, NH = (size_t)c.NH;
     real *qkv = numbers(T * 3 * C, 1, &rng), *near = numbers(T * C, 0, NULL), *far = numbers(T * C, 0, NULL);
-    real *rope = numbers(config_sizes(&c).R * T * HS, 0, NULL), *splat = numbers((size_t)config_gsa_heads(&c) * T * 2 * S, 0, NULL);
+    real *rope = numbers(config_sizes(&c).R * T * HS, 0, NULL),
+         *splat = numbers((size_t)config_gsa_heads(&c) * T * 2 * S, 0, NULL);
     run_heads(m, 0, near, qkv, 1, T);
     gsa_rope_waves(m, rope, T, FAR);
     gsa_splat_waves(m, splat, T, FAR);
@@ -795,8 +796,9 @@ static void test_unbounded(void) {
             static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1, 3};
             bool same = fabs((double)m->params[m->tensors[tensors[b]].offset] - was[b]) < 1e-5;
             if (b == BOUND_FREQUENCY) same = same && m->p.log_rope[1] == 2;
-            CHECK(outside[b] == (b != off) * (b == BOUND_FREQUENCY ? 2 : 1) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b,
-                  off, (long long)outside[b], same ? "kept" : "put back");
+            CHECK(outside[b] == (b != off) * (b == BOUND_FREQUENCY ? 2 : 1) && same == (b == off),
+                  "bound %d where bound %d is off: %lld outside, %s", b, off, (long long)outside[b],
+                  same ? "kept" : "put back");
         }
     }
     gsa_destroy(m);

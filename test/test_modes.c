@@ -162,8 +162,7 @@ static void formula(const Head *h, double *out, double *lse) {
                 double dot = 0;
                 /* rotating both by their positions is rotating one by the distance */
                 for (size_t k = 0; k < d / 2; k++) {
-                    double theta =
-                        h->log_rope ? exp((double)h->log_rope[k]) : pow(10000, -2.0 * (double)k / (double)d);
+                    double theta = h->log_rope ? exp((double)h->log_rope[k]) : pow(10000, -2.0 * (double)k / (double)d);
                     double angle = h->rope ? theta * ((double)i - (double)j) : 0, c = cos(angle), sine = sin(angle);
                     dot += c * (a[k] * b[k] + a[d / 2 + k] * b[d / 2 + k]) -
                            sine * (a[d / 2 + k] * b[k] - a[k] * b[d / 2 + k]);
@@ -233,8 +232,8 @@ static void run_head(Head *h, size_t chunk, bool backward) {
     if (backward) {
         for (int i = 0; i < NUM_INPUTS; i++) memset(h->g[i], 0, h->n[i] * sizeof(real));
         if (h->W)
-            attention_backward(dfq, dfk, dq, h->dout, h->out, h->lse, fq, fk, q, &scale, &h->W, NULL, h->causal, 1,
-                               T, 1, d);
+            attention_backward(dfq, dfk, dq, h->dout, h->out, h->lse, fq, fk, q, &scale, &h->W, NULL, h->causal, 1, T,
+                               1, d);
         for (size_t t = 0; t < T && h->W && !h->rope; t++) {
             memcpy(dq + t * 3 * d, dfq + t * d, d * sizeof(real));
             memcpy(dq + t * 3 * d + d, dfk + t * d, d * sizeof(real));
@@ -784,8 +783,7 @@ static void test_model_heads(size_t mode) {
             }
             bool gated = !splats && (c.forget == FORGET_ALL || (c.forget == FORGET_HALF && 2 * before < all));
             for (size_t t = 0; t < T && gated; t++)
-                forget[t] =
-                    (t ? forget[t - 1] : 0) + (double)m->a.log_forget[(b * T + t) * gates.count + before];
+                forget[t] = (t ? forget[t - 1] : 0) + (double)m->a.log_forget[(b * T + t) * gates.count + before];
             if (gated) h.forget = forget;
             formula(&h, h.expected, h.expected_lse);
             for (size_t t = 0; t < T; t++) memcpy(h.out + t * d, out + (b * T + t) * A + n * d, d * sizeof(real));

@@ -643,8 +643,7 @@ __global__ void __launch_bounds__(128)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 int row = (warp * M + m) * 16 + lane / 4 + 8 * r;
-                lse2[m][r] =
-                    r0 + row < T ? (lse[r0 + row] - forget_rest(gate, r0 + row, r0)) * ATTENTION_LOG2E : 0;
+                lse2[m][r] = r0 + row < T ? (lse[r0 + row] - forget_rest(gate, r0 + row, r0)) * ATTENTION_LOG2E : 0;
                 delta_row[m][r] = statistics[row];
             }
     }
@@ -1082,10 +1081,9 @@ static void attention_forward_hopper(bf16 *out, float *lse, AttentionInput in, s
                                      cudaStream_t stream) {
     AttentionMaps maps = {attention_map(in.qkv, B, T, 3 * NH * 64), attention_map(in.features, B, T, 2 * NH * 64), {}};
     auto kernel = attention_forward_wgmma<GATED>;
-    cudaCheck(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, ATTENTION_FORWARD_BYTES));
-    kernel<<<(unsigned)(B * NH * ((T + 127) / 128)), 256, ATTENTION_FORWARD_BYTES, stream>>>(
-        out, lse, in, maps, (int)T, (int)NH);
+    cudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, ATTENTION_FORWARD_BYTES));
+    kernel<<<(unsigned)(B * NH * ((T + 127) / 128)), 256, ATTENTION_FORWARD_BYTES, stream>>>(out, lse, in, maps, (int)T,
+                                                                                             (int)NH);
     cudaCheck(cudaGetLastError());
 }
 

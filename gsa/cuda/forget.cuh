@@ -7,7 +7,9 @@
 #define FORGET_TILE 64 /* keys; every tile of attention starts at a multiple of it, or lies within one */
 
 /* c (B, count, T) of a layer's gates */
-__host__ __device__ static inline size_t forget_row(size_t T) { return (T + FORGET_TILE - 1) / FORGET_TILE * FORGET_TILE; }
+__host__ __device__ static inline size_t forget_row(size_t T) {
+    return (T + FORGET_TILE - 1) / FORGET_TILE * FORGET_TILE;
+}
 
 /* One warp for 4 tokens: c (B, count, T) = ln sigmoid(w . x + b), not summed yet; x (N, C) */
 __global__ static void forget_logs_kernel(double *c, const floatX *x, const float *weight, const float *bias, size_t N,
@@ -28,8 +30,7 @@ __global__ static void forget_logs_kernel(double *c, const floatX *x, const floa
         for (int i = 0; i < TOKENS && first + i < N; i++) {
             double u = (double)(warp_sum(sum[i]) + bias[gate]);
             size_t n = first + i;
-            if (lane == 0)
-                c[(n / T * count + gate) * T + n % T] = u > 0 ? -log1p(exp(-u)) : u - log1p(exp(u));
+            if (lane == 0) c[(n / T * count + gate) * T + n % T] = u > 0 ? -log1p(exp(-u)) : u - log1p(exp(u));
         }
     }
 }
@@ -119,14 +120,13 @@ __global__ static void forget_inputs_kernel(floatX *dx, const float *du, const f
 /* partials (pieces, count, C + 1): sums over a piece of the tokens of du x, and of du. A block has 256 channels, 8 a
    lane, and up to GATES gates; its warps take turns at the tokens. */
 enum { FORGET_PIECES = 64, FORGET_GATES = 4 };
-__global__ static void __launch_bounds__(256)
-    forget_weights_kernel(float *partials, const float *du, const floatX *x, size_t N, size_t T, size_t C,
-                          size_t count) {
+__global__ static void __launch_bounds__(256) forget_weights_kernel(float *partials, const float *du, const floatX *x,
+                                                                    size_t N, size_t T, size_t C, size_t count) {
     __shared__ float sums[FORGET_GATES][256];
     size_t piece = blockIdx.x, each = CEIL_DIV(N, (size_t)FORGET_PIECES), gate0 = blockIdx.z * FORGET_GATES,
            end = (piece + 1) * each < N ? (piece + 1) * each : N, c0 = blockIdx.y * 256;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, gates = count - gate0 < FORGET_GATES ? count - gate0
-                                                                                             : FORGET_GATES;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32,
+        gates = count - gate0 < FORGET_GATES ? count - gate0 : FORGET_GATES;
     size_t k = c0 + lane * 8;
     float sum[FORGET_GATES][8] = {}, all[FORGET_GATES] = {};
     for (size_t n = piece * each + warp; n < end; n += 8) {
@@ -143,8 +143,7 @@ __global__ static void __launch_bounds__(256)
         if (warp == w)
 #pragma unroll
             for (int g = 0; g < FORGET_GATES; g++)
-                for (int e = 0; e < 8; e++)
-                    sums[g][lane * 8 + e] = (w ? sums[g][lane * 8 + e] : 0) + sum[g][e];
+                for (int e = 0; e < 8; e++) sums[g][lane * 8 + e] = (w ? sums[g][lane * 8 + e] : 0) + sum[g][e];
         __syncthreads();
     }
     for (int g = 0; g < gates; g++)

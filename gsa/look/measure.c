@@ -86,7 +86,8 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
             point(x, (t < T ? q : k) + t % T * d, d, rope);
             for (size_t i = 0; i < d / 2; i++) {
                 double theta = log_rope ? exp((double)log_rope[i]) : rope_frequency((int)i, (int)d),
-                       angle = rope ? theta * (double)(t % T) : 0, a = cos(angle), b = sin(angle), norm = rope ? sqrt((double)d) * size : size;
+                       angle = rope ? theta * (double)(t % T) : 0, a = cos(angle), b = sin(angle),
+                       norm = rope ? sqrt((double)d) * size : size;
                 f[i] = norm * (x[i] * a - x[d / 2 + i] * b);
                 f[d / 2 + i] = norm * (x[i] * b + x[d / 2 + i] * a);
             }

@@ -111,8 +111,8 @@ enum {
     X(REAL, min_lr, "min-lr", 0, RANGE(0, 10), NONE, 0, \
       "learning rate at the end; a tenth of --lr if not given") \
     X(REAL, splat_lr, "splat-lr", 0, RANGE(0, 10), NONE, 0, \
-      "highest rate of scalars (splats' precision, amplitude, envelope; gains; learned rotations), in the schedule of " \
-      "--lr; ten times --lr, but at most 0.01, if not given") \
+      "highest rate of scalars (splats' precision, amplitude, envelope; gains; learned rotations), in the schedule " \
+      "of --lr; ten times --lr, but at most 0.01, if not given") \
     X(INT, warmup, "warmup", 100, RANGE(0, 1e9), NONE, 0, \
       "steps until the highest rate is reached") \
     X(CHOICE, schedule, "schedule", "cosine", CHOICES("cosine|wsd|constant"), NONE, 0, \
