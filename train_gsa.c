@@ -789,6 +789,31 @@ static double *forget_sums(const real *log_forget, size_t stride, size_t T) {
     return c;
 }
 
+/* d ln f (T), `stride` apart, from dc: c_t holds all ln f up to t */
+static void forget_sums_backward(real *dlog_forget, size_t stride, const double *dc, size_t T) {
+    double sum = 0;
+    for (size_t t = T; t-- > 0;) dlog_forget[t * stride] = (real)(sum += dc[t]);
+}
+
+/* A query's scores s (n) get own - c_j: own is the query's c. A logit is scale times a score. */
+static inline void forget_add(real *s, double own, const double *c, double scale, size_t n) {
+    double inverse = 1 / scale;
+#pragma omp simd
+    for (size_t j = 0; j < n; j++) s[j] += (real)((own - c[j]) * inverse);
+}
+
+/* The gradients of own and c (n) from that of s; both are added to. */
+static inline void forget_add_backward(double *down, double *dc, const real *ds, double scale, size_t n) {
+    double inverse = 1 / scale, sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t j = 0; j < n; j++) {
+        double dz = (double)ds[j] * inverse;
+        sum += dz;
+        dc[j] -= dz;
+    }
+    *down += sum; /* the query's own key is one of them: dc holds it already */
+}
+
 /* ---------------------------------------------------------------------- attention
 
    The softmax mixer, equation (4), for standard and GSA heads alike: o_i = sum_j softmax_j(scale f_q(i) . f_k(j))
@@ -827,7 +852,7 @@ static void attention_head_forward(real *out, size_t out_stride, real *lse, cons
             size_t low = first_key(i0 + r, window) - low_key,
                    n = end_of_keys(i0 + r, window, causal, T) - low_key - low;
             real *row = weights + r * padded, *w = row + low, most, sum = 0;
-            for (size_t j = 0; j < n && c; j++) w[j] += (real)((c[i0 + r] - c[low_key + low + j]) / (double)scale);
+            if (c) forget_add(w, c[i0 + r], c + low_key + low, (double)scale, n);
             most = largest(w, n);
 #pragma omp simd reduction(+ : sum)
             for (size_t j = 0; j < n; j++) {
@@ -868,12 +893,6 @@ static void attention_forward(real *out, real *lse, const real *fq, const real *
     }
 }
 
-/* A gated head: d ln f (T), `stride` apart, from dc: c_t holds all ln f up to t. */
-static void forget_sums_backward(real *dlog_forget, size_t stride, const double *dc, size_t T) {
-    double sum = 0;
-    for (size_t t = T; t-- > 0;) dlog_forget[t * stride] = (real)(sum += dc[t]);
-}
-
 /* dfq, dfk (B, NH, T, HS) and the third part of dqkv (B, T, 3A). With weights p_ij and delta_i = do_i . o_i: dv_j =
    sum_i p_ij do_i, dz_ij = p_ij (do_i . v_j - delta_i), df_q(i) = scale sum_j dz_ij f_k(j), df_k(j) = scale sum_i
    dz_ij f_q(i). out and lse need not be those of the weights alone: of a head that merges two mixers they are the
@@ -906,16 +925,13 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
                 real *w = weights + r * padded, *dw = dweights + r * padded, delta = 0, l = lse[head * T + i0 + r];
                 for (size_t e = 0; e < HS; e++) delta += d[r * A + e] * o[r * A + e];
                 for (size_t j = 0; j < low; j++) w[j] = dw[j] = 0;
-                for (size_t j = low; j < high && c; j++) w[j] += (real)((c[i0 + r] - c[first + j]) / (double)scale[h]);
+                if (c) forget_add(w + low, c[i0 + r], c + first + low, (double)scale[h], high - low);
 #pragma omp simd
                 for (size_t j = low; j < high; j++) {
                     w[j] = exp_real(scale[h] * w[j] - l);
                     dw[j] = scale[h] * w[j] * (dw[j] - delta);
                 }
-                for (size_t j = low; j < high && c; j++) {
-                    dc[i0 + r] += (double)(dw[j] / scale[h]);
-                    dc[first + j] -= (double)(dw[j] / scale[h]);
-                }
+                if (c) forget_add_backward(&dc[i0 + r], dc + first + low, dw + low, (double)scale[h], high - low);
                 for (size_t j = high; j < keys; j++) w[j] = dw[j] = 0;
             }
             product(rows, HS, keys, dweights, padded, 1, k + first * HS, HS, dfq + head * T * HS + i0 * HS, HS, false);
