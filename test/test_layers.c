@@ -231,7 +231,7 @@ static double logit_formula(const Formula *f, int l, int h, const double *q, con
         kk += k[i] * k[i];
     }
     double nq = sqrt(qq), nk = sqrt(kk);
-    if (c->gsa_heads[l] >> h & 1) { /* equations (1) to (4), (6), (7) */
+    if (c->gsa_heads[l] >> h & 1) { /* equations (1) to (4), (6), (7), (7b) */
         size_t heads = 0, g = 0;
         for (int i = 0; i < c->L * c->NH; i++) {
             if (i == l * c->NH + h) g = heads;
@@ -247,7 +247,9 @@ static double logit_formula(const Formula *f, int l, int h, const double *q, con
                 square_q += p * (q[i] / nq - m) * (q[i] / nq - m);
                 square_k += p * (k[i] / nk - m) * (k[i] / nk - m);
             }
-            double e = c->envelope == ENVELOPE_COSINE ? cos(exp(part(f, TENSOR_log_theta, g, heads)[s]) * distance) : 1;
+            double e = 1;
+            if (c->envelope == ENVELOPE_COSINE)
+                e = cos(exp(part(f, TENSOR_log_theta, g, heads)[s]) * distance - part(f, TENSOR_psi, g, heads)[s]);
             sum += exp(log_alpha[s]) * e * exp(-0.5 * square_q) * exp(-0.5 * square_k);
         }
         return sum;
@@ -352,8 +354,8 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
     }
     error = error_of(dqkv, difference, T * 3 * C);
     CHECK(error < 5e-5, "%s: gradient of qkv %g", what, error);
-    const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta};
-    for (int i = 0; i < 4; i++) {
+    const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta, TENSOR_psi};
+    for (int i = 0; i < 5; i++) {
         const Tensor *t = &f.tensors[splat[i]];
         if (!t->size) continue;
         for (size_t k = 0; k < t->size; k++) {
@@ -653,7 +655,7 @@ static bool named(const char *name, const char *names) { /* in a list "a b c" */
    by name. */
 static void test_adamw(void) {
     static const char *const decaying = "wte wpe qkvw attprojw fcw fcprojw",
-                             *const scalars = "log_precision log_alpha log_theta log_gain";
+                             *const scalars = "log_precision log_alpha log_theta psi log_gain";
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
     GSA *m = gsa_create(&c, 1);
     model_start(&c, m->params, 12);
@@ -718,9 +720,11 @@ static void check_bounds(const GSA *m, const char *what) {
         good &= sqrt(square) <= 2 * (1 + 1e-6) && sqrt(slope) <= 40 * (1 + 2e-6);
         good &= fabs(m->p.log_alpha[s] - start) <= log(10) * (1 + 1e-6);
         if (m->p.log_theta) good &= exp(m->p.log_theta[s]) <= 3.14159266;
+        if (m->p.psi) good &= fabs((double)m->p.psi[s]) <= 3.1415928;
     }
     CHECK(good,
-          "%s: precision in [0.4, 40], |mu| <= 2, |Lambda mu| <= 40, ln alpha within ln 10 of its start, theta <= pi",
+          "%s: precision in [0.4, 40], |mu| <= 2, |Lambda mu| <= 40, ln alpha within ln 10 of its start, theta and "
+          "|psi| <= pi",
           what);
 }
 
@@ -730,8 +734,8 @@ static void test_unbounded(void) {
     c.mixer = MIXER_LINEAR;
     c.envelope = ENVELOPE_RAISED;
     GSA *m = gsa_create(&c, 1);
-    static const int tensors[NUM_BOUNDS] = {TENSOR_log_precision, TENSOR_mu,        TENSOR_log_alpha,
-                                            TENSOR_log_theta,     TENSOR_log_delta, TENSOR_log_gain};
+    static const int tensors[NUM_BOUNDS] = {TENSOR_log_precision, TENSOR_mu,       TENSOR_log_alpha, TENSOR_log_theta,
+                                            TENSOR_log_delta,     TENSOR_log_gain, TENSOR_psi};
     for (int off = -1; off < NUM_BOUNDS; off++) {
         model_start(&c, m->params, 15);
         m->p.log_precision[0] = (real)log(60);
@@ -740,11 +744,12 @@ static void test_unbounded(void) {
         m->p.log_theta[0] = 2;
         m->p.log_delta[0] = -1;
         m->p.log_gain[0] = 3;
+        m->p.psi[0] = 1.6f;
         m->config.unbounded = off < 0 ? 0 : 1 << off;
         int64_t outside[NUM_BOUNDS] = {0};
         scalar_bounds(m, outside);
         for (int b = 0; b < NUM_BOUNDS; b++) {
-            static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1, 3};
+            static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1, 3, 1.6};
             bool same = fabs((double)m->params[m->tensors[tensors[b]].offset] - was[b]) < 1e-5;
             CHECK(outside[b] == (b != off) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b,
                   off, (long long)outside[b], same ? "kept" : "put back");
@@ -771,6 +776,7 @@ static void test_bounds(int covariance, int envelope) {
         for (size_t k = 0; k < z.HS; k++) m->p.mu[s * z.HS + k] *= length;
         m->p.log_alpha[s] = start + (real)(2.3 * (2 * rng_uniform(&rng) - 1));
         if (envelope) m->p.log_theta[s] = (real)(1.14 - 12 * rng_uniform(&rng));
+        if (envelope) m->p.psi[s] = (real)(6.28 * (rng_uniform(&rng) - 0.5));
     }
     memcpy(keep, m->params, m->total * sizeof(real));
     scalar_bounds(m, clamped);
@@ -789,6 +795,7 @@ static void test_bounds(int covariance, int envelope) {
     m->p.log_alpha[4] = start + 5;
     m->p.log_alpha[5] = start - 5;
     if (envelope) m->p.log_theta[6] = 4;
+    if (envelope) m->p.psi[7] = 16; /* no bound, but an angle that is written in another way */
     memcpy(keep, m->params, m->total * sizeof(real));
     scalar_bounds(m, clamped);
     check_bounds(m, "out of bounds");
@@ -811,8 +818,9 @@ static void test_bounds(int covariance, int envelope) {
     CHECK(fabs(exp(log_precision[z.P]) - 40) < 1e-4 && fabs(exp(log_precision[2 * z.P]) - 0.4) < 1e-6,
           "precisions at their bounds");
     if (envelope) CHECK(fabs(exp(m->p.log_theta[6]) - 3.1415927) < 1e-6, "theta at its bound");
+    if (envelope) CHECK(fabs((double)m->p.psi[7] - (16 - 6 * 3.141592653589793)) < 2e-6, "psi within half a turn");
     for (int i = 0; i < NUM_TENSORS; i++)
-        if (!named(m->tensors[i].name, "mu log_precision log_alpha log_theta"))
+        if (!named(m->tensors[i].name, "mu log_precision log_alpha log_theta psi"))
             CHECK(memcmp(keep + m->tensors[i].offset, m->params + m->tensors[i].offset,
                          m->tensors[i].size * sizeof(real)) == 0,
                   "%s has no bounds", m->tensors[i].name);

@@ -180,6 +180,7 @@ static void resolve_splats(Settings *s) {
     if (linear && is_given(s, SETTING_splat_amplitude))
         die_usage("--splat-amplitude is for softmax; the linear mixer divides by the sum of its weights");
     if (!s->envelope) s->envelope = linear ? "raised" : "cosine";
+    if (!s->phase) s->phase = "none";
     int64_t d = s->heads > 0 && s->channels % s->heads == 0 ? s->channels / s->heads : 0; /* size of a head */
     if (!s->splats) s->splats = linear ? 16 : strcmp(s->envelope, "cosine") == 0 ? d / 2 : d;
     if (s->splats_alive > s->splats)
