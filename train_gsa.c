@@ -895,7 +895,7 @@ typedef struct {
     size_t F, chunk, late;
     /* (chunk, F): what r and phi are multiplied by at each position of a chunk; back_table: phi of a reversed scan */
     real *q_table, *k_table, *back_table;
-    real *fade, *turn;       /* decay (S) and cosines, sines (2S) over `shift` positions */
+    real *fade, *turn; /* decay (S) and cosines, sines (2S) over `shift` positions */
     size_t shift;
 } Scan;
 
@@ -1136,8 +1136,8 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
                     q += fq[S + s] * xq[S + s] + fq[2 * S + s] * xq[2 * S + s];
                     k += fk[S + s] * xk[S + s] + fk[2 * S + s] * xk[2 * S + s];
                     double of_key = (double)(fk[S + s] * xk[2 * S + s] - fk[2 * S + s] * xk[S + s]);
-                    dtheta[s] += (at + late) * (double)(fq[S + s] * xq[2 * S + s] - fq[2 * S + s] * xq[S + s]) +
-                                 at * of_key;
+                    dtheta[s] +=
+                        (at + late) * (double)(fq[S + s] * xq[2 * S + s] - fq[2 * S + s] * xq[S + s]) + at * of_key;
                     dpsi[s] += reverse ? -of_key : of_key;
                 }
                 ddelta[s] += at * (double)k - (at + late) * (double)q;

@@ -1471,9 +1471,19 @@ static void gsa_destroy(CudaModel *m) {
 
 static SplatTables gsa_splats(const CudaModel *m) {
     CudaActivations a = m->a;
-    SplatTables w = {a.slope,   a.precision, a.centre, a.log_alpha,        a.decay,
-                     a.typical, a.key_scale, m->p.mu,  m->p.log_precision, m->p.log_theta ? a.steps : NULL,
-                     m->p.psi ? a.phases : NULL, m->sizes.SP, m->config.raw != 0};
+    SplatTables w = {a.slope,
+                     a.precision,
+                     a.centre,
+                     a.log_alpha,
+                     a.decay,
+                     a.typical,
+                     a.key_scale,
+                     m->p.mu,
+                     m->p.log_precision,
+                     m->p.log_theta ? a.steps : NULL,
+                     m->p.psi ? a.phases : NULL,
+                     m->sizes.SP,
+                     m->config.raw != 0};
     return w;
 }
 
@@ -1823,10 +1833,9 @@ static void scalar_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     unsigned long long *counts = (unsigned long long *)m->a.clamped;
     cudaCheck(cudaMemsetAsync(counts, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
     if (z.G)
-        splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(counts, splat_tensors(m, m->p, 0),
-                                                                         m->config.unbounded,
-                                                                         m->config.mixer == MIXER_LINEAR, (int)z.P,
-                                                                         (int)z.HS);
+        splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(
+            counts, splat_tensors(m, m->p, 0), m->config.unbounded, m->config.mixer == MIXER_LINEAR, (int)z.P,
+            (int)z.HS);
     if (z.gains && config_bounded(&m->config, BOUND_GAIN))
         gain_bounds_kernel<<<(unsigned)CEIL_DIV(z.gains, (size_t)256), 256, 0, m->stream>>>(
             counts + BOUND_GAIN, m->p.log_gain, (int)z.gains);

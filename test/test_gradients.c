@@ -280,8 +280,7 @@ typedef struct {
     bool query, envelope;
     real *qkv, *mu, *log_precision, *log_alpha, *log_theta, *psi, *alive;
     real *theta, *waves, *fq, *fk, *lse, *out, *dout;
-    real *dqkv, *dfq, *dfk, *moments_q, *moments_k, *dmu, *dlog_precision, *dlog_alpha, *dlog_theta,
-        *dpsi;
+    real *dqkv, *dfq, *dfk, *moments_q, *moments_k, *dmu, *dlog_precision, *dlog_alpha, *dlog_theta, *dpsi;
     real one;
 } Head;
 

@@ -393,6 +393,110 @@ static void test_heads(void) {
         }
 }
 
+/* ---------------------------------------------------------------------- phases */
+
+enum { PHASE_T = 7, PHASE_HS = 8, PHASE_S = 3 };
+
+/* Equation (7b) of one head of an encoder, in the plainest form: sum of out (T, HS) times dout. x (T, 3 HS): q, k, v.
+   Logits (softmax) or weights (linear) are sum_s alpha e phi(q) phi(k), e = cos(theta (i - j) - psi), or
+   exp(-delta |i - j|) (1 + that) / 2. */
+static double phase_value(const GSA *m, const double *psi, const double *x, const double *dout, double *out) {
+    enum { T = PHASE_T, HS = PHASE_HS, S = PHASE_S };
+    bool linear = m->config.mixer == MIXER_LINEAR;
+    double value = 0;
+    for (int i = 0; i < T; i++) {
+        double w[T], sum = 0, most = -INFINITY;
+        for (int j = 0; j < T; j++) {
+            const double *q = x + i * 3 * HS, *k = x + j * 3 * HS + HS;
+            double qq = 1e-6, kk = 1e-6;
+            for (int e = 0; e < HS; e++) qq += q[e] * q[e];
+            for (int e = 0; e < HS; e++) kk += k[e] * k[e];
+            w[j] = 0;
+            for (int s = 0; s < S; s++) {
+                double apart = 0, angle = exp((double)m->p.log_theta[s]) * (i - j) - psi[s];
+                for (int e = 0; e < HS; e++) {
+                    double mu = (double)m->p.mu[s * HS + e];
+                    apart += pow(q[e] / sqrt(qq) - mu, 2) + pow(k[e] / sqrt(kk) - mu, 2);
+                }
+                double e = cos(angle);
+                if (linear) e = exp(-exp((double)m->p.log_delta[s]) * abs(i - j)) * (1 + e) / 2;
+                w[j] += e * exp((double)m->p.log_alpha[s] - 0.5 * exp((double)m->p.log_precision[s]) * apart);
+            }
+            most = max_of(most, w[j]);
+        }
+        for (int j = 0; j < T; j++) sum += w[j] = linear ? w[j] : exp(w[j] - most);
+        for (int e = 0; e < HS; e++) {
+            double o = 0;
+            for (int j = 0; j < T; j++) o += w[j] / sum * x[j * 3 * HS + 2 * HS + e];
+            value += o * dout[i * HS + e];
+            if (out) out[i * HS + e] = o;
+        }
+    }
+    return value;
+}
+
+/* An encoder's head sees keys on both sides, whose distances have opposite signs. One splat's psi is at the linear
+   mixer's bound. */
+static void test_phase(int mixer) {
+    enum { T = PHASE_T, HS = PHASE_HS, S = PHASE_S };
+    Config c;
+    const char *problem = try_config(&c, ATTENTION_GSA, NULL, POSITION_ROPE, mixer, COVARIANCE_ISO,
+                                     mixer ? ENVELOPE_RAISED : ENVELOPE_COSINE, 0, OBJECTIVE_MLM);
+    if (problem) die("%s", problem);
+    c.T = T;
+    c.L = c.NH = 1;
+    c.C = HS;
+    c.gsa_heads[0] = 1;
+    c.gsa_heads[1] = 0;
+    GSA *m = scattered_model(&c, 1, 31);
+    uint64_t rng = 32;
+    m->p.psi[0] = (real)SPLAT_PHASE_MAX;
+    m->p.psi[1] = -1.1f;
+    m->p.psi[2] = 0.4f;
+    real *qkv = numbers(T * 3 * HS, 1, &rng), *dout = numbers(T * HS, 1, &rng), *out = numbers(T * HS, 0, NULL),
+         *dqkv = numbers(T * 3 * HS, 0, NULL);
+    double x[T * 3 * HS], d[T * HS], o[T * HS], psi[S], difference[S], dx[T * 3 * HS];
+    widen(x, qkv, T * 3 * HS);
+    widen(d, dout, T * HS);
+    widen(psi, m->p.psi, S);
+    gsa_splat_waves(m, m->a.splat_waves, T, 0);
+    features_forward(m, m->a.fq, m->a.fk, qkv, 0, 1, T, m->rope_waves, m->a.splat_waves);
+    attention_forward(out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, false, 1, T, 1, HS);
+    scans_forward(m, out, m->a.att_lse, m->a.scan_rho, qkv, 0, 1, T);
+    phase_value(m, psi, x, d, o);
+    CHECK(error_of(out, o, T * HS) < 2e-5, "phases, mixer %d: output %g", mixer, error_of(out, o, T * HS));
+
+    m->grads = (real *)xcalloc(m->total, sizeof(real));
+    point_parameters(&m->dp, m->grads, m->tensors);
+    attention_backward(m->a.dfq, m->a.dfk, dqkv, dout, out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window,
+                       false, 1, T, 1, HS);
+    features_backward(m, dqkv, m->a.dfq, m->a.dfk, m->a.fq, m->a.fk, qkv, 0, 1, T);
+    scans_backward(m, dqkv, dout, out, m->a.scan_rho, qkv, 0, 1, T);
+    splats_backward(m, 0, 1);
+    for (int s = 0; s < S; s++) {
+        double keep = psi[s], h = 1e-5;
+        psi[s] = keep + h;
+        difference[s] = phase_value(m, psi, x, d, NULL) / (2 * h);
+        psi[s] = keep - h;
+        difference[s] -= phase_value(m, psi, x, d, NULL) / (2 * h);
+        psi[s] = keep;
+    }
+    for (int i = 0; i < T * 3 * HS; i++) {
+        double keep = x[i], h = 1e-5;
+        x[i] = keep + h;
+        dx[i] = phase_value(m, psi, x, d, NULL) / (2 * h);
+        x[i] = keep - h;
+        dx[i] -= phase_value(m, psi, x, d, NULL) / (2 * h);
+        x[i] = keep;
+    }
+    CHECK(error_of(m->dp.psi, difference, S) < 1e-4, "phases, mixer %d: gradient of psi %g", mixer,
+          error_of(m->dp.psi, difference, S));
+    CHECK(error_of(dqkv, dx, T * 3 * HS) < 1e-4, "phases, mixer %d: gradient of qkv %g", mixer,
+          error_of(dqkv, dx, T * 3 * HS));
+    gsa_destroy(m);
+    free_numbers();
+}
+
 /* Attention alone, across its blocks of queries. */
 static void test_attention(size_t T, double deviation) {
     uint64_t rng = T;
@@ -1068,7 +1172,11 @@ static void test_config_check(void) {
     REFUSED(c.S = 0, "--splats");
     REFUSED(c.S = -3, "--splats");
     REFUSED(c.S = 6, "--splats"); /* heads of size 10 hold 5 with an envelope */
-    REFUSED((c.envelope = ENVELOPE_NONE, c.S = 11), "--splats");
+    REFUSED((c.envelope = ENVELOPE_NONE, c.phase = PHASE_NONE, c.S = 11), "--splats");
+    REFUSED(c.envelope = ENVELOPE_NONE, "--phase");
+    REFUSED((c.mixer = MIXER_LINEAR, c.envelope = ENVELOPE_DECAY), "--phase");
+    REFUSED(c.phase = 2, "phase");
+    REFUSED(c.phase = -1, "phase");
     REFUSED(c.gsa_heads[0] = 4, "head");
     REFUSED(c.gsa_heads[2] = 1, "head");
 #undef REFUSED
@@ -1077,6 +1185,7 @@ static void test_config_check(void) {
     CHECK(config_check(&c) == NULL, "half the head size in splats");
     c.S = 10;
     c.envelope = ENVELOPE_NONE;
+    c.phase = PHASE_NONE;
     CHECK(config_check(&c) == NULL, "the head size in splats without an envelope");
     c.S = 0;
     c.attention = ATTENTION_STANDARD;
@@ -1135,6 +1244,8 @@ int main(void) {
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) test_attention(lengths[i], 1);
     test_attention(70, 30); /* logits up to thousands */
     test_heads();
+    test_phase(MIXER_SOFTMAX);
+    test_phase(MIXER_LINEAR);
     test_model(ATTENTION_STANDARD, NULL, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_NONE);
     test_model(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_NONE);
     test_model(ATTENTION_HYBRID, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE);

@@ -58,8 +58,8 @@ static Head make_head(size_t T, size_t HS, size_t S, int covariance, int envelop
               .envelope = envelope};
     h.P = covariance == COVARIANCE_ISO ? 1 : covariance == COVARIANCE_DIAG ? HS : HS * (HS + 1) / 2;
     const size_t waves = envelope == ENVELOPE_RAISED ? S : 0,
-                 n[] = {T * 3 * HS, S * HS, S * h.P, S, waves, envelope == ENVELOPE_NONE ? 0 : S, waves,
-                        W && far ? 1 : 0};
+                 n[] = {T * 3 * HS, S * HS,          S * h.P, S, waves, envelope == ENVELOPE_NONE ? 0 : S,
+                        waves,      W && far ? 1 : 0};
     const double deviation[] = {1, 1 / sqrt((double)HS), covariance == COVARIANCE_FULL ? 0.2 : 0.5, 0.5, 0, 0, 0, 0};
     for (int i = 0; i < NUM_INPUTS; i++) {
         h.n[i] = n[i];

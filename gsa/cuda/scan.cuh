@@ -112,8 +112,7 @@ __device__ static inline void scan_tables(const ScanRoom<HS, SP> &m, const ScanI
             (waves ? 0.70710678f : 1) * expf(in.tables.decay[splats + s] * (float)at);
         pair[0] = pair[1] = 0;
         /* a position before the middle is negative: as a phase it wraps (MODEL.md 4.1) */
-        if (waves)
-            fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)(uint32_t)at, phase(s)), pair + 1, pair);
+        if (waves) fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)(uint32_t)at, phase(s)), pair + 1, pair);
     }
     for (int s = threadIdx.x; s < SP; s += 128) {
         m.lag[s] = (waves ? 0.5f : 1) * expf(-in.tables.decay[splats + s] * (float)in.late);
@@ -824,8 +823,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
             if (c + 1 < w.chunks) load(0, p0 + CHUNK);
         }
     }
-    scan_record<SP>(scan_record_at<SP>(records, in, w, 0), (float *)memory, amplitude, frequency, decay, psi,
-                    gain);
+    scan_record<SP>(scan_record_at<SP>(records, in, w, 0), (float *)memory, amplitude, frequency, decay, psi, gain);
 }
 
 /* The second sweep, backwards in time, for keys and values (MODEL.md 3.2, 3.3). It carries the gradient of the state,

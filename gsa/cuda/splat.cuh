@@ -2,10 +2,10 @@
 
    What the kernels need of the splats of all G heads, made anew in each forward pass, with S padded to SP, a multiple
    of 32: slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), log_alpha (G, SP),
-   steps and phases (G, SP), which are frequencies and psi as integer phases (MODEL.md 4.1), decay = delta (G, SP), typical (G, SP) and
-   key_scale = c (G) (MODEL.md 4.3). The centre of a dead splat and of padding is infinite: its responses,
-   exp(-infinity), are 0. Kernels for full precision use neither slope nor precision: they read mu and log_precision,
-   the parameters themselves. */
+   steps and phases (G, SP), which are frequencies and psi as integer phases (MODEL.md 4.1), decay = delta (G, SP),
+   typical (G, SP) and key_scale = c (G) (MODEL.md 4.3). The centre of a dead splat and of padding is infinite: its
+   responses, exp(-infinity), are 0. Kernels for full precision use neither slope nor precision: they read mu and
+   log_precision, the parameters themselves. */
 typedef struct {
     float *slope, *precision, *centre, *log_alpha, *decay, *typical, *key_scale;
     const float *mu, *log_precision;
@@ -232,9 +232,9 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
                     wave_c[r][e] = 1;
                     wave_s[r][e] = 0;
                     if (envelope)
-                        fast_sincos(wave_angle(steps[c + E * t + e], token[r].position(),
-                                               side ? phases[c + E * t + e] : 0),
-                                    &wave_s[r][e], &wave_c[r][e]);
+                        fast_sincos(
+                            wave_angle(steps[c + E * t + e], token[r].position(), side ? phases[c + E * t + e] : 0),
+                            &wave_s[r][e], &wave_c[r][e]);
                 }
         float square[2] = {0, 0}, product[E / 2][4] = {}, spread[E / 2][4] = {};
         Pack x[2][HS / 32];
@@ -341,8 +341,8 @@ template <int HS, int SP, bool DIAGONAL, bool SCAN> struct SplatBackwardShape {
      dL / dx^ = G slope - x^ .* (G precision), then dx: each warp for its own 16 tokens;
      M1 += G^T x^, M2 += G^T (x^ .* x^) over all 64 tokens: each warp has its own 16 x 16 blocks of the (SP, HS) sums.
    G is stored divided by |x|, so that plain x serves as x^. A block covers `tiles` tiles of one head and writes one
-   record. For the scan G is read, and d ln alpha, d theta and d psi come from the scan's own sums. Long, because its sums live
-   in registers through the whole loop: a function that had them would be this one. */
+   record. For the scan G is read, and d ln alpha, d theta and d psi come from the scan's own sums. Long, because its
+   sums live in registers through the whole loop: a function that had them would be this one. */
 template <int HS, int SP, bool DIAGONAL, bool SCAN>
 __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAGONAL>)
     splat_backward_kernel(floatX *__restrict__ dqkv, float *records, const floatX *__restrict__ dfeatures,

@@ -14,7 +14,8 @@ struct HeadWeights {
     size_t features;
     /* scan part: responsibilities (T, S) of queries, ln phi (T, S) of keys less its largest value */
     double *r, *phi;
-    double *envelope, gain; /* (2, T, S) by distance to keys before a query, then after it; ln g plus that largest value */
+    /* (2, T, S) by distance to keys before a query, then after it; ln g plus that largest value */
+    double *envelope, gain;
 };
 
 /* x^ (d) by equation (1), or x itself */
@@ -96,8 +97,7 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
                 *log_alpha = of_head(tensors, params, TENSOR_log_alpha, g);
     const float *log_theta = of_head(tensors, params, TENSOR_log_theta, g),
                 *log_delta = of_head(tensors, params, TENSOR_log_delta, g),
-                *psi = of_head(tensors, params, TENSOR_psi, g),
-                *log_far = of_head(tensors, params, TENSOR_log_far, g),
+                *psi = of_head(tensors, params, TENSOR_psi, g), *log_far = of_head(tensors, params, TENSOR_log_far, g),
                 *alive = of_head(tensors, params, TENSOR_alive, g);
     /* ln alpha + ln phi of queries, ln phi of keys */
     double *response = (double *)xmalloc(2 * T * S * sizeof *response), *of_keys = response + T * S;

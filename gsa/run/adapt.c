@@ -405,9 +405,9 @@ static void set_precision(const Config *c, float *log_precision, double precisio
         log_precision[k * (k + 1) / 2 + k] = (float)(0.5 * log(precision));
 }
 
-/* A new splat in a free slot, with the frequency and decay that the slot had, no phase, and the amplitude of the others. A
-   softmax head's logits grow with the number of its splats: where they are larger than those that a head of so many
-   starts with, all amplitudes go down. */
+/* A new splat in a free slot, with the frequency and decay that the slot had, no phase, and the amplitude of the
+   others. A softmax head's logits grow with the number of its splats: where they are larger than those that a head of
+   so many starts with, all amplitudes go down. */
 static void give_birth(const Config *c, Slots *h, size_t t, const float *centre) {
     size_t d = h->width[MU];
     int alive = count_alive(h);
