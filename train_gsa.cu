@@ -866,12 +866,13 @@ typedef struct {
 
 #define SPHERE_EPSILON 1e-6
 
-/* The angle of position t in a wave whose phase grows by step / 2^32 of a turn a position; wraps exactly, as in
-   train_gsa.c. */
-__device__ static inline float wave_angle(uint32_t step, size_t t) {
-    return (float)(int32_t)(step * (uint32_t)t) * (float)(3.141592653589793 / 2147483648.0);
+/* The angle of position t in a wave whose phase grows by step / 2^32 of a turn a position, from `phase` on; wraps
+   exactly, as in train_gsa.c. */
+__device__ static inline float wave_angle(uint32_t step, size_t t, uint32_t phase = 0) {
+    return (float)(int32_t)(step * (uint32_t)t + phase) * (float)(3.141592653589793 / 2147483648.0);
 }
 
+/* an angle, such as that by which a wave turns a position, in 2^-32 turns */
 __host__ __device__ static inline uint32_t wave_step(double theta) {
     return (uint32_t)llrint(theta / 6.283185307179586 * 4294967296.0);
 }
@@ -1168,8 +1169,15 @@ __device__ static inline bool cholesky_bounds(float *slope, float *packed, const
     return outside;
 }
 
+/* the same angle within (-pi, pi] */
+__device__ static float wrapped_phase(float psi) {
+    const double turn = 6.283185307179586;
+    return psi > (float)(turn / 2) || psi <= (float)(-turn / 2) ? (float)(psi - turn * ceil(psi / turn - 0.5)) : psi;
+}
+
 /* One warp a splat: back into its bounds, see gsa/model.h; clamped counts what was outside, by kind. */
-__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTensors w, int unbounded, int P, int HS) {
+__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTensors w, int unbounded, bool linear,
+                                           int P, int HS) {
     __shared__ float slope[128], x[128], y[128]; /* HS is at most 128 */
     const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX),
                 range = (float)SPLAT_AMPLITUDE_RANGE;
@@ -1195,14 +1203,19 @@ __global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTen
     if (off_centre)
         for (int k = threadIdx.x; k < HS; k += 32) mu[k] /= excess;
     if (threadIdx.x > 0) return;
+    if (w.psi && !linear) w.psi[s] = wrapped_phase(w.psi[s]);
     int counts[NUM_BOUNDS] = {
-        (int)outside, off_centre,
+        (int)outside,
+        off_centre,
         bounded(BOUND_AMPLITUDE)
             ? clamp(&w.log_alpha[s], w.log_alpha_reference[s] - range, w.log_alpha_reference[s] + range)
             : 0,
         w.log_theta && bounded(BOUND_FREQUENCY) ? clamp(&w.log_theta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX))
                                                 : 0,
-        w.log_delta && bounded(BOUND_DECAY) ? clamp(&w.log_delta[s], -INFINITY, (float)log(SPLAT_DECAY_MAX)) : 0};
+        w.log_delta && bounded(BOUND_DECAY) ? clamp(&w.log_delta[s], -INFINITY, (float)log(SPLAT_DECAY_MAX)) : 0,
+        0 /* gains: gain_bounds_kernel */,
+        w.psi && linear && bounded(BOUND_PHASE) ? clamp(&w.psi[s], (float)-SPLAT_PHASE_MAX, (float)SPLAT_PHASE_MAX)
+                                                : 0};
     for (int i = 0; i < NUM_BOUNDS; i++) /* whole numbers: the order does not matter */
         if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]);
 }
@@ -1359,8 +1372,8 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(float, partials, WORKSPACE, ONCE, SUM_BLOCKS * (3 * z.A > 4 * z.C ? 3 * z.A : 4 * z.C)) \
     X(float, scan_sums, WORKSPACE, ONCE, 2 * z.segments * z.state) \
     X(float, scan_records, WORKSPACE, ONCE, \
-      2 * z.directions * (B * z.scans > z.segments ? B * z.scans : z.segments) * (3 * z.W + 1)) \
-    X(double, scan_moments, WORKSPACE, ONCE, z.scans * (3 * z.W + 1)) \
+      2 * z.directions * (B * z.scans > z.segments ? B * z.scans : z.segments) * scan_sums_record(z.W)) \
+    X(double, scan_moments, WORKSPACE, ONCE, z.scans * scan_sums_record(z.W)) \
     X(float, moments, WORKSPACE, ONCE, z.P > z.HS ? 0 : z.records * moments_record(z.S, z.P, z.HS)) \
     X(double, moments_sums, WORKSPACE, ONCE, (z.G ? z.NH : 0) * moments_record(z.S, z.P, z.HS)) \
     X(float, token_sums, WORKSPACE, ONCE, bucket_sums(B * z.T) * z.C) \
@@ -1376,6 +1389,7 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(float, key_scale, WORKSPACE, ONCE, z.G) \
     X(float, log_alpha, WORKSPACE, ONCE, z.G * z.SP) \
     X(uint32_t, steps, WORKSPACE, ONCE, z.G * z.SP) \
+    X(uint32_t, phases, WORKSPACE, ONCE, z.G * z.SP) \
     X(int64_t, clamped, WORKSPACE, ONCE, NUM_BOUNDS) \
     X(uint32_t, rope_steps, WORKSPACE, ONCE, z.HS / 2) \
     X(float, scale, WORKSPACE, ONCE, z.L * z.NH) \
@@ -1534,9 +1548,19 @@ static void gsa_destroy(CudaModel *m) {
 
 static SplatTables gsa_splats(const CudaModel *m) {
     CudaActivations a = m->a;
-    SplatTables w = {a.slope,     a.precision,       a.centre, a.log_alpha,        a.decay,
-                     a.typical,   a.key_scale,       m->p.mu,  m->p.log_precision, m->p.log_theta ? a.steps : NULL,
-                     m->sizes.SP, m->config.raw != 0};
+    SplatTables w = {a.slope,
+                     a.precision,
+                     a.centre,
+                     a.log_alpha,
+                     a.decay,
+                     a.typical,
+                     a.key_scale,
+                     m->p.mu,
+                     m->p.log_precision,
+                     m->p.log_theta ? a.steps : NULL,
+                     m->p.psi ? a.phases : NULL,
+                     m->sizes.SP,
+                     m->config.raw != 0};
     return w;
 }
 
@@ -1886,8 +1910,9 @@ static void scalar_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     unsigned long long *counts = (unsigned long long *)m->a.clamped;
     cudaCheck(cudaMemsetAsync(counts, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
     if (z.G)
-        splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(counts, splat_tensors(m, m->p, 0),
-                                                                         m->config.unbounded, (int)z.P, (int)z.HS);
+        splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(
+            counts, splat_tensors(m, m->p, 0), m->config.unbounded, m->config.mixer == MIXER_LINEAR, (int)z.P,
+            (int)z.HS);
     if (z.gains && config_bounded(&m->config, BOUND_GAIN))
         gain_bounds_kernel<<<(unsigned)CEIL_DIV(z.gains, (size_t)256), 256, 0, m->stream>>>(
             counts + BOUND_GAIN, m->p.log_gain, (int)z.gains);

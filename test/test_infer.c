@@ -487,7 +487,8 @@ int main(int argc, char **argv) {
         const char *wrong = try_config(&c, kinds[i].attention, NULL, kinds[i].position, kinds[i].mixer, COVARIANCE_ISO,
                                        kinds[i].envelope, kinds[i].window, OBJECTIVE_LM);
         if (wrong) die("%s", wrong);
-        c.gain = GAIN_NONE; /* these texts are older than gains */
+        c.gain = GAIN_NONE; /* these texts are older than gains and phases */
+        c.phase = PHASE_NONE;
         c.T = T;
         c.V = tokenizer_vocab_size(tokenizer);
         c.Vp = 384;

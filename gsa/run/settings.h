@@ -61,6 +61,9 @@ enum {
       "splats per GSA head; 0: as many as softmax takes, 16 for linear") \
     X(CHOICE, envelope, "envelope", NULL, CHOICES(ENVELOPE_CHOICES), MODEL(envelope), SPLATS, \
       "contribution by distance; cosine for softmax and raised for linear if not given") \
+    X(CHOICE, phase, "phase", NULL, CHOICES(PHASE_CHOICES), MODEL(phase), SPLATS, \
+      "of the envelope's cosine: none, or one that each splat learns, so that it may favour a distance; none if not " \
+      "given") \
     X(CHOICE, covariance, "covariance", "iso", CHOICES(COVARIANCE_CHOICES), MODEL(covariance), SPLATS, \
       "a splat's precision: one number, one for each dimension, or a matrix") \
     X(TEXT, splat_init, "splat-init", "random", ANY("random|ball|kmeans|pca|FILE"), NONE, SPLATS | NEW_MODEL, \
