@@ -3,7 +3,7 @@
 
    In this file: the network's arithmetic, every layer forward and backward, and nothing else. Reading order:
      matrix products -> encoder -> layernorm -> gelu, residual -> matmul -> feature maps: rope and splats ->
-     the two mixers: attention and scan -> classifier -> the model: forward, backward, update -> main
+     forget gates -> the two mixers: attention and scan -> classifier -> the model: forward, backward, update -> main
    Elsewhere: what a model is (gsa/model.h: configuration and parameter table), what a run does (gsa/run/train.c), and
    the mathematics (dev/MODEL.md: the equations whose numbers stand in comments, and how each gradient follows).
 
@@ -353,6 +353,13 @@ static void matmul_backward(real *din, real *dweight, real *dbias, const real *d
    responses times their envelope (splat). Both work on one head of one sequence: x has T rows of size HS, `stride`
    apart (a slice of qkv); features f (T, HS) are contiguous. */
 
+/* n frequencies from their logarithms; double, because their rounding is multiplied by the distance */
+static double *frequencies(const real *log_theta, size_t n) {
+    double *theta = (double *)xmalloc(n * sizeof(double));
+    for (size_t i = 0; i < n; i++) theta[i] = exp((double)log_theta[i]);
+    return theta;
+}
+
 /* waves[t] = cos(theta_i n) for all i of `count`, then sin(theta_i n), n = first + t. The phase is kept as an
    integer fraction of a turn and wraps exactly, so that position 1,000,000 is as exact as position 1. */
 static void wave_table(real *waves, const double *theta, size_t count, size_t T, size_t first) {
@@ -435,6 +442,16 @@ static void rope_backward(real *dx, const real *df, const real *x, size_t stride
     free(unit);
 }
 
+/* d (HS/2) += dL / dtheta_k of f (T, HS), what rope_forward wrote: the sum of t X_t,k with X = f_k df_(k + HS/2) -
+   f_(k + HS/2) df_k, the gradient of the angle. Terms grow with t and cancel: summed in double, from the middle of
+   the window. */
+static void rope_frequencies_backward(double *d, const real *df, const real *f, size_t T, size_t HS) {
+    size_t half = HS / 2;
+    for (size_t t = 0; t < T; t++, f += HS, df += HS)
+        for (size_t k = 0; k < half; k++)
+            d[k] += ((double)t - 0.5 * (double)(T - 1)) * (double)(f[k] * df[half + k] - f[half + k] * df[k]);
+}
+
 /* What follows from one head's splats alone. Full precision has only the key scale. */
 typedef struct {
     real *slope, *slope_t;         /* Lambda mu (S, HS) and its transpose (HS, S) */
@@ -464,13 +481,6 @@ typedef struct {
     real *square_unit, *spread;      /* diagonal: x^ .* x^ (T, HS) and products with Lambda (T, max(S, HS)) */
     real *apart, *across, *cholesky; /* full: x^ - mu (T, HS), (x^ - mu) L (T, HS), L and its transpose (2, HS, HS) */
 } SplatRoom;
-
-/* theta_s from its logarithm; double, because its rounding is multiplied by the distance */
-static double *splat_frequencies(const real *log_theta, size_t S) {
-    double *theta = (double *)xmalloc(S * sizeof(double));
-    for (size_t s = 0; s < S; s++) theta[s] = exp((double)log_theta[s]);
-    return theta;
-}
 
 static inline bool is_full(const Splats *w, size_t HS) { return w->P > HS; }
 
@@ -761,6 +771,51 @@ static void splat_gradients(SplatGradients *d, const real *records, size_t apart
     free(sum);
 }
 
+/* ---------------------------------------------------------------------- forget gates
+
+   A gated head lets go of a share of what lies before each token: f_t = sigmoid(w . x_t + b), with x the block's
+   layernormed input, and equation (4a): its logits z_ij get c_i - c_j, c_t = sum of ln f up to t. Only differences of
+   c matter, and they are taken in double. */
+
+/* Of one layer: ln f (B T, count), its gradient, and which column is that of head h (NH), -1: it has no gate. */
+typedef struct {
+    const real *log_forget;
+    real *dlog_forget;
+    const int *column;
+    size_t count;
+} Gates;
+
+/* ln sigmoid(u), for any u */
+static inline real log_sigmoid(real u) {
+    double x = (double)u;
+    return (real)(x > 0 ? -log1p(exp(-x)) : x - log1p(exp(x)));
+}
+
+/* ln f (N, count) from x (N, C), weight (count, C), bias (count) */
+static void forget_forward(real *log_forget, const real *x, const real *weight, const real *bias, size_t N, size_t C,
+                           size_t count) {
+    matmul_forward(log_forget, x, weight, bias, N, C, count);
+#pragma omp parallel for
+    for (size_t i = 0; i < N * count; i++) log_forget[i] = log_sigmoid(log_forget[i]);
+}
+
+/* dx += ; dlog_forget is overwritten. d ln sigmoid(u) / du = 1 - f */
+static void forget_backward(real *dx, real *dweight, real *dbias, real *dlog_forget, const real *log_forget,
+                            const real *x, const real *weight, size_t N, size_t C, size_t count) {
+#pragma omp parallel for
+    for (size_t i = 0; i < N * count; i++) dlog_forget[i] *= (real)-expm1((double)log_forget[i]);
+    gemm(false, false, N, C, count, dlog_forget, count, weight, C, dx, C, true);
+    gemm(true, false, count, C, N, dlog_forget, count, x, C, dweight, C, true);
+    add_column_sums(dbias, dlog_forget, N, count);
+}
+
+/* c (T) from ln f, `stride` apart; the caller frees it */
+static double *forget_sums(const real *log_forget, size_t stride, size_t T) {
+    double *c = (double *)xmalloc(T * sizeof(double)), sum = 0;
+    for (size_t t = 0; t < T; t++) c[t] = sum += (double)log_forget[t * stride];
+    return c;
+}
+
 /* ---------------------------------------------------------------------- attention
 
    The softmax mixer, equation (4), for standard and GSA heads alike: o_i = sum_j softmax_j(scale f_q(i) . f_k(j))
@@ -782,10 +837,11 @@ static inline size_t end_of_keys(size_t i, size_t window, bool causal, size_t T)
 static inline size_t round_up(size_t n) { return (n + COLUMNS - 1) / COLUMNS * COLUMNS; }
 
 /* One head of one sequence: the queries at positions first .. T - 1, q, lse (T - first) and out (T - first, HS) with
-   rows out_stride apart, over keys k (T, HS) and values v (T, HS) with rows v_stride apart. */
+   rows out_stride apart, over keys k (T, HS) and values v (T, HS) with rows v_stride apart. c (T): sums of ln f of a
+   gated head, or NULL. */
 static void attention_head_forward(real *out, size_t out_stride, real *lse, const real *q, const real *k, const real *v,
-                                   size_t v_stride, real scale, size_t window, bool causal, size_t first, size_t T,
-                                   size_t HS) {
+                                   size_t v_stride, real scale, const double *c, size_t window, bool causal,
+                                   size_t first, size_t T, size_t HS) {
     size_t padded = round_up(T) + COLUMNS;
     /* (HS, padded), (BLOCK, padded) */
     real *kt = (real *)xcalloc((HS + BLOCK) * padded, sizeof(real)), *weights = kt + HS * padded;
@@ -797,7 +853,9 @@ static void attention_head_forward(real *out, size_t out_stride, real *lse, cons
         for (size_t r = 0; r < rows; r++) {
             size_t low = first_key(i0 + r, window) - low_key,
                    n = end_of_keys(i0 + r, window, causal, T) - low_key - low;
-            real *row = weights + r * padded, *w = row + low, most = largest(w, n), sum = 0;
+            real *row = weights + r * padded, *w = row + low, most, sum = 0;
+            for (size_t j = 0; j < n && c; j++) w[j] += (real)((c[i0 + r] - c[low_key + low + j]) / (double)scale);
+            most = largest(w, n);
 #pragma omp simd reduction(+ : sum)
             for (size_t j = 0; j < n; j++) {
                 w[j] = exp_real(scale * (w[j] - most));
@@ -814,27 +872,42 @@ static void attention_head_forward(real *out, size_t out_stride, real *lse, cons
     free(kt);
 }
 
+/* The sums of ln f of head h in sequence b, or NULL where it has no gate. */
+static double *head_forget_sums(const Gates *gates, size_t b, size_t h, size_t T) {
+    if (!gates || gates->column[h] < 0) return NULL;
+    return forget_sums(gates->log_forget + b * T * gates->count + (size_t)gates->column[h], gates->count, T);
+}
+
 /* out (B, T, A), A = NH HS; lse (B, NH, T); fq, fk (B, NH, T, HS); v: the third part of qkv (B, T, 3A); scale,
-   window (NH): a window of 0 leaves the head out */
+   window (NH): a window of 0 leaves the head out; gates: NULL where no head has one */
 static void attention_forward(real *out, real *lse, const real *fq, const real *fk, const real *qkv, const real *scale,
-                              const size_t *window, bool causal, size_t B, size_t T, size_t NH, size_t HS) {
+                              const size_t *window, const Gates *gates, bool causal, size_t B, size_t T, size_t NH,
+                              size_t HS) {
     size_t A = NH * HS;
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) {
         size_t b = head / NH, h = head % NH;
         if (window[h] == 0) continue;
+        double *c = head_forget_sums(gates, b, h, T);
         attention_head_forward(out + b * T * A + h * HS, A, lse + head * T, fq + head * T * HS, fk + head * T * HS,
-                               qkv + b * T * 3 * A + 2 * A + h * HS, 3 * A, scale[h], window[h], causal, 0, T, HS);
+                               qkv + b * T * 3 * A + 2 * A + h * HS, 3 * A, scale[h], c, window[h], causal, 0, T, HS);
+        free(c);
     }
+}
+
+/* A gated head: d ln f (T), `stride` apart, from dc: c_t holds all ln f up to t. */
+static void forget_sums_backward(real *dlog_forget, size_t stride, const double *dc, size_t T) {
+    double sum = 0;
+    for (size_t t = T; t-- > 0;) dlog_forget[t * stride] = (real)(sum += dc[t]);
 }
 
 /* dfq, dfk (B, NH, T, HS) and the third part of dqkv (B, T, 3A). With weights p_ij and delta_i = do_i . o_i: dv_j =
    sum_i p_ij do_i, dz_ij = p_ij (do_i . v_j - delta_i), df_q(i) = scale sum_j dz_ij f_k(j), df_k(j) = scale sum_i
    dz_ij f_q(i). out and lse need not be those of the weights alone: of a head that merges two mixers they are the
-   merged ones. */
+   merged ones. Gates get d ln f: dc_i is the sum of dz_ij over j, less that of dz_ji. */
 static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dout, const real *out, const real *lse,
                                const real *fq, const real *fk, const real *qkv, const real *scale, const size_t *window,
-                               bool causal, size_t B, size_t T, size_t NH, size_t HS) {
+                               const Gates *gates, bool causal, size_t B, size_t T, size_t NH, size_t HS) {
     size_t A = NH * HS, padded = round_up(T) + COLUMNS;
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) {
@@ -844,6 +917,7 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
         if (W == 0) continue;
         real *kt = (real *)xcalloc((2 * HS + 2 * BLOCK) * padded, sizeof(real)), *vt = kt + HS * padded,
              *weights = vt + HS * padded, *dweights = weights + BLOCK * padded;
+        double *c = head_forget_sums(gates, b, h, T), *dc = c ? (double *)xcalloc(T, sizeof(double)) : NULL;
         transpose(kt, padded, k, HS, T, HS);
         transpose(vt, padded, v, 3 * A, T, HS);
         memset(dk, 0, T * HS * sizeof(real)); /* every block adds to its keys */
@@ -859,10 +933,15 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
                 real *w = weights + r * padded, *dw = dweights + r * padded, delta = 0, l = lse[head * T + i0 + r];
                 for (size_t e = 0; e < HS; e++) delta += d[r * A + e] * o[r * A + e];
                 for (size_t j = 0; j < low; j++) w[j] = dw[j] = 0;
+                for (size_t j = low; j < high && c; j++) w[j] += (real)((c[i0 + r] - c[first + j]) / (double)scale[h]);
 #pragma omp simd
                 for (size_t j = low; j < high; j++) {
                     w[j] = exp_real(scale[h] * w[j] - l);
                     dw[j] = scale[h] * w[j] * (dw[j] - delta);
+                }
+                for (size_t j = low; j < high && c; j++) {
+                    dc[i0 + r] += (double)(dw[j] / scale[h]);
+                    dc[first + j] -= (double)(dw[j] / scale[h]);
                 }
                 for (size_t j = high; j < keys; j++) w[j] = dw[j] = 0;
             }
@@ -870,6 +949,9 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
             product(keys, HS, rows, dweights, 1, padded, q + i0 * HS, HS, dk + first * HS, HS, true);
             product(keys, HS, rows, weights, 1, padded, d, A, dv + first * 3 * A, 3 * A, true);
         }
+        if (c) forget_sums_backward(gates->dlog_forget + b * T * gates->count + gates->column[h], gates->count, dc, T);
+        free(c);
+        free(dc);
         free(kt);
     }
 }
@@ -915,7 +997,7 @@ static Scan scan_open(const Splats *w, size_t late, size_t chunk) {
     real *q_waves = (real *)xmalloc(6 * chunk * S * sizeof(real)), *k_waves = q_waves + 2 * chunk * S,
          *back_waves = k_waves + 2 * chunk * S;
     if (n == 3) {
-        double *theta = splat_frequencies(w->log_theta, S);
+        double *theta = frequencies(w->log_theta, S);
         wave_table(q_waves, theta, S, chunk, late);
         wave_table(k_waves, theta, S, chunk, 0);
         wave_turn(back_waves, k_waves, w->psi, -1, S, chunk);
@@ -950,7 +1032,7 @@ static void scan_turn(Scan *c, size_t n) {
     for (size_t s = 0; s < S; s++)
         c->fade[s] = c->w->log_delta ? (real)exp(-exp((double)c->w->log_delta[s]) * (double)n) : 1;
     if (!c->w->log_theta) return;
-    double *theta = splat_frequencies(c->w->log_theta, S);
+    double *theta = frequencies(c->w->log_theta, S);
     wave_table(c->turn, theta, S, 1, n);
     free(theta);
 }
@@ -1376,6 +1458,7 @@ typedef struct {
     X(qkv, ATTENTION, BLOCK, 3 * z.A) \
     X(fq, ATTENTION, BLOCK, z.A) /* (B, NH, T, HS) */ \
     X(fk, ATTENTION, BLOCK, z.A) \
+    X(log_forget, ATTENTION, BLOCK, z.F) /* of gated heads, see Gates */ \
     X(att_lse, ATTENTION, BLOCK, z.NH) /* (B, NH, T) */ \
     X(scan_rho, ATTENTION, BLOCK, z.G ? z.NH : 0) /* (B, NH, T) */ \
     X(att, ATTENTION, BLOCK, z.A) \
@@ -1398,8 +1481,11 @@ typedef struct {
     X(dqkv, BACKWARD, TOKEN, 3 * z.A) \
     X(dfq, BACKWARD, TOKEN, z.A) \
     X(dfk, BACKWARD, TOKEN, z.A) \
+    X(dlog_forget, BACKWARD, TOKEN, z.F) \
     X(moments, WORKSPACE, ONCE, B * z.NH * moments_size(z.S, z.P, z.HS)) \
-    X(dgains, WORKSPACE, ONCE, config_gains(c) ? B * z.NH : 0) /* (B, NH): of one layer by sequence */
+    X(dgains, WORKSPACE, ONCE, config_gains(c) ? B * z.NH : 0) /* (B, NH): of one layer by sequence */ \
+    X(dropes, WORKSPACE, ONCE, config_ropes(c) ? B * z.NH * z.HS / 2 : 0) /* (B, NH, HS/2) likewise, of frequencies */ \
+    X(rope_waves, WORKSPACE, ONCE, z.R * z.T * z.HS) /* (R, T, HS): cosines and sines of rotations */
 // clang-format on
 enum { UNIT_STREAM, UNIT_BLOCK, UNIT_TOKEN, UNIT_ONCE, NUM_UNITS };
 
@@ -1412,6 +1498,8 @@ typedef struct {
 /* sizes that appear in every function, as size_t */
 typedef struct {
     size_t T, V, Vp, L, NH, C, HS, A, S, P, G; /* NH: all heads, extra ones too; A = NH HS; G: heads with splats */
+    size_t R; /* tables of rotations: one of each head that learns its frequencies, or one for all */
+    size_t F; /* the most gated heads of a layer */
 } Sizes;
 
 static Sizes config_sizes(const Config *c) {
@@ -1427,6 +1515,12 @@ static Sizes config_sizes(const Config *c) {
     z.G = config_gsa_heads(c);
     z.S = z.G ? c->S : 0;
     z.P = config_precisions(c);
+    z.R = config_ropes(c) ? config_ropes(c) : 1;
+    z.F = 0;
+    for (int l = 0; l < c->L && c->forget; l++) {
+        size_t count = (size_t)(config_gates_before(c, l + 1, 0) - config_gates_before(c, l, 0));
+        if (count > z.F) z.F = count;
+    }
     return z;
 }
 
@@ -1439,9 +1533,9 @@ typedef struct {
     ParameterTensors p, dp;
     real *activations;
     ActivationTensors a;
-    real *rope_waves;                 /* (T, HS) */
     real *scale;                      /* (L, NH): head_scale of all heads in the last forward pass */
     size_t *window;                   /* (L, NH): how far softmax reaches; 0: the head has none */
+    int *gate;                        /* (L, NH): which of its layer's gates is the head's; -1: none */
     size_t used_B, used_T, predicted; /* of the last forward pass: its sizes and number of targets */
     size_t block;                     /* whose activations are there with --recompute: the last one computed */
     bool watch;                       /* backward passes also sum |dL / d ln phi_s| into the gradients of `alive` */
@@ -1475,11 +1569,12 @@ static ActivationTensors block_activations(const GSA *m, size_t l, size_t N) {
 }
 
 /* Numbers that a thread allocates for a while, at most, when it works on one head: attention's backward pass (its
-   head's keys and values transposed, a block of rows of the weights and of their gradients) or the scan's (both
-   sides' splats, sums, gradients, states). */
+   head's keys and values transposed, a block of rows of the weights and of their gradients, sums of a gate) or the
+   scan's (both sides' splats, sums, gradients, states). */
 static size_t head_workspace(const Config *c) {
     Sizes z = config_sizes(c);
-    size_t attention = 2 * (z.HS + BLOCK) * (round_up(z.T) + COLUMNS), side = z.HS + 2 + z.S + (z.P > 1 ? 2 * z.HS : 0);
+    size_t attention = 2 * (z.HS + BLOCK) * (round_up(z.T) + COLUMNS) + (z.F ? 4 * z.T : 0),
+           side = z.HS + 2 + z.S + (z.P > 1 ? 2 * z.HS : 0);
     size_t scan = z.T * (2 * side + 2 * (z.HS + 1) + 2 * z.S + z.HS) + (z.T / CHUNK + 1) * 3 * z.S * (z.HS + 1);
     return z.G && c->mixer == MIXER_LINEAR && scan > attention ? scan : attention;
 }
@@ -1490,12 +1585,27 @@ static void point_parameters(ParameterTensors *p, real *flat, const Tensor *tens
 #undef X
 }
 
-/* Rotation angles of rope for positions first .. first + T - 1: waves (T, HS), theta_k = 10000^(-2k / HS) */
-static void rope_table(real *waves, size_t T, size_t HS, size_t first) {
-    double *theta = (double *)xmalloc(HS * sizeof(double));
-    for (size_t k = 0; k < HS / 2; k++) theta[k] = pow(10000, -2.0 * (double)k / (double)HS);
+/* Rotation angles of rope for positions first .. first + T - 1: waves (T, HS), theta_k = exp(log_rope_k), or where
+   log_rope is NULL 10000^(-2k / HS) */
+static void rope_table(real *waves, const real *log_rope, size_t T, size_t HS, size_t first) {
+    double *theta = log_rope ? frequencies(log_rope, HS / 2) : (double *)xmalloc(HS / 2 * sizeof(double));
+    for (size_t k = 0; k < HS / 2 && !log_rope; k++) theta[k] = rope_frequency((int)k, (int)HS);
     wave_table(waves, theta, HS / 2, T, first);
     free(theta);
+}
+
+/* Which of the R tables of rotations is that of head (l, h). */
+static size_t rope_index(const Config *c, size_t l, size_t h) {
+    return config_ropes(c) ? (size_t)config_standard_before(c, (int)l, (int)h) : 0;
+}
+
+/* waves (R, T, HS): the rotations at positions first .. first + T - 1 */
+static void gsa_rope_waves(const GSA *m, real *waves, size_t T, size_t first) {
+    Sizes z = config_sizes(&m->config);
+    if (m->config.position == POSITION_LEARNED) return;
+#pragma omp parallel for schedule(dynamic)
+    for (size_t r = 0; r < z.R; r++)
+        rope_table(waves + r * T * z.HS, m->p.log_rope ? m->p.log_rope + r * z.HS / 2 : NULL, T, z.HS, first);
 }
 
 /* What f_q . f_k of head (l, h) is multiplied by: for standard heads exp(log_gain) / sqrt(HS), equation (7c). */
@@ -1513,7 +1623,7 @@ static void gsa_scales(GSA *m) {
 
 static GSA *gsa_create(const Config *c, size_t B) {
     GSA *m = (GSA *)xcalloc(1, sizeof *m);
-    size_t NH = config_heads(c), L = c->L, HS = config_head_size(c);
+    size_t NH = config_heads(c), L = c->L;
     m->config = *c;
     m->B = B;
     m->total = model_tensors(c, m->tensors);
@@ -1522,15 +1632,16 @@ static GSA *gsa_create(const Config *c, size_t B) {
     size_t count = carve_activations(&m->a, NULL, c, B, NULL);
     m->activations = (real *)xcalloc(count, sizeof(real));
     carve_activations(&m->a, m->activations, c, B, NULL);
-    m->rope_waves = (real *)xmalloc((size_t)c->T * HS * sizeof(real));
-    rope_table(m->rope_waves, c->T, HS, 0);
     m->scale = (real *)xmalloc(L * NH * sizeof(real));
     m->window = (size_t *)xmalloc(L * NH * sizeof(size_t));
+    m->gate = (int *)xmalloc(L * NH * sizeof(int));
     for (size_t i = 0; i < L * NH; i++) {
-        int kind = config_head_kind(c, (int)(i / NH), (int)(i % NH));
+        int l = (int)(i / NH), h = (int)(i % NH), kind = config_head_kind(c, l, h);
+        m->gate[i] = config_is_gated(c, l, h) ? config_gates_before(c, l, h) - config_gates_before(c, l, 0) : -1;
         m->window[i] = kind == HEAD_SCAN ? 0 : kind == HEAD_SPLAT || !c->window ? (size_t)c->T : (size_t)c->window;
     }
     gsa_scales(m);
+    gsa_rope_waves(m, m->a.rope_waves, (size_t)c->T, 0); /* where they are fixed they serve any T */
     m->x = (int *)xmalloc(2 * B * c->T * sizeof(int));
     m->y = m->x + B * c->T;
     return m;
@@ -1542,9 +1653,9 @@ static void gsa_destroy(GSA *m) {
     free(m->adam_m);
     free(m->adam_v);
     free(m->activations);
-    free(m->rope_waves);
     free(m->scale);
     free(m->window);
+    free(m->gate);
     free(m->x);
     free(m);
 }
@@ -1580,7 +1691,7 @@ static void gsa_splat_waves(const GSA *m, real *waves, size_t T, size_t first) {
     if (m->config.envelope != ENVELOPE_COSINE) return;
 #pragma omp parallel for schedule(dynamic)
     for (size_t g = 0; g < z.G; g++) {
-        double *theta = splat_frequencies(m->p.log_theta + g * z.S, z.S);
+        double *theta = frequencies(m->p.log_theta + g * z.S, z.S);
         wave_table(waves + g * T * 2 * z.S, theta, z.S, T, first);
         free(theta);
     }
@@ -1600,8 +1711,8 @@ static void head_features(const GSA *m, real *f, const real *x, int kind, const 
     }
 }
 
-/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (T, HS), splat_waves (G,
-   T, 2S). */
+/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (R, T, HS), splat_waves
+   (G, T, 2S). */
 static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, size_t l, size_t B, size_t T,
                              const real *rope_waves, const real *splat_waves) {
     Sizes z = config_sizes(&m->config);
@@ -1612,7 +1723,7 @@ static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, 
         int kind = config_head_kind(&m->config, (int)l, (int)h);
         const real *waves = kind == HEAD_SPLAT
                                 ? splat_waves + (size_t)config_gsa_before(&m->config, (int)l, (int)h) * T * 2 * z.S
-                                : rope_waves;
+                                : rope_waves + rope_index(&m->config, l, h) * T * HS;
         Splats w;
         memset(&w, 0, sizeof w);
         if (kind == HEAD_SPLAT) w = head_splats(m, l, h);
@@ -1641,8 +1752,15 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
             } else if (m->config.position == POSITION_LEARNED) {
                 for (size_t t = 0; t < T; t++) memcpy(dx + t * 3 * A, df + t * HS, HS * sizeof(real));
             } else {
-                rope_backward(dx, df, x, 3 * A, m->rope_waves, T, HS);
+                rope_backward(dx, df, x, 3 * A, m->a.rope_waves + rope_index(&m->config, l, h) * T * HS, T, HS);
             }
+        }
+        if (m->dp.log_rope && kind != HEAD_SPLAT && kind != HEAD_SCAN) {
+            double *sum = (double *)xcalloc(HS / 2, sizeof(double));
+            rope_frequencies_backward(sum, dfq + head * T * HS, fq + head * T * HS, T, HS);
+            rope_frequencies_backward(sum, dfk + head * T * HS, fk + head * T * HS, T, HS);
+            for (size_t k = 0; k < HS / 2; k++) m->a.dropes[head * HS / 2 + k] = (real)sum[k];
+            free(sum);
         }
         if (m->dp.log_gain && kind != HEAD_SPLAT && kind != HEAD_SCAN) {
             /* a logit is exp(log_gain) f_q . f_k: sum of its gradient times itself over all keys is f_q . df_q */
@@ -1652,11 +1770,22 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
             m->a.dgains[head] = sum;
         }
     }
-    for (size_t head = 0; head < B * NH && m->dp.log_gain; head++) {
+    for (size_t head = 0; head < B * NH && (m->dp.log_gain || m->dp.log_rope); head++) {
         int h = (int)(head % NH), kind = config_head_kind(&m->config, (int)l, h);
-        if (kind != HEAD_SPLAT && kind != HEAD_SCAN)
-            m->dp.log_gain[config_standard_before(&m->config, (int)l, h)] += m->a.dgains[head];
+        if (kind == HEAD_SPLAT || kind == HEAD_SCAN) continue;
+        size_t i = (size_t)config_standard_before(&m->config, (int)l, h);
+        if (m->dp.log_gain) m->dp.log_gain[i] += m->a.dgains[head];
+        for (size_t k = i * HS / 2; k < (i + 1) * HS / 2 && m->dp.log_rope; k++)
+            m->dp.log_rope[k] += exp_real(m->p.log_rope[k]) * m->a.dropes[head * HS / 2 + k - i * HS / 2];
     }
+}
+
+/* The gates of layer l, whose activations these are; count 0: it has none. */
+static Gates layer_gates(const GSA *m, const ActivationTensors *block, size_t l) {
+    const Config *c = &m->config;
+    Gates gates = {block->log_forget, block->dlog_forget, m->gate + l * (size_t)config_heads(c),
+                   (size_t)(config_gates_before(c, (int)l + 1, 0) - config_gates_before(c, (int)l, 0))};
+    return gates;
 }
 
 /* The scan heads of layer l, and the far part of its extend heads, whose near part att (B, T, A) and lse (B, NH, T)
@@ -1721,9 +1850,12 @@ static void block_forward(GSA *m, size_t l, size_t B, size_t T) {
     ActivationTensors a = block_activations(m, l, N);
     layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.residual, p.ln1w + l * C, p.ln1b + l * C, N, C);
     matmul_forward(a.qkv, a.ln1, p.qkvw + l * 3 * A * C, p.qkvb + l * 3 * A, N, C, 3 * A);
-    features_forward(m, a.fq, a.fk, a.qkv, l, B, T, m->rope_waves, a.splat_waves);
-    attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T,
-                      z.NH, z.HS);
+    features_forward(m, a.fq, a.fk, a.qkv, l, B, T, a.rope_waves, a.splat_waves);
+    Gates gates = layer_gates(m, &a, l);
+    size_t gate = (size_t)config_gates_before(&m->config, (int)l, 0);
+    if (gates.count) forget_forward(a.log_forget, a.ln1, p.forgetw + gate * C, p.forgetb + gate, N, C, gates.count);
+    attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale + l * z.NH, m->window + l * z.NH, &gates, causal, B,
+                      T, z.NH, z.HS);
     scans_forward(m, a.att, a.att_lse, a.scan_rho, a.qkv, l, B, T);
     matmul_forward(a.middle, a.att, p.attprojw + l * C * A, p.attprojb + l * C, N, A, C);
     residual_forward(a.middle, a.residual, N * C);
@@ -1743,6 +1875,7 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     memcpy(m->x, x, N * sizeof(int));
     if (y) memcpy(m->y, y, N * sizeof(int));
     gsa_splat_waves(m, a.splat_waves, T, 0);
+    if (p.log_rope) gsa_rope_waves(m, a.rope_waves, T, 0);
     gsa_scales(m);
     encoder_forward(a.residual, m->x, p.wte, p.wpe, B, T, C, 0);
     for (size_t l = 0; l < L; l++) {
@@ -1794,13 +1927,18 @@ static void gsa_backward(GSA *m, double scale) {
         matmul_backward(a.datt, dp.attprojw + l * C * A, dp.attprojb + l * C, a.dresidual, block.att,
                         p.attprojw + l * C * A, N, A, C);
         memset(a.moments, 0, B * z.NH * record * sizeof(real));
+        Gates gates = layer_gates(m, &block, l);
         attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, block.att, block.att_lse, block.fq, block.fk, block.qkv,
-                           m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
+                           m->scale + l * z.NH, m->window + l * z.NH, &gates, causal, B, T, z.NH, z.HS);
         features_backward(m, a.dqkv, a.dfq, a.dfk, block.fq, block.fk, block.qkv, l, B, T);
         scans_backward(m, a.dqkv, a.datt, block.att, block.scan_rho, block.qkv, l, B, T);
         splats_backward(m, l, B);
         matmul_backward(a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.dqkv, block.ln1, p.qkvw + l * 3 * A * C,
                         N, C, 3 * A);
+        size_t gate = (size_t)config_gates_before(&m->config, (int)l, 0);
+        if (gates.count)
+            forget_backward(a.dln, dp.forgetw + gate * C, dp.forgetb + gate, a.dlog_forget, block.log_forget, block.ln1,
+                            p.forgetw + gate * C, N, C, gates.count);
         layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, a.dln, block.residual, p.ln1w + l * C,
                            block.ln1_mean, block.ln1_rstd, N, C);
     }
@@ -1866,7 +2004,7 @@ static real wrapped_phase(real psi) {
     return psi > (real)(turn / 2) || psi <= (real)(-turn / 2) ? (real)(psi - turn * ceil(psi / turn - 0.5)) : psi;
 }
 
-/* Puts splats and gains back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+/* Puts splats, gains and learned rotations back into their bounds (gsa/model.h); counts what was outside, by kind. */
 static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     const Config *c = &m->config;
     Sizes z = config_sizes(&m->config);
@@ -1923,6 +2061,8 @@ static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     free(slope);
     for (size_t i = 0; i < m->tensors[TENSOR_log_gain].size && config_bounded(c, BOUND_GAIN); i++)
         clamped[BOUND_GAIN] += clamp(&p.log_gain[i], (real)log(GAIN_MIN), (real)log(GAIN_MAX));
+    for (size_t i = 0; i < m->tensors[TENSOR_log_rope].size && config_bounded(c, BOUND_FREQUENCY); i++)
+        clamped[BOUND_FREQUENCY] += clamp(&p.log_rope[i], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
 }
 
 /* AdamW, then the bounds. m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: divided
@@ -1988,9 +2128,7 @@ static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = bytes[MEMORY_GRADS] = model_tensors(c, tensors) * sizeof(real);
     bytes[MEMORY_OPTIMISER] = 2 * bytes[MEMORY_PARAMS];
-    /* and the table of rope */
-    bytes[MEMORY_WORKSPACE] =
-        ((size_t)cpu_threads() * head_workspace(c) + (size_t)c->T * (size_t)config_head_size(c)) * sizeof(real);
+    bytes[MEMORY_WORKSPACE] = (size_t)cpu_threads() * head_workspace(c) * sizeof(real);
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
@@ -2034,9 +2172,12 @@ static void cpu_head(void *model, int l, int h, int part, int count, float *out)
     Sizes z = config_sizes(&m->config);
     size_t N = m->used_B * m->used_T;
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
-    const real *qkv = block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS;
+    ActivationTensors block = block_activations(m, (size_t)l, N);
+    Gates gates = layer_gates(m, &block, (size_t)l);
+    const real *qkv = block.qkv + (size_t)part * z.A + (size_t)h * z.HS;
     for (size_t i = 0, apart = N / (size_t)count; i < (size_t)count; i++)
-        memcpy(out + i * z.HS, qkv + i * apart * 3 * z.A, z.HS * sizeof(float));
+        if (part == PART_FORGET) out[i] = gates.log_forget[i * apart * gates.count + (size_t)gates.column[h]];
+        else memcpy(out + i * z.HS, qkv + i * apart * 3 * z.A, z.HS * sizeof(float));
 }
 
 int main(int argc, char **argv) {

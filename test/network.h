@@ -55,6 +55,10 @@ static const char *try_config(Config *c, int attention, const char *heads, int p
     c->gain = GAIN_HEAD; /* where there are heads for it */
     if (position == POSITION_LEARNED || config_gains(c) < 1) c->gain = GAIN_NONE;
     c->phase = config_has_cosine(c) && config_gsa_heads(c) ? PHASE_LEARNED : PHASE_NONE; /* where there are cosines */
+    int gates[] = {FORGET_HALF, FORGET_ALL, FORGET_NONE}; /* by position, where they fit */
+    c->forget = attention == ATTENTION_EXTEND || objective == OBJECTIVE_MLM ? FORGET_NONE : gates[position];
+    if (config_gates(c) < 1) c->forget = FORGET_NONE;
+    c->rope = position == POSITION_ROPE && c->gain ? ROPE_LEARNED : ROPE_FIXED;
     return problem ? problem : config_check(c);
 }
 
@@ -83,6 +87,7 @@ __attribute__((unused)) static GSA *scattered_model(const Config *c, size_t B, u
     }
     free(start);
     gsa_scales(m);
+    gsa_rope_waves(m, m->a.rope_waves, (size_t)c->T, 0);
     return m;
 }
 

@@ -843,9 +843,35 @@ refuse "phases without a cosine" 2 "--envelope" $train $tiny --envelope none --p
 refuse "phases of a decay" 2 "--phase" $train $tiny --mixer linear --envelope decay --phase learned --out "$dir/x"
 refuse "phases without splats" 2 "--phase" $train $tiny --attention standard --phase learned --out "$dir/x"
 refuse "its bound has a name" 2 "phase" $train $tiny --unbounded phases --out "$dir/x"
+# ---- learned rotations and forget gates: trained, resumed, rounded; where they make no sense
+forget="$run --rope-frequencies learned --forget-gate half"
+check "train with learned rotations and forget gates" $train $forget --out "$dir/fa" --threads 2
+check "gates: one thread" sh -c "$train $forget --out '$dir/fb' --threads 1 &&
+    cmp '$dir/fa/model_00000020.bin' '$dir/fb/model_00000020.bin'"
+check "gates: --recompute" sh -c "$train $forget --recompute --out '$dir/fr' &&
+    cmp '$dir/fa/model_00000020.bin' '$dir/fr/model_00000020.bin'"
+mkdir "$dir/fc" && cp "$dir"/fa/*_00000010.bin "$dir/fc"
+check "gates: resumed" sh -c "$train --resume --out '$dir/fc' &&
+    cmp '$dir/fa/model_00000020.bin' '$dir/fc/model_00000020.bin' &&
+    cmp '$dir/fa/state_00000020.bin' '$dir/fc/state_00000020.bin'"
+check "gates: a rounded model writes" sh -c "$infer quantize '$dir/fa/model_00000020.bin' '$dir/fq.bin' --type int8 &&
+    $infer generate '$dir/fq.bin' Once --tokens 20"
+check "gates: a report" $infer report "$dir/fa/model_00000020.bin" "Once upon a time" -o "$dir/fa.html"
+refuse "gates: not those of the file" 2 "--forget-gate" $train --init-from "$dir/fa/model_00000020.bin" \
+    --forget-gate all --out "$dir/x"
+refuse "rotations: not those of the file" 2 "--rope-frequencies" $train --init-from "$dir/fa/model_00000020.bin" \
+    --rope-frequencies fixed --out "$dir/x"
+refuse "learned rotations without rotations" 2 "--pos learned" $train $tiny --pos learned --rope-frequencies learned \
+    --out "$dir/x"
+refuse "learned rotations without standard heads" 2 "--rope-frequencies" $train $tiny --attention gsa \
+    --rope-frequencies learned --out "$dir/x"
+refuse "gates without standard heads" 2 "--forget-gate" $train $tiny --attention gsa --forget-gate all --out "$dir/x"
+refuse "gates of an encoder" 2 "--objective mlm" $train $tiny --objective mlm --forget-gate all --out "$dir/x"
+refuse "gates beside far splats" 2 "--attention extend" $train $tiny --attention extend --forget-gate half \
+    --out "$dir/x"
 cp "$dir/a/model_00000020.bin" "$dir/v3.bin" && patch "$dir/v3.bin" 4 '\003'
-check "a file of before phases is read" sh -c "$infer perplexity '$dir/v3.bin' README.md 2>/dev/null |
-    cmp -s - '$dir/v2'"
+check "a file of before phases and gates is read" sh -c "$infer perplexity '$dir/v3.bin' README.md >'$dir/v3' 2>/dev/null &&
+    $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v3'"
 
 # ---- a full disk while saving: one sentence, and the last good checkpoint survives
 rm -rf "$dir/f" && mkdir "$dir/f" && cp "$dir"/a/*_00000010.bin "$dir/f"

@@ -320,12 +320,19 @@ static Config kind_config(int k) {
     if (c.gain && !config_gains(&c)) c.gain = GAIN_NONE;
     /* of all cosines, but for one kind of each mixer */
     c.phase = config_has_cosine(&c) && config_gsa_heads(&c) && k != 9 && k != 22 ? PHASE_LEARNED : PHASE_NONE;
+    c.rope = c.gain && k != 2 ? ROPE_LEARNED : ROPE_FIXED;
+    /* of both kinds in turn, where they fit, but for kind 2: a window at HS 128 is seen in kind 14 too */
+    c.forget = c.attention == ATTENTION_EXTEND || c.objective == OBJECTIVE_MLM || k == 2 ? FORGET_NONE
+               : k % 3 == 1                                                              ? FORGET_HALF
+                                                                                         : FORGET_ALL;
+    if (c.forget && !config_gates(&c)) c.forget = FORGET_NONE;
     return c;
 }
 
 /* Gradients whose terms nearly cancel, so that more of them is rounding. */
 static bool is_wave(int tensor) {
-    return tensor == TENSOR_log_theta || tensor == TENSOR_log_delta || tensor == TENSOR_psi;
+    return tensor == TENSOR_log_theta || tensor == TENSOR_log_delta || tensor == TENSOR_psi ||
+           tensor == TENSOR_log_rope;
 }
 
 /* The same model in both programs, away from its symmetric start, and its tokens. What products read is rounded
@@ -373,6 +380,8 @@ static Pair make_pair(const Config *c, size_t B, uint64_t seed) {
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     cpu::gsa_scales(p.c);
     gsa_scales(p.g);
+    cpu::gsa_rope_waves(p.c, p.c->a.rope_waves, p.T, 0);
+    rope_tables(p.g);
     p.x = (int *)xmalloc(2 * B * p.T * sizeof(int));
     p.y = p.x + B * p.T;
     cpu::random_tokens(p.x, B * p.T, c->V, &rng);
@@ -399,6 +408,7 @@ static float *heads_first(const float *rows, size_t stride, size_t column, size_
 static void mixers_forward(CudaModel *g, size_t l, size_t B, size_t T) {
     CudaSizes z = g->sizes;
     CudaActivations block = block_activations(g, l, B * T);
+    gates_local(g, block, l, B, T);
     if (attends(g, l))
         attention_forward(block.att, block.att_lse, attention_input(g, l, B * T), B, T, z.NH, z.HS, g->stream);
     scans_forward(g, block, l, B, T);
@@ -409,8 +419,8 @@ static float *head_columns(const float *rows, size_t stride, size_t column, size
     return heads_first(rows, stride, column, B, T, 1, HS);
 }
 
-/* The gradients of layer l's splats and gains on both sides; limits are those of single kernels. A gain's is a sum over
-   tokens whose terms nearly cancel, as those of frequencies do. */
+/* The gradients of layer l's splats, gains and rotations on both sides; limits are those of single kernels. A gain's is
+   a sum over tokens whose terms nearly cancel, as those of frequencies do. */
 static void compare_splats(const Pair *p, size_t l, const char *what) {
     const Config *c = &p->c->config;
     const float *grads = cuda_read(p->g, BUFFER_GRADS);
@@ -420,6 +430,10 @@ static void compare_splats(const Pair *p, size_t l, const char *what) {
     if (c->gain && gains)
         COMPARE(grads + p->c->tensors[TENSOR_log_gain].offset + gain, p->c->dp.log_gain + gain, gains, WAVES,
                 "%s, T %zu: gradient of log_gain", what, p->T);
+    size_t half = (size_t)config_head_size(c) / 2;
+    if (c->rope && gains)
+        COMPARE(grads + p->c->tensors[TENSOR_log_rope].offset + gain * half, p->c->dp.log_rope + gain * half,
+                gains * half, (p->T < 100 ? 3 : 1) * WAVES, "%s, T %zu: gradient of log_rope", what, p->T);
     for (int i = 0; i < NUM_TENSORS && heads; i++) {
         const Tensor *t = &p->c->tensors[i];
         bool waves = is_wave(i);
@@ -443,6 +457,8 @@ typedef struct {
     bool from[MAX_HEADS]; /* its q and k come from features */
     bool mapped, causal;  /* mapped: some do */
     float *qkv, *dout;    /* (N, 3 A), (N, A) */
+    float *input;         /* (N, C), of the gates */
+    size_t gates;         /* of layer l */
     float *features;      /* (N, 2 A), the GPU's; NULL without mapped */
 } HeadsTest;
 
@@ -465,6 +481,8 @@ static HeadsTest make_heads(int kind, size_t B, size_t T) {
     /* a short query; the first one has no gradient */
     for (size_t k = 0; k < x.z.HS; k++) x.qkv[(T > 9 ? 9 : 0) * 3 * x.A + k] *= 1e-3f;
     round_numbers(x.qkv, x.N * 3 * x.A);
+    x.input = numbers(x.N * x.z.C, 1, &rng);
+    x.gates = layer_gates(&x.config, x.l);
     x.block = block_activations(x.p.g, x.l, x.N);
     for (size_t h = 0; h < x.z.NH; h++) {
         x.kind_of[h] = config_head_kind(&x.config, (int)x.l, (int)h);
@@ -496,7 +514,7 @@ static void check_features(HeadsTest *x) {
     CudaModel *g = x->p.g;
     size_t B = x->B, T = x->T, N = x->N, A = x->A, HS = x->z.HS;
     cpu::gsa_splat_waves(c, c->a.splat_waves, T, 0);
-    cpu::features_forward(c, c->a.fq, c->a.fk, x->qkv, x->l, B, T, c->rope_waves, c->a.splat_waves);
+    cpu::features_forward(c, c->a.fq, c->a.fk, x->qkv, x->l, B, T, c->a.rope_waves, c->a.splat_waves);
     cudaCheck(cudaMemcpy(x->block.qkv, upload<floatX>(x->qkv, N * 3 * A), N * 3 * A * sizeof(floatX),
                          cudaMemcpyDeviceToDevice));
     splat_tables(g);
@@ -517,12 +535,65 @@ static void check_features(HeadsTest *x) {
             set_cpu_head(x, side ? c->a.fk : c->a.fq, x->features, side, h);
 }
 
+/* ln f (N, gates) as the CPU has it, from the GPU's c */
+static float *device_gates(const HeadsTest *x) {
+    size_t n = x->N * x->gates, T = x->T;
+    double *c = (double *)xmalloc(n * sizeof(double));
+    float *to = cpu::numbers(n, 0, NULL);
+    cudaCheck(cudaDeviceSynchronize());
+    cudaCheck(cudaMemcpy(c, x->block.forget, n * sizeof(double), cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++) { /* (B, gates, T) */
+        size_t t = i % T, gate = i / T % x->gates, b = i / T / x->gates;
+        to[(b * T + t) * x->gates + gate] = (float)(t ? c[i] - c[i - 1] : c[i]);
+    }
+    free(c);
+    return to;
+}
+
+static void check_gates(const HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    size_t N = x->N, C = x->z.C, first = (size_t)config_gates_before(&x->config, (int)x->l, 0);
+    if (!x->gates) return;
+    cpu::forget_forward(c->a.log_forget, x->input, c->p.forgetw + first * C, c->p.forgetb + first, N, C, x->gates);
+    cudaCheck(
+        cudaMemcpy(x->block.ln1, upload<floatX>(x->input, N * C), N * C * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    gates_forward(x->p.g, x->block, x->l, x->B, x->T);
+    gates_local(x->p.g, x->block, x->l, x->B, x->T);
+    float *got = device_gates(x);
+    COMPARE(got, c->a.log_forget, N * x->gates, 1e-5, "%s, T %zu: ln f", x->what, x->T);
+    memcpy(c->a.log_forget, got, N * x->gates * sizeof(float));
+}
+
+/* d ln f times 1 - f, then the gradients of the gates' weights, biases and input. */
+static void check_gates_backward(const HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    CudaModel *g = x->p.g;
+    size_t N = x->N, C = x->z.C, T = x->T, first = (size_t)config_gates_before(&x->config, (int)x->l, 0);
+    if (!x->gates || T < 2) return;
+    float *dx = cpu::numbers(N * C, 0, NULL), *du = cpu::numbers(N * x->gates, 0, NULL);
+    cpu::forget_backward(dx, c->dp.forgetw + first * C, c->dp.forgetb + first, c->a.dlog_forget, c->a.log_forget,
+                         x->input, c->p.forgetw + first * C, N, C, x->gates);
+    cudaCheck(cudaMemset(g->a.dln, 0, N * C * sizeof(floatX)));
+    gates_backward(g, g->a.dln, x->block, x->l, x->B, T);
+    float *rows = download(g->a.dforget, N * x->gates);
+    for (size_t i = 0; i < N * x->gates; i++)
+        du[(i / T / x->gates * T + i % T) * x->gates + i / T % x->gates] = rows[i];
+    COMPARE(du, c->a.dlog_forget, N * x->gates, WAVES, "%s, T %zu: gradient of gates", x->what, T);
+    COMPARE(download(g->a.dln, N * C), dx, N * C, WAVES, "%s, T %zu: gradient of gates' input", x->what, T);
+    const float *grads = cuda_read(g, BUFFER_GRADS);
+    COMPARE(grads + c->tensors[TENSOR_forgetw].offset + first * C, c->dp.forgetw + first * C, x->gates * C, WAVES,
+            "%s, T %zu: gradient of forgetw", x->what, T);
+    COMPARE(grads + c->tensors[TENSOR_forgetb].offset + first, c->dp.forgetb + first, x->gates, WAVES,
+            "%s, T %zu: gradient of forgetb", x->what, T);
+}
+
 static void check_attention(const HeadsTest *x) {
     cpu::GSA *c = x->p.c;
     CudaModel *g = x->p.g;
     size_t B = x->B, T = x->T, N = x->N, A = x->A, NH = x->z.NH, HS = x->z.HS, l = x->l;
+    cpu::Gates gates = cpu::layer_gates(c, &c->a, l); /* as if the first block's numbers were this layer's */
     cpu::attention_forward(c->a.att, c->a.att_lse, c->a.fq, c->a.fk, x->qkv, c->scale + l * NH, c->window + l * NH,
-                           x->causal, B, T, NH, HS);
+                           &gates, x->causal, B, T, NH, HS);
     cudaCheck(cudaMemset(x->block.att, 0xFF, N * A * sizeof(floatX)));
     if (attends(g, l))
         attention_forward(x->block.att, x->block.att_lse, attention_input(g, l, N), B, T, NH, HS, g->stream);
@@ -569,8 +640,9 @@ static void check_attention_backward(const HeadsTest *x) {
     cpu::GSA *c = x->p.c;
     CudaModel *g = x->p.g;
     size_t B = x->B, T = x->T, N = x->N, A = x->A, NH = x->z.NH, HS = x->z.HS, l = x->l;
+    cpu::Gates gates = cpu::layer_gates(c, &c->a, l);
     cpu::attention_backward(c->a.dfq, c->a.dfk, c->a.dqkv, x->dout, c->a.att, c->a.att_lse, c->a.fq, c->a.fk, x->qkv,
-                            c->scale + l * NH, c->window + l * NH, x->causal, B, T, NH, HS);
+                            c->scale + l * NH, c->window + l * NH, &gates, x->causal, B, T, NH, HS);
     cudaCheck(cudaMemset(g->a.dqkv, 0xFF, N * 3 * A * sizeof(floatX)));
     if (x->mapped) cudaCheck(cudaMemset(g->a.dfeatures, 0xFF, N * 2 * A * sizeof(floatX)));
     cudaCheck(cudaMemcpy(g->a.datt, upload<floatX>(x->dout, N * A), N * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
@@ -644,10 +716,12 @@ static void check_scans_backward(const HeadsTest *x) {
 static void test_heads(int kind, size_t B, size_t T) {
     HeadsTest x = make_heads(kind, B, T);
     check_features(&x);
+    check_gates(&x);
     check_attention(&x);
     check_scans(&x);
     check_attention_backward(&x);
     check_features_backward(&x);
+    check_gates_backward(&x);
     check_scans_backward(&x);
     free_pair(&x.p);
 }
@@ -1312,6 +1386,7 @@ static void test_bounds(int kind) {
         if (p.c->p.log_delta) p.c->p.log_delta[i] += (float)(2 * rng_normal(&rng));
         if (p.c->p.psi) p.c->p.psi[i] += (float)(4 * rng_normal(&rng));
     }
+    for (size_t i = 0; i < z.ropes * z.HS / 2; i++) p.c->p.log_rope[i] += (float)rng_normal(&rng);
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1};
     int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
@@ -1522,6 +1597,7 @@ int main(int argc, char **argv) {
     test_bounds(10);
     test_bounds(12);
     test_bounds(13);
+    test_bounds(9);
     test_extremes();
     if (!small) {
         test_segments();

@@ -83,6 +83,7 @@ typedef struct Layer {
     real *in, *weight, *bias, *out, *dout, *scratch[2];
     const int *tokens;
     size_t outputs, B, T, N, C, OC, first, windows[2];
+    Gates gates;
     bool causal;
 } Layer;
 
@@ -217,7 +218,7 @@ static void test_rope(double deviation, double h) {
     l.out = numbers(70, 0, NULL);
     l.dout = numbers(70, 1, &rng);
     l.weight = numbers(70, 0, NULL);
-    rope_table(l.weight, l.T, l.C, 5);
+    rope_table(l.weight, NULL, l.T, l.C, 5);
     real *din = numbers(7 * 30, 0, NULL);
     rope_backward(din + l.C, l.dout, l.in + l.C, 3 * l.C, l.weight, l.T, l.C);
     CHECK_GRADIENT(layer_value, &l, l.in, din, 7 * 30, h, "rope, inputs of deviation %g", deviation);
@@ -226,8 +227,8 @@ static void test_rope(double deviation, double h) {
 
 /* (B, T, NH, HS) = (2, 70, 2, 6): the scales of the two heads differ; fq in `in`, fk in `weight`, qkv in `bias`. */
 static void run_attention(Layer *l) {
-    attention_forward(l->out, l->scratch[0], l->in, l->weight, l->bias, l->scratch[1], l->windows, l->causal, l->B,
-                      l->T, 2, l->C / 2);
+    attention_forward(l->out, l->scratch[0], l->in, l->weight, l->bias, l->scratch[1], l->windows, &l->gates, l->causal,
+                      l->B, l->T, 2, l->C / 2);
 }
 
 static void test_attention(size_t T, size_t window, bool causal) {
@@ -248,14 +249,22 @@ static void test_attention(size_t T, size_t window, bool causal) {
     l.scratch[1] = numbers(2, 0, NULL);
     l.scratch[1][0] = 0.4;
     l.scratch[1][1] = 1;
+    /* the second head has a gate where there is one direction */
+    static const int none[] = {-1, -1}, second[] = {-1, 0};
+    real *log_forget = numbers(l.B * T, 0.3, &rng), *dlog_forget = numbers(l.B * T, 1, &rng);
+    for (size_t i = 0; i < l.B * T; i++) log_forget[i] = -fabs(log_forget[i]);
+    l.gates = (Gates){log_forget, dlog_forget, causal ? second : none, causal};
     /* overwritten */
     real *dfq = numbers(l.outputs, 1, &rng), *dfk = numbers(l.outputs, 1, &rng),
          *dqkv = numbers(3 * l.outputs, 1, &rng);
     l.forward(&l);
     attention_backward(dfq, dfk, dqkv, l.dout, l.out, l.scratch[0], l.in, l.weight, l.bias, l.scratch[1], l.windows,
-                       causal, l.B, T, 2, 6);
+                       &l.gates, causal, l.B, T, 2, 6);
     /* the parts of q and k are not attention's */
     for (size_t i = 0; i < l.B * T; i++) memset(dqkv + i * 36, 0, 24 * sizeof(real));
+    if (causal && T > 1)
+        CHECK_GRADIENT(layer_value, &l, log_forget, dlog_forget, l.B * T, 1e-3, "attention, T = %zu, window %zu, ln f",
+                       T, window);
     CHECK_GRADIENT(layer_value, &l, l.bias, dqkv, 3 * l.outputs, 1e-2, "attention, T = %zu, window %zu, %s, v", T,
                    window, causal ? "causal" : "both sides");
     if (T > 1) {
@@ -407,7 +416,7 @@ static double head_value(void *of) {
         splat_forward(h->fq + b * h->T * h->HS, x, 3 * h->HS, &w, true, waves, h->T, h->HS);
         splat_forward(h->fk + b * h->T * h->HS, x + h->HS, 3 * h->HS, &w, false, waves, h->T, h->HS);
     }
-    attention_forward(h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, true, h->B, h->T, 1, h->HS);
+    attention_forward(h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, NULL, true, h->B, h->T, 1, h->HS);
     for (size_t i = 0; i < h->B * h->T * h->HS; i++) sum += h->out[i] * h->dout[i];
     return sum;
 }
@@ -419,8 +428,8 @@ static void head_backward(Head *h) {
     const size_t sizes[] = {h->B * record, h->B * record, h->S * h->HS, h->S * h->P, h->S, h->S, h->S};
     for (int i = 0; i < 7; i++) memset(added[i], 0, sizes[i] * sizeof(real));
     head_value(h);
-    attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, true,
-                       h->B, h->T, 1, h->HS);
+    attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, NULL,
+                       true, h->B, h->T, 1, h->HS);
     for (size_t b = 0; b < h->B; b++) {
         size_t x = b * h->T * 3 * h->HS, f = b * h->T * h->HS;
         splat_backward(h->dqkv + x, h->moments_q + b * record, h->dfq + f, h->fq + f, h->qkv + x, 3 * h->HS, &w, true,
@@ -632,7 +641,7 @@ static void check_model(const Config *c, size_t B, size_t T, const char *what) {
             CHECK(norm(m->grads + t->offset, t->size) == 0, "%s: %s has no gradient", what, t->name);
         else if (t->size)
             CHECK_GRADIENT(run_value, &r, m->params + t->offset, m->grads + t->offset, t->size,
-                           i == TENSOR_log_theta ? 3e-5 : 3e-4, "%s, %s", what, t->name);
+                           i == TENSOR_log_theta || i == TENSOR_log_rope ? 3e-5 : 3e-4, "%s, %s", what, t->name);
     }
     for (int i = 0; i < NUM_TENSORS; i++) /* nobody writes between the tensors */
         for (size_t k = m->tensors[i].offset + m->tensors[i].size;

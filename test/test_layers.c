@@ -203,11 +203,11 @@ typedef struct {
     Config c;
     Tensor tensors[NUM_TENSORS];
     double *params;
+    const double *log_forget; /* (T, NH): ln f of the layer at hand, 0 of heads without a gate; NULL: none has one */
 } Formula;
 
 static Formula make_formula(const GSA *m) {
-    Formula f;
-    f.c = m->config;
+    Formula f = {.c = m->config};
     memcpy(f.tensors, m->tensors, sizeof f.tensors);
     f.params = (double *)xmalloc(m->total * sizeof(double));
     widen(f.params, m->params, m->total);
@@ -258,17 +258,15 @@ static double logit_formula(const Formula *f, int l, int h, const double *q, con
         for (size_t i = 0; i < d; i++) sum += q[i] * k[i];
         return sum / sqrt((double)d);
     }
+    size_t index = 0; /* gains and frequencies of standard heads lie in the order of layer and head */
+    for (int i = 0; i < l * c->NH + h; i++) index += !(c->gsa_heads[i / c->NH] >> (i % c->NH) & 1);
     for (size_t i = 0; i < d / 2; i++) { /* pairs as complex numbers: the real part of q k* exp(i theta distance) */
-        double angle = pow(10000, -2.0 * (double)i / (double)d) * distance;
+        double angle = distance * (c->rope ? exp(part(f, TENSOR_log_rope, 0, 1)[index * d / 2 + i])
+                                           : pow(10000, -2.0 * (double)i / (double)d));
         double re = q[i] * k[i] + q[d / 2 + i] * k[d / 2 + i], im = q[d / 2 + i] * k[i] - q[i] * k[d / 2 + i];
         sum += re * cos(angle) - im * sin(angle);
     }
-    double gain = 1; /* equation (7c): the gains of standard heads lie in the order of layer and head */
-    if (c->gain) {
-        size_t index = 0;
-        for (int i = 0; i < l * c->NH + h; i++) index += !(c->gsa_heads[i / c->NH] >> (i % c->NH) & 1);
-        gain = exp(part(f, TENSOR_log_gain, 0, 1)[index]);
-    }
+    double gain = c->gain ? exp(part(f, TENSOR_log_gain, 0, 1)[index]) : 1; /* equation (7c) */
     return gain * sum / (nq * nk) * sqrt((double)d);
 }
 
@@ -282,6 +280,7 @@ static void attention_formula(const Formula *f, int l, double *out, const double
             for (size_t j = 0; j <= i; j++) {
                 z[j] = logit_formula(f, l, (int)h, qkv + i * 3 * C + h * d, qkv + j * 3 * C + C + h * d,
                                      (double)(i - j), epsilon);
+                for (size_t t = j + 1; t <= i && f->log_forget; t++) z[j] += f->log_forget[t * (size_t)f->c.NH + h];
                 most = max_of(most, z[j]);
             }
             for (size_t j = 0; j <= i; j++) sum += z[j] = exp(z[j] - most);
@@ -297,9 +296,11 @@ static void attention_formula(const Formula *f, int l, double *out, const double
 /* The heads of a layer, as the model runs them, on qkv. */
 static void run_heads(GSA *m, size_t l, real *out, const real *qkv, size_t B, size_t T) {
     gsa_splat_waves(m, m->a.splat_waves, T, 0);
-    features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->rope_waves, m->a.splat_waves);
+    gsa_rope_waves(m, m->a.rope_waves, T, 0);
+    features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->a.rope_waves, m->a.splat_waves);
+    Gates gates = layer_gates(m, &m->a, l);
     attention_forward(out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale + l * (size_t)m->config.NH,
-                      m->window + l * (size_t)m->config.NH, true, B, T, (size_t)m->config.NH,
+                      m->window + l * (size_t)m->config.NH, &gates, true, B, T, (size_t)m->config.NH,
                       (size_t)config_head_size(&m->config));
 }
 
@@ -333,6 +334,11 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
     widen(x, qkv, T * 3 * C);
     widen(d, dout, T * C);
 
+    /* ln f of head 0, the only one with a gate, and of head 1 without */
+    double *log_forget = (double *)xcalloc(T * NH, sizeof(double));
+    for (size_t t = 0; t < T && c.forget; t++)
+        log_forget[t * NH] = (double)(m->a.log_forget[t] = (real)(-0.2 * fabs(rng_normal(&rng))));
+    if (c.forget) f.log_forget = log_forget;
     run_heads(m, 0, out, qkv, 1, T);
     attention_formula(&f, 0, o, x, T, epsilon);
     double error = error_of(out, o, T * C);
@@ -340,8 +346,9 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
 
     m->grads = (real *)xcalloc(m->total, sizeof(real));
     point_parameters(&m->dp, m->grads, m->tensors);
+    Gates gates = layer_gates(m, &m->a, 0);
     attention_backward(m->a.dfq, m->a.dfk, dqkv, dout, out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window,
-                       true, 1, T, NH, HS);
+                       &gates, true, 1, T, NH, HS);
     features_backward(m, dqkv, m->a.dfq, m->a.dfk, m->a.fq, m->a.fk, qkv, 0, 1, T);
     splats_backward(m, 0, 1);
     for (size_t i = 0; i < T * 3 * C; i++) {
@@ -354,9 +361,22 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
     }
     error = error_of(dqkv, difference, T * 3 * C);
     CHECK(error < 5e-5, "%s: gradient of qkv %g", what, error);
-    const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta, TENSOR_psi};
-    for (int i = 0; i < 5; i++) {
-        const Tensor *t = &f.tensors[splat[i]];
+    for (size_t t = 0; t < T && c.forget; t++) {
+        double *p = &log_forget[t * NH], keep = *p, h = 1e-4;
+        *p = keep + h;
+        difference[t] = heads_value(&f, x, d, o, T, epsilon) / (2 * h);
+        *p = keep - h;
+        difference[t] -= heads_value(&f, x, d, o, T, epsilon) / (2 * h);
+        *p = keep;
+    }
+    if (c.forget) {
+        error = error_of(m->a.dlog_forget, difference, T);
+        CHECK(error < 5e-5, "%s: gradient of ln f %g", what, error);
+    }
+    const int scalars[] = {TENSOR_mu,  TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta,
+                           TENSOR_psi, TENSOR_log_gain,      TENSOR_log_rope};
+    for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++) {
+        const Tensor *t = &f.tensors[scalars[i]];
         if (!t->size) continue;
         for (size_t k = 0; k < t->size; k++) {
             double *p = &f.params[t->offset + k], keep = *p, h = 1e-4;
@@ -367,10 +387,11 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
             *p = keep;
         }
         error = error_of(m->grads + t->offset, difference, t->size);
-        CHECK(error < (splat[i] == TENSOR_log_theta ? 1e-3 : 1e-4), "%s: gradient of %s %g", what, t->name, error);
+        CHECK(error < (scalars[i] == TENSOR_log_theta ? 1e-3 : 1e-4), "%s: gradient of %s %g", what, t->name, error);
     }
     gsa_destroy(m);
     free(f.params);
+    free(log_forget);
     free(x);
     free(d);
     free(o);
@@ -508,7 +529,7 @@ static void test_attention(size_t T, double deviation) {
     const size_t window[NH] = {T, T};
     double *expected = (double *)xcalloc(B * T * C, sizeof(double)),
            *ln_sum = (double *)xcalloc(B * NH * T, sizeof(double)), *z = (double *)xmalloc(T * sizeof(double));
-    attention_forward(out, lse, fq, fk, qkv, scale, window, true, B, T, NH, HS);
+    attention_forward(out, lse, fq, fk, qkv, scale, window, NULL, true, B, T, NH, HS);
     for (size_t i = 0; i < B * NH * T; i++) { /* (b, h, t) */
         size_t b = i / T / NH, h = i / T % NH, t = i % T;
         double most = -INFINITY, sum = 0;
@@ -542,11 +563,34 @@ static void matmul_formula(double *out, const double *in, const double *weight, 
     }
 }
 
+/* ln f (NH) of layer l for one token: of each gated head log sigmoid(w . x + b). The gates of all layers lie in the
+   order of layer and head; of each layer the first half of the standard heads has one, rounded up, or all. */
+static void forget_formula(const Formula *f, int l, double *log_forget, const double *x) {
+    const Config *c = &f->c;
+    size_t gate = 0, C = (size_t)c->C;
+    for (int i = 0; i <= l; i++) {
+        int standard = 0, seen = 0;
+        for (int h = 0; h < c->NH; h++) standard += !(c->gsa_heads[i] >> h & 1);
+        for (int h = 0; h < c->NH; h++) {
+            bool gated = !(c->gsa_heads[i] >> h & 1) && (c->forget == FORGET_ALL || 2 * seen < standard);
+            seen += !(c->gsa_heads[i] >> h & 1);
+            if (i == l) log_forget[h] = 0;
+            if (!gated) continue;
+            double u = part(f, TENSOR_forgetb, 0, 1)[gate];
+            for (size_t k = 0; k < C; k++) u += part(f, TENSOR_forgetw, 0, 1)[gate * C + k] * x[k];
+            if (i == l) log_forget[h] = -log(1 + exp(-u));
+            gate++;
+        }
+    }
+}
+
 /* GPT-2's network on one sequence, with the heads above: logits (T, V); returns the mean loss. */
-static double model_formula(const Formula *f, const int *x, const int *y, size_t T, double *logits) {
+static double model_formula(Formula *f, const int *x, const int *y, size_t T, double *logits) {
     size_t C = (size_t)f->c.C, L = (size_t)f->c.L, V = (size_t)f->c.V;
-    double *stream = (double *)xmalloc((T * 5 * C + 9 * C) * sizeof(double)), *qkv = stream + T * C,
-           *att = qkv + T * 3 * C, *norm = att + T * C, *wide = norm + C, *back = wide + 4 * C;
+    double *stream = (double *)xmalloc((T * 5 * C + 9 * C + T * (size_t)f->c.NH) * sizeof(double)),
+           *qkv = stream + T * C, *att = qkv + T * 3 * C, *norm = att + T * C, *wide = norm + C, *back = wide + 4 * C,
+           *log_forget = back + 4 * C;
+    f->log_forget = f->c.forget ? log_forget : NULL;
     const double *wte = part(f, TENSOR_wte, 0, 1);
     double loss = 0;
     for (size_t i = 0; i < T * C; i++)
@@ -557,6 +601,7 @@ static double model_formula(const Formula *f, const int *x, const int *y, size_t
         for (size_t t = 0; t < T; t++) {
             layernorm_formula(norm, stream + t * C, P(ln1w), P(ln1b), C);
             matmul_formula(qkv + t * 3 * C, norm, P(qkvw), P(qkvb), C, 3 * C);
+            if (f->log_forget) forget_formula(f, (int)l, log_forget + t * (size_t)f->c.NH, norm);
         }
         attention_formula(f, (int)l, att, qkv, T, 1e-6);
         for (size_t t = 0; t < T; t++) {
@@ -669,15 +714,16 @@ static void test_shift(void) {
     GSA *m = scattered_model(&c, 1, 9);
     size_t C = (size_t)c.C, HS = (size_t)config_head_size(&c), S = (size_t)c.S, NH = (size_t)c.NH;
     real *qkv = numbers(T * 3 * C, 1, &rng), *near = numbers(T * C, 0, NULL), *far = numbers(T * C, 0, NULL);
-    real *rope = numbers(T * HS, 0, NULL), *splat = numbers((size_t)config_gsa_heads(&c) * T * 2 * S, 0, NULL);
+    real *rope = numbers(config_sizes(&c).R * T * HS, 0, NULL),
+         *splat = numbers((size_t)config_gsa_heads(&c) * T * 2 * S, 0, NULL);
     run_heads(m, 0, near, qkv, 1, T);
-    rope_table(rope, T, HS, FAR);
+    gsa_rope_waves(m, rope, T, FAR);
     gsa_splat_waves(m, splat, T, FAR);
-    CHECK(memcmp(rope, m->rope_waves, T * HS * sizeof(real)) != 0 &&
+    CHECK(memcmp(rope, m->a.rope_waves, T * HS * sizeof(real)) != 0 &&
               memcmp(splat, m->a.splat_waves, T * 2 * S * sizeof(real)) != 0,
           "waves depend on the position");
     features_forward(m, m->a.fq, m->a.fk, qkv, 0, 1, T, rope, splat);
-    attention_forward(far, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, true, 1, T, NH, HS);
+    attention_forward(far, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, NULL, true, 1, T, NH, HS);
     CHECK(relative_error(far, near, T * C) < 2e-6, "heads a million tokens on: %g", relative_error(far, near, T * C));
     double worst = 0;
     for (size_t i = 0; i < T; i++)
@@ -758,9 +804,11 @@ static bool named(const char *name, const char *names) { /* in a list "a b c" */
 /* AdamW by its formula: which tensors decay, who has which rate and who is clipped with whom stands here once more,
    by name. */
 static void test_adamw(void) {
-    static const char *const decaying = "wte wpe qkvw attprojw fcw fcprojw",
-                             *const scalars = "log_precision log_alpha log_theta psi log_gain";
+    static const char *const decaying = "wte wpe qkvw forgetw attprojw fcw fcprojw",
+                             *const scalars = "log_precision log_alpha log_theta psi log_gain log_rope";
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
+    c.rope = ROPE_LEARNED;
+    c.forget = FORGET_ALL;
     GSA *m = gsa_create(&c, 1);
     model_start(&c, m->params, 12);
     m->grads = (real *)xcalloc(m->total, sizeof(real));
@@ -849,14 +897,17 @@ static void test_unbounded(void) {
         m->p.log_delta[0] = -1;
         m->p.log_gain[0] = 3;
         m->p.psi[0] = 1.6f;
+        m->p.log_rope[1] = 2; /* of a frequency too */
         m->config.unbounded = off < 0 ? 0 : 1 << off;
         int64_t outside[NUM_BOUNDS] = {0};
         scalar_bounds(m, outside);
         for (int b = 0; b < NUM_BOUNDS; b++) {
             static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1, 3, 1.6};
             bool same = fabs((double)m->params[m->tensors[tensors[b]].offset] - was[b]) < 1e-5;
-            CHECK(outside[b] == (b != off) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b,
-                  off, (long long)outside[b], same ? "kept" : "put back");
+            if (b == BOUND_FREQUENCY) same = same && m->p.log_rope[1] == 2;
+            CHECK(outside[b] == (b != off) * (b == BOUND_FREQUENCY ? 2 : 1) && same == (b == off),
+                  "bound %d where bound %d is off: %lld outside, %s", b, off, (long long)outside[b],
+                  same ? "kept" : "put back");
         }
     }
     gsa_destroy(m);

@@ -30,6 +30,8 @@ typedef struct {
     size_t T, HS, S, P, W;  /* W: the window of the near part; 0: the head has none */
     bool far, causal, rope; /* far: the head has splats; rope: of the near part's q and k */
     double gain;            /* of the near part's logits */
+    const real *log_rope;   /* (HS/2): of its rotations; NULL: the fixed ones */
+    const double *forget;   /* (T): sums of ln f; NULL: no gate */
     int covariance, envelope;
     size_t n[NUM_INPUTS];
     double *x[NUM_INPUTS];
@@ -163,12 +165,13 @@ static void formula(const Head *h, double *out, double *lse) {
                 double dot = 0;
                 /* rotating both by their positions is rotating one by the distance */
                 for (size_t k = 0; k < d / 2; k++) {
-                    double angle = h->rope ? pow(10000, -2.0 * (double)k / (double)d) * ((double)i - (double)j) : 0,
-                           c = cos(angle), sine = sin(angle);
+                    double theta = h->log_rope ? exp((double)h->log_rope[k]) : pow(10000, -2.0 * (double)k / (double)d);
+                    double angle = h->rope ? theta * ((double)i - (double)j) : 0, c = cos(angle), sine = sin(angle);
                     dot += c * (a[k] * b[k] + a[d / 2 + k] * b[d / 2 + k]) -
                            sine * (a[d / 2 + k] * b[k] - a[k] * b[d / 2 + k]);
                 }
                 z[j] = h->gain * (h->rope ? (double)d : 1) * dot / sqrt((double)d);
+                if (h->forget) z[j] += h->forget[i] - h->forget[j];
             } else if (h->far) {
                 double weight = 0;
                 double half = 0;
@@ -217,7 +220,7 @@ static void run_head(Head *h, size_t chunk, bool backward) {
          *waves = dfk + n, *moments = waves + n;
     real *q = h->r[QKV], *dq = h->g[QKV], scale = 1 / (real)sqrt((double)d);
     bool merged = h->W && h->far;
-    rope_table(waves, T, d, 0);
+    rope_table(waves, h->log_rope, T, d, 0);
     for (size_t t = 0; t < T && h->W && !h->rope; t++) {
         memcpy(fq + t * d, q + t * 3 * d, d * sizeof(real));
         memcpy(fk + t * d, q + t * 3 * d + d, d * sizeof(real));
@@ -226,14 +229,15 @@ static void run_head(Head *h, size_t chunk, bool backward) {
         rope_forward(fq, q, 3 * d, waves, T, d);
         rope_forward(fk, q + d, 3 * d, waves, T, d);
     }
-    if (h->W) attention_forward(h->out, h->lse, fq, fk, q, &scale, &h->W, h->causal, 1, T, 1, d);
+    if (h->W) attention_forward(h->out, h->lse, fq, fk, q, &scale, &h->W, NULL, h->causal, 1, T, 1, d);
     if (h->far)
         scan_head_forward(h->out, d, merged ? h->lse : NULL, h->rho, q, q + d, q + 2 * d, 3 * d, &w, h->W, h->causal,
                           chunk, T, d);
     if (backward) {
         for (int i = 0; i < NUM_INPUTS; i++) memset(h->g[i], 0, h->n[i] * sizeof(real));
         if (h->W)
-            attention_backward(dfq, dfk, dq, h->dout, h->out, h->lse, fq, fk, q, &scale, &h->W, h->causal, 1, T, 1, d);
+            attention_backward(dfq, dfk, dq, h->dout, h->out, h->lse, fq, fk, q, &scale, &h->W, NULL, h->causal, 1, T,
+                               1, d);
         for (size_t t = 0; t < T && h->W && !h->rope; t++) {
             memcpy(dq + t * 3 * d, dfq + t * d, d * sizeof(real));
             memcpy(dq + t * 3 * d + d, dfk + t * d, d * sizeof(real));
@@ -746,10 +750,13 @@ static void test_model_heads(size_t mode) {
     real *qkv = numbers(B * T * 3 * A, 1, &rng), *out = numbers(B * T * A, 0, NULL),
          *lse = numbers(B * z.NH * T, 0, NULL), *rho = numbers(B * z.NH * T, 0, NULL);
     gsa_splat_waves(m, m->a.splat_waves, T, 0);
+    gsa_rope_waves(m, m->a.rope_waves, T, 0);
     for (size_t l = 0; l < L; l++) {
-        features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->rope_waves, m->a.splat_waves);
-        attention_forward(out, lse, m->a.fq, m->a.fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T,
-                          z.NH, d);
+        features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->a.rope_waves, m->a.splat_waves);
+        Gates gates = layer_gates(m, &m->a, l); /* as if their numbers were those of this layer */
+        for (size_t i = 0; i < B * T * gates.count; i++) m->a.log_forget[i] = (real)(-0.1 * fabs(rng_normal(&rng)));
+        attention_forward(out, lse, m->a.fq, m->a.fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, &gates, causal, B,
+                          T, z.NH, d);
         scans_forward(m, out, lse, rho, qkv, l, B, T);
         for (size_t i = 0; i < B * z.NH; i++) {
             size_t b = i / z.NH, n = i % z.NH, g = 0; /* g: which of all GSA heads it is */
@@ -762,7 +769,9 @@ static void test_model_heads(size_t mode) {
                                                  : T,
                                splats, causal, 17);
             h.rope = c.position != POSITION_LEARNED;
-            if (c.gain && h.W) h.gain = exp((double)m->p.log_gain[extend ? l * z.NH + n : l * z.NH + n - g]);
+            size_t standard = extend ? l * z.NH + n : l * z.NH + n - g;
+            if (c.gain && h.W) h.gain = exp((double)m->p.log_gain[standard]);
+            if (c.rope && h.W) h.log_rope = m->p.log_rope + standard * d / 2;
             const real *from[NUM_INPUTS] = {NULL,           m->p.mu,        m->p.log_precision, m->p.log_alpha,
                                             m->p.log_theta, m->p.log_delta, m->p.psi,           m->p.log_far};
             for (int k = MU; k < NUM_INPUTS && splats; k++)
@@ -771,6 +780,16 @@ static void test_model_heads(size_t mode) {
             for (size_t t = 0; t < 3 * T; t++)
                 memcpy(h.r[QKV] + t * d, qkv + b * T * 3 * A + t * A + n * d, d * sizeof(real));
             take_numbers(&h);
+            double forget[T] = {0};
+            size_t before = 0, all = 0; /* standard heads of the layer */
+            for (size_t k = 0; k < z.NH; k++) {
+                before += k < n && !(c.gsa_heads[l] >> k & 1);
+                all += !(c.gsa_heads[l] >> k & 1);
+            }
+            bool gated = !splats && (c.forget == FORGET_ALL || (c.forget == FORGET_HALF && 2 * before < all));
+            for (size_t t = 0; t < T && gated; t++)
+                forget[t] = (t ? forget[t - 1] : 0) + (double)m->a.log_forget[(b * T + t) * gates.count + before];
+            if (gated) h.forget = forget;
             formula(&h, h.expected, h.expected_lse);
             for (size_t t = 0; t < T; t++) memcpy(h.out + t * d, out + (b * T + t) * A + n * d, d * sizeof(real));
             double error = error_of(h.out, h.expected, T * d);

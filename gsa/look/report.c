@@ -20,13 +20,14 @@ static void gather_head(Report *r, const float *params, size_t i,
     const Config *c = &r->config;
     size_t T = (size_t)r->T, d = (size_t)config_head_size(c), S = (size_t)c->S, NH = (size_t)config_heads(c);
     int l = (int)(i / NH), h = (int)(i % NH);
-    float *q = (float *)xmalloc((2 * T * d + 3 * d) * sizeof *q), *k = q + T * d, *mean = k + T * d, *plane = mean + d,
-          *points = r->points + i * T * 2;
+    float *q = (float *)xmalloc((2 * T * d + 3 * d + T) * sizeof *q), *k = q + T * d, *mean = k + T * d,
+          *plane = mean + d, *log_forget = plane + 2 * d, *points = r->points + i * T * 2;
     /* weights of a query; responsibilities (T, S) */
     double *row = (double *)xmalloc(T * (S + 1) * sizeof *row), share[2];
-    read(model, l, h, 0, q);
-    read(model, l, h, 1, k);
-    HeadWeights *w = head_weights_open(c, params, l, h, q, k, T);
+    read(model, l, h, PART_QUERIES, q);
+    read(model, l, h, PART_KEYS, k);
+    if (config_is_gated(c, l, h)) read(model, l, h, PART_FORGET, log_forget);
+    HeadWeights *w = head_weights_open(c, params, l, h, q, k, log_forget, T);
     for (size_t t = 0; t < T; t++) {
         head_weights_row(w, t, row);
         for (size_t j = 0; j < T; j++) r->weights[(i * T + t) * T + j] = (float)row[j];

@@ -32,7 +32,11 @@ static void named_heads(uint64_t heads[MAX_LAYERS], const char *list, const Conf
 static void report_head(void *model, int l, int h, int part, float *out) {
     const GSA *m = (const GSA *)model;
     Sizes z = config_sizes(&m->config);
-    for (size_t t = 0; t < m->used_T; t++)
+    ActivationTensors block = block_activations(m, (size_t)l, m->used_T);
+    Gates gates = layer_gates(m, &block, (size_t)l);
+    for (size_t t = 0; t < m->used_T && part == PART_FORGET; t++)
+        out[t] = gates.log_forget[t * gates.count + (size_t)gates.column[h]];
+    for (size_t t = 0; t < m->used_T && part != PART_FORGET; t++)
         memcpy(out + t * z.HS, m->a.qkv + ((size_t)l * m->used_T + t) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS,
                z.HS * sizeof(float));
 }

@@ -200,9 +200,9 @@ static double six_digits(double x) { /* the number that is printed is the number
    (dev/LOG.md). A start of amplitudes that depends on the rate belongs here too: --lr is known now, and splats start
    afterwards. */
 void resolve_rates(Settings *s, const Config *c) {
-    bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0;
+    bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0 || config_ropes(c) > 0;
     if (!scalars && is_given(s, SETTING_splat_lr))
-        die_usage("--splat-lr is for splats and gains, and this model has neither");
+        die_usage("--splat-lr is for splats, gains and learned rotations, and this model has none");
     if (!is_given(s, SETTING_lr)) s->lr = six_digits(0.384 / c->C);
     if (!is_given(s, SETTING_min_lr)) s->min_lr = six_digits(s->lr / 10);
     if (!is_given(s, SETTING_splat_lr)) s->splat_lr = scalars ? six_digits(fmin(10 * s->lr, 0.01)) : 0;

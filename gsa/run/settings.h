@@ -47,6 +47,11 @@ enum {
     X(CHOICE, gain, "gain", "none", CHOICES(GAIN_CHOICES), MODEL(gain), 0, \
       "of standard heads with rotations: a factor of their logits that each head learns; without it no logit exceeds " \
       "the square root of the head size") \
+    X(CHOICE, rope, "rope-frequencies", "fixed", CHOICES(ROPE_CHOICES), MODEL(rope), 0, \
+      "of standard heads with rotations: 10000^(-2k/d), or learned from there on, each head its own") \
+    X(CHOICE, forget, "forget-gate", "none", CHOICES(FORGET_CHOICES), MODEL(forget), 0, \
+      "of the first half of each layer's standard heads, or all: a learned share of what lies before each token is " \
+      "forgotten there") \
     X(CHOICE, objective, "objective", "lm", CHOICES(OBJECTIVE_CHOICES), MODEL(objective), 0, \
       "predict the next token, or masked ones from both sides (BERT)") \
     X(CHOICE, attention, "attention", "hybrid", CHOICES(ATTENTION_CHOICES), MODEL(attention), 0, \
@@ -111,8 +116,8 @@ enum {
     X(REAL, min_lr, "min-lr", 0, RANGE(0, 10), NONE, 0, \
       "learning rate at the end; a tenth of --lr if not given") \
     X(REAL, splat_lr, "splat-lr", 0, RANGE(0, 10), NONE, 0, \
-      "highest rate of scalars (splats' precision, amplitude, envelope; gains), in the schedule of --lr; ten times " \
-      "--lr, but at most 0.01, if not given") \
+      "highest rate of scalars (splats' precision, amplitude, envelope; gains; learned rotations), in the schedule " \
+      "of --lr; ten times --lr, but at most 0.01, if not given") \
     X(INT, warmup, "warmup", 100, RANGE(0, 1e9), NONE, 0, \
       "steps until the highest rate is reached") \
     X(CHOICE, schedule, "schedule", "cosine", CHOICES("cosine|wsd|constant"), NONE, 0, \
