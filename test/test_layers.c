@@ -481,8 +481,8 @@ static void test_phase(int mixer) {
     widen(d, dout, T * HS);
     widen(psi, m->p.psi, S);
     gsa_splat_waves(m, m->a.splat_waves, T, 0);
-    features_forward(m, m->a.fq, m->a.fk, qkv, 0, 1, T, m->rope_waves, m->a.splat_waves);
-    attention_forward(out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, false, 1, T, 1, HS);
+    features_forward(m, m->a.fq, m->a.fk, qkv, 0, 1, T, m->a.rope_waves, m->a.splat_waves);
+    attention_forward(out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, NULL, false, 1, T, 1, HS);
     scans_forward(m, out, m->a.att_lse, m->a.scan_rho, qkv, 0, 1, T);
     phase_value(m, psi, x, d, o);
     CHECK(error_of(out, o, T * HS) < 2e-5, "phases, mixer %d: output %g", mixer, error_of(out, o, T * HS));
@@ -490,7 +490,7 @@ static void test_phase(int mixer) {
     m->grads = (real *)xcalloc(m->total, sizeof(real));
     point_parameters(&m->dp, m->grads, m->tensors);
     attention_backward(m->a.dfq, m->a.dfk, dqkv, dout, out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window,
-                       false, 1, T, 1, HS);
+                       NULL, false, 1, T, 1, HS);
     features_backward(m, dqkv, m->a.dfq, m->a.dfk, m->a.fq, m->a.fk, qkv, 0, 1, T);
     scans_backward(m, dqkv, dout, out, m->a.scan_rho, qkv, 0, 1, T);
     splats_backward(m, 0, 1);
