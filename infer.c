@@ -1716,13 +1716,15 @@ static const Command commands[] = {
     {.name = "inspect",
      .arguments = "MODEL",
      .help = "the splats of each head: activation, amplitude, width, envelope, age, tokens",
-     .usage =
-         "MODEL [flags]\n"
-         "The splats of each head. act: activation, the mean share of queries and keys over the last windows of "
-         "training, in percent; amp: amplitude\n"
-         "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; age: "
-         "steps it has lived. Then the\n"
-         "tokens whose keys it owns, nearest first: keys of each entry of the vocabulary at the beginning of a text.\n",
+     .usage = "MODEL [flags]\n"
+              "The splats of each head. act: activation, the mean share of queries and keys over the last windows of "
+              "training, in percent; amp: amplitude\n"
+              "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; "
+              "phase: of its cosine, in\n"
+              "radians; age: steps it has lived. Then the tokens whose keys it owns, nearest first: keys of each entry "
+              "of the "
+              "vocabulary at the\n"
+              "beginning of a text.\n",
      .least = 1,
      .most = 1,
      .too_few = "inspect needs a model file and nothing else: infer inspect MODEL",

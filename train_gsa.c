@@ -378,6 +378,19 @@ static void wave_table(real *waves, const double *theta, size_t count, size_t T,
     }
 }
 
+/* out = waves (T, 2 count) with each angle turned on by sign psi (count), which makes keys' waves of equation (7b); psi
+   NULL: as they are. out may be waves. */
+static void wave_turn(real *out, const real *waves, const real *psi, int sign, size_t count, size_t T) {
+    for (size_t i = 0; i < count; i++) {
+        real cosine = psi ? (real)cos((double)psi[i]) : 1, sine = psi ? (real)(sign * sin((double)psi[i])) : 0;
+        for (size_t t = 0; t < T; t++) {
+            real c = waves[t * 2 * count + i], s = waves[t * 2 * count + count + i];
+            out[t * 2 * count + i] = c * cosine - s * sine;
+            out[t * 2 * count + count + i] = s * cosine + c * sine;
+        }
+    }
+}
+
 #define SPHERE_EPSILON 1e-6
 
 /* equation (1): x^ = x / sqrt(|x|^2 + 1e-6), for any x smooth; returns the factor */
@@ -580,13 +593,13 @@ static void splat_responses(SplatRoom *r, const Splats *w, size_t T, size_t HS) 
 
 /* Sums over tokens from which the gradients of one head's splats follow without a second pass. With G = dL / d ln
    phi_s(x^): M0 = sum G (S), M1 = sum G x^ (S, HS), M2 = sum G |x^|^2 (S) or sum G x^ .* x^ (S, HS); for full
-   precision M1 and M2 hold dmu and dL themselves. Then d ln alpha (S), d theta (S), d delta (S), and for adaptation,
-   where watched, sum |G| (S); d ln g. One record per head and sequence. */
+   precision M1 and M2 hold dmu and dL themselves. Then d ln alpha (S), d theta (S), d delta (S), d psi (S), and for
+   adaptation, where watched, sum |G| (S); d ln g. One record per head and sequence. */
 typedef struct {
-    real *M0, *M1, *M2, *amplitude, *frequency, *decay, *absolute, *gain;
+    real *M0, *M1, *M2, *amplitude, *frequency, *decay, *psi, *absolute, *gain;
 } Moments;
 
-static size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 5) + 1; }
+static size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 6) + 1; }
 
 static Moments moments_at(real *record, size_t S, size_t P, size_t HS) {
     Moments m;
@@ -596,7 +609,8 @@ static Moments moments_at(real *record, size_t S, size_t P, size_t HS) {
     m.amplitude = m.M2 + S * P;
     m.frequency = m.amplitude + S;
     m.decay = m.frequency + S;
-    m.absolute = m.decay + S;
+    m.psi = m.decay + S;
+    m.absolute = m.psi + S;
     m.gain = m.absolute + S;
     return m;
 }
@@ -653,12 +667,18 @@ static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const S
 }
 
 /* Equations (7), (9), features for the softmax mixer: f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0
-   ...], a = alpha_s for queries and 1 for keys. waves (T, 2S) as from wave_table; NULL: equation (6), no envelope, f
-   = [a phi_s(x^), 0 ...]. */
+   ...], a = alpha_s for queries and 1 for keys, whose angles are theta_s n + psi_s (7b). waves (T, 2S) as from
+   wave_table; NULL: equation (6), no envelope, f = [a phi_s(x^), 0 ...]. */
 static void splat_forward(real *f, const real *x, size_t stride, const Splats *w, bool query, const real *waves,
                           size_t T, size_t HS) {
     size_t S = w->S;
     SplatRoom r = splat_open(w, x, stride, T, HS);
+    real *turned = NULL;
+    if (waves && w->psi && !query) {
+        turned = (real *)xmalloc(T * 2 * S * sizeof(real));
+        wave_turn(turned, waves, w->psi, 1, S, T);
+        waves = turned;
+    }
     splat_responses(&r, w, T, HS);
     for (size_t t = 0; t < T; t++) {
         real *row = f + t * HS, *response = r.response + t * S;
@@ -673,6 +693,7 @@ static void splat_forward(real *f, const real *x, size_t stride, const Splats *w
             }
         for (size_t k = waves ? 2 * S : S; k < HS; k++) row[k] = 0;
     }
+    free(turned);
     splat_close(&r);
 }
 
@@ -683,23 +704,28 @@ static void splat_backward(real *dx, real *record, const real *df, const real *f
     size_t S = w->S;
     Moments m = moments_at(record, S, w->P, HS);
     SplatRoom r = splat_open(w, x, stride, T, HS);
-    /* terms grow with t and cancel: summed in double, from the middle of the window */
-    double *X = (double *)xcalloc(S, sizeof(double));
+    /* d theta and d psi. Terms of the first grow with t and cancel: summed in double, from the middle of the window */
+    double *dtheta = (double *)xcalloc(2 * S, sizeof(double)), *dpsi = dtheta + S;
     for (size_t t = 0; t < T; t++) {
         const real *fc = f + t * HS, *fs = fc + S, *dc = df + t * HS, *ds = dc + S;
         for (size_t s = 0; s < S; s++) {
             real g = fc[s] * dc[s];
             if (envelope) {
                 g += fs[s] * ds[s];
-                X[s] += ((double)t - 0.5 * (double)(T - 1)) * (double)(fc[s] * ds[s] - fs[s] * dc[s]);
+                double X = (double)(fc[s] * ds[s] - fs[s] * dc[s]);
+                dtheta[s] += ((double)t - 0.5 * (double)(T - 1)) * X;
+                if (!query) dpsi[s] += X;
             }
             r.response[t * S + s] = g;
             if (query) m.amplitude[s] += g;
         }
     }
-    for (size_t s = 0; s < S; s++) m.frequency[s] += (real)X[s];
+    for (size_t s = 0; s < S; s++) {
+        m.frequency[s] += (real)dtheta[s];
+        m.psi[s] += (real)dpsi[s];
+    }
     splat_responses_backward(dx, &m, &r, w, stride, false, T, HS);
-    free(X);
+    free(dtheta);
     splat_close(&r);
 }
 
@@ -718,7 +744,7 @@ static void splat_gradients(SplatGradients *d, const real *records, size_t apart
     for (size_t b = 0; b < B; b++)
         for (size_t i = 0; i < n; i++) sum[i] += (double)records[b * apart + i];
     const double *M0 = sum, *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S,
-                 *decay = frequency + S, *absolute = decay + S, *gain = absolute + S;
+                 *decay = frequency + S, *psi = decay + S, *absolute = psi + S, *gain = absolute + S;
     for (size_t s = 0; s < S; s++) {
         double along = 0, square = 0;
         for (size_t k = 0; k < HS; k++) {
@@ -739,6 +765,7 @@ static void splat_gradients(SplatGradients *d, const real *records, size_t apart
         if (w->watch) d->alive[s] += (real)absolute[s];
         if (d->log_theta) d->log_theta[s] += (real)(exp((double)w->log_theta[s]) * frequency[s]);
         if (d->log_delta) d->log_delta[s] += (real)(exp((double)w->log_delta[s]) * decay[s]);
+        if (d->psi) d->psi[s] += (real)psi[s];
     }
     if (d->log_far) *d->log_far += (real)*gain;
     free(sum);
@@ -954,7 +981,8 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
    chunk the state is decayed and turned.
 
    The sums run over keys before and at a query. A reversed scan takes the tokens from the end and leaves the query's
-   own position out: both together are the sums without a causal mask. `late` delays the keys: query i meets only
+   own position out: both together are the sums without a causal mask; the distance i - j is negative there, so psi has
+   the opposite sign. `late` delays the keys: query i meets only
    keys j <= i - late. `skip` is how many of the first positions have no key: `late`, or less where a sequence is
    continued. */
 
@@ -963,8 +991,9 @@ enum { CHUNK = 64 };
 typedef struct {
     const Splats *w;
     size_t F, chunk, late;
-    real *q_table, *k_table; /* (chunk, F): what r and phi are multiplied by at each position of a chunk */
-    real *fade, *turn;       /* decay (S) and cosines, sines (2S) over `shift` positions */
+    /* (chunk, F): what r and phi are multiplied by at each position of a chunk; back_table: phi of a reversed scan */
+    real *q_table, *k_table, *back_table;
+    real *fade, *turn; /* decay (S) and cosines, sines (2S) over `shift` positions */
     size_t shift;
 } Scan;
 
@@ -976,28 +1005,34 @@ static Scan scan_open(const Splats *w, size_t late, size_t chunk) {
     c.chunk = chunk;
     c.late = late;
     c.shift = 0;
-    c.q_table = (real *)xmalloc((2 * chunk * c.F + 3 * S) * sizeof(real));
+    c.q_table = (real *)xmalloc((3 * chunk * c.F + 3 * S) * sizeof(real));
     c.k_table = c.q_table + chunk * c.F;
-    c.fade = c.k_table + chunk * c.F;
+    c.back_table = c.k_table + chunk * c.F;
+    c.fade = c.back_table + chunk * c.F;
     c.turn = c.fade + S;
-    real *q_waves = (real *)xmalloc(4 * chunk * S * sizeof(real)), *k_waves = q_waves + 2 * chunk * S;
+    real *q_waves = (real *)xmalloc(6 * chunk * S * sizeof(real)), *k_waves = q_waves + 2 * chunk * S,
+         *back_waves = k_waves + 2 * chunk * S;
     if (n == 3) {
         double *theta = frequencies(w->log_theta, S);
         wave_table(q_waves, theta, S, chunk, late);
         wave_table(k_waves, theta, S, chunk, 0);
+        wave_turn(back_waves, k_waves, w->psi, -1, S, chunk);
+        wave_turn(k_waves, k_waves, w->psi, 1, S, chunk);
         free(theta);
     }
     for (size_t a = 0; a < chunk; a++)
         for (size_t s = 0; s < S; s++) {
             double delta = w->log_delta ? exp((double)w->log_delta[s]) : 0, half = n == 3 ? sqrt(0.5) : 1;
-            real *q = c.q_table + a * c.F + s, *k = c.k_table + a * c.F + s;
+            real *q = c.q_table + a * c.F + s, *k = c.k_table + a * c.F + s, *back = c.back_table + a * c.F + s;
             q[0] = (real)(half * exp(-delta * (double)(a + late)));
-            k[0] = (real)(half * exp(delta * (double)a));
+            k[0] = back[0] = (real)(half * exp(delta * (double)a));
             if (n == 1) continue;
             q[S] = q[0] * q_waves[a * 2 * S + s];
             q[2 * S] = q[0] * q_waves[a * 2 * S + S + s];
             k[S] = k[0] * k_waves[a * 2 * S + s];
             k[2 * S] = k[0] * k_waves[a * 2 * S + S + s];
+            back[S] = k[0] * back_waves[a * 2 * S + s];
+            back[2 * S] = k[0] * back_waves[a * 2 * S + S + s];
         }
     free(q_waves);
     return c;
@@ -1062,12 +1097,13 @@ static inline size_t scan_row(size_t t, bool reverse, size_t T) { return reverse
 static void scan_gather(const Scan *c, ScanChunk *g, const real *r, const real *phi, const real *v, size_t v_stride,
                         size_t t0, size_t n, size_t skip, bool reverse, size_t T, size_t HS) {
     size_t S = c->w->S, F = c->F, wide = round_up(c->chunk);
+    const real *k_table = reverse ? c->back_table : c->k_table;
     for (size_t a = 0; a < n; a++) {
         size_t row = scan_row(t0 + a, reverse, T), key = row - skip; /* skip > 0 only forwards */
         bool has_key = t0 + a >= skip;
         for (size_t f = 0; f < F; f++) {
             g->fq[a * F + f] = r[row * S + f % S] * c->q_table[a * F + f];
-            g->fk[a * F + f] = g->fk_t[f * wide + a] = has_key ? phi[key * S + f % S] * c->k_table[a * F + f] : 0;
+            g->fk[a * F + f] = g->fk_t[f * wide + a] = has_key ? phi[key * S + f % S] * k_table[a * F + f] : 0;
         }
         if (has_key) memcpy(g->v + a * HS, v + key * v_stride, HS * sizeof(real));
         else memset(g->v + a * HS, 0, HS * sizeof(real));
@@ -1134,11 +1170,11 @@ static void scan_forward(Scan *c, real *N, real *D, const real *r, const real *p
     free(own);
 }
 
-/* The gradients of ln r and ln phi, Q and K (T, S), of v (dv, rows v_stride apart), and of theta and delta (S, in
-   double: their terms grow with position and cancel) from dN (T, HS) and dD (T). All are added to. */
-static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, double *ddelta, const real *dN,
-                          const real *dD, const real *r, const real *phi, const real *v, size_t v_stride, size_t skip,
-                          bool reverse, const real *states, size_t T, size_t HS) {
+/* The gradients of ln r and ln phi, Q and K (T, S), of v (dv, rows v_stride apart), and of theta, delta and psi (S, in
+   double: terms of the first two grow with position and cancel) from dN (T, HS) and dD (T). All are added to. */
+static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, double *ddelta, double *dpsi,
+                          const real *dN, const real *dD, const real *r, const real *phi, const real *v,
+                          size_t v_stride, size_t skip, bool reverse, const real *states, size_t T, size_t HS) {
     size_t S = c->w->S, F = c->F, size = F * (HS + 1), wide = round_up(c->chunk), chunk = c->chunk;
     ScanChunk g = scan_chunk_room(c, HS);
     real *dstate =
@@ -1197,8 +1233,10 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
                 if (c->w->log_theta) {
                     q += fq[S + s] * xq[S + s] + fq[2 * S + s] * xq[2 * S + s];
                     k += fk[S + s] * xk[S + s] + fk[2 * S + s] * xk[2 * S + s];
-                    dtheta[s] += (at + late) * (double)(fq[S + s] * xq[2 * S + s] - fq[2 * S + s] * xq[S + s]) +
-                                 at * (double)(fk[S + s] * xk[2 * S + s] - fk[2 * S + s] * xk[S + s]);
+                    double of_key = (double)(fk[S + s] * xk[2 * S + s] - fk[2 * S + s] * xk[S + s]);
+                    dtheta[s] +=
+                        (at + late) * (double)(fq[S + s] * xq[2 * S + s] - fq[2 * S + s] * xq[S + s]) + at * of_key;
+                    dpsi[s] += reverse ? -of_key : of_key;
                 }
                 ddelta[s] += at * (double)k - (at + late) * (double)q;
                 Q[row * S + s] += q;
@@ -1340,7 +1378,7 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
     /* N, D: not used, only the states are */
     real *N = (real *)xcalloc(2 * T * (HS + 1) + 2 * T * S + chunks * c.F * (HS + 1), sizeof(real)), *D = N + T * HS;
     real *dN = D + T, *dD = dN + T * HS, *Q = dD + T, *K = Q + T * S, *states = K + T * S;
-    double *dtheta = (double *)xcalloc(2 * S, sizeof(double)), *ddelta = dtheta + S;
+    double *dtheta = (double *)xcalloc(3 * S, sizeof(double)), *ddelta = dtheta + S, *dpsi = ddelta + S;
     for (size_t t = 0; t < T; t++) { /* the gradient of N / D: rho do, and -rho do . o */
         real delta = 0;
         for (size_t e = 0; e < HS; e++) {
@@ -1351,8 +1389,8 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
     }
     for (int reverse = 0; reverse < (causal ? 1 : 2); reverse++) {
         scan_forward(&c, N, D, s.q.response, s.k.response, v, stride, reverse ? 0 : skip, reverse, NULL, states, T, HS);
-        scan_backward(&c, Q, K, dv, dtheta, ddelta, dN, dD, s.q.response, s.k.response, v, stride, reverse ? 0 : skip,
-                      reverse, states, T, HS);
+        scan_backward(&c, Q, K, dv, dtheta, ddelta, dpsi, dN, dD, s.q.response, s.k.response, v, stride,
+                      reverse ? 0 : skip, reverse, states, T, HS);
     }
     /* through the softmax of r: dl_s = Q_s - r_s sum_u Q_u; the sum is the gradient of the far part's mass */
     for (size_t t = 0; t < T; t++) {
@@ -1368,6 +1406,7 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
     for (size_t i = 0; i < S; i++) {
         m.frequency[i] += (real)dtheta[i];
         m.decay[i] += (real)ddelta[i];
+        m.psi[i] += (real)dpsi[i];
     }
     splat_responses_backward(dq, &m, &s.q, w, stride, merged, T, HS);
     splat_responses_backward(dk, &m, &s.k, w, stride, merged, T, HS);
@@ -1975,6 +2014,12 @@ static int64_t clamp(real *x, real low, real high) { /* a NaN stays one, for the
     return *x != before && before == before;
 }
 
+/* the same angle within (-pi, pi] */
+static real wrapped_phase(real psi) {
+    const double turn = 6.283185307179586;
+    return psi > (real)(turn / 2) || psi <= (real)(-turn / 2) ? (real)(psi - turn * ceil(psi / turn - 0.5)) : psi;
+}
+
 /* Puts splats, gains and learned rotations back into their bounds (gsa/model.h); counts what was outside, by kind. */
 static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     const Config *c = &m->config;
@@ -2024,6 +2069,9 @@ static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
             clamped[BOUND_FREQUENCY] += clamp(&p.log_theta[s], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
         if (p.log_delta && config_bounded(c, BOUND_DECAY))
             clamped[BOUND_DECAY] += clamp(&p.log_delta[s], -INFINITY, (real)log(SPLAT_DECAY_MAX));
+        if (p.psi && c->mixer == MIXER_SOFTMAX) p.psi[s] = wrapped_phase(p.psi[s]);
+        else if (p.psi && config_bounded(c, BOUND_PHASE))
+            clamped[BOUND_PHASE] += clamp(&p.psi[s], (real)-SPLAT_PHASE_MAX, (real)SPLAT_PHASE_MAX);
     }
     free(cholesky);
     free(slope);

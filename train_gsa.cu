@@ -24,6 +24,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 
 #ifdef GSA_FP32
 typedef float floatX;
@@ -44,6 +45,20 @@ static void cuda_check(cudaError_t error, const char *file, int line) {
 static void cublas_check(cublasStatus_t status, const char *file, int line) {
     if (status != CUBLAS_STATUS_SUCCESS)
         die("cuBLASLt reports '%s' (%s:%d)", cublasLtGetStatusString(status), file, line);
+}
+
+/* Asked once: an answer takes milliseconds. */
+static const cudaDeviceProp *cuda_device(void) {
+    static cudaDeviceProp device;
+    static bool known;
+    int count;
+    if (known) return &device;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0)
+        die("no NVIDIA GPU answers (%s); train_gsa is the program for the CPU", cudaGetErrorString(error));
+    cudaCheck(cudaGetDeviceProperties(&device, 0));
+    known = true;
+    return &device;
 }
 
 #define CEIL_DIV(a, b) (((a) + (b)-1) / (b))
@@ -150,7 +165,7 @@ typedef struct {
 
 typedef struct {
     MatmulShape shape;
-    bool possible;
+    bool possible, tuned;
     cublasLtMatmulDesc_t description;
     cublasLtMatrixLayout_t a, b, d;
     cublasLtMatmulAlgo_t algorithm;
@@ -163,106 +178,162 @@ typedef struct {
     int count, room;
     size_t tuned[2]; /* products over this many tokens get their algorithm by timing; 0: none do */
     char *notes;     /* the file that remembers the choices; NULL: nowhere, so nothing is timed */
+    char *given;     /* choices of the run that goes on, lines as in that file; NULL: none */
 } Matmul;
 
 enum { WORKSPACE = 32 << 20, CANDIDATES = 8 };
 
-/* A line of the file of choices: the shape as text, then the algorithm's bytes. */
-static void matmul_line(char line[400], const MatmulShape *s, const cublasLtMatmulAlgo_t *algorithm) {
-    int at = snprintf(line, 400, FLOATX_NAME " %d %d %d %d%d%d%d %d ", s->m, s->n, s->k, s->ta, s->tb, s->wide, s->add,
-                      s->epilogue);
-    if (!algorithm) return;
+/* A line of the choices: the shape as text, then, unless NULL, the algorithm's bytes. Returns the length. */
+enum { CHOICE_ROOM = 400 };
+static size_t matmul_line(char line[CHOICE_ROOM], const MatmulShape *s, const cublasLtMatmulAlgo_t *algorithm) {
+    int at = snprintf(line, CHOICE_ROOM, FLOATX_NAME " %d %d %d %d%d%d%d %d ", s->m, s->n, s->k, s->ta, s->tb, s->wide,
+                      s->add, s->epilogue);
     const unsigned char *bytes = (const unsigned char *)algorithm;
-    for (size_t i = 0; i < sizeof *algorithm; i++) at += snprintf(line + at, 400 - (size_t)at, "%02x", bytes[i]);
-    snprintf(line + at, 400 - (size_t)at, "\n");
+    for (size_t i = 0; algorithm && i < sizeof *algorithm; i++)
+        at += snprintf(line + at, CHOICE_ROOM - (size_t)at, "%02x", bytes[i]);
+    return (size_t)at;
 }
 
-/* The remembered algorithm of a shape, if this library still takes it. */
-static bool matmul_remembered(Matmul *mm, MatmulPlan *p) {
-    char line[400];
-    bool found = false;
-    FILE *f = fopen(mm->notes, "r");
-    if (!f) return false;
-    size_t prefix;
-    char wanted[400];
-    matmul_line(wanted, &p->shape, NULL);
-    prefix = strlen(wanted);
-    while (!found && fgets(line, sizeof line, f)) {
-        unsigned char *bytes = (unsigned char *)&p->algorithm;
-        if (strncmp(line, wanted, prefix) != 0 || strlen(line) != prefix + 2 * sizeof p->algorithm + 1) continue;
-        found = true;
-        for (size_t i = 0; i < sizeof p->algorithm; i++)
-            found &= sscanf(line + prefix + 2 * i, "%2hhx", &bytes[i]) == 1;
+/* Takes the algorithm of p's shape from lines of choices, if one of them has it and this library takes it. */
+static bool matmul_take(const Matmul *mm, MatmulPlan *p, const char *choices) {
+    char wanted[CHOICE_ROOM];
+    size_t prefix = matmul_line(wanted, &p->shape, NULL), digits = 2 * sizeof p->algorithm;
+    for (const char *line = choices, *next; *line; line = next) {
+        size_t length = strcspn(line, "\n");
+        next = line + length + (line[length] == '\n');
+        if (length != prefix + digits || strncmp(line, wanted, prefix) != 0) continue;
+        cublasLtMatmulAlgo_t algorithm;
         cublasLtMatmulHeuristicResult_t result;
-        found = found &&
-                cublasLtMatmulAlgoCheck(mm->handle, p->description, p->a, p->b, p->d, p->d, &p->algorithm, &result) ==
-                    CUBLAS_STATUS_SUCCESS &&
-                result.workspaceSize <= WORKSPACE;
+        bool read = true;
+        for (size_t i = 0; i < sizeof algorithm; i++)
+            read = read && sscanf(line + prefix + 2 * i, "%2hhx", (unsigned char *)&algorithm + i) == 1;
+        if (!read ||
+            cublasLtMatmulAlgoCheck(mm->handle, p->description, p->a, p->b, p->d, p->d, &algorithm, &result) !=
+                CUBLAS_STATUS_SUCCESS ||
+            result.workspaceSize > WORKSPACE)
+            continue;
+        p->algorithm = algorithm;
+        return true;
     }
-    fclose(f);
-    return found;
+    return false;
 }
 
-static void matmul_remember(Matmul *mm, const MatmulPlan *p) {
-    char line[400];
-    FILE *f = fopen(mm->notes, "a");
-    matmul_line(line, &p->shape, &p->algorithm);
-    if (!f || fputs(line, f) < 0 || fclose(f) != 0)
-        die("cannot write %s (%s), which remembers the fastest algorithm of each matrix product so that runs repeat "
-            "bit for bit; make its folder writable",
-            mm->notes, strerror(errno));
-}
-
-/* The fastest of cuBLASLt's first proposals, timed once on this product's own data and remembered in a file, because
-   another choice would round differently: two runs on one machine agree bit for bit, the first of all included. */
-static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *proposals, int count,
-                          void *D, const void *A, const void *B, const void *C, float alpha, cudaStream_t stream) {
+/* The fastest of cuBLASLt's first proposals, on this product's own data; milliseconds. */
+static float matmul_time(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *proposals, int count,
+                         void *D, const void *A, const void *B, const void *C, float alpha, cudaStream_t stream) {
     float beta = p->shape.add, best = INFINITY;
     void *into = D, *room = NULL;
-    bool remembered = matmul_remembered(mm, p);
-    if (!remembered) {
-        if (p->shape.add && C == D) { /* adding again and again would spoil D */
-            size_t bytes = (size_t)p->shape.m * p->shape.n * (p->shape.wide ? sizeof(float) : sizeof(floatX));
-            cudaCheck(cudaMalloc(&room, bytes));
-            cudaCheck(cudaMemsetAsync(room, 0, bytes, stream));
-            into = room;
-            C = room;
+    if (p->shape.add && C == D) { /* adding again and again would spoil D */
+        size_t bytes = (size_t)p->shape.m * p->shape.n * (p->shape.wide ? sizeof(float) : sizeof(floatX));
+        cudaCheck(cudaMalloc(&room, bytes));
+        cudaCheck(cudaMemsetAsync(room, 0, bytes, stream));
+        into = room;
+        C = room;
+    }
+    cudaEvent_t start, end;
+    cudaCheck(cudaEventCreate(&start));
+    cudaCheck(cudaEventCreate(&end));
+    for (int i = 0; i < count; i++) {
+        float fastest = INFINITY;
+        for (int run = 0; run < 4; run++) {
+            float ms;
+            cudaCheck(cudaEventRecord(start, stream));
+            if (cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, into, p->d,
+                               &proposals[i].algo, mm->workspace, WORKSPACE, stream) != CUBLAS_STATUS_SUCCESS)
+                break;
+            cudaCheck(cudaEventRecord(end, stream));
+            cudaCheck(cudaEventSynchronize(end));
+            cudaCheck(cudaEventElapsedTime(&ms, start, end));
+            if (run > 0 && ms < fastest) fastest = ms;
         }
-        cudaEvent_t start, end;
-        cudaCheck(cudaEventCreate(&start));
-        cudaCheck(cudaEventCreate(&end));
-        for (int i = 0; i < count; i++) {
-            float fastest = INFINITY;
-            for (int run = 0; run < 4; run++) {
-                float ms;
-                cudaCheck(cudaEventRecord(start, stream));
-                if (cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, into, p->d,
-                                   &proposals[i].algo, mm->workspace, WORKSPACE, stream) != CUBLAS_STATUS_SUCCESS)
-                    break;
-                cudaCheck(cudaEventRecord(end, stream));
-                cudaCheck(cudaEventSynchronize(end));
-                cudaCheck(cudaEventElapsedTime(&ms, start, end));
-                if (run > 0 && ms < fastest) fastest = ms;
-            }
-            if (fastest < best) {
-                best = fastest;
-                p->algorithm = proposals[i].algo;
-            }
+        if (fastest < best) {
+            best = fastest;
+            p->algorithm = proposals[i].algo;
         }
-        cudaCheck(cudaEventDestroy(start));
-        cudaCheck(cudaEventDestroy(end));
-        cudaCheck(cudaFree(room));
-        matmul_remember(mm, p);
+    }
+    cudaCheck(cudaEventDestroy(start));
+    cudaCheck(cudaEventDestroy(end));
+    cudaCheck(cudaFree(room));
+    return best;
+}
+
+/* Opens the file that remembers the choices, alone: who else wants it waits, and then finds what was chosen here.
+   *choices: what is in it, malloc'd. */
+static FILE *open_notes(const char *path, char **choices) {
+    size_t bytes;
+    FILE *notes = fopen(path, "a");
+    if (!notes)
+        die("cannot write %s (%s), which remembers the fastest algorithm of each matrix product so that runs repeat "
+            "bit for bit; make its folder writable",
+            path, strerror(errno));
+    while (flock(fileno(notes), LOCK_EX) != 0 && errno == EINTR)
+        ; /* on file systems without locks: as if alone */
+    *choices = read_file(path, &bytes);
+    return notes;
+}
+
+/* Another algorithm would round differently. So one that was chosen by its time is remembered: in the run's state
+   files, from where a run that goes on takes it (mm->given), and in a file of all runs, so that two runs on one
+   machine agree bit for bit, the first of all included. */
+static void matmul_choose(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *proposals, int count,
+                          void *D, const void *A, const void *B, const void *C, float alpha, cudaStream_t stream) {
+    char line[CHOICE_ROOM], *choices, how[64] = "remembered";
+    if (mm->given && matmul_take(mm, p, mm->given)) snprintf(how, sizeof how, "the run's own");
+    else if (!mm->notes) return; /* the first proposal */
+    else {
+        FILE *notes = open_notes(mm->notes, &choices);
+        if (!matmul_take(mm, p, choices)) {
+            float ms = matmul_time(mm, p, proposals, count, D, A, B, C, alpha, stream);
+            matmul_line(line, &p->shape, &p->algorithm);
+            size_t length = strlen(choices); /* who was killed may have left half a line */
+            fprintf(notes, "%s%s\n", length && choices[length - 1] != '\n' ? "\n" : "", line);
+            snprintf(how, sizeof how, "%.3f ms, %.0f TFLOP/s", ms, 2e-9 * p->shape.m * p->shape.n * p->shape.k / ms);
+        }
+        free(choices);
+        if (fclose(notes) != 0) die("cannot write %s: %s", mm->notes, strerror(errno));
     }
     int id = 0, tile = 0, stages = 0, split = 0;
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_ID, &id, sizeof id, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &stages, sizeof stages, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&p->algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, NULL);
-    printf("matmul        (%d, %d) x %d%s, epilogue %d: algorithm %d, tile %d, stages %d, split %d", p->shape.n,
-           p->shape.m, p->shape.k, p->shape.add ? " added" : "", p->shape.epilogue, id, tile, stages, split);
-    if (remembered) printf(", remembered\n");
-    else printf(", %.3f ms, %.0f TFLOP/s\n", best, 2e-9 * p->shape.m * p->shape.n * p->shape.k / best);
+    printf("matmul        (%d, %d) x %d%s, epilogue %d: algorithm %d, tile %d, stages %d, split %d, %s\n", p->shape.n,
+           p->shape.m, p->shape.k, p->shape.add ? " added" : "", p->shape.epilogue, id, tile, stages, split, how);
+}
+
+static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+/* The lines of all choices that hold for this run, sorted: its own, and those given that it has not needed yet. The
+   caller frees it. */
+static char *matmul_choices(const Matmul *mm) {
+    char line[CHOICE_ROOM];
+    int room = mm->count, count = 0;
+    for (const char *p = mm->given; p && *p; p++) room += *p == '\n';
+    char **lines = (char **)xmalloc((size_t)(room + 1) * sizeof *lines);
+    for (int i = 0; i < mm->count; i++) {
+        const MatmulPlan *p = &mm->plans[i];
+        if (!p->possible || !p->tuned) continue;
+        matmul_line(line, &p->shape, &p->algorithm);
+        lines[count++] = xstrdup(line);
+    }
+    int own = count;
+    for (const char *given = mm->given, *end; given && *given && (end = strchr(given, '\n')); given = end + 1) {
+        char *other = xasprintf("%.*s", (int)(end - given), given), *bytes = strrchr(other, ' ');
+        bool needed = bytes != NULL;
+        for (int i = 0; needed && i < own; i++) needed = strncmp(lines[i], other, (size_t)(bytes - other) + 1) != 0;
+        if (needed) lines[count++] = other;
+        else free(other);
+    }
+    qsort(lines, (size_t)count, sizeof *lines, by_text);
+    char *text = xstrdup("");
+    for (int i = 0; i < count; i++) {
+        char *longer = xasprintf("%s%s\n", text, lines[i]);
+        free(text);
+        free(lines[i]);
+        text = longer;
+    }
+    free(lines);
+    return text;
 }
 
 /* D = alpha op(A) op(B) + C with the epilogue of s; vector: bias; aux: what GELU was applied to. false: there is no
@@ -331,10 +402,10 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
         if (!p->possible && s.epilogue == CUBLASLT_EPILOGUE_DEFAULT)
             die("cuBLASLt has no algorithm for (%d, %d) x (%d, %d)", s.n, s.k, s.k, s.m);
         if (p->possible) p->algorithm = proposals[0].algo;
-        bool tuned = false;
+        p->tuned = false;
         for (int i = 0; i < 2; i++)
-            tuned |= mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
-        if (p->possible && mm->notes && tuned) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
+            p->tuned |= mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
+        if (p->possible && p->tuned) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
     }
     if (!p->possible) return false;
     float beta = s.add;
@@ -358,6 +429,7 @@ static void matmul_destroy(Matmul *mm) {
     }
     free(mm->plans);
     free(mm->notes);
+    free(mm->given);
     cudaFree(mm->workspace);
     cublasLtDestroy(mm->handle);
 }
@@ -794,12 +866,13 @@ typedef struct {
 
 #define SPHERE_EPSILON 1e-6
 
-/* The angle of position t in a wave whose phase grows by step / 2^32 of a turn a position; wraps exactly, as in
-   train_gsa.c. */
-__device__ static inline float wave_angle(uint32_t step, size_t t) {
-    return (float)(int32_t)(step * (uint32_t)t) * (float)(3.141592653589793 / 2147483648.0);
+/* The angle of position t in a wave whose phase grows by step / 2^32 of a turn a position, from `phase` on; wraps
+   exactly, as in train_gsa.c. */
+__device__ static inline float wave_angle(uint32_t step, size_t t, uint32_t phase = 0) {
+    return (float)(int32_t)(step * (uint32_t)t + phase) * (float)(3.141592653589793 / 2147483648.0);
 }
 
+/* an angle, such as that by which a wave turns a position, in 2^-32 turns */
 __host__ __device__ static inline uint32_t wave_step(double theta) {
     return (uint32_t)llrint(theta / 6.283185307179586 * 4294967296.0);
 }
@@ -1056,16 +1129,21 @@ __global__ static void __launch_bounds__(1024)
     }
 }
 
+/* Bytes of shared memory, of `most` that a block can have, in which classifier_kernel keeps a row of Vp logits; 0: it
+   does not, and reads the row twice. At most what leaves room for two blocks a multiprocessor of an H100. */
+static size_t classifier_shared(size_t Vp, size_t most) {
+    size_t bytes = Vp * sizeof(floatX), others = 2 * 32 * sizeof(float);
+    return bytes <= 112 << 10 && bytes + others <= most ? bytes : 0;
+}
+
 /* losses (N) in nats; logits (N, Vp) become their gradients, (softmax - one at the target) scale, 0 in the padding.
    A target of -1 is left out: loss and gradients 0. */
 static void fused_classifier(floatX *logits, float *losses, const int *targets, float scale, size_t N, size_t V,
                              size_t Vp, cudaStream_t stream) {
-    size_t threads = CEIL_DIV(Vp / 8, 32) * 32, bytes = Vp * sizeof(floatX);
-    bool keep = bytes <= 112 << 10; /* two blocks a multiprocessor */
-    cudaCheck(
-        cudaFuncSetAttribute(classifier_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, keep ? (int)bytes : 0));
-    classifier_kernel<<<(unsigned)N, (unsigned)(threads < 1024 ? threads : 1024), keep ? bytes : 0, stream>>>(
-        logits, losses, targets, scale, V, Vp, keep);
+    size_t threads = CEIL_DIV(Vp / 8, 32) * 32, kept = classifier_shared(Vp, cuda_device()->sharedMemPerBlockOptin);
+    cudaCheck(cudaFuncSetAttribute(classifier_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)kept));
+    classifier_kernel<<<(unsigned)N, (unsigned)(threads < 1024 ? threads : 1024), kept, stream>>>(
+        logits, losses, targets, scale, V, Vp, kept > 0);
     cudaCheck(cudaGetLastError());
 }
 
@@ -1160,8 +1238,15 @@ __device__ static inline bool cholesky_bounds(float *slope, float *packed, const
     return outside;
 }
 
+/* the same angle within (-pi, pi] */
+__device__ static float wrapped_phase(float psi) {
+    const double turn = 6.283185307179586;
+    return psi > (float)(turn / 2) || psi <= (float)(-turn / 2) ? (float)(psi - turn * ceil(psi / turn - 0.5)) : psi;
+}
+
 /* One warp a splat: back into its bounds, see gsa/model.h; clamped counts what was outside, by kind. */
-__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTensors w, int unbounded, int P, int HS) {
+__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTensors w, int unbounded, bool linear,
+                                           int P, int HS) {
     __shared__ float slope[128], x[128], y[128]; /* HS is at most 128 */
     const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX),
                 range = (float)SPLAT_AMPLITUDE_RANGE;
@@ -1187,14 +1272,19 @@ __global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTen
     if (off_centre)
         for (int k = threadIdx.x; k < HS; k += 32) mu[k] /= excess;
     if (threadIdx.x > 0) return;
+    if (w.psi && !linear) w.psi[s] = wrapped_phase(w.psi[s]);
     int counts[NUM_BOUNDS] = {
-        (int)outside, off_centre,
+        (int)outside,
+        off_centre,
         bounded(BOUND_AMPLITUDE)
             ? clamp(&w.log_alpha[s], w.log_alpha_reference[s] - range, w.log_alpha_reference[s] + range)
             : 0,
         w.log_theta && bounded(BOUND_FREQUENCY) ? clamp(&w.log_theta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX))
                                                 : 0,
-        w.log_delta && bounded(BOUND_DECAY) ? clamp(&w.log_delta[s], -INFINITY, (float)log(SPLAT_DECAY_MAX)) : 0};
+        w.log_delta && bounded(BOUND_DECAY) ? clamp(&w.log_delta[s], -INFINITY, (float)log(SPLAT_DECAY_MAX)) : 0,
+        0 /* gains: gain_bounds_kernel */,
+        w.psi && linear && bounded(BOUND_PHASE) ? clamp(&w.psi[s], (float)-SPLAT_PHASE_MAX, (float)SPLAT_PHASE_MAX)
+                                                : 0};
     for (int i = 0; i < NUM_BOUNDS; i++) /* whole numbers: the order does not matter */
         if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]);
 }
@@ -1363,8 +1453,8 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(float, partials, WORKSPACE, ONCE, SUM_BLOCKS * (3 * z.A > 4 * z.C ? 3 * z.A : 4 * z.C)) \
     X(float, scan_sums, WORKSPACE, ONCE, 2 * z.segments * z.state) \
     X(float, scan_records, WORKSPACE, ONCE, \
-      2 * z.directions * (B * z.scans > z.segments ? B * z.scans : z.segments) * (3 * z.W + 1)) \
-    X(double, scan_moments, WORKSPACE, ONCE, z.scans * (3 * z.W + 1)) \
+      2 * z.directions * (B * z.scans > z.segments ? B * z.scans : z.segments) * scan_sums_record(z.W)) \
+    X(double, scan_moments, WORKSPACE, ONCE, z.scans * scan_sums_record(z.W)) \
     X(float, moments, WORKSPACE, ONCE, z.P > z.HS ? 0 : z.records * moments_record(z.S, z.P, z.HS)) \
     X(double, moments_sums, WORKSPACE, ONCE, (z.G ? z.NH : 0) * moments_record(z.S, z.P, z.HS)) \
     X(float, token_sums, WORKSPACE, ONCE, bucket_sums(B * z.T) * z.C) \
@@ -1380,6 +1470,7 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(float, key_scale, WORKSPACE, ONCE, z.G) \
     X(float, log_alpha, WORKSPACE, ONCE, z.G * z.SP) \
     X(uint32_t, steps, WORKSPACE, ONCE, z.G * z.SP) \
+    X(uint32_t, phases, WORKSPACE, ONCE, z.G * z.SP) \
     X(int64_t, clamped, WORKSPACE, ONCE, NUM_BOUNDS) \
     X(uint32_t, rope_steps, WORKSPACE, ONCE, (z.ropes ? z.ropes : 1) * z.HS / 2) \
     X(float, scale, WORKSPACE, ONCE, z.L * z.NH) \
@@ -1542,9 +1633,19 @@ static void gsa_destroy(CudaModel *m) {
 
 static SplatTables gsa_splats(const CudaModel *m) {
     CudaActivations a = m->a;
-    SplatTables w = {a.slope,     a.precision,       a.centre, a.log_alpha,        a.decay,
-                     a.typical,   a.key_scale,       m->p.mu,  m->p.log_precision, m->p.log_theta ? a.steps : NULL,
-                     m->sizes.SP, m->config.raw != 0};
+    SplatTables w = {a.slope,
+                     a.precision,
+                     a.centre,
+                     a.log_alpha,
+                     a.decay,
+                     a.typical,
+                     a.key_scale,
+                     m->p.mu,
+                     m->p.log_precision,
+                     m->p.log_theta ? a.steps : NULL,
+                     m->p.psi ? a.phases : NULL,
+                     m->sizes.SP,
+                     m->config.raw != 0};
     return w;
 }
 
@@ -1945,8 +2046,9 @@ static void scalar_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     unsigned long long *counts = (unsigned long long *)m->a.clamped;
     cudaCheck(cudaMemsetAsync(counts, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
     if (z.G)
-        splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(counts, splat_tensors(m, m->p, 0),
-                                                                         m->config.unbounded, (int)z.P, (int)z.HS);
+        splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(
+            counts, splat_tensors(m, m->p, 0), m->config.unbounded, m->config.mixer == MIXER_LINEAR, (int)z.P,
+            (int)z.HS);
     if (z.gains && config_bounded(&m->config, BOUND_GAIN))
         bounds_kernel<<<(unsigned)CEIL_DIV(z.gains, (size_t)256), 256, 0, m->stream>>>(
             counts + BOUND_GAIN, m->p.log_gain, (float)log(GAIN_MIN), (float)log(GAIN_MAX), (int)z.gains);
@@ -2067,16 +2169,6 @@ static void cuda_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS
     gsa_update((CudaModel *)model, u, clamped);
 }
 static void cuda_destroy(void *model) { gsa_destroy((CudaModel *)model); }
-
-static const cudaDeviceProp *cuda_device(void) {
-    static cudaDeviceProp device;
-    int count;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess || count == 0)
-        die("no NVIDIA GPU answers (%s); train_gsa is the program for the CPU", cudaGetErrorString(error));
-    cudaCheck(cudaGetDeviceProperties(&device, 0));
-    return &device;
-}
 
 static const char *cuda_name(void) {
     static char name[400];
@@ -2205,6 +2297,29 @@ static char *cuda_notes(void) {
     return path;
 }
 
+/* The card and the library that choices are for, as the first line of a state file's; static memory. */
+static const char *cuda_machine(void) {
+    static char machine[400];
+    snprintf(machine, sizeof machine, "%.256s, cuBLASLt %zu\n", cuda_device()->name, cublasLtGetVersion());
+    return machine;
+}
+
+static char *cuda_choices(void *model) {
+    char *lines = matmul_choices(&((CudaModel *)model)->matmul), *text = xasprintf("%s%s", cuda_machine(), lines);
+    free(lines);
+    return text;
+}
+
+static void cuda_choose(void *model, const char *choices) {
+    CudaModel *m = (CudaModel *)model;
+    const char *machine = cuda_machine();
+    size_t n = strlen(machine);
+    if (strncmp(choices, machine, n) == 0) m->matmul.given = xstrdup(choices + n);
+    else
+        warn("the run was saved on %.*s and goes on with %.*s: its numbers will differ from there in their last digits",
+             (int)strcspn(choices, "\n"), choices, (int)n - 1, machine);
+}
+
 static void *cuda_create(const Config *c, int B) {
     CudaModel *m = gsa_create_cuda(c, (size_t)B);
     size_t N = (size_t)B * (size_t)c->T;
@@ -2239,6 +2354,8 @@ static Backend cuda_backend(void) {
     b.watch = cuda_watch;
     b.peak_flops = cuda_peak_flops;
     b.expect = cuda_expect;
+    b.choices = cuda_choices;
+    b.choose = cuda_choose;
     return b;
 }
 

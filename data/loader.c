@@ -234,6 +234,22 @@ void loader_set_state(Loader *l, LoaderState state) {
 uint64_t loader_windows(const Loader *l) { return l->windows; }
 uint64_t loader_tokens(const Loader *l) { return l->tokens; }
 
+uint64_t loader_hash(const Loader *l) {
+    enum { PIECE = 2048, PIECES = 32 };
+    uint64_t hash = 0;
+    for (int i = 0; i < l->shard_count; i++) {
+        const Shard *s = &l->shards[i];
+        bool whole = s->count <= PIECE * PIECES;
+        uint64_t size = whole ? s->count : PIECE, pieces = whole ? 1 : PIECES;
+        hash = rng_mix(hash, s->count);
+        for (uint64_t p = 0; p < pieces; p++) {
+            const uint16_t *tokens = s->tokens + (whole ? 0 : (s->count - PIECE) * p / (PIECES - 1));
+            for (uint64_t t = 0; t < size; t++) hash = rng_mix(hash, tokens[t]);
+        }
+    }
+    return hash;
+}
+
 /* ---------------------------------------------------------------------- writing */
 
 struct ShardWriter {

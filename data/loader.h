@@ -37,6 +37,9 @@ LoaderState loader_state(const Loader *l);
 void loader_set_state(Loader *l, LoaderState state);
 uint64_t loader_windows(const Loader *l); /* windows in one epoch */
 uint64_t loader_tokens(const Loader *l);  /* tokens in all shards */
+/* A hash of what the shards hold, in their order: of each its length and 32 even pieces, or all of a short one. Names
+   play no part. */
+uint64_t loader_hash(const Loader *l);
 
 /* Writes one shard: create, append any number of times, close (fills in the count, renames from its temporary name). */
 typedef struct ShardWriter ShardWriter;

@@ -188,7 +188,7 @@ static int bars(int argc, char **argv) {
 }
 
 static int lines(int argc, char **argv) {
-    const char *out = "lines.png", *title = NULL, *by = NULL, *x = NULL, *y = NULL;
+    const char *out = "lines.png", *title = NULL, *by = NULL, *x = NULL, *y = NULL, *error = NULL;
     double low = NAN, high = NAN;
     bool doubling = false;
     Flag flags[] = {
@@ -198,6 +198,7 @@ static int lines(int argc, char **argv) {
         {FLAG_TEXT, "by", &by, 0, 0, "COLUMN", "a line for each name in it; if not given the first column", false},
         {FLAG_TEXT, "x", &x, 0, 0, "COLUMN", "if not given the second column", false},
         {FLAG_TEXT, "y", &y, 0, 0, "COLUMN", "if not given the third column", false},
+        {FLAG_TEXT, "error", &error, 0, 0, "COLUMN", "half the height of a pale band around each line", false},
         {FLAG_REAL, "low", &low, 0, 0, NULL, "lower end of the axis of y; with --high", false},
         {FLAG_REAL, "high", &high, 0, 0, NULL, "its upper end", false},
         {FLAG_SWITCH, "doubling", &doubling, 0, 0, NULL, "the axis of x doubles from tick to tick", false},
@@ -211,10 +212,10 @@ static int lines(int argc, char **argv) {
     Table t = table_read(argv[1]);
     if (t.columns < 3) die("%s has %d columns; lines needs names, x and y", argv[1], t.columns);
     int by_column = by ? column(&t, by) : 0, x_column = x ? column(&t, x) : 1, y_column = y ? column(&t, y) : 2,
-        count = 0;
+        error_column = error ? column(&t, error) : -1, count = 0;
     Curve *curves = (Curve *)xcalloc((size_t)t.rows, sizeof *curves);
     /* the points of all lines, one line after the other */
-    double *xs = (double *)xmalloc(2 * (size_t)t.rows * sizeof *xs), *ys = xs + t.rows;
+    double *xs = (double *)xmalloc(3 * (size_t)t.rows * sizeof *xs), *ys = xs + t.rows, *halves = ys + t.rows;
     size_t points = 0;
     for (int i = 0; i < t.rows; i++) { /* the first row of each name collects all of them */
         bool known = false;
@@ -224,6 +225,7 @@ static int lines(int argc, char **argv) {
         c->name = cell(&t, i, by_column);
         c->x = xs + points;
         c->y = ys + points;
+        c->band = error ? halves + points : NULL;
         c->colour = count++;
         for (int k = i; k < t.rows; k++) {
             if (strcmp(cell(&t, k, by_column), c->name) != 0) continue;
@@ -232,7 +234,9 @@ static int lines(int argc, char **argv) {
                 die("%s: row %d has %g in the column '%s'; --doubling needs numbers above 0", argv[1], k + 1, a,
                     t.names[x_column]);
             if (isfinite(a) && isfinite(b)) {
+                double half = error ? number(&t, k, error_column) : 0;
                 xs[points] = a;
+                halves[points] = half > 0 ? half : 0;
                 ys[points++] = b;
                 c->count++;
             }

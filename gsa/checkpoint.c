@@ -11,7 +11,7 @@
 
 enum {
     MAGIC = 20261123,
-    VERSION = 4, /* 3 knows gains of standard heads, 4 learned rotations and forget gates */
+    VERSION = 4, /* 3 knows gains of standard heads, 4 phases of splats, learned rotations and forget gates */
     OLDEST = 2,
     LLMC_MAGIC = 20240326,
     LLMC_FP32 = 3,

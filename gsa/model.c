@@ -77,6 +77,7 @@ const char *config_check(const Config *c) {
     if (c->raw < 0 || c->raw > 1 || c->unbounded < 0 || c->unbounded >> NUM_BOUNDS)
         return sentence("unknown way of keeping splats in bounds (%d, %d)", c->raw, c->unbounded);
     if (c->gain < 0 || c->gain > GAIN_HEAD) return sentence("unknown gain %d", c->gain);
+    if (c->phase < 0 || c->phase > PHASE_LEARNED) return sentence("unknown phase %d", c->phase);
     if (c->gain && c->position == POSITION_LEARNED)
         return "--gain head is for unit queries and keys, which --pos learned does not have; choose --pos rope or both";
     if (c->gain && !config_gains(c)) return "--gain is for standard heads, and this model has none";
@@ -109,6 +110,9 @@ const char *config_check(const Config *c) {
                "decay or none";
     if (c->mixer == MIXER_SOFTMAX && config_has_decay(c))
         return "--envelope decay and raised belong to --mixer linear; with --mixer softmax choose cosine or none";
+    if (c->phase && !config_has_cosine(c))
+        return "--phase learned is that of the envelope's cosine, which --envelope none and decay do not have; choose "
+               "cosine for --mixer softmax, raised for --mixer linear, or --phase none";
     /* softmax: a head has d features, and cosine and sine need two a splat; linear: what is still cheaper than
        attention */
     int most = c->mixer == MIXER_LINEAR ? 64 : c->envelope == ENVELOPE_COSINE ? d / 2 : d;
@@ -249,8 +253,9 @@ void model_start(const Config *c, float *params, uint64_t seed) {
         case START_AMPLITUDE:
             for (size_t k = 0; k < t->size; k++) p[k] = (float)amplitude;
             break;
-        case START_FREQUENCY: /* log-spaced from 1 to 1e-3 within each head */
-            for (size_t k = 0; k < t->size; k++) p[k] = (float)(-log(1e3) * (k % c->S) / (c->S > 1 ? c->S - 1 : 1));
+        case START_FREQUENCY: /* log-spaced from 1 to THETA_LOWEST within each head */
+            for (size_t k = 0; k < t->size; k++)
+                p[k] = (float)(log((double)THETA_LOWEST) * (k % c->S) / (c->S > 1 ? c->S - 1 : 1));
             break;
         case START_DECAY: /* from 0.08 to 5e-4 */
             for (size_t k = 0; k < t->size; k++)

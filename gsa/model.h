@@ -26,6 +26,8 @@ enum { COVARIANCE_ISO, COVARIANCE_DIAG, COVARIANCE_FULL };
 enum { OBJECTIVE_LM, OBJECTIVE_MLM };
 #define GAIN_CHOICES "none|head"
 enum { GAIN_NONE, GAIN_HEAD };
+#define PHASE_CHOICES "none|learned"
+enum { PHASE_NONE, PHASE_LEARNED };
 #define ROPE_CHOICES "fixed|learned"
 enum { ROPE_FIXED, ROPE_LEARNED };
 #define FORGET_CHOICES "none|half|all"
@@ -57,8 +59,17 @@ enum { FORGET_NONE, FORGET_HALF, FORGET_ALL };
     X(forget, "forget gates of standard heads (none, half, all)")
 
 /* raw: equation (1) is left out, x^ = x. unbounded: bit b switches bound b off. Both are for comparisons. */
-#define BOUND_CHOICES "precision|centre|amplitude|frequency|decay|gain"
-enum { BOUND_PRECISION, BOUND_CENTRE, BOUND_AMPLITUDE, BOUND_FREQUENCY, BOUND_DECAY, BOUND_GAIN, NUM_BOUNDS };
+#define BOUND_CHOICES "precision|centre|amplitude|frequency|decay|gain|phase"
+enum {
+    BOUND_PRECISION,
+    BOUND_CENTRE,
+    BOUND_AMPLITUDE,
+    BOUND_FREQUENCY,
+    BOUND_DECAY,
+    BOUND_GAIN,
+    BOUND_PHASE,
+    NUM_BOUNDS
+};
 
 enum { MAX_LAYERS = 64, MAX_HEADS = 64 }; /* one 64-bit mask of GSA heads per layer */
 
@@ -173,6 +184,7 @@ enum {
     X(alive, config_gsa_heads(c), c->S, 1, START_ONE, GROUP_FIXED) /* 1 or 0, at least one a head */ \
     X(log_theta, config_has_cosine(c) ? config_gsa_heads(c) : 0, c->S, 1, START_FREQUENCY, GROUP_SCALAR) \
     X(log_delta, config_has_decay(c) ? config_gsa_heads(c) : 0, c->S, 1, START_DECAY, GROUP_SCALAR) \
+    X(psi, c->phase ? config_gsa_heads(c) : 0, c->S, 1, START_ZERO, GROUP_SCALAR) /* phases of the cosine */ \
     X(log_far, config_has_far(c) ? config_gsa_heads(c) : 0, 1, 1, START_FAR, GROUP_SCALAR) /* weight of far keys */
 #define PARAMETERS(X) \
     X(wte, c->Vp, c->C, 1, START_NORMAL, GROUP_MATRIX) /* token embedding and classifier */ \
@@ -244,6 +256,14 @@ const char *model_check_alive(const Config *c, const float *alive);
 #define SPLAT_AMPLITUDE_RANGE 2.302585092994046 /* ln 10: |log_alpha - log_alpha_reference| */
 #define SPLAT_FREQUENCY_MAX 3.141592653589793   /* of learned rotations too */
 #define SPLAT_DECAY_MAX 0.14
+/* |psi| of the linear mixer: a token weighs itself by (1 + cos psi) / 2, at least a half of what it would by psi = 0,
+   so that row sums stay positive. The softmax mixer has no such bound; its psi is kept in (-pi, pi]. */
+#define SPLAT_PHASE_MAX 1.5707963267948966
+
+/* The starting frequencies are log-spaced from 1 to this within each head, in radians a token. */
+#ifndef THETA_LOWEST
+#define THETA_LOWEST 1e-3
+#endif
 
 /* The gain of a standard head, which logits of unit queries and keys are multiplied by: without it none of them could
    exceed the square root of the head size. */

@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -30,6 +31,7 @@ void program_name(const char *argv0) {
 }
 
 static void complain(const char *format, va_list args) {
+    rewrite_line(NULL);
     fflush(stdout);
     fprintf(stderr, "%s: ", program);
     vfprintf(stderr, format, args);
@@ -370,4 +372,16 @@ void progress(const char *what, double done, double total) {
         current = NULL;
     }
     fflush(stderr);
+}
+
+void rewrite_line(const char *text) {
+    static bool stands;
+    struct winsize window;
+    if (stands) fputs("\r\033[K", stdout);
+    stands = text != NULL;
+    if (!text) return;
+    /* one column less: some terminals wrap as soon as a line is full */
+    bool known = ioctl(1, TIOCGWINSZ, &window) == 0 && window.ws_col > 1;
+    printf("%.*s", known ? window.ws_col - 1 : 79, text);
+    fflush(stdout);
 }

@@ -110,6 +110,9 @@ double now_seconds(void); /* monotonic */
 /* A progress bar on stderr, redrawn at most ten times a second, only where stderr is a terminal; done == total ends it
    with a line. total 0: unknown. */
 void progress(const char *what, double done, double total);
+/* A line of ASCII on stdout, a terminal, that the next one rewrites, cut to the terminal's width; NULL takes it away,
+   and comes before anything else is printed there. die and warn do that themselves. */
+void rewrite_line(const char *text);
 
 #ifdef __cplusplus
 }

@@ -143,7 +143,7 @@ check "resume of a finished run does nothing" $train --resume --out "$dir/a"
 $train $tiny --steps 100000 --eval-every 0 --out "$dir/i" >"$dir/i.txt" 2>&1 &
 pid=$!
 for _ in $(seq 30); do
-    grep -q '^step 3/' "$dir/i.txt" && break
+    grep -q '^step 1/' "$dir/i.txt" && break
     sleep 1
 done
 kill -INT $pid
@@ -289,8 +289,40 @@ check "resume with a long name" sh -c "$train --resume --out '$dir/longer' &&
 refuse "a name that would break a state file" 2 "line break" $train --data "$dir/s_train_*.bin
 steps=9" --tokenizer "$dir/t.bin" $shape --out "$dir/x"
 
-# ---- a vocabulary without [MASK] that fills its padding: the mask gets a row of its own
 check "a vocabulary of 385" $train_bpe --vocab 385 --out "$dir/t385.bin" "$dir/train.txt"
+# ---- shards may move between a run and its resumption; what is in them may not change
+mkdir "$dir/old" "$dir/new" "$dir/new/other" && cp "$dir"/s_*.bin "$dir/t.bin" "$dir/old"
+$train --data "$dir/old/s_train_000000.bin" --val "$dir/old/s_val_000000.bin" --tokenizer "$dir/old/t.bin" $shape \
+    --steps 4 --save-every 2 --keep 0 --out "$dir/moved" >/dev/null
+again() { rm -rf "$dir/moved2" && mkdir "$dir/moved2" && cp "$dir"/moved/*_00000002.bin "$dir/moved2"; }
+mv "$dir"/old/* "$dir/new"
+again
+refuse "resume where the shards have moved" 1 "old/s_train" $train --resume --out "$dir/moved2"
+check "their new place" $train --resume --data "$dir/new/s_train_*.bin" --val "$dir/new/s_val_000000.bin" \
+    --tokenizer "$dir/new/t.bin" --out "$dir/moved2"
+check "the same model from there" cmp "$dir/moved/model_00000004.bin" "$dir/moved2/model_00000004.bin"
+check "the new place is remembered" grep -aqF "data=$dir/new/s_train_*.bin" "$dir/moved2/state_00000004.bin"
+for kind in train val; do # the same number of tokens, the last of them another
+    cp "$dir/new/s_${kind}_000000.bin" "$dir/new/other/$kind.bin"
+    patch "$dir/new/other/$kind.bin" $(($(wc -c <"$dir/new/other/$kind.bin") - 2)) '\1\1'
+done
+again
+refuse "other training data" 1 "--data $dir/new/other/train.bin" $train --resume --data "$dir/new/other/train.bin" \
+    --val "$dir/new/s_val_000000.bin" --out "$dir/moved2"
+refuse "other validation data" 1 "--val $dir/new/other/val.bin" $train --resume --out "$dir/moved2" \
+    --data "$dir/new/s_train_000000.bin" --val "$dir/new/other/val.bin"
+refuse "data for a run on stories" 1 "--data" $train --resume --data "$dir/new/s_train_000000.bin" --out "$dir/c"
+refuse "another tokenizer" 1 "t385.bin" $train --resume --data "$dir/new/s_train_000000.bin" \
+    --val "$dir/new/s_val_000000.bin" --tokenizer "$dir/t385.bin" --out "$dir/moved2"
+cp "$dir"/new/other/train.bin "$dir/old/s_train_000000.bin" && cp "$dir"/new/s_val_000000.bin "$dir/old"
+refuse "other data under the old name" 1 "--data $dir/old/s_train_000000.bin" $train --resume --out "$dir/moved2"
+# a state of before there was a hash: its entry gets a name that nobody asks for
+LC_ALL=C sed 's/data\x00\x00/past\x00\x00/' "$dir/moved/state_00000002.bin" >"$dir/moved2/state_00000002.bin"
+check "an old state takes a new place, with a warning" sh -c "$train --resume --data '$dir/new/s_train_000000.bin' \
+    --val '$dir/new/s_val_000000.bin' --out '$dir/moved2' 2>'$dir/one' && grep -q 'not checked' '$dir/one' &&
+    cmp '$dir/moved/model_00000004.bin' '$dir/moved2/model_00000004.bin'"
+
+# ---- a vocabulary without [MASK] that fills its padding: the mask gets a row of its own
 head -c -7 "$dir/t385.bin" >"$dir/t384.bin" # without its last entry
 patch "$dir/t384.bin" 8 '\200\001\0\0' && patch "$dir/t384.bin" 16 '\0\0\0\0'
 check "prepare without a mask" $prepare --tokenizer "$dir/t384.bin" --out "$dir/u" "$dir/train.txt"
@@ -402,8 +434,9 @@ refuse "llm.c's cut off" 1 "truncated" $infer generate "$dir/wrong.bin" Once --t
 python=python3
 $python -c 'import numpy' 2>/dev/null || python=/usr/bin/python3 # Debian's numpy is for Debian's python
 if $python -c 'import numpy' 2>/dev/null; then
+    check "train with phases, to convert" $train $tiny --phase learned --steps 1 --out "$dir/ph"
     for file in "$gpt2" "$dir/p/model_00000006.bin" "$dir/m/model_00000004.bin" "$dir/u/model_00000003.bin" \
-        "$dir/kmeans/model_00000002.bin"; do
+        "$dir/kmeans/model_00000002.bin" "$dir/ph/model_00000001.bin"; do
         rm -rf "$dir/folder"
         check "convert $file" $python dev/convert.py "$file" "$dir/folder"
         check "convert $file back" $python dev/convert.py "$dir/folder" "$dir/back.bin"
@@ -641,8 +674,9 @@ if [ "$(uname -m)" = x86_64 ] && [ -z "$OUT" ]; then
     check "build for golden results" make -s OUT=build/golden/ NO_DNNL=1 MARCH=x86-64-v2 build/golden/train_gsa \
         build/golden/infer
     build/golden/train_gsa --layers 2 --heads 2 --channels 64 --seq 64 --vocab 512 --batch 2 --doc-start \
-        --overfit-batch --lr 3e-3 --warmup 10 --steps 150 --eval-every 0 --sample-every 0 --out "$dir/golden" |
-        sed -n 's/^\(step \(1\|5\|10\)\/150 | loss [0-9.]*\) .*/\1/p' >"$dir/golden.txt"
+        --overfit-batch --lr 3e-3 --warmup 10 --steps 150 --eval-every 0 --sample-every 0 --out "$dir/golden" >/dev/null
+    sed -n 's/^s:\(1\|5\|10\) trl:\([0-9.]*\) .*/\1 \2/p' "$dir/golden/main.log" |
+        awk '{ printf "step %d/150 | loss %.6f\n", $1, $2 }' >"$dir/golden.txt"
     build/golden/infer generate "$dir/golden/model_00000150.bin" --temperature 0 2>/dev/null >>"$dir/golden.txt"
     check "golden results" diff test/golden.txt "$dir/golden.txt"
 else
@@ -781,6 +815,34 @@ cp "$dir/a/model_00000020.bin" "$dir/v2.bin" && patch "$dir/v2.bin" 4 '\002'
 check "a file of before gains is read" sh -c "$infer perplexity '$dir/v2.bin' README.md >'$dir/v2' 2>/dev/null &&
     $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v2'"
 
+# ---- phases of splats: the same
+phase="$tiny --phase learned --steps 20 --eval-every 10 --save-every 10 --keep 0 --lr 1e-2"
+check "train with phases" $train $phase --out "$dir/ha" --threads 2
+check "phases: one thread" sh -c "$train $phase --out '$dir/hb' --threads 1 &&
+    cmp '$dir/ha/model_00000020.bin' '$dir/hb/model_00000020.bin'"
+mkdir "$dir/hc" && cp "$dir"/ha/*_00000010.bin "$dir/hc"
+check "phases: resumed" sh -c "$train --resume --out '$dir/hc' &&
+    cmp '$dir/ha/model_00000020.bin' '$dir/hc/model_00000020.bin' &&
+    cmp '$dir/ha/state_00000020.bin' '$dir/hc/state_00000020.bin'"
+check "phases: of the linear mixer, soft, recomputed" $train $tiny --mixer linear --phase learned --recompute \
+    --adapt relocate --steps 2 --out "$dir/hl"
+check "phases: with a softer start" $train $tiny --phase learned --splat-amplitude 0.1 --steps 2 --out "$dir/hs"
+check "phases: inspected" sh -c "$infer inspect '$dir/ha/model_00000020.bin' | grep phase &&
+    ! $infer inspect '$dir/a/model_00000020.bin' | grep phase"
+check "phases: quantized" sh -c "$infer quantize '$dir/ha/model_00000020.bin' '$dir/hq.bin' &&
+    $infer perplexity '$dir/hq.bin' README.md"
+check "splats with phases, for a model with them" $train $tiny --phase learned \
+    --splat-init "$dir/ha/model_00000020.bin" --steps 1 --out "$dir/hf"
+check "splats without phases, for a model with them" $train $tiny --phase learned \
+    --splat-init "$dir/a/model_00000020.bin" --steps 1 --out "$dir/hg"
+refuse "splats with phases, for a model without" 1 "tensor psi" $train $tiny --splat-init "$dir/ha/model_00000020.bin" \
+    --out "$dir/x"
+refuse "phases: not those of the file" 2 "--phase" $train --init-from "$dir/ha/model_00000020.bin" --phase none \
+    --out "$dir/x"
+refuse "phases without a cosine" 2 "--envelope" $train $tiny --envelope none --phase learned --out "$dir/x"
+refuse "phases of a decay" 2 "--phase" $train $tiny --mixer linear --envelope decay --phase learned --out "$dir/x"
+refuse "phases without splats" 2 "--phase" $train $tiny --attention standard --phase learned --out "$dir/x"
+refuse "its bound has a name" 2 "phase" $train $tiny --unbounded phases --out "$dir/x"
 # ---- learned rotations and forget gates: trained, resumed, rounded; where they make no sense
 forget="$run --rope-frequencies learned --forget-gate half"
 check "train with learned rotations and forget gates" $train $forget --out "$dir/fa" --threads 2
@@ -808,7 +870,7 @@ refuse "gates of an encoder" 2 "--objective mlm" $train $tiny --objective mlm --
 refuse "gates beside far splats" 2 "--attention extend" $train $tiny --attention extend --forget-gate half \
     --out "$dir/x"
 cp "$dir/a/model_00000020.bin" "$dir/v3.bin" && patch "$dir/v3.bin" 4 '\003'
-check "a file of before gates is read" sh -c "$infer perplexity '$dir/v3.bin' README.md >'$dir/v3' 2>/dev/null &&
+check "a file of before phases and gates is read" sh -c "$infer perplexity '$dir/v3.bin' README.md >'$dir/v3' 2>/dev/null &&
     $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v3'"
 
 # ---- a full disk while saving: one sentence, and the last good checkpoint survives
@@ -843,6 +905,34 @@ check "the stopped run's end" sh -c "$train --resume --out '$dir/stopped' &&
 check "a reader of the screen that goes away" sh -c "$train $tiny --steps 40 --out '$dir/gone' | head -n 3 &&
     for i in \$(seq 60); do [ -f '$dir/gone/model_00000040.bin' ] || sleep 0.5; done &&
     [ -f '$dir/gone/model_00000040.bin' ] && grep -q '^s:40 trl' '$dir/gone/main.log'"
+
+# ---- the screen: one line of steps that is rewritten on a terminal, a line every few seconds elsewhere; all are logged
+$train $tiny --steps 40 --eval-every 20 --out "$dir/piped" >"$dir/piped.txt" # waits of seconds would add lines
+check "not a terminal: the first and the last step" sh -c "
+    [ \$(grep -c '^step [0-9]*/40 | loss' '$dir/piped.txt') -lt 20 ] &&
+    grep -q '^step 1/40 | loss' '$dir/piped.txt' && grep -q '^step 40/40 | loss' '$dir/piped.txt' &&
+    [ \$(grep -c '^step [0-9]*/40 | validation' '$dir/piped.txt') = 3 ] &&
+    [ \$(grep -c '^s:[0-9]* trl' '$dir/piped/main.log') = 40 ] &&
+    tr -d '\r' <'$dir/piped.txt' | cmp -s - '$dir/piped.txt'"
+if script --version >/dev/null 2>&1; then
+    script -qec "stty cols 60; $train $tiny --steps 40 --eval-every 20 --out '$dir/tty'" "$dir/tty.txt" </dev/null \
+        >/dev/null
+    tr '\r' '\n' <"$dir/tty.txt" | tr -d '\033' | sed 's/^\[K//' >"$dir/all.txt"       # all that was ever to be seen
+    sed "s/\r*$//; s/.*\r$(printf '\033')\[K//" "$dir/tty.txt" >"$dir/stays.txt" # and what stays
+    check "a terminal: steps rewrite one line" sh -c "[ \$(grep -c '^step [0-9]*/40 | loss' '$dir/all.txt') = 40 ] &&
+        [ \$(grep -c '^step [0-9]*/40 | loss' '$dir/stays.txt') = 1 ] && grep -q '^step 40/40 | loss' '$dir/stays.txt'"
+    check "a terminal: evaluations stay" [ "$(grep -c '^step [0-9]*/40 | validation' "$dir/stays.txt")" = 3 ]
+    check "a terminal: rewritten lines fit" \
+        awk '/^step [1-9][0-9]*\/40 [|] loss/ && !/step 40/ && length > 59 { exit 1 }' "$dir/all.txt"
+    check "a terminal: the same log" [ "$(grep -c '^s:[0-9]* trl' "$dir/tty/main.log")" = 40 ]
+    mkdir "$dir/f2" && cp "$dir"/a/*_00000010.bin "$dir/f2"
+    script -qec "ulimit -f 100; $train --resume --out '$dir/f2'" "$dir/tty.txt" >/dev/null </dev/null
+    sed "s/\r*$//; s/.*\r$(printf '\033')\[K//" "$dir/tty.txt" >"$dir/stays.txt"
+    check "a terminal: an error has a line of its own" grep -q '^train_gsa: cannot write' "$dir/stays.txt"
+else
+    echo "skip a terminal: no script(1) as in util-linux"
+    skipped=$((skipped + 1))
+fi
 
 # ---- folders' names are never patterns; a pattern that is a file's exact name is that file
 for folder in 'run[1]' 'a*' 'b?' 'c\d'; do
@@ -882,7 +972,7 @@ refuse "links in a circle" 1 "symbolic links" $make_stories --bytes 2k --out "$d
 $train $tiny --steps 100000 --eval-every 0 --out "$dir/busy" >"$dir/busy.txt" 2>&1 &
 pid=$!
 for _ in $(seq 60); do
-    grep -q '^step 3/' "$dir/busy.txt" && break
+    grep -q '^step 1/' "$dir/busy.txt" && break
     sleep 0.5
 done
 before=$(wc -l <"$dir/busy/main.log")

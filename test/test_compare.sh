@@ -49,7 +49,7 @@ check "its pictures" sh -c "head -c 8 '$dir/a/bars.png' '$dir/a/loss.png' | grep
 check "a page a row, and one that leads to them" sh -c "grep -q '</html>' '$dir/a/standard.rope.html' && \
     grep -q 'href=\"gsa-linear.rope.html\"' '$dir/a/report.html' && \
     grep -q '<td>gsa, linear</td>' '$dir/a/report.html' && \
-    [ \$(grep -c 'data:image/png;base64,iVBOR' '$dir/a/report.html') = 2 ]"
+    [ \$(grep -c 'data:image/png;base64,iVBOR' '$dir/a/report.html') = 3 ]"
 check "every measure of a run" python3 - "$dir/a/results.csv" <<'PYTHON'
 import csv, math, sys
 rows = list(csv.DictReader(line for line in open(sys.argv[1]) if not line.startswith("# ")))
@@ -116,13 +116,48 @@ refuse "a training that is refused" 1 "--channels 30" one --flags "--heads 4 --c
 refuse "an unknown row" 2 "standard" dev/compare $two --rows sideways.rope --out "$dir/e"
 refuse "an unknown set" 2 "choose from" dev/compare fashions
 refuse "half a text" 2 "--val" compare --train "$0"
-for set in modes splats adapt stability init covariance ratio context recall; do
+for set in fair modes splats adapt stability init covariance ratio context recall; do
     check "the set $set" dev/compare $set --dry-run --out "$dir/f"
     sed 's/ --out [^ ]*//' "$dir/out" >"$dir/set"
     check "its rows differ: $set" [ $(sort -u "$dir/set" | grep -c .) = $(grep -c . "$dir/set") ]
     check "some rows: $set" [ $(grep -c . "$dir/set") -ge 6 ]
     check "no flag twice: $set" awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^--/ && seen[NR, $i]++) exit 1 }' "$dir/set"
 done
+
+# ---- each row at its own best rate; shards; an archive that goes to another machine
+rates() { # on shards: their own loss, nothing else
+    dev/compare fair $tiny --tokens 3200 --rows "standard no-gain" --rates 1e-3,1e-2 --train "$dir/a/data_train_*.bin" \
+        --val "$dir/a/data_val_*.bin" --tokenizer "$dir/a/tokenizer.bin" --archive "$dir/runs.tar.xz" "$@"
+}
+check "rates" rates --out "$dir/g"
+check "the second seed has the best rate alone, which lies within those tried" python3 - "$dir/g" <<'PYTHON'
+import csv, re, sys
+rows = list(csv.DictReader(line for line in open(sys.argv[1] + "/results.csv") if line[0] != "#"))
+table = open(sys.argv[1] + "/table.md").read()
+chosen, losses = {}, {}
+for name in {r["row"] for r in rows}:
+    first = {float(r["rate"]): float(r["loss"]) for r in rows if r["row"] == name and r["seed"] == "1"}
+    second = [float(r["rate"]) for r in rows if r["row"] == name and r["seed"] == "2"]
+    best = min(first, key=first.get)
+    assert second == [best] and min(first) < best < max(first), (name, first, second)
+    losses[name] = [float(r["loss"]) for r in rows if r["row"] == name and float(r["rate"]) == best]
+    label = next(r["label"] for r in rows if r["row"] == name)
+    line = next(line for line in table.split("\n") if line.startswith(f"| {label} |"))
+    assert f"**{best:g}**" in line and f"{sum(losses[name]) / 2:.3f}" in line, line
+difference = [a - b for a, b in zip(losses["no-gain"], losses["standard"])]
+mean, error = sum(difference) / 2, abs(difference[0] - difference[1]) / 2
+if mean < 0:
+    mean = -mean
+assert re.search(rf"\| [+-]{mean:.3f} ± {error:.3f} \|", table), (mean, error, table)
+PYTHON
+check "elsewhere nothing is trained again" rates --out "$dir/h"
+check "the same results" cmp "$dir/g/results.csv" "$dir/h/results.csv"
+check "no model came along" sh -c "! ls '$dir'/h/*/model_*.bin"
+check "curves with bands" sh -c "head -c 8 '$dir/h/curves.png' | grep -ac PNG"
+refuse "a file that is no archive" 1 "cannot read" rates --out "$dir/i" --archive "$0"
+refuse "shards without their tokenizer" 2 "--tokenizer" dev/compare $two --train "$dir/a/data_train_*.bin" \
+    --val "$dir/a/data_val_*.bin"
+refuse "one rate and several" 2 "--rates" dev/compare $two --lr 1e-3 --rates 1e-3
 
 # ---- recall
 check "the probe of memory" dev/compare recall --rows "standard.rope" --seeds 1 --depth 1 --seq 128 --batch 2 \
@@ -142,6 +177,7 @@ check "it is the one that was written" dev/compare tables --check --results "$di
 sed '/^| gsa, linear/y/0123456789/1234567890/' "$dir/tables.md" >"$dir/other.md"
 refuse "a table with other digits" 1 "not those" dev/compare tables --check --results "$dir/results" \
     --tables-file "$dir/other.md"
+refuse "no page for the tables" 1 "cannot read" dev/compare tables --tables-file "$dir/none.md"
 refuse "a table without its result" 1 "no " dev/compare tables --check --results "$dir/nothing" \
     --tables-file "$dir/tables.md"
 refuse "a result without its table" 1 "no place" dev/compare tables --check --results "$dir/results" \

@@ -315,6 +315,29 @@ static void test_loader_odd_name(void) {
     free(odd);
 }
 
+/* The hash of the loader's data with one token changed: any of a short shard, the first or last of a long one. */
+static void test_loader_hash(void) {
+    static uint16_t tokens[300000];
+    const size_t counts[] = {100, 65536, 300000};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        size_t n = counts[i], changed[] = {0, 1, n == 300000 ? 2047 : n / 2, n - 1};
+        Loader *l = loader_from_tokens(tokens, n, "one", T, V, -1, true, 3),
+               *other = loader_from_tokens(tokens, n, "another", 2 * T, V, -1, false, 4);
+        uint64_t hash = loader_hash(l);
+        CHECK(hash == loader_hash(other), "%zu tokens: name, order and windows play no part", n);
+        for (size_t k = 0; k < sizeof changed / sizeof *changed; k++) {
+            tokens[changed[k]]++;
+            CHECK(loader_hash(l) != hash, "%zu tokens: the hash knows token %zu", n, changed[k]);
+            tokens[changed[k]]--;
+        }
+        loader_free(l);
+        loader_free(other);
+        l = loader_from_tokens(tokens, n - 1, "shorter", T, V, -1, true, 3);
+        CHECK(loader_hash(l) != hash, "%zu tokens: the hash knows their number", n);
+        loader_free(l);
+    }
+}
+
 static void test_loader(void) {
     char *pattern = make_shards();
     test_loader_in_order(pattern);
@@ -1094,6 +1117,7 @@ int main(int argc, char **argv) {
 
     test_shard_refusals();
     test_loader();
+    test_loader_hash();
     test_long_windows();
     test_epoch_sizes();
     test_memory();

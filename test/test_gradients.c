@@ -287,9 +287,9 @@ static void test_attention(size_t T, size_t window, bool causal) {
 typedef struct {
     size_t B, T, HS, S, P, first;
     bool query, envelope;
-    real *qkv, *mu, *log_precision, *log_alpha, *log_theta, *alive;
+    real *qkv, *mu, *log_precision, *log_alpha, *log_theta, *psi, *alive;
     real *theta, *waves, *fq, *fk, *lse, *out, *dout;
-    real *dqkv, *dfq, *dfk, *moments_q, *moments_k, *dmu, *dlog_precision, *dlog_alpha, *dlog_theta;
+    real *dqkv, *dfq, *dfk, *moments_q, *moments_k, *dmu, *dlog_precision, *dlog_alpha, *dlog_theta, *dpsi;
     real one;
 } Head;
 
@@ -313,6 +313,7 @@ static Head make_head(size_t B, size_t T, size_t HS, size_t S, int covariance, b
     h.log_precision = numbers(S * h.P, 0.5, &rng);
     h.log_alpha = numbers(S, 0.5, &rng);
     h.log_theta = numbers(S, 0.5, &rng);
+    h.psi = numbers(S, 1, &rng);
     for (size_t s = 0; s < S; s++) /* precision 4: full precision keeps half its logarithm, on the diagonal */
         for (size_t i = 0; i < (covariance == COVARIANCE_FULL ? HS : h.P); i++)
             h.log_precision[s * h.P + (covariance == COVARIANCE_FULL ? i * (i + 3) / 2 : i)] +=
@@ -338,6 +339,7 @@ static Head make_head(size_t B, size_t T, size_t HS, size_t S, int covariance, b
     h.dlog_precision = numbers(S * h.P, 0, NULL);
     h.dlog_alpha = numbers(S, 0, NULL);
     h.dlog_theta = numbers(S, 0, NULL);
+    h.dpsi = numbers(S, 0, NULL);
     return h;
 }
 
@@ -346,6 +348,7 @@ static Splats splats_of(const Head *h) {
                     .log_precision = h->log_precision,
                     .log_alpha = h->log_alpha,
                     .log_theta = h->envelope ? h->log_theta : NULL,
+                    .psi = h->envelope ? h->psi : NULL,
                     .alive = h->alive,
                     .S = h->S,
                     .P = h->P};
@@ -354,7 +357,8 @@ static SplatGradients gradients_of(const Head *h) {
     return (SplatGradients){.mu = h->dmu,
                             .log_precision = h->dlog_precision,
                             .log_alpha = h->dlog_alpha,
-                            .log_theta = h->envelope ? h->dlog_theta : NULL};
+                            .log_theta = h->envelope ? h->dlog_theta : NULL,
+                            .psi = h->envelope ? h->dpsi : NULL};
 }
 
 static const real *head_waves(Head *h) {
@@ -397,6 +401,8 @@ static void test_splat_features(size_t T, size_t HS, size_t S, int covariance, b
     if (query) CHECK_GRADIENT(features_value, &h, h.log_alpha, h.dlog_alpha, S, 1e-3, "%s, ln alpha", what);
     else CHECK(norm(h.dlog_alpha, S) == 0, "%s: keys have no amplitude", what);
     if (envelope && T > 1) CHECK_GRADIENT(features_value, &h, h.log_theta, h.dlog_theta, S, 1e-3, "%s, ln theta", what);
+    if (envelope && !query) CHECK_GRADIENT(features_value, &h, h.psi, h.dpsi, S, 1e-3, "%s, psi", what);
+    else CHECK(norm(h.dpsi, S) == 0, "%s: no phase", what);
     free_numbers();
 }
 
@@ -418,9 +424,9 @@ static double head_value(void *of) {
 static void head_backward(Head *h) {
     Splats w = splats_of(h);
     size_t record = moments_size(h->S, h->P, h->HS);
-    real *added[] = {h->moments_q, h->moments_k, h->dmu, h->dlog_precision, h->dlog_alpha, h->dlog_theta};
-    const size_t sizes[] = {h->B * record, h->B * record, h->S * h->HS, h->S * h->P, h->S, h->S};
-    for (int i = 0; i < 6; i++) memset(added[i], 0, sizes[i] * sizeof(real));
+    real *added[] = {h->moments_q, h->moments_k, h->dmu, h->dlog_precision, h->dlog_alpha, h->dlog_theta, h->dpsi};
+    const size_t sizes[] = {h->B * record, h->B * record, h->S * h->HS, h->S * h->P, h->S, h->S, h->S};
+    for (int i = 0; i < 7; i++) memset(added[i], 0, sizes[i] * sizeof(real));
     head_value(h);
     attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, NULL,
                        true, h->B, h->T, 1, h->HS);
@@ -444,6 +450,7 @@ static void check_head(Head *h, double h_x, const char *what) {
     CHECK_GRADIENT(head_value, h, h->log_precision, h->dlog_precision, h->S * h->P, 3e-4, "%s, ln p", what);
     CHECK_GRADIENT(head_value, h, h->log_alpha, h->dlog_alpha, h->S, 3e-4, "%s, ln alpha", what);
     if (h->envelope) CHECK_GRADIENT(head_value, h, h->log_theta, h->dlog_theta, h->S, 3e-5, "%s, ln theta", what);
+    if (h->envelope) CHECK_GRADIENT(head_value, h, h->psi, h->dpsi, h->S, 3e-4, "%s, psi", what);
 }
 
 /* What holds exactly, whatever the loss: softmax does not see a common shift of a query's logits, and a head with
@@ -732,7 +739,8 @@ static void test_dead(void) {
                  {ATTENTION_GSA, MIXER_SOFTMAX, ENVELOPE_COSINE, 0, OBJECTIVE_MLM},
                  {ATTENTION_GSA, MIXER_LINEAR, ENVELOPE_RAISED, 0, OBJECTIVE_MLM},
                  {ATTENTION_HYBRID, MIXER_LINEAR, ENVELOPE_RAISED, 9, OBJECTIVE_LM}};
-    static const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta, TENSOR_log_delta};
+    static const int splat[] = {TENSOR_mu,        TENSOR_log_precision, TENSOR_log_alpha,
+                                TENSOR_log_theta, TENSOR_log_delta,     TENSOR_psi};
     for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++)
         for (int covariance = 0; covariance <= COVARIANCE_FULL; covariance++) {
             char what[80];
@@ -815,8 +823,8 @@ static void test_checker(void) {
     Config c = small_config(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE);
     Run r = make_run(&c, 2, 20, 40);
     run_gradients(&r, 1);
-    const int tensors[] = {TENSOR_wte,           TENSOR_ln1w,      TENSOR_qkvb,      TENSOR_mu,
-                           TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta, TENSOR_fcprojw};
+    const int tensors[] = {TENSOR_wte,       TENSOR_ln1w,      TENSOR_qkvb, TENSOR_mu,     TENSOR_log_precision,
+                           TENSOR_log_alpha, TENSOR_log_theta, TENSOR_psi,  TENSOR_fcprojw};
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
         const Tensor *t = &r.m->tensors[tensors[i]];
         real *x = r.m->params + t->offset, *g = r.m->grads + t->offset, *wrong = numbers(t->size, 0, NULL);

@@ -487,7 +487,8 @@ int main(int argc, char **argv) {
         const char *wrong = try_config(&c, kinds[i].attention, NULL, kinds[i].position, kinds[i].mixer, COVARIANCE_ISO,
                                        kinds[i].envelope, kinds[i].window, OBJECTIVE_LM);
         if (wrong) die("%s", wrong);
-        c.gain = GAIN_NONE; /* these texts are older than gains, learned rotations and forget gates */
+        c.gain = GAIN_NONE; /* these texts are older than gains, phases, learned rotations and forget gates */
+        c.phase = PHASE_NONE;
         c.rope = ROPE_FIXED;
         c.forget = FORGET_NONE;
         c.T = T;

@@ -543,7 +543,7 @@ static void test_losses(void) {
 static void test_dot(void) {
     static const double x[] = {100, 0, 300}, y[] = {3.2, 9, 9};
     /* one dot, the other line outside the frame */
-    const Curve points[2] = {{"point", x, y, 1, 0, false, true}, {"", x + 1, y + 1, 2, 1, true, false}};
+    const Curve points[2] = {{"point", x, y, NULL, 1, 0, false, true}, {"", x + 1, y + 1, NULL, 2, 1, true, false}};
     Canvas *c = picture_curves("A dot", "", "", points, 2, 0, 8, false);
     double middle[2] = {0, 0}, mass = 0, left, right, top = 72, bottom = c->height - 100;
     frame_sides(c, &left, &right);
@@ -558,6 +558,25 @@ static void test_dot(void) {
           "a dot of %g pixels stands at %g, not %g", mass, middle[0] / mass, left + (right - left) * 100 / 303);
     CHECK(fabs(middle[1] / mass - (bottom - (bottom - top) * 3.2 / 8)) < 0.6, "its height is %g, not %g",
           middle[1] / mass, bottom - (bottom - top) * 3.2 / 8);
+    canvas_free(c);
+}
+
+/* A level line of 4 with a band from 1 to 5 units of half its height: rows that the band colours at the left and at the
+   right end, against those that the scale of y says. */
+static void test_band(void) {
+    static const double x[] = {0, 100}, y[] = {10, 10}, half[] = {1, 5};
+    const Curve curve = {"band", x, y, half, 2, 0, false, false};
+    Canvas *c = picture_curves("A band", "", "", &curve, 1, 0, 20, false);
+    double left, right, top = 72, bottom = c->height - 100;
+    frame_sides(c, &left, &right);
+    for (int end = 0; end < 2; end++) {
+        int at = (int)(left + (right - left) * (end ? 0.9 : 0.1)), rows = 0;
+        Colour empty = pixel(c, at, (int)top + 8);
+        for (int j = (int)top + 8; j < (int)bottom - 8; j++)
+            rows += pixel(c, at, j).b != empty.b && abs(j - (int)(top + bottom) / 2) > 4;
+        double share = (end ? 0.9 : 0.1) * 101 / 100, expected = 2 * (1 + 4 * share) / 20 * (bottom - top) - 9;
+        CHECK(fabs(rows - expected) < 0.15 * expected + 4, "band of %d rows, not %g", rows, expected);
+    }
     canvas_free(c);
 }
 
@@ -795,6 +814,7 @@ static void test_all(void) {
     test_bars();
     test_losses();
     test_dot();
+    test_band();
     test_adaptation();
     test_report(ATTENTION_HYBRID, MIXER_SOFTMAX, ENVELOPE_COSINE, OBJECTIVE_LM, 2, 2, 6, 20, "hybrid");
     test_report(ATTENTION_STANDARD, MIXER_SOFTMAX, ENVELOPE_COSINE, OBJECTIVE_MLM, 1, 1, 6, 2,

@@ -15,7 +15,8 @@ struct HeadWeights {
     size_t features;
     /* scan part: responsibilities (T, S) of queries, ln phi (T, S) of keys less its largest value */
     double *r, *phi;
-    double *envelope, gain; /* (S, T) by distance; ln g plus that largest value */
+    /* (2, T, S) by distance to keys before a query, then after it; ln g plus that largest value */
+    double *envelope, gain;
 };
 
 /* x^ (d) by equation (1), or x itself */
@@ -103,7 +104,7 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
                 *log_alpha = of_head(tensors, params, TENSOR_log_alpha, g);
     const float *log_theta = of_head(tensors, params, TENSOR_log_theta, g),
                 *log_delta = of_head(tensors, params, TENSOR_log_delta, g),
-                *log_far = of_head(tensors, params, TENSOR_log_far, g),
+                *psi = of_head(tensors, params, TENSOR_psi, g), *log_far = of_head(tensors, params, TENSOR_log_far, g),
                 *alive = of_head(tensors, params, TENSOR_alive, g);
     /* ln alpha + ln phi of queries, ln phi of keys */
     double *response = (double *)xmalloc(2 * T * S * sizeof *response), *of_keys = response + T * S;
@@ -124,6 +125,7 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
                 double *f = (t < T ? w->q : w->k) + t % T * w->features,
                        angle = log_theta ? exp((double)log_theta[s]) * (double)(t % T) : 0,
                        size = exp(response[t * S + s]);
+                if (psi && t >= T) angle += (double)psi[s]; /* equation (7b) */
                 f[s] = size * cos(angle);
                 if (log_theta) f[S + s] = size * sin(angle);
             }
@@ -137,11 +139,13 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
     w->r = response;
     w->phi = of_keys;
     w->gain = most + (log_far ? (double)*log_far : 0);
-    w->envelope = (double *)xmalloc(S * T * sizeof(double));
+    w->envelope = (double *)xmalloc(2 * S * T * sizeof(double));
     for (size_t s = 0; s < S; s++)
-        for (size_t n = 0; n < T; n++)
-            w->envelope[n * S + s] = (log_delta ? exp(-exp((double)log_delta[s]) * (double)n) : 1) *
-                                     (log_theta ? 0.5 * (1 + cos(exp((double)log_theta[s]) * (double)n)) : 1);
+        for (size_t n = 0; n < 2 * T; n++) {
+            double apart = (double)(n % T), angle = log_theta ? exp((double)log_theta[s]) * apart : 0;
+            if (psi) angle += n < T ? -(double)psi[s] : (double)psi[s];
+            w->envelope[n * S + s] = (log_delta ? exp(-exp((double)log_delta[s]) * apart) : 1) * 0.5 * (1 + cos(angle));
+        }
     return w;
 }
 
@@ -165,8 +169,8 @@ void head_weights_row(const HeadWeights *w, size_t i, double *row) {
             if (w->forget) sum += w->forget[i] - w->forget[j];
             most = fmax(most, row[j] = sum);
         } else if (w->kind == HEAD_SCAN || w->kind == HEAD_EXTEND) {
-            for (size_t s = 0; s < w->S; s++)
-                sum += w->r[i * w->S + s] * w->envelope[n * w->S + s] * w->phi[j * w->S + s];
+            const double *envelope = w->envelope + ((i < j ? w->T : 0) + n) * w->S;
+            for (size_t s = 0; s < w->S; s++) sum += w->r[i * w->S + s] * envelope[s] * w->phi[j * w->S + s];
             far += row[j] = fabs(sum);
         }
     }

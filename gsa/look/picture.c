@@ -800,6 +800,21 @@ Canvas *picture_responsibilities(const char *title, const float *r, const int *s
     return c;
 }
 
+/* The band around a curve, column by column of the canvas, each as high as the band is there. */
+static void draw_band(const Plot *p, const Curve *v, bool doubling) {
+    for (size_t k = 1; k < v->count; k++) {
+        double left = plot_x(p, doubling ? log2(v->x[k - 1]) : v->x[k - 1]),
+               right = plot_x(p, doubling ? log2(v->x[k]) : v->x[k]);
+        if (!isfinite(v->y[k] + v->y[k - 1] + v->band[k] + v->band[k - 1])) continue;
+        for (double x = floor(left); x < floor(right); x++) {
+            double share = right > left ? fmin(fmax((x - left) / (right - left), 0), 1) : 0,
+                   y = v->y[k - 1] + share * (v->y[k] - v->y[k - 1]),
+                   half = v->band[k - 1] + share * (v->band[k] - v->band[k - 1]), top = plot_y(p, y + half);
+            draw_rectangle(p->canvas, x, top, 1, plot_y(p, y - half) - top, colour_of(v->colour), 0.2);
+        }
+    }
+}
+
 static Canvas *draw_curves(int height, const char *title, const char *x_label, const char *y_label, const Curve *curves,
                            int count, double low, double high, bool doubling) {
     double x0 = INFINITY, x1 = -INFINITY, y0 = INFINITY, y1 = -INFINITY, legend = 0;
@@ -814,8 +829,9 @@ static Canvas *draw_curves(int height, const char *title, const char *x_label, c
                 double x = doubling ? log2(curves[i].x[k]) : curves[i].x[k];
                 x0 = fmin(x0, x);
                 x1 = fmax(x1, x);
-                y0 = fmin(y0, curves[i].y[k]);
-                y1 = fmax(y1, curves[i].y[k]);
+                double half = curves[i].band ? curves[i].band[k] : 0;
+                y0 = fmin(y0, curves[i].y[k] - half);
+                y1 = fmax(y1, curves[i].y[k] + half);
             }
     }
     if (!(x0 <= x1)) {
@@ -836,6 +852,7 @@ static Canvas *draw_curves(int height, const char *title, const char *x_label, c
         for (int i = 0; i < count; i++) {
             const Curve *v = &curves[i];
             if (v->thin == (pass == 1)) continue;
+            if (v->band) draw_band(&p, v, doubling);
             for (size_t k = 0; k < v->count; k++) {
                 double x = plot_x(&p, doubling ? log2(v->x[k]) : v->x[k]), y = plot_y(&p, v->y[k]),
                        before = k ? v->x[k - 1] : NAN;
@@ -1023,11 +1040,12 @@ Canvas *picture_losses(const char *title, const char *const *logs, const char *c
             if (training->count) smooth(average, training, training->x[training->count - 1] / 100);
         }
         char *name = names && names[i] ? xstrdup(names[i]) : run_name(logs[i]);
-        curves[2 * i] = (Curve){NULL, training->x, training->y, training->count, i, true, false};
+        curves[2 * i] = (Curve){NULL, training->x, training->y, NULL, training->count, i, true, false};
         curves[2 * i + 1] = (Curve){xasprintf("%s: %.4g (%s)", name, shown->y[shown->count - 1],
                                               shown == validation ? "validation" : "training"),
                                     shown->x,
                                     shown->y,
+                                    NULL,
                                     shown->count,
                                     i,
                                     false,
@@ -1282,7 +1300,7 @@ Canvas *picture_adaptation(const char *log) {
     Canvas *parts[6];
     int n = 0, width = 0, height = 0;
     char *name = run_name(log), *title = xasprintf("Splats alive in all heads: %s", name), *legend[EVENTS];
-    Curve curve = {"at an evaluation", a.alive.x, a.alive.y, a.alive.count, 0, false, true};
+    Curve curve = {"at an evaluation", a.alive.x, a.alive.y, NULL, a.alive.count, 0, false, true};
     if (a.alive.count) parts[n++] = draw_curves(420, title, "step", "splats", &curve, 1, 0, 0, false);
     curve.x = a.fewest.x;
     curve.y = a.fewest.y;
@@ -1309,7 +1327,7 @@ Canvas *picture_adaptation(const char *log) {
         }
         series_add(&sums[k], fmax(a.last, 1) + 0.001, so_far);
         legend[k] = xasprintf("%s: %.0f", event_names[k], so_far);
-        curves[k] = (Curve){legend[k], sums[k].x, sums[k].y, sums[k].count, k, false, false};
+        curves[k] = (Curve){legend[k], sums[k].x, sums[k].y, NULL, sums[k].count, k, false, false};
     }
     if (a.count) {
         parts[n++] = draw_curves(420, "Events so far", "step", "events", curves, EVENTS, 0, 0, false);

@@ -123,6 +123,7 @@ Canvas *picture_responsibilities(const char *title, const float *r, const int *s
 typedef struct {
     const char *name;
     const double *x, *y;
+    const double *band; /* half the height of a pale band around the line, or NULL */
     size_t count;
     int colour;
     bool thin, marks; /* marks: a dot at each point */

@@ -25,8 +25,9 @@ typedef struct {
     /* data: the made-up stories' tokens are NULL where there are shards, val where nothing is evaluated */
     Loader *train, *val;
     uint16_t *train_tokens, *val_tokens;
-    int *x, *y;     /* (B, T) each: the batch at hand */
-    int *overfit_x; /* (2, B, T): --overfit-batch's x and y; NULL without that flag */
+    int64_t data_hash[2]; /* loader_hash of train and val; 0: no val */
+    int *x, *y;           /* (B, T) each: the batch at hand */
+    int *overfit_x;       /* (2, B, T): --overfit-batch's x and y; NULL without that flag */
     /* splats: adapt is NULL where there are none */
     Adapt *adapt;
     AdaptRules rules;
@@ -35,8 +36,11 @@ typedef struct {
     FILE *log;
     char *log_path;
     double tokens_a_step;
-    double training_time; /* seconds in training steps */
-    double recent;        /* seconds a step, averaged over about the last ten */
+    double training_time;        /* seconds in training steps */
+    double recent;               /* seconds a step, averaged over about the last ten */
+    double reporting;            /* seconds that the last step's line and log took */
+    double printed;              /* time of the last step's line that stays */
+    int64_t outside[NUM_BOUNDS]; /* as clamped, of all updates since then */
 } Run;
 
 /* ---- save.c */

@@ -110,15 +110,42 @@ void open_newest(Settings *s, Checkpoint **model, Checkpoint **state) {
     s->init_from = NULL; /* the weights are the run's own now */
 }
 
+/* Dies where the data are not those that the run began with: shards that moved may be named anew, other ones may not.
+   States of before there was a hash hold the number of tokens alone. */
+static void compare_data(const Run *r, const Checkpoint *state, int64_t tokens) {
+    const Settings *s = r->settings;
+    int64_t two = 2;
+    if ((uint64_t)tokens != loader_tokens(r->train))
+        die("%s: the training data has %llu tokens now and had %lld then; put the old shards back, name their new "
+            "place with --data, or start anew with --init-from",
+            state->path, (unsigned long long)loader_tokens(r->train), (long long)tokens);
+    if (!checkpoint_has(state, "data")) {
+        if (is_given(s, SETTING_data) || is_given(s, SETTING_val))
+            warn("%s is of an older version and knows only how many tokens there were: whether these are the same is "
+                 "not checked",
+                 state->path);
+        return;
+    }
+    const int64_t *then = (const int64_t *)checkpoint_find(state, "data", TYPE_I64, 1, &two, NULL);
+    const char *const flags[] = {"data", "val"}, *const places[] = {s->data, s->val};
+    for (int i = 0; i < 2; i++) {
+        if (then[i] == r->data_hash[i]) continue;
+        if (!s->data)
+            die("%s: this version of the program makes up other stories than the one that began this run, which can "
+                "only go on with that one",
+                state->path);
+        die("%s: --%s %s holds other tokens than this run began with; put the old shards back, name their new place "
+            "with --%s, or start anew with --init-from",
+            state->path, flags[i], places[i] ? places[i] : "(none)", flags[i]);
+    }
+}
+
 void restore(Run *r, const Checkpoint *state) {
     int64_t four = 4;
     const int64_t *position = (const int64_t *)checkpoint_find(state, "position", TYPE_I64, 1, &four, NULL);
     LoaderState at = {(uint64_t)position[1], (uint64_t)position[2]};
     r->step = r->first_step = r->saved = position[0];
-    if ((uint64_t)position[3] != loader_tokens(r->train) || at.window > loader_windows(r->train))
-        die("%s: the training data has %llu tokens now and had %lld then; put the old shards back or start anew with "
-            "--init-from",
-            state->path, (unsigned long long)loader_tokens(r->train), (long long)position[3]);
+    compare_data(r, state, position[3]);
     loader_set_state(r->train, at);
     float *flat = (float *)xcalloc(r->total, sizeof *flat);
     checkpoint_read_tensors(state, "adam_m.", flat);
@@ -126,19 +153,26 @@ void restore(Run *r, const Checkpoint *state) {
     checkpoint_read_tensors(state, "adam_v.", flat);
     r->backend->write(r->model, BUFFER_ADAM_V, flat);
     free(flat);
+    if (r->backend->choose && checkpoint_has(state, "choices")) {
+        int64_t bytes;
+        const char *text = (const char *)checkpoint_find(state, "choices", TYPE_BYTES, 0, NULL, &bytes);
+        char *choices = xasprintf("%.*s", (int)bytes, text);
+        r->backend->choose(r->model, choices);
+        free(choices);
+    }
     printf("going on from step %lld of %lld\n", (long long)r->step, (long long)r->settings->steps);
 }
 
 /* ---------------------------------------------------------------------- saving */
 
 static void save_state(Run *r) {
-    Entry entries[2 * NUM_TENSORS + 2];
-    const void *data[2 * NUM_TENSORS + 2];
+    Entry entries[2 * NUM_TENSORS + 4];
+    const void *data[2 * NUM_TENSORS + 4];
     int n = 0;
     char *path = run_path(r->settings->out, "state", r->step), *settings = settings_text(r->settings);
     LoaderState at = loader_state(r->train);
     int64_t position[] = {r->step, (int64_t)at.epoch, (int64_t)at.window, (int64_t)loader_tokens(r->train)};
-    int64_t length = sizeof position / sizeof *position, settings_length = (int64_t)strlen(settings);
+    int64_t length = sizeof position / sizeof *position, settings_length = (int64_t)strlen(settings), hashes = 2;
     /* copies, because what a back end hands out is valid only until its next read */
     float *m = (float *)xmalloc(2 * r->total * sizeof *m), *v = m + r->total;
     memcpy(m, r->backend->read(r->model, BUFFER_ADAM_M), r->total * sizeof *m);
@@ -147,11 +181,18 @@ static void save_state(Run *r) {
     entries[n++] = checkpoint_entry("settings", TYPE_BYTES, 1, &settings_length);
     data[n] = position;
     entries[n++] = checkpoint_entry("position", TYPE_I64, 1, &length);
+    data[n] = r->data_hash;
+    entries[n++] = checkpoint_entry("data", TYPE_I64, 1, &hashes);
+    char *choices = r->backend->choices ? r->backend->choices(r->model) : NULL;
+    int64_t choices_length = choices ? (int64_t)strlen(choices) : 0;
+    data[n] = choices;
+    if (choices) entries[n++] = checkpoint_entry("choices", TYPE_BYTES, 1, &choices_length);
     checkpoint_add_tensors(&r->config, "adam_m.", m, entries, data, &n);
     checkpoint_add_tensors(&r->config, "adam_v.", v, entries, data, &n);
     checkpoint_write(path, CHECKPOINT_STATE, &r->config, r->step, entries, data, n);
     free(m);
     free(settings);
+    free(choices);
     free(path);
 }
 
@@ -168,7 +209,9 @@ static void save_model(Run *r) {
     checkpoint_add_tensors(&r->config, "", r->backend->read(r->model, BUFFER_PARAMS), entries, data, &n);
     if (r->adapt) adapt_add_entries(r->adapt, entries, data, &n);
     checkpoint_write(path, CHECKPOINT_MODEL, &r->config, r->step, entries, data, n);
+    rewrite_line(NULL);
     printf("saved %s\n", path);
+    fflush(stdout);
     free(tokenizer);
     free(path);
 }

@@ -97,7 +97,9 @@ static void take_setting(Settings *s, const char *name, const char *value, const
     if (!f) die("%s: unknown setting '%.60s'; it was written by another version of this program", path, name);
     if (f->given) {
         char *given = flag_text(f);
-        if (!(table[f - s->flags].attributes & FREE) && strcmp(given, value) != 0)
+        int attributes = table[f - s->flags].attributes;
+        bool may_differ = attributes & FREE || (attributes & PLACE && *value);
+        if (!may_differ && strcmp(given, value) != 0)
             die("--%s %s contradicts the run to be resumed, where it is '%s' (%s); leave it out, or start a new "
                 "run with --init-from",
                 name, given, value, path);
@@ -180,6 +182,7 @@ static void resolve_splats(Settings *s) {
     if (linear && is_given(s, SETTING_splat_amplitude))
         die_usage("--splat-amplitude is for softmax; the linear mixer divides by the sum of its weights");
     if (!s->envelope) s->envelope = linear ? "raised" : "cosine";
+    if (!s->phase) s->phase = "none";
     int64_t d = s->heads > 0 && s->channels % s->heads == 0 ? s->channels / s->heads : 0; /* size of a head */
     if (!s->splats) s->splats = linear ? 16 : strcmp(s->envelope, "cosine") == 0 ? d / 2 : d;
     if (s->splats_alive > s->splats)
@@ -194,7 +197,8 @@ static double six_digits(double x) { /* the number that is printed is the number
 
 /* The smaller the model, the larger its rate: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Splats' scalars are
    logarithms, so their best rate does not depend on the model's size; above 0.01 some seeds end far worse than others
-   (dev/LOG.md). */
+   (dev/LOG.md). A start of amplitudes that depends on the rate belongs here too: --lr is known now, and splats start
+   afterwards. */
 void resolve_rates(Settings *s, const Config *c) {
     bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0 || config_ropes(c) > 0;
     if (!scalars && is_given(s, SETTING_splat_lr))

@@ -17,7 +17,9 @@ enum {
     SPLATS = 1,    /* it is for splats: refused with --attention standard */
     NEW_MODEL = 2, /* it says how a new model begins: refused with --init-from */
     FREE = 4,      /* it may change when a run is resumed, because it does not change what the run computes */
-    UNSAVED = 8    /* it says which run is meant: not stored in state files */
+    UNSAVED = 8,   /* it says which run is meant: not stored in state files */
+    PLACE = 16     /* it names files that may have moved: it may name their new place when a run is resumed, and what
+                      is in them is compared */
 };
 
 /* X(kind, field, flag, default, values, model, attributes, help), in the order of --help; ROOM(name, heading).
@@ -64,6 +66,9 @@ enum {
       "splats per GSA head; 0: as many as softmax takes, 16 for linear") \
     X(CHOICE, envelope, "envelope", NULL, CHOICES(ENVELOPE_CHOICES), MODEL(envelope), SPLATS, \
       "contribution by distance; cosine for softmax and raised for linear if not given") \
+    X(CHOICE, phase, "phase", NULL, CHOICES(PHASE_CHOICES), MODEL(phase), SPLATS, \
+      "of the envelope's cosine: none, or one that each splat learns, so that it may favour a distance; none if not " \
+      "given") \
     X(CHOICE, covariance, "covariance", "iso", CHOICES(COVARIANCE_CHOICES), MODEL(covariance), SPLATS, \
       "a splat's precision: one number, one for each dimension, or a matrix") \
     X(TEXT, splat_init, "splat-init", "random", ANY("random|ball|kmeans|pca|FILE"), NONE, SPLATS | NEW_MODEL, \
@@ -88,11 +93,11 @@ enum {
       "when splats move, die and are born: any of these, by commas" ADAPT_RULES_HELP) \
     \
     ROOM(data, "data") \
-    X(TEXT, data, "data", NULL, ANY("GLOB"), NONE, 0, \
-      "training shards, from data/prepare; made-up stories if not given") \
-    X(TEXT, val, "val", NULL, ANY("GLOB"), NONE, 0, \
-      "validation shards; none: no evaluation") \
-    X(TEXT, tokenizer, "tokenizer", NULL, ANY("FILE"), NONE, 0, \
+    X(TEXT, data, "data", NULL, ANY("GLOB"), NONE, PLACE, \
+      "training shards, from data/prepare; made-up stories if not given. With --resume: their new place, if they moved") \
+    X(TEXT, val, "val", NULL, ANY("GLOB"), NONE, PLACE, \
+      "validation shards; none: no evaluation. With --resume: likewise") \
+    X(TEXT, tokenizer, "tokenizer", NULL, ANY("FILE"), NONE, PLACE, \
       "the tokenizer that made the shards; stored in the checkpoints") \
     X(INT, vocab, "vocab", 1024, RANGE(258, 65536), NONE, 0, \
       "vocabulary learned from the made-up stories") \
@@ -182,7 +187,7 @@ static inline bool is_given(const Settings *s, int setting) { return s->flags[se
 /* What a state file stores: "name=value\n" for every flag that is not UNSAVED. The caller frees it. */
 char *settings_text(const Settings *s);
 /* Takes all settings from that text, of the file `path`. A flag that is given and differs is refused; one that is
-   FREE wins over the file. */
+   FREE, or a PLACE where the file names another, wins over the file. */
 void settings_from_text(Settings *s, const char *text, size_t bytes, const char *path);
 /* Prints all settings room by room, and one line of the log. */
 void print_settings(const Settings *s, FILE *log, int64_t step);

@@ -65,6 +65,11 @@ static void next_batch(const Run *r, Loader *l, int *x, int *y, int B, uint64_t 
                     rng_mix((uint64_t)r->settings->seed, draw));
 }
 
+static void hash_data(Run *r) {
+    r->data_hash[0] = (int64_t)loader_hash(r->train);
+    r->data_hash[1] = r->val ? (int64_t)loader_hash(r->val) : 0;
+}
+
 /* Shards, or as many made-up stories as the run needs, within reason; the validation stories are those of another
    seed. */
 static void open_data(Run *r) {
@@ -75,6 +80,7 @@ static void open_data(Run *r) {
     if (s->data) {
         r->train = loader_open(s->data, T, V, eot, true, seed);
         if (s->val) r->val = loader_open(s->val, T, V, -1, false, 0);
+        hash_data(r);
         return;
     }
     size_t n, wanted = (size_t)fmin(fmax(r->tokens_a_step * (double)s->steps, 4.0 * B * (T + 1)), 16e6);
@@ -82,6 +88,7 @@ static void open_data(Run *r) {
     r->train = loader_from_tokens(r->train_tokens, n, "the made-up stories", T, V, eot, true, seed);
     r->val_tokens = story_tokens(r->tokenizer, rng_mix(seed, 1), (size_t)fmax(65536, 2.0 * (T + 1)), &n);
     r->val = loader_from_tokens(r->val_tokens, n, "the validation stories", T, V, -1, false, 0);
+    hash_data(r);
 }
 
 /* Buffers for the batch at hand; with --overfit-batch also the one batch, out of reach of evaluations and samples: the
@@ -248,6 +255,7 @@ static void print_sample(Run *r) {
     int most = r->config.T < 128 ? r->config.T : 128, n = 1;
     float *logits = (float *)xmalloc((size_t)r->config.V * sizeof *logits);
     x[0] = tokenizer_eot(tokenizer);
+    rewrite_line(NULL);
     printf("--- sample after step %lld: ", (long long)r->step);
     while (n < most) {
         r->backend->forward(r->model, x, NULL, 1, n);
@@ -260,6 +268,7 @@ static void print_sample(Run *r) {
         n++;
     }
     printf("\n---\n");
+    fflush(stdout);
     free(logits);
 }
 
@@ -397,9 +406,11 @@ static void evaluation(Run *r) {
     double loss = evaluate(r);
     fprintf(r->log, "s:%lld tel:%.9g\n", (long long)r->step, loss);
     HeadMeasure heads = measure(r);
+    rewrite_line(NULL);
     printf("step %lld/%lld | validation loss %.6f | perplexity %.3f | attention entropy %.2f, distance %.1f\n",
            (long long)r->step, (long long)r->settings->steps, loss, exp(loss), heads.entropy, heads.distance);
     if (r->adapt && r->adapt->numbers[ADAPT_COUNT_WINDOWS]) report_splats(r);
+    fflush(stdout);
     write_log(r);
 }
 
@@ -465,20 +476,43 @@ static void mfu_text(const Run *r, char *out, size_t room) {
     else snprintf(out, room, " | MFU n/a");
 }
 
+/* A step's line: of a terminal always the same one, else one every few seconds; always the first and the last. */
+static void print_step(Run *r, const char *line) {
+    enum { SECONDS = 5 };
+    double now = now_seconds();
+    bool terminal = isatty(1), ends = r->step == r->settings->steps;
+    if (terminal && !ends) {
+        rewrite_line(line);
+        return;
+    }
+    if (!ends && r->step > r->first_step + 1 && now - r->printed < SECONDS) return;
+    rewrite_line(NULL);
+    printf("%s\n", line);
+    fflush(stdout);
+    memset(r->outside, 0, sizeof r->outside);
+    r->printed = now;
+}
+
 /* Prints and logs the step just done, which took `took` seconds. */
 static void report_step(Run *r, double loss, const double norms[NUM_CLIPS], const Update *u, double took) {
     char left[32], share[32];
-    int64_t outside = 0;
-    for (int i = 0; i < NUM_BOUNDS; i++) outside += r->clamped[i];
+    int64_t outside = 0, since = 0;
+    for (int i = 0; i < NUM_BOUNDS; i++) {
+        outside += r->clamped[i];
+        since += r->outside[i] += r->clamped[i];
+    }
     r->training_time += took;
     /* the first two steps are slower: they touch all memory for the first time */
     r->recent = r->step > r->first_step + 2 ? 0.9 * r->recent + 0.1 * took : took;
     duration(r->recent * (double)(r->settings->steps - r->step), left, sizeof left);
     mfu_text(r, share, sizeof share);
-    printf("step %lld/%lld | loss %.6f | norm %.4f, splats %.4f | lr %.2e | %.0f ms | %.0f tok/s%s | %s left%s%s\n",
-           (long long)r->step, (long long)r->settings->steps, loss, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS],
-           u->rate[CLIP_WEIGHTS], 1e3 * took, r->tokens_a_step / r->recent, share, left,
-           outside ? " | put back into bounds: " : "", outside ? bounds_text(r->clamped) : "");
+    char *line = xasprintf(
+        "step %lld/%lld | loss %.6f | %s left | %.0f ms | %.0f tok/s%s | norm %.4f, splats %.4f | lr %.2e%s%s",
+        (long long)r->step, (long long)r->settings->steps, loss, left, 1e3 * took, r->tokens_a_step / r->recent, share,
+        norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], u->rate[CLIP_WEIGHTS], since ? " | put back into bounds: " : "",
+        since ? bounds_text(r->outside) : "");
+    print_step(r, line);
+    free(line);
     fprintf(r->log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)r->step, loss,
             u->rate[CLIP_WEIGHTS], norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
     write_log(r);
@@ -496,7 +530,9 @@ static void train_step(Run *r) {
     r->backend->update(r->model, &u, r->clamped);
     r->step++;
     if (watched) adapt_step(r, shifted);
-    report_step(r, loss, norms, &u, now_seconds() - began);
+    double computed = now_seconds();
+    report_step(r, loss, norms, &u, computed - began + r->reporting);
+    r->reporting = now_seconds() - computed; /* a part of the step too, which the next one's line shows */
 }
 
 /* ---------------------------------------------------------------------- the loop */
@@ -532,6 +568,7 @@ static void catch_signals(void) {
 static void print_end(const Run *r) {
     int64_t steps = r->step - r->first_step;
     const char *out = r->settings->out;
+    rewrite_line(NULL);
     if (steps > 0)
         printf("%lld steps in %.1f s, %.0f tokens/s; the model is %s/model_%08lld.bin\n", (long long)steps,
                r->training_time, r->tokens_a_step * (double)steps / r->training_time, out, (long long)r->step);
@@ -552,7 +589,6 @@ static int train_loop(Run *r) {
     while (!interrupted) {
         if (r->val && is_due(r, s->eval_every)) evaluation(r);
         if (samples && r->step > r->first_step && is_due(r, s->sample_every)) print_sample(r);
-        fflush(stdout);
         if (r->step == s->steps) break;
         train_step(r);
         if (r->step == s->steps || is_due(r, s->save_every)) save(r);
@@ -603,7 +639,9 @@ static void check_data_flags(const Settings *s, const Checkpoint *start) {
 
 /* That of the model to start from, that of --tokenizer, or one learned from the made-up stories. */
 static Tokenizer *make_tokenizer(const Settings *s, const Checkpoint *start) {
-    if (start) return checkpoint_tokenizer(start, s->resume ? NULL : s->tokenizer);
+    /* a run that goes on has its own, and one that is given is compared */
+    bool compare = !s->resume || is_given(s, SETTING_tokenizer);
+    if (start) return checkpoint_tokenizer(start, compare ? s->tokenizer : NULL);
     if (s->tokenizer) return tokenizer_load(s->tokenizer);
     size_t bytes;
     char *text = stories((uint64_t)s->seed, 1 << 20, &bytes);

@@ -68,6 +68,11 @@ typedef struct {
     /* the next forward pass will be followed by backward(scale), whose beginning may be done at once; NULL: no use
        for that */
     void (*expect)(void *model, double scale);
+    /* what was chosen for this machine in a way that may come out otherwise the next time, such as by speed, and that
+       changes the numbers' last digits: malloc'd text, for the state file. A run that goes on gives it back before
+       its first pass. NULL: nothing is */
+    char *(*choices)(void *model);
+    void (*choose)(void *model, const char *choices);
 } Backend;
 
 /* The whole program: flags, data, training. Returns the exit status. */
