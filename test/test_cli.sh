@@ -829,7 +829,7 @@ check "phases: of the linear mixer, soft, recomputed" $train $tiny --mixer linea
 check "phases: with a softer start" $train $tiny --phase learned --splat-amplitude 0.1 --steps 2 --out "$dir/hs"
 check "phases: inspected" sh -c "$infer inspect '$dir/ha/model_00000020.bin' | grep phase &&
     ! $infer inspect '$dir/a/model_00000020.bin' | grep phase"
-check "phases: quantized" sh -c "$infer quantize '$dir/ha/model_00000020.bin' '$dir/hq.bin' &&
+check "phases: quantized" sh -c "$infer quantize '$dir/ha/model_00000020.bin' '$dir/hq.bin' --type int8 &&
     $infer perplexity '$dir/hq.bin' README.md"
 check "splats with phases, for a model with them" $train $tiny --phase learned \
     --splat-init "$dir/ha/model_00000020.bin" --steps 1 --out "$dir/hf"

@@ -445,7 +445,7 @@ static void compare_splats(const Pair *p, size_t l, const char *what) {
         if (!t->size || t->group == GROUP_FIXED || !tensor_is_splat(i)) continue;
         size_t each = tensor_row(t);
         COMPARE(grads + t->offset + first * each, p->c->grads + t->offset + first * each, heads * each,
-                waves ? (p->T < 100 ? 3 : 1) * WAVES : SPLATS, "%s, T %zu: gradient of %s", what, p->T, t->name);
+                waves ? (p->T < 200 ? 3 : 1) * WAVES : SPLATS, "%s, T %zu: gradient of %s", what, p->T, t->name);
     }
 }
 
@@ -780,11 +780,12 @@ static void compare_watched(const Pair *p, size_t B, size_t T, const char *what)
 }
 
 /* Without the sphere steps of 1e-3 are chaotic: on the CPU alone noise of 1e-6 in the gradients of "no sphere, full"
-   becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4. */
+   becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4. And with heads of 128 the loss falls from 3.1 to 0.6 within four such
+   steps, where bf16 may be a third of a step behind (fp32 is not), so that they are shorter too. */
 static void compare_updates(const Pair *p, size_t B, size_t T, int updates, const char *what) {
-    bool raw = p->c->config.raw;
+    bool shorter = p->c->config.raw || config_head_size(&p->c->config) == 128;
     for (int step = 1; step <= updates; step++) {
-        Update u = {{raw ? 3e-4 : 1e-3, raw ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
+        Update u = {{shorter ? 3e-4 : 1e-3, shorter ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
         int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
         cpu::gsa_zero_gradients(p->c);
         cuda_zero_gradients(p->g);

@@ -830,8 +830,8 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
    dH = sum f_q rho do^T and dz = -sum f_q rho Delta, so f_q is made with its factor rho.
      df_k(j) = sum_i dw_ij f_q(i), K = f_k df_k: into gradients (B, heads, T, SP), or added to it where `add`;
      dv_j = sum_i w_ij rho_i do_i: into the third part of dqkv, or added to it where `add_values`;
-     the keys' part of d theta and d delta, and d psi. Positions count within spans of SCAN_BLOCK tokens; what pairs of tokens in
-     different spans add besides is SCAN_BLOCK times a product of H and dH at each border between two (MODEL.md 4.5).
+     the keys' part of d theta and d delta, and d psi. Positions count within spans of SCAN_BLOCK tokens; what pairs of
+     tokens in different spans add besides is SCAN_BLOCK times a product of H and dH at each border (MODEL.md 4.5).
    sums not NULL: none of this, only the gradient of the state at the start of each segment, from zero at its end.
    Long, because its steps share what a lane holds of dH, dz, df_k and the sums in registers. */
 template <int HS, int SP>
