@@ -146,8 +146,12 @@ static void check_operations(void) {
     try_config(&c, ATTENTION_STANDARD, NULL, POSITION_ROPE, MIXER_SOFTMAX, COVARIANCE_ISO, ENVELOPE_NONE, 0,
                OBJECTIVE_LM);
     /* 2 layers, 2 heads of 10, 20 channels, vocabulary 13: 2 (12 20^2) + 13 20 weights, 2 x 2 x 10 a layer and key,
-       50.5 keys */
+       50.5 keys; a forget gate has 20 weights */
     c.T = 100;
+    c.forget = FORGET_HALF;
+    double gated = config_operations(&c);
+    c.forget = FORGET_NONE;
+    CHECK(gated - config_operations(&c) == 6 * 2 * 20, "operations of gates: %g", gated - config_operations(&c));
     CHECK(config_operations(&c) == 6 * (9600 + 260 + 2 * 2 * 20 * 50.5), "operations of standard attention: %g",
           config_operations(&c));
     c.window = 10; /* 9 tokens see fewer: 9.55 keys */

@@ -94,7 +94,8 @@ enum {
     \
     ROOM(data, "data") \
     X(TEXT, data, "data", NULL, ANY("GLOB"), NONE, PLACE, \
-      "training shards, from data/prepare; made-up stories if not given. With --resume: their new place, if they moved") \
+      "training shards, from data/prepare; made-up stories if not given. With --resume: their new place, if they " \
+      "moved") \
     X(TEXT, val, "val", NULL, ANY("GLOB"), NONE, PLACE, \
       "validation shards; none: no evaluation. With --resume: likewise") \
     X(TEXT, tokenizer, "tokenizer", NULL, ANY("FILE"), NONE, PLACE, \
