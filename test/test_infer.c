@@ -379,6 +379,7 @@ static void test_llmc(void) {
     Config c;
     const char *wrong = try_config(&c, ATTENTION_STANDARD, NULL, POSITION_LEARNED, 0, 0, 0, 0, OBJECTIVE_LM);
     if (wrong) die("%s", wrong);
+    c.forget = FORGET_NONE; /* GPT-2 has none */
     GSA *m = scattered_model(&c, 1, 90);
     const ParameterTensors *p = &m->p;
     size_t L = (size_t)c.L, C = (size_t)c.C;
