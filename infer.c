@@ -68,11 +68,12 @@ static void unload(Loaded l) {
 /* One head of a model that does not change: its kind, its splats and what follows from them. */
 typedef struct {
     int kind;
-    size_t window; /* how far its softmax looks back; SIZE_MAX: to the start */
-    real scale;    /* what f_q . f_k is multiplied by */
+    size_t window;                 /* how far its softmax looks back; SIZE_MAX: to the start */
+    real scale;                    /* what f_q . f_k is multiplied by */
+    const real *forgetw, *forgetb; /* (C), (1): of its gate; NULL: it has none */
     Splats w;
     SplatConstants constants;
-    double *theta; /* softmax splats with an envelope: its frequencies (S) */
+    double *theta; /* frequencies: of softmax splats with an envelope (S), or of learned rotations (HS/2) */
     Scan step;     /* scan and extend heads: tables for chunks of one token */
 } Head;
 
@@ -96,13 +97,20 @@ static void model_prepare(Model *m) {
         head->kind = config_head_kind(c, (int)(i / z.NH), (int)(i % z.NH));
         head->window = head->kind == HEAD_SPLAT || !c->window ? SIZE_MAX : (size_t)c->window;
         head->scale = head_scale(&m->net, i / z.NH, i % z.NH);
+        if (config_is_gated(c, (int)(i / z.NH), (int)(i % z.NH))) {
+            size_t gate = (size_t)config_gates_before(c, (int)(i / z.NH), (int)(i % z.NH));
+            head->forgetw = m->net.p.forgetw + gate * z.C;
+            head->forgetb = m->net.p.forgetb + gate;
+        }
+        if (m->net.p.log_rope && head->kind != HEAD_SPLAT && head->kind != HEAD_SCAN)
+            head->theta = frequencies(m->net.p.log_rope + rope_index(c, i / z.NH, i % z.NH) * z.HS / 2, z.HS / 2);
         if (head->kind == HEAD_STANDARD) continue;
         Splats w = head_splats(&m->net, i / z.NH, i % z.NH);
         if (!is_full(&w, z.HS)) head->constants = splat_constants(&w, z.HS);
         if (head->kind != HEAD_SPLAT) head->constants.key_scale = scan_key_scale(&w, z.HS);
         head->w = w;
         head->w.constants = &head->constants;
-        if (head->kind == HEAD_SPLAT && w.log_theta) head->theta = splat_frequencies(w.log_theta, z.S);
+        if (head->kind == HEAD_SPLAT && w.log_theta) head->theta = frequencies(w.log_theta, z.S);
         if (head->kind == HEAD_SPLAT) continue;
         head->step = scan_open(&head->w, head->kind == HEAD_EXTEND ? (size_t)c->window : 0, 1);
         scan_turn(&head->step, 1);
@@ -368,12 +376,13 @@ static void matrix_forward(real *out, size_t ldo, const real *in, const Matrix *
 enum { PREFILL = 256 }; /* tokens in one pass, of all texts together */
 
 /* Where one head keeps what it remembers of a text. Softmax needs keys and values: a ring of `rows` slots, position
-   p in slot p % rows, which is all that a window needs; with rows for every position it never wraps. An extend head
-   keeps the responses of those keys as well: when one leaves the window it enters the state, the sums of all that is
-   far, which is all that a scan head has. */
+   p in slot p % rows, which is all that a window needs; with rows for every position it never wraps. A gated head
+   keeps ln f as well, from which sums over distances follow however far the text has come. An extend head keeps the
+   responses of those keys: when one leaves the window it enters the state, the sums of all that is far, which is
+   all that a scan head has. */
 typedef struct {
     size_t rows;
-    size_t state, keys, values, responses; /* offsets: (F, HS + 1); (rows, HS) twice; (rows, S) */
+    size_t state, keys, values, responses, forget; /* offsets: (F, HS + 1); (rows, HS) twice; (rows, S); (rows) */
 } Place;
 
 /* n texts ("samples") that one model reads or writes, each with a memory of its own, and room for the tokens of one
@@ -386,7 +395,7 @@ typedef struct {
     size_t *position; /* (n): tokens seen */
     real *memory;     /* (n, size) */
     real *logits;     /* (n, Vp): after the last token */
-    real *x, *norm, *mean, *rstd, *qkv, *fq, *fk, *lse, *att, *fc, *rope_waves, *splat_waves;
+    real *x, *norm, *mean, *rstd, *qkv, *fq, *fk, *lse, *forget, *att, *fc, *rope_waves, *splat_waves;
 } Session;
 
 /* capacity: most tokens of a text. Pages of the memory are zeros until they are touched, so a text uses what it
@@ -421,12 +430,15 @@ static Session *session_create(const Model *m, size_t n, size_t capacity) {
             s->size += p->rows * z.HS;
             p->responses = s->size;
             s->size += h->kind == HEAD_EXTEND ? p->rows * z.S : 0;
+            p->forget = s->size;
+            s->size += h->forgetw ? p->rows : 0;
         }
     size_t N = n > PREFILL ? n : PREFILL;
     s->position = (size_t *)xcalloc(n, sizeof *s->position);
     s->memory = (real *)xcalloc(n * s->size, sizeof(real));
     s->logits = (real *)xcalloc(n * z.Vp, sizeof(real));
-    s->x = (real *)xmalloc(N * (2 * z.C + 2 + 6 * z.A + z.NH + 4 * z.C + z.HS + 2 * z.G * z.S) * sizeof(real));
+    s->x =
+        (real *)xmalloc(N * (2 * z.C + 2 + 6 * z.A + 2 * z.NH + 4 * z.C + z.R * z.HS + 2 * z.G * z.S) * sizeof(real));
     s->norm = s->x + N * z.C;
     s->mean = s->norm + N * z.C;
     s->rstd = s->mean + N;
@@ -435,9 +447,10 @@ static Session *session_create(const Model *m, size_t n, size_t capacity) {
     s->fk = s->fq + N * z.A;
     s->att = s->fk + N * z.A;
     s->lse = s->att + N * z.A;
-    s->fc = s->lse + N * z.NH;
+    s->forget = s->lse + N * z.NH;
+    s->fc = s->forget + N * z.NH;
     s->rope_waves = s->fc + 4 * N * z.C;
-    s->splat_waves = s->rope_waves + N * z.HS;
+    s->splat_waves = s->rope_waves + N * z.R * z.HS;
     return s;
 }
 
@@ -470,6 +483,7 @@ static void session_copy(Session *s, size_t to, size_t from) {
         memcpy(a + p->values, b + p->values, used * z.HS * sizeof(real));
         if (s->model->heads[i].kind == HEAD_EXTEND)
             memcpy(a + p->responses, b + p->responses, used * z.S * sizeof(real));
+        if (s->model->heads[i].forgetw) memcpy(a + p->forget, b + p->forget, used * sizeof(real));
     }
     memcpy(s->logits + to * z.Vp, s->logits + from * z.Vp, z.V * sizeof(real));
 }
@@ -480,9 +494,9 @@ static const real *session_logits(const Session *s, size_t i) {
 }
 
 /* Softmax attention of one query over n keys and values (n, HS), in any order; returns the logarithm of the weights'
-   sum. Rows are read once and in order. */
-static inline real attention_rows(real *o, const real *fq, const real *keys, const real *values, real scale, size_t n,
-                                  const size_t HS) {
+   sum. Rows are read once and in order. bias (n): what is added to the logits; NULL: nothing. */
+static inline real attention_rows(real *o, const real *fq, const real *keys, const real *values, real scale,
+                                  const real *bias, size_t n, const size_t HS) {
     enum { WIDE = 64 };
     real *w = (real *)xmalloc(n * sizeof(real)), sum = 0;
     size_t j = 0, e = 0;
@@ -507,6 +521,7 @@ static inline real attention_rows(real *o, const real *fq, const real *keys, con
         for (size_t k = 0; k < HS; k++) dot += fq[k] * keys[j * HS + k];
         w[j] = dot * scale;
     }
+    for (j = 0; j < n && bias; j++) w[j] += bias[j];
     real most = largest(w, n);
 #pragma omp simd reduction(+ : sum)
     for (j = 0; j < n; j++) {
@@ -528,10 +543,21 @@ static inline real attention_rows(real *o, const real *fq, const real *keys, con
 }
 
 /* The same, compiled for the usual head size and for any. */
-static real attention_step(real *o, const real *fq, const real *keys, const real *values, real scale, size_t n,
-                           size_t HS) {
-    return HS == 64 ? attention_rows(o, fq, keys, values, scale, n, 64)
-                    : attention_rows(o, fq, keys, values, scale, n, HS);
+static real attention_step(real *o, const real *fq, const real *keys, const real *values, real scale, const real *bias,
+                           size_t n, size_t HS) {
+    return HS == 64 ? attention_rows(o, fq, keys, values, scale, bias, n, 64)
+                    : attention_rows(o, fq, keys, values, scale, bias, n, HS);
+}
+
+/* A gated head's bias (n) by slot, c_i - c_j: from the newest token, in slot `newest`, back to the oldest of n. */
+static real *forget_bias(const real *forget, size_t newest, size_t n) {
+    real *bias = (real *)xmalloc(n * sizeof(real));
+    double sum = 0;
+    for (size_t k = 0, slot = newest; k < n; k++, slot = (slot ? slot : n) - 1) {
+        bias[slot] = (real)sum;
+        sum += (double)forget[slot];
+    }
+    return bias;
 }
 
 /* scan_forward for one token, in one pass over the state: the key enters it (phi NULL: there is none), the query
@@ -576,16 +602,26 @@ typedef struct {
     size_t T, position, rows, HS, A, S; /* position: of the first token; rows: of the ring */
     bool near, far, both;               /* near: keys and values by softmax; far: sums of a scan */
     real scale;
-    const real *v;                           /* (T, HS), rows 3 A apart */
-    real *out;                               /* (T, HS), rows A apart */
-    real *fq, *fk, *lse;                     /* (T, HS) twice, (T) */
-    real *state, *keys, *values, *responses; /* the memory: Place */
-    ScanHead features;                       /* far: responses of queries and keys */
+    const real *v;                                    /* (T, HS), rows 3 A apart */
+    real *out;                                        /* (T, HS), rows A apart */
+    real *fq, *fk, *lse;                              /* (T, HS) twice, (T) */
+    real *log_forget;                                 /* (T): of a gated head */
+    real *state, *keys, *values, *responses, *forget; /* the memory: Place */
+    ScanHead features;                                /* far: responses of queries and keys */
 } HeadPass;
 
 typedef struct {
-    real *keys, *values, *responses; /* (rows, HS) twice; (rows, S) */
+    real *keys, *values, *responses, *forget; /* (rows, HS) twice; (rows, S); (rows) */
 } Ring;
+
+/* The cosines and sines of head (l, h), softmax, for row `at` of a pass. */
+static real *session_waves(const Session *s, size_t l, size_t h, size_t at) {
+    const Config *c = &s->model->net.config;
+    const size_t HS = (size_t)config_head_size(c), room = s->n > PREFILL ? s->n : PREFILL;
+    if (config_head_kind(c, (int)l, (int)h) != HEAD_SPLAT)
+        return s->rope_waves + (rope_index(c, l, h) * room + at) * HS;
+    return s->splat_waves + ((size_t)config_gsa_before(c, (int)l, (int)h) * room + at) * 2 * (size_t)c->S;
+}
 
 static HeadPass head_open(Session *s, size_t l, size_t h, size_t sample, size_t at, size_t T) {
     const Model *m = s->model;
@@ -605,19 +641,24 @@ static HeadPass head_open(Session *s, size_t l, size_t h, size_t sample, size_t 
     a.keys = memory + place->keys;
     a.values = memory + place->values;
     a.responses = memory + place->responses;
+    a.forget = memory + place->forget;
     a.v = s->qkv + at * 3 * z.A + 2 * z.A + h * z.HS;
     a.out = s->att + at * z.A + h * z.HS;
     a.fq = s->fq + at * z.A + h * T * z.HS;
     a.fk = s->fk + at * z.A + h * T * z.HS;
     a.lse = s->lse + at * z.NH + h * T;
+    a.log_forget = s->forget + at * z.NH + h * T;
+    for (size_t t = 0; t < T && a.head->forgetw; t++) {
+        const real *x = s->norm + (at + t) * z.C;
+        real u = 0;
+#pragma omp simd reduction(+ : u)
+        for (size_t c = 0; c < z.C; c++) u += a.head->forgetw[c] * x[c];
+        a.log_forget[t] = log_sigmoid(u + *a.head->forgetb);
+    }
     const real *q = a.v - 2 * z.A, *k = a.v - z.A;
     if (a.far) a.features = scan_head_open(q, k, 3 * z.A, &a.head->w, T, z.HS);
     if (!a.near) return a;
-    const real *waves = s->rope_waves + at * z.HS;
-    if (a.head->kind == HEAD_SPLAT) {
-        size_t g = (size_t)config_gsa_before(&m->net.config, (int)l, (int)h);
-        waves = s->splat_waves + (g * (s->n > PREFILL ? s->n : PREFILL) + at) * 2 * z.S;
-    }
+    const real *waves = session_waves(s, l, h, at);
     head_features(&m->net, a.fq, q, a.head->kind, &a.head->w, true, T, waves);
     head_features(&m->net, a.fk, k, a.head->kind, &a.head->w, false, T, waves);
     return a;
@@ -637,18 +678,22 @@ static void head_step(HeadPass *a) {
     if (a->near) {
         memcpy(a->keys + slot * HS, a->fk, HS * sizeof(real));
         memcpy(a->values + slot * HS, a->v, HS * sizeof(real));
-        *a->lse = attention_step(a->out, a->fq, a->keys, a->values, a->scale,
-                                 a->position < a->rows ? a->position + 1 : a->rows, HS);
+        size_t n = a->position < a->rows ? a->position + 1 : a->rows;
+        if (a->head->forgetw) a->forget[slot] = *a->log_forget;
+        real *bias = a->head->forgetw ? forget_bias(a->forget, slot, n) : NULL;
+        *a->lse = attention_step(a->out, a->fq, a->keys, a->values, a->scale, bias, n, HS);
+        free(bias);
     }
     if (a->far) scan_output(a->out, a->both ? a->lse : NULL, &rho, N, D, &a->head->w, a->features.key_scale, HS);
     free(N);
 }
 
-/* Slot `slot` of one ring becomes row `row` of another: keys and values, and responses where there are any. */
+/* Slot `slot` of one ring becomes row `row` of another: keys and values, and what else there is. */
 static void ring_copy(const HeadPass *a, const Ring *to, size_t slot, const Ring *from, size_t row) {
     memcpy(to->keys + slot * a->HS, from->keys + row * a->HS, a->HS * sizeof(real));
     memcpy(to->values + slot * a->HS, from->values + row * a->HS, a->HS * sizeof(real));
     if (a->both) memcpy(to->responses + slot * a->S, from->responses + row * a->S, a->S * sizeof(real));
+    if (a->head->forgetw) to->forget[slot] = from->forget[row];
 }
 
 /* What lies beyond the window of a head, or all of it: `past` remembered rows, then the new ones, in `all`. */
@@ -674,22 +719,26 @@ static void head_scan(HeadPass *a, const Ring *all, size_t past) {
 static void head_block(HeadPass *a) {
     const size_t HS = a->HS, T = a->T, past = a->position < a->rows ? a->position : a->rows, total = past + T;
     const bool wraps = a->near && a->position + T > a->rows;
-    const Ring ring = {a->keys, a->values, a->responses};
+    const Ring ring = {a->keys, a->values, a->responses, a->forget};
     Ring all = ring;
     real *room = NULL;
     if (wraps) {
-        room = (real *)xmalloc(total * (2 * HS + (a->both ? a->S : 0)) * sizeof(real));
+        room = (real *)xmalloc(total * (2 * HS + 1 + (a->both ? a->S : 0)) * sizeof(real));
         all.keys = room;
         all.values = all.keys + total * HS;
-        all.responses = all.values + total * HS;
+        all.forget = all.values + total * HS;
+        all.responses = all.forget + total;
         for (size_t j = 0; j < past; j++) ring_copy(a, &all, j, &ring, (a->position - past + j) % a->rows);
     }
     if (a->near) {
         memcpy(all.keys + past * HS, a->fk, T * HS * sizeof(real));
         for (size_t t = 0; t < T; t++) memcpy(all.values + (past + t) * HS, a->v + t * 3 * a->A, HS * sizeof(real));
         if (a->both) memcpy(all.responses + past * a->S, a->features.k.response, T * a->S * sizeof(real));
-        attention_head_forward(a->out, a->A, a->lse, a->fq, all.keys, all.values, HS, a->scale, a->head->window, true,
-                               past, total, HS);
+        if (a->head->forgetw) memcpy(all.forget + past, a->log_forget, T * sizeof(real));
+        double *c = a->head->forgetw ? forget_sums(all.forget, 1, total) : NULL;
+        attention_head_forward(a->out, a->A, a->lse, a->fq, all.keys, all.values, HS, a->scale, c, a->head->window,
+                               true, past, total, HS);
+        free(c);
     }
     if (a->far) head_scan(a, &all, past);
     for (size_t j = total > a->rows ? total - a->rows : 0; wraps && j < total; j++)
@@ -715,7 +764,7 @@ static void session_pass(Session *s, const size_t *samples, size_t n, const int 
     const Model *m = s->model;
     Sizes z = config_sizes(&m->net.config);
     const ParameterTensors p = m->net.p;
-    const size_t N = n * T, C = z.C, A = z.A, room = s->n > PREFILL ? s->n : PREFILL;
+    const size_t N = n * T, C = z.C, A = z.A;
     const bool steps = T == 1;
     for (size_t i = 0; i < n; i++) {
         size_t at = i * T, position = s->position[samples[i]];
@@ -726,21 +775,21 @@ static void session_pass(Session *s, const size_t *samples, size_t n, const int 
                        scale = m->matrix[TENSOR_wte].scales ? m->matrix[TENSOR_wte].scales[token] : 1;
             for (size_t c = 0; c < C; c++) x[c] = row[c] * scale + (p.wpe ? p.wpe[(position + t) * C + c] : 0);
         }
+        if (p.log_rope) continue;
         if (i > 0 && position == s->position[samples[i - 1]])
             memcpy(s->rope_waves + at * z.HS, s->rope_waves + (at - T) * z.HS, T * z.HS * sizeof(real));
-        else rope_table(s->rope_waves + at * z.HS, T, z.HS, position);
+        else rope_table(s->rope_waves + at * z.HS, NULL, T, z.HS, position);
     }
 #pragma omp parallel for schedule(dynamic) if (N * z.A > 512)
     for (size_t head = 0; head < z.L * z.NH; head++) {
         if (!m->heads[head].theta) continue;
-        real *waves =
-            s->splat_waves +
-            (size_t)config_gsa_before(&m->net.config, (int)(head / z.NH), (int)(head % z.NH)) * room * 2 * z.S;
+        real *waves = session_waves(s, head / z.NH, head % z.NH, 0);
+        const size_t count = m->heads[head].kind == HEAD_SPLAT ? z.S : z.HS / 2;
         for (size_t i = 0; i < n; i++) {
-            size_t position = s->position[samples[i]], size = T * 2 * z.S;
+            size_t position = s->position[samples[i]], size = T * 2 * count;
             if (i > 0 && position == s->position[samples[i - 1]])
                 memcpy(waves + i * size, waves + (i - 1) * size, size * sizeof(real));
-            else wave_table(waves + i * size, m->heads[head].theta, z.S, T, position);
+            else wave_table(waves + i * size, m->heads[head].theta, count, T, position);
         }
     }
     for (size_t l = 0; l < z.L; l++) {
@@ -1667,13 +1716,15 @@ static const Command commands[] = {
     {.name = "inspect",
      .arguments = "MODEL",
      .help = "the splats of each head: activation, amplitude, width, envelope, age, tokens",
-     .usage =
-         "MODEL [flags]\n"
-         "The splats of each head. act: activation, the mean share of queries and keys over the last windows of "
-         "training, in percent; amp: amplitude\n"
-         "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; age: "
-         "steps it has lived. Then the\n"
-         "tokens whose keys it owns, nearest first: keys of each entry of the vocabulary at the beginning of a text.\n",
+     .usage = "MODEL [flags]\n"
+              "The splats of each head. act: activation, the mean share of queries and keys over the last windows of "
+              "training, in percent; amp: amplitude\n"
+              "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; "
+              "phase: of its cosine, in\n"
+              "radians; age: steps it has lived. Then the tokens whose keys it owns, nearest first: keys of each entry "
+              "of the "
+              "vocabulary at the\n"
+              "beginning of a text.\n",
      .least = 1,
      .most = 1,
      .too_few = "inspect needs a model file and nothing else: infer inspect MODEL",

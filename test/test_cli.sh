@@ -434,8 +434,9 @@ refuse "llm.c's cut off" 1 "truncated" $infer generate "$dir/wrong.bin" Once --t
 python=python3
 $python -c 'import numpy' 2>/dev/null || python=/usr/bin/python3 # Debian's numpy is for Debian's python
 if $python -c 'import numpy' 2>/dev/null; then
+    check "train with phases, to convert" $train $tiny --phase learned --steps 1 --out "$dir/ph"
     for file in "$gpt2" "$dir/p/model_00000006.bin" "$dir/m/model_00000004.bin" "$dir/u/model_00000003.bin" \
-        "$dir/kmeans/model_00000002.bin"; do
+        "$dir/kmeans/model_00000002.bin" "$dir/ph/model_00000001.bin"; do
         rm -rf "$dir/folder"
         check "convert $file" $python dev/convert.py "$file" "$dir/folder"
         check "convert $file back" $python dev/convert.py "$dir/folder" "$dir/back.bin"
@@ -813,6 +814,64 @@ refuse "gains without standard heads" 2 "--gain" $train $tiny --attention gsa --
 cp "$dir/a/model_00000020.bin" "$dir/v2.bin" && patch "$dir/v2.bin" 4 '\002'
 check "a file of before gains is read" sh -c "$infer perplexity '$dir/v2.bin' README.md >'$dir/v2' 2>/dev/null &&
     $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v2'"
+
+# ---- phases of splats: the same
+phase="$tiny --phase learned --steps 20 --eval-every 10 --save-every 10 --keep 0 --lr 1e-2"
+check "train with phases" $train $phase --out "$dir/ha" --threads 2
+check "phases: one thread" sh -c "$train $phase --out '$dir/hb' --threads 1 &&
+    cmp '$dir/ha/model_00000020.bin' '$dir/hb/model_00000020.bin'"
+mkdir "$dir/hc" && cp "$dir"/ha/*_00000010.bin "$dir/hc"
+check "phases: resumed" sh -c "$train --resume --out '$dir/hc' &&
+    cmp '$dir/ha/model_00000020.bin' '$dir/hc/model_00000020.bin' &&
+    cmp '$dir/ha/state_00000020.bin' '$dir/hc/state_00000020.bin'"
+check "phases: of the linear mixer, soft, recomputed" $train $tiny --mixer linear --phase learned --recompute \
+    --adapt relocate --steps 2 --out "$dir/hl"
+check "phases: with a softer start" $train $tiny --phase learned --splat-amplitude 0.1 --steps 2 --out "$dir/hs"
+check "phases: inspected" sh -c "$infer inspect '$dir/ha/model_00000020.bin' | grep phase &&
+    ! $infer inspect '$dir/a/model_00000020.bin' | grep phase"
+check "phases: quantized" sh -c "$infer quantize '$dir/ha/model_00000020.bin' '$dir/hq.bin' --type int8 &&
+    $infer perplexity '$dir/hq.bin' README.md"
+check "splats with phases, for a model with them" $train $tiny --phase learned \
+    --splat-init "$dir/ha/model_00000020.bin" --steps 1 --out "$dir/hf"
+check "splats without phases, for a model with them" $train $tiny --phase learned \
+    --splat-init "$dir/a/model_00000020.bin" --steps 1 --out "$dir/hg"
+refuse "splats with phases, for a model without" 1 "tensor psi" $train $tiny --splat-init "$dir/ha/model_00000020.bin" \
+    --out "$dir/x"
+refuse "phases: not those of the file" 2 "--phase" $train --init-from "$dir/ha/model_00000020.bin" --phase none \
+    --out "$dir/x"
+refuse "phases without a cosine" 2 "--envelope" $train $tiny --envelope none --phase learned --out "$dir/x"
+refuse "phases of a decay" 2 "--phase" $train $tiny --mixer linear --envelope decay --phase learned --out "$dir/x"
+refuse "phases without splats" 2 "--phase" $train $tiny --attention standard --phase learned --out "$dir/x"
+refuse "its bound has a name" 2 "phase" $train $tiny --unbounded phases --out "$dir/x"
+# ---- learned rotations and forget gates: trained, resumed, rounded; where they make no sense
+forget="$run --rope-frequencies learned --forget-gate half"
+check "train with learned rotations and forget gates" $train $forget --out "$dir/fa" --threads 2
+check "gates: one thread" sh -c "$train $forget --out '$dir/fb' --threads 1 &&
+    cmp '$dir/fa/model_00000020.bin' '$dir/fb/model_00000020.bin'"
+check "gates: --recompute" sh -c "$train $forget --recompute --out '$dir/fr' &&
+    cmp '$dir/fa/model_00000020.bin' '$dir/fr/model_00000020.bin'"
+mkdir "$dir/fc" && cp "$dir"/fa/*_00000010.bin "$dir/fc"
+check "gates: resumed" sh -c "$train --resume --out '$dir/fc' &&
+    cmp '$dir/fa/model_00000020.bin' '$dir/fc/model_00000020.bin' &&
+    cmp '$dir/fa/state_00000020.bin' '$dir/fc/state_00000020.bin'"
+check "gates: a rounded model writes" sh -c "$infer quantize '$dir/fa/model_00000020.bin' '$dir/fq.bin' --type int8 &&
+    $infer generate '$dir/fq.bin' Once --tokens 20"
+check "gates: a report" $infer report "$dir/fa/model_00000020.bin" "Once upon a time" -o "$dir/fa.html"
+refuse "gates: not those of the file" 2 "--forget-gate" $train --init-from "$dir/fa/model_00000020.bin" \
+    --forget-gate all --out "$dir/x"
+refuse "rotations: not those of the file" 2 "--rope-frequencies" $train --init-from "$dir/fa/model_00000020.bin" \
+    --rope-frequencies fixed --out "$dir/x"
+refuse "learned rotations without rotations" 2 "--pos learned" $train $tiny --pos learned --rope-frequencies learned \
+    --out "$dir/x"
+refuse "learned rotations without standard heads" 2 "--rope-frequencies" $train $tiny --attention gsa \
+    --rope-frequencies learned --out "$dir/x"
+refuse "gates without standard heads" 2 "--forget-gate" $train $tiny --attention gsa --forget-gate all --out "$dir/x"
+refuse "gates of an encoder" 2 "--objective mlm" $train $tiny --objective mlm --forget-gate all --out "$dir/x"
+refuse "gates beside far splats" 2 "--attention extend" $train $tiny --attention extend --forget-gate half \
+    --out "$dir/x"
+cp "$dir/a/model_00000020.bin" "$dir/v3.bin" && patch "$dir/v3.bin" 4 '\003'
+check "a file of before phases and gates is read" sh -c "$infer perplexity '$dir/v3.bin' README.md >'$dir/v3' &&
+    $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v3'"
 
 # ---- a full disk while saving: one sentence, and the last good checkpoint survives
 rm -rf "$dir/f" && mkdir "$dir/f" && cp "$dir"/a/*_00000010.bin "$dir/f"

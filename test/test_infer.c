@@ -379,6 +379,7 @@ static void test_llmc(void) {
     Config c;
     const char *wrong = try_config(&c, ATTENTION_STANDARD, NULL, POSITION_LEARNED, 0, 0, 0, 0, OBJECTIVE_LM);
     if (wrong) die("%s", wrong);
+    c.forget = FORGET_NONE; /* GPT-2 has none */
     GSA *m = scattered_model(&c, 1, 90);
     const ParameterTensors *p = &m->p;
     size_t L = (size_t)c.L, C = (size_t)c.C;
@@ -487,7 +488,10 @@ int main(int argc, char **argv) {
         const char *wrong = try_config(&c, kinds[i].attention, NULL, kinds[i].position, kinds[i].mixer, COVARIANCE_ISO,
                                        kinds[i].envelope, kinds[i].window, OBJECTIVE_LM);
         if (wrong) die("%s", wrong);
-        c.gain = GAIN_NONE; /* these texts are older than gains */
+        c.gain = GAIN_NONE; /* these texts are older than gains, phases, learned rotations and forget gates */
+        c.phase = PHASE_NONE;
+        c.rope = ROPE_FIXED;
+        c.forget = FORGET_NONE;
         c.T = T;
         c.V = tokenizer_vocab_size(tokenizer);
         c.Vp = 384;

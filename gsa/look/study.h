@@ -32,7 +32,11 @@ static void named_heads(uint64_t heads[MAX_LAYERS], const char *list, const Conf
 static void report_head(void *model, int l, int h, int part, float *out) {
     const GSA *m = (const GSA *)model;
     Sizes z = config_sizes(&m->config);
-    for (size_t t = 0; t < m->used_T; t++)
+    ActivationTensors block = block_activations(m, (size_t)l, m->used_T);
+    Gates gates = layer_gates(m, &block, (size_t)l);
+    for (size_t t = 0; t < m->used_T && part == PART_FORGET; t++)
+        out[t] = gates.log_forget[t * gates.count + (size_t)gates.column[h]];
+    for (size_t t = 0; t < m->used_T && part != PART_FORGET; t++)
         memcpy(out + t * z.HS, m->a.qkv + ((size_t)l * m->used_T + t) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS,
                z.HS * sizeof(float));
 }
@@ -214,6 +218,7 @@ static void print_splat(const GSA *m, const Adapt *a, size_t g, size_t s, double
            1 / sqrt(mean_precision(c, m->p.log_precision + i * (size_t)config_precisions(c))));
     if (m->p.log_theta) printf(" %8.1f", 6.283185307179586 / exp((double)m->p.log_theta[i]));
     if (m->p.log_delta) printf(" %8.1f", log(2) / exp((double)m->p.log_delta[i]));
+    if (m->p.psi) printf(" %6.2f", (double)m->p.psi[i]);
     printf("   %7lld ", step - (long long)a->born[i]);
 }
 
@@ -239,9 +244,9 @@ static int inspect(const Options *o, char **argv) {
         if (!config_is_gsa(c, l, h)) continue;
         size_t g = (size_t)config_gsa_before(c, l, h);
         head_responsibilities(c, m->params, l, h, keys + g * V * HS, V, r);
-        printf("\nlayer %d, head %d: %d of %zu alive\n slot   act %%    amp  width%s%s   %7s  tokens\n", l, h,
+        printf("\nlayer %d, head %d: %d of %zu alive\n slot   act %%    amp  width%s%s%s   %7s  tokens\n", l, h,
                adapt_alive(c, (int)g, m->params + a->first), S, m->p.log_theta ? "   period" : "",
-               m->p.log_delta ? "     half" : "", "age");
+               m->p.log_delta ? "     half" : "", m->p.psi ? "  phase" : "", "age");
         for (size_t s = 0; s < S; s++) {
             if (!(m->p.alive[g * S + s] > 0)) {
                 printf(" %4zu   dead\n", s);

@@ -182,6 +182,7 @@ static void resolve_splats(Settings *s) {
     if (linear && is_given(s, SETTING_splat_amplitude))
         die_usage("--splat-amplitude is for softmax; the linear mixer divides by the sum of its weights");
     if (!s->envelope) s->envelope = linear ? "raised" : "cosine";
+    if (!s->phase) s->phase = "none";
     int64_t d = s->heads > 0 && s->channels % s->heads == 0 ? s->channels / s->heads : 0; /* size of a head */
     if (!s->splats) s->splats = linear ? 16 : strcmp(s->envelope, "cosine") == 0 ? d / 2 : d;
     if (s->splats_alive > s->splats)
@@ -196,11 +197,12 @@ static double six_digits(double x) { /* the number that is printed is the number
 
 /* The smaller the model, the larger its rate: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Splats' scalars are
    logarithms, so their best rate does not depend on the model's size; above 0.01 some seeds end far worse than others
-   (dev/LOG.md). */
+   (dev/LOG.md). A start of amplitudes that depends on the rate belongs here too: --lr is known now, and splats start
+   afterwards. */
 void resolve_rates(Settings *s, const Config *c) {
-    bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0;
+    bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0 || config_ropes(c) > 0;
     if (!scalars && is_given(s, SETTING_splat_lr))
-        die_usage("--splat-lr is for splats and gains, and this model has neither");
+        die_usage("--splat-lr is for splats, gains and learned rotations, and this model has none");
     if (!is_given(s, SETTING_lr)) s->lr = six_digits(0.384 / c->C);
     if (!is_given(s, SETTING_min_lr)) s->min_lr = six_digits(s->lr / 10);
     if (!is_given(s, SETTING_splat_lr)) s->splat_lr = scalars ? six_digits(fmin(10 * s->lr, 0.01)) : 0;

@@ -125,7 +125,7 @@ static void start_from_keys(Run *r, float *params) {
             size_t g = (size_t)config_gsa_before(c, l, h);
             float *mu = params + r->tensors[TENSOR_mu].offset + g * centres;
             uint64_t seed = rng_mix((uint64_t)r->settings->seed, g);
-            r->backend->head(r->model, l, h, 1, (int)n, keys);
+            r->backend->head(r->model, l, h, PART_KEYS, (int)n, keys);
             if (kmeans) start_kmeans(mu, c->S, keys, n, d, seed);
             else start_components(mu, c->S, keys, n, d, seed);
         }

@@ -58,8 +58,7 @@ typedef struct {
     /* AdamW, then the bounds of the splats; how many values were outside */
     void (*update)(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]);
     void (*logits)(void *model, int b, int t, float *out); /* of the last forward without y, V numbers */
-    /* of the last forward: queries (part 0) or keys (1) of head (l, h) before any feature map, (count, HS), of every
-       (B T / count)-th token */
+    /* of the last forward: a part (PART_...) of head (l, h), count rows, of every (B T / count)-th token */
     void (*head)(void *model, int l, int h, int part, int count, float *out);
     /* on: backward also adds sum |dL / d ln phi_s| over the queries and keys of the batch, or an even sample of
        them, to the gradients of `alive` */
