@@ -93,7 +93,7 @@ all: probe $(PROGRAMS:%=$(OUT)%) $(CUDA_PROGRAMS)
 COMMON    := gsa/util gsa/flags
 TOKENIZER := tokenizer/tokenizer
 GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader $(COMMON)
-MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts \
+MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts gsa/run/ranks \
              gsa/look/measure data/stories $(GROUND)
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
