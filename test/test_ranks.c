@@ -6,13 +6,7 @@
 #include "../train_gsa.c"
 #undef main
 #include "../data/loader.h"
-#include "test.h"
-
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include "runs.h"
 
 /* ---------------------------------------------------------------------- launchers */
 
@@ -160,41 +154,6 @@ static void test_cuts(void) {
 
 /* ---------------------------------------------------------------------- wires */
 
-static char folder[] = "/tmp/test_ranks_XXXXXX";
-
-/* The output of a process, of both kinds. */
-static char *output_of(const char *name) {
-    char *path = xasprintf("%s/%s.out", folder, name);
-    size_t bytes;
-    char *text = read_file(path, &bytes);
-    free(path);
-    return text;
-}
-static void output_to(const char *name) {
-    char *path = xasprintf("%s/%s.out", folder, name);
-    int file = open(path, O_WRONLY | O_CREAT | O_APPEND, 0600);
-    if (file < 0 || dup2(file, 1) < 0 || dup2(file, 2) < 0) _exit(99);
-    close(file);
-    free(path);
-}
-
-/* Its last words. */
-static const char *ending(const char *text) {
-    size_t n = strlen(text);
-    return text + (n > 250 ? n - 250 : 0);
-}
-
-/* Ends with the child; -1: it did not end within `seconds`, and was killed. Else the status as a shell gives it. */
-static int status_of(pid_t child, double seconds) {
-    int status;
-    for (double until = now_seconds() + seconds; now_seconds() < until; usleep(20000))
-        if (waitpid(child, &status, WNOHANG) == child)
-            return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    kill(child, SIGKILL);
-    waitpid(child, &status, 0);
-    return -1;
-}
-
 static void exchange_numbers(Ranks *k) {
     int n = k->count, all[8], mine = 10 + k->rank;
     double *large = (double *)xmalloc(100000 * sizeof *large);
@@ -318,21 +277,11 @@ static void ranked_take(void *model, const char *text) {
     if (strcmp(text, "chosen by rank 0\n") != 0) die("rank 0's choices came as '%s'", text);
 }
 
-/* A run in a process of its own; its flags in one text. Every run has the same small model, but for what is given. */
-static pid_t start_run(const char *name, const char *flags) {
-    static const char common[] = "train_gsacu --layers 2 --heads 2 --channels 32 --seq 32 --batch 2 --vocab 300 "
-                                 "--eval-tokens 320 --sample-every 0 --threads 1 --lr 1e-3 --warmup 3";
-    char *line = xasprintf("%s %s", common, flags), *arguments[80];
-    int count = 0;
-    for (char *word = strtok(line, " "); word; word = strtok(NULL, " ")) arguments[count++] = word;
-    arguments[count] = NULL;
-    fflush(NULL);
-    pid_t child = fork();
-    if (child) {
-        free(line);
-        return child;
-    }
-    output_to(name);
+/* Every run has the same small model, but for what is given. */
+static const char common[] = "--layers 2 --heads 2 --channels 32 --seq 32 --batch 2 --vocab 300 --eval-tokens 320 "
+                             "--sample-every 0 --threads 1 --lr 1e-3 --warmup 3";
+
+GSA_NORETURN static void run_here(int argc, char **argv) {
     Backend b = {.name = cpu_name,
                  .memory = cpu_memory,
                  .free_memory = free_memory,
@@ -355,60 +304,15 @@ static pid_t start_run(const char *name, const char *flags) {
                  .share = ranked_share,
                  .choices = ranked_choices,
                  .take_choices = ranked_take};
-    exit(train(count, arguments, &b));
-}
-
-/* Until the run has said so, or half a minute. */
-static void wait_until(const char *name, const char *said) {
-    for (double until = now_seconds() + 30; now_seconds() < until; usleep(50000)) {
-        char *path = xasprintf("%s/%s.out", folder, name);
-        char *text = access(path, F_OK) == 0 ? output_of(name) : xstrdup("");
-        bool found = strstr(text, said) != NULL;
-        free(text);
-        free(path);
-        if (found) return;
-    }
+    exit(train(argc, argv, &b));
 }
 
 /* It ends well. */
 static bool run(const char *name, const char *flags) {
     char *all = xasprintf("%s --out %s/%s", flags, folder, name);
-    int status = status_of(start_run(name, all), 120);
+    int status = status_of(start_run(name, common, all), 120);
     free(all);
     return CHECK(status == 0, "%s (%s): status %d, %s", name, flags, status, ending(output_of(name)));
-}
-
-/* The numbers behind `key` in the lines of a run's log, such as "trl:"; returns how many there are. */
-static int logged(const char *name, const char *key, double *out, int most) {
-    char *path = xasprintf("%s/%s/main.log", folder, name);
-    size_t bytes;
-    char *text = read_file(path, &bytes);
-    int n = 0;
-    for (char *at = text; (at = strstr(at, key)) && n < most; at += strlen(key))
-        out[n++] = strtod(at + strlen(key), NULL);
-    free(text);
-    free(path);
-    return n;
-}
-
-/* The largest relative difference of two runs' losses. */
-static double losses_apart(const char *a, const char *b, const char *key, int *count) {
-    double x[200], y[200], largest = 0;
-    int n = logged(a, key, x, 200), m = logged(b, key, y, 200);
-    *count = n;
-    if (n != m || n == 0) return INFINITY;
-    for (int i = 0; i < n; i++) {
-        double apart = fabs(x[i] - y[i]) / fabs(y[i]);
-        if (!(apart <= largest)) largest = apart;
-    }
-    return largest;
-}
-
-static bool same_file(const char *a, const char *b, const char *file) {
-    char *command = xasprintf("cmp -s '%s/%s/%s' '%s/%s/%s'", folder, a, file, folder, b, file);
-    bool same = system(command) == 0;
-    free(command);
-    return same;
 }
 
 /* N ranks and one with the same --accum, on all kinds of models. */
@@ -430,8 +334,8 @@ static void test_equal(void) {
              *more = xasprintf("%s --gpus %d", flags, kinds[i].ranks);
         if (run(one, flags) && run(several, more)) {
             int n, evaluations;
-            double apart = losses_apart(several, one, "trl:", &n),
-                   after = losses_apart(several, one, "tel:", &evaluations);
+            double apart = losses_apart(several, one, "trl:", 200, &n),
+                   after = losses_apart(several, one, "tel:", 200, &evaluations);
             CHECK(n == 10 && apart <= 1e-5, "%s: losses of %d steps on %d ranks differ by %.1e", kinds[i].name, n,
                   kinds[i].ranks, apart);
             CHECK(evaluations == 3 && after <= 1e-5, "%s: validation losses differ by %.1e", kinds[i].name, after);
@@ -451,41 +355,19 @@ static void test_equal(void) {
     CHECK(same_file("again_several", "hybrid_several", "model_00000010.bin"), "two runs are the same bit for bit");
 }
 
+/* One rank for four steps, two for the next four, one again: as if each had been stopped there. */
 static void test_resume(void) {
     const char *flags = "--attention hybrid --steps 12 --accum 2 --save-every 4 --keep 0 --eval-every 0";
-    char *split = xasprintf("%s --gpus 2", flags), *command;
-    if (!run("whole", flags) || !run("parts", split)) return;
-    /* as if the run on two ranks had ended after 4 steps, then gone on alone until step 8 */
-    for (int alone = 0; alone < 2; alone++) {
-        int from = alone ? 8 : 4;
-        command = xasprintf("cd '%s' && rm -rf on%d && cp -r %s on%d && cd on%d && rm -f *000%02d.bin *00012.bin",
-                            folder, alone, alone ? "on0" : "parts", alone, alone, from + 4);
-        CHECK(system(command) == 0, "%s", command);
-        free(command);
-        char *name = xasprintf("on%d", alone);
-        run(name, alone ? "--resume --gpus 2" : "--resume");
-        int n;
-        double apart = losses_apart(name, "whole", "trl:", &n);
-        (void)n;
-        double x[64], y[64];
-        int a = logged(name, "trl:", x, 64), b = logged("whole", "trl:", y, 64);
-        apart = fabs(x[a - 1] - y[b - 1]) / y[b - 1];
-        CHECK(apart <= 1e-5, "gone on from step %d on %d ranks: the last losses differ by %.1e", from, alone + 1, apart);
-        free(name);
-    }
-    command = xasprintf("--resume --gpus 3 --out %s/whole", folder);
-    int status = status_of(start_run("idle", command), 60);
+    if (!run("whole", flags) || !go_on_from("whole", "on2", 4) || !run("on2", "--resume --gpus 2") ||
+        !go_on_from("on2", "on1", 8) || !run("on1", "--resume"))
+        return;
+    double apart = fabs(last_loss("on1") / last_loss("whole") - 1);
+    CHECK(apart <= 1e-5, "gone on from step 4 by two ranks and from 8 by one: the last losses differ by %.1e", apart);
+    char *command = xasprintf("--resume --gpus 3 --out %s/whole", folder);
+    int status = status_of(start_run("idle", common, command), 60);
     CHECK(status == 2 && strstr(output_of("idle"), "use at most 2"), "more ranks than batches: %d, %s", status,
           output_of("idle"));
     free(command);
-    free(split);
-}
-
-/* How often text holds part. */
-static int times(const char *text, const char *part) {
-    int n = 0;
-    for (const char *at = text; (at = strstr(at, part)); at += strlen(part)) n++;
-    return n;
 }
 
 static void test_faults(void) {
@@ -502,13 +384,13 @@ static void test_faults(void) {
                                 folder, name);
         fault = faults[i].fault;
         double began = now_seconds();
-        int status = status_of(start_run(name, flags), 25);
+        int status = status_of(start_run(name, common, flags), 25);
         fault = NULL;
         char *said = output_of(name);
         CHECK(status > 0 && times(said, "train_gsacu: ") == 1 && strstr(said, faults[i].says),
               "rank %s: status %d after %.1f s: %s", faults[i].fault, status, now_seconds() - began, ending(said));
         char *resumed = xasprintf("--resume --gpus 2 --out %s/%s", folder, name);
-        pid_t child = start_run(name, resumed);
+        pid_t child = start_run(name, common, resumed);
         wait_until(name, "step 20/");
         kill(child, SIGINT);
         status = status_of(child, 20);
@@ -529,7 +411,7 @@ static void test_interrupt(void) {
              *flags = xasprintf("--attention standard --steps 100000 --save-every 0 --eval-every 0 --gpus 3 --out %s/%s",
                                 folder, name);
         fault = one ? "1 interrupt" : NULL;
-        pid_t child = start_run(name, flags);
+        pid_t child = start_run(name, common, flags);
         if (!one) {
             wait_until(name, "step 3/");
             kill(child, SIGINT);
@@ -554,7 +436,7 @@ static void test_refusals(void) {
                    {"--gpus 3 --accum 2", "use at most 2"}};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         char *name = xasprintf("refused%zu", i), *flags = xasprintf("%s --out %s/refused", refused[i].flags, folder);
-        int status = status_of(start_run(name, flags), 30);
+        int status = status_of(start_run(name, common, flags), 30);
         char *said = output_of(name);
         CHECK(status == 2 && strstr(said, refused[i].says), "%s: status %d, %s", refused[i].flags, status, said);
         free(name);
@@ -565,7 +447,7 @@ static void test_refusals(void) {
     setenv("WORLD_SIZE", "2", 1);
     setenv("LOCAL_RANK", "0", 1);
     setenv("MASTER_ADDR", "127.0.0.1", 1);
-    int status = status_of(start_run("both", "--gpus 2"), 30);
+    int status = status_of(start_run("both", common, "--gpus 2"), 30);
     CHECK(status == 2 && strstr(output_of("both"), "torchrun has started this process as rank 0 of 2"),
           "--gpus under a launcher: %d, %s", status, output_of("both"));
     unsetenv("RANK");
@@ -587,14 +469,14 @@ static void test_by_hand(void) {
                                     other, other && rank ? " --beta2 0.9" : "");
             setenv("RANK", number, 1);
             setenv("LOCAL_RANK", number, 1);
-            child[rank] = start_run(name, flags);
+            child[rank] = start_run(name, common, flags);
             free(number);
             free(name);
             free(flags);
         }
         int first = status_of(child[0], 60), second = status_of(child[1], 60), n;
         if (!other) {
-            double apart = losses_apart("hand0", "hybrid_one", "trl:", &n);
+            double apart = losses_apart("hand0", "hybrid_one", "trl:", 200, &n);
             CHECK(!first && !second && apart <= 1e-5, "two processes by hand: %d, %d, losses differ by %.1e", first,
                   second, apart);
         } else
@@ -612,8 +494,7 @@ static void test_by_hand(void) {
 int main(int argc, char **argv) {
     (void)argc;
     program_name(argv[0]);
-    signal(SIGPIPE, SIG_IGN);
-    if (!mkdtemp(folder)) die("cannot make a folder in /tmp");
+    make_test_folder();
     test_launchers();
     test_batches();
     test_skip();
@@ -626,8 +507,6 @@ int main(int argc, char **argv) {
     test_faults();
     test_interrupt();
     test_refusals();
-    char *command = xasprintf("rm -rf '%s'", folder);
-    if (system(command) != 0) printf("%s is left\n", folder);
-    free(command);
+    remove_test_folder();
     return test_summary("ranks");
 }
