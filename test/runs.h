@@ -81,16 +81,6 @@ static pid_t start_run(const char *name, const char *common, const char *flags) 
     return child;
 }
 
-/* Until the run has said so, or a minute. */
-static void wait_until(const char *name, const char *said) {
-    for (double until = now_seconds() + 60; now_seconds() < until; usleep(50000)) {
-        char *text = output_of(name);
-        bool found = strstr(text, said) != NULL;
-        free(text);
-        if (found) return;
-    }
-}
-
 /* The numbers behind `key` in the lines of a run's log, such as "trl:"; returns how many there are. */
 static int logged(const char *name, const char *key, double *out, int most) {
     char *path = xasprintf("%s/%s/main.log", folder, name);
@@ -102,6 +92,13 @@ static int logged(const char *name, const char *key, double *out, int most) {
     free(text);
     free(path);
     return n;
+}
+
+/* Until so many steps are in the run's log, or a minute. */
+static void wait_for_steps(const char *name, int steps) {
+    double losses[1000];
+    for (double until = now_seconds() + 60; now_seconds() < until && logged(name, "trl:", losses, 1000) < steps;)
+        usleep(50000);
 }
 
 /* The largest relative difference of two runs' losses, of the first `most` or as many as there are, which are counted;

@@ -143,13 +143,13 @@ static void test_faults(void) {
                                 folder, as),
              *resumed = xasprintf("--resume --gpus 2 --out %s/%s", folder, as);
         pid_t child = start_run(as, common, flags);
-        wait_until(as, "step 30/");
+        wait_for_steps(as, 30);
         int process = process_of(as, faults[i].rank);
         if (process > 0) kill(process, faults[i].signal);
         check_end(as, faults[i].what, child, faults[i].says);
         char *again = xasprintf("%s_resumed", as);
         child = start_run(again, common, resumed);
-        wait_until(again, "tok/s");
+        wait_for_steps(as, 60);
         kill(child, SIGINT); /* to the first process only: it passes it on */
         int status = status_of(child, 30);
         char *said = output_of(again);

@@ -303,7 +303,7 @@ GSA_NORETURN static void run_here(int argc, char **argv) {
                  .join = ranked_join,
                  .share = ranked_share,
                  .choices = ranked_choices,
-                 .take_choices = ranked_take};
+                 .choose = ranked_take};
     exit(train(argc, argv, &b));
 }
 
@@ -390,12 +390,14 @@ static void test_faults(void) {
         CHECK(status > 0 && times(said, "train_gsacu: ") == 1 && strstr(said, faults[i].says),
               "rank %s: status %d after %.1f s: %s", faults[i].fault, status, now_seconds() - began, ending(said));
         char *resumed = xasprintf("--resume --gpus 2 --out %s/%s", folder, name);
-        pid_t child = start_run(name, common, resumed);
-        wait_until(name, "step 20/");
+        char *again = xasprintf("%s_again", name);
+        pid_t child = start_run(again, common, resumed);
+        wait_for_steps(name, 20);
         kill(child, SIGINT);
         status = status_of(child, 20);
-        CHECK(status == 130 && strstr(output_of(name), "going on from step 3"), "after %s: goes on: %d, %s",
-              faults[i].fault, status, ending(output_of(name)));
+        CHECK(status == 130 && strstr(output_of(again), "going on from step 3"), "after %s: goes on: %d, %s",
+              faults[i].fault, status, ending(output_of(again)));
+        free(again);
         free(resumed);
         free(said);
         free(name);
@@ -413,7 +415,7 @@ static void test_interrupt(void) {
         fault = one ? "1 interrupt" : NULL;
         pid_t child = start_run(name, common, flags);
         if (!one) {
-            wait_until(name, "step 3/");
+            wait_for_steps(name, 3);
             kill(child, SIGINT);
         }
         int status = status_of(child, 20);
