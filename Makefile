@@ -210,7 +210,8 @@ libraries:
 test: deps
 	@$(MAKE) --no-print-directory run-tests
 run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) $(CUDA_TESTS:%=build/$(config)/test/%)
-	@OUT='$(OUT)' SKIP='$(if $(or $(CUDA_TESTS),$(OUT)),,test_cuda and test_gpus: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
+	@OUT='$(OUT)' \
+	    SKIP='$(if $(or $(CUDA_TESTS),$(OUT)),,test_cuda, test_gpus: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
 	    test/run build/$(config)/test $(TESTS) $(CUDA_TESTS) $(SCRIPTS)
 
 # from a clone to stories: the run without flags, then five stories from its model; run again, it goes on or just

@@ -1404,8 +1404,8 @@ typedef struct {
     /* Of params, adam_m and adam_v this rank keeps numbers first[i] .. end[i] - 1 of tensor i, from kept[i] on; alone,
        or where the optimiser is not shared out, all, as in grads and weights. */
     size_t first[NUM_TENSORS], end[NUM_TENSORS], kept[NUM_TENSORS];
-    size_t unsent;                 /* the gradients of matrices of blocks from here on are on their way to other ranks */
-    bool share, sharing, late;     /* share: the next backward pass sends them; sharing: the last one did; late: all
+    size_t unsent;             /* the gradients of matrices of blocks from here on are on their way to other ranks */
+    bool share, sharing, late; /* share: the next backward pass sends them; sharing: the last one did; late: all
                                       at its end, to see what that takes */
     cudaEvent_t computed, arrived; /* gradients are ready to go, and are there */
     void *piece;                   /* LENT bytes; NULL where nothing needs it */
@@ -2078,8 +2078,7 @@ static void read_parts(CudaModel *m, int buffer, int i) {
             n = end[i] - at < most ? end[i] - at : most;
             float *from = q == team_rank() ? own + (at - m->first[i]) : (float *)m->piece;
             if (q) ncclCheck(nccl.Broadcast(from, m->piece, n, NCCL_FP32, q, team.comm, m->stream));
-            if (to)
-                cudaCheck(cudaMemcpyAsync(to + at, from, n * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+            if (to) cudaCheck(cudaMemcpyAsync(to + at, from, n * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
         }
         if (m->tensors[i].group != GROUP_MATRIX) break; /* rank 0 has it whole */
     }

@@ -44,8 +44,8 @@ static void test_losses(void) {
                  {"accum", "--attention hybrid --gain head --pos rope", "", 8, 6},
                  {"recompute", "--attention hybrid", "--recompute", 8, 2},
                  {"narrow", "--attention hybrid", "--reduce bf16", 8, 2},
-                 {"grow", "--attention gsa --adapt grow --adapt-rules every=5,life=0,activation=0.9 --splats-alive 8", "",
-                  8, 2}};
+                 {"grow", "--attention gsa --adapt grow --adapt-rules every=5,life=0,activation=0.9 --splats-alive 8",
+                  "", 8, 2}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         const char *kind = kinds[i].name;
         char *one = xasprintf("%s_one", kind), *two = xasprintf("%s_two", kind), *other = xasprintf("%s_other", kind);
@@ -68,7 +68,8 @@ static void test_losses(void) {
             double first = losses_apart(two, one, "trl:", 10, &n), all = losses_apart(two, one, "trl:", 50, &n),
                    after = losses_apart(two, one, "tel:", 50, &evaluations);
             printf("%s: losses of two GPUs and one differ by %.1e (10 steps), %.1e (50 steps), %.1e (validation); "
-                   "limits %.1e, %.1e\n", kind, first, all, after, early, late);
+                   "limits %.1e, %.1e\n",
+                   kind, first, all, after, early, late);
             CHECK(n == 50 && first <= early && all <= late, "%s: %.1e, %.1e", kind, first, all);
             CHECK(evaluations == 3 && after <= late, "%s: validation losses differ by %.1e", kind, after);
         }
@@ -81,8 +82,7 @@ static void test_losses(void) {
         free(order);
     }
     run("hybrid_again", "--attention hybrid --steps 50 --eval-every 25 --gpus 2"); /* --accum is 2 then */
-    CHECK(same_file("hybrid_again", "hybrid_two", "model_00000050.bin"),
-          "two runs are the same bit for bit");
+    CHECK(same_file("hybrid_again", "hybrid_two", "model_00000050.bin"), "two runs are the same bit for bit");
     run("hybrid_shard", "--attention hybrid --steps 50 --eval-every 25 --gpus 2 --shard-optimiser");
     CHECK(same_file("hybrid_shard", "hybrid_two", "model_00000050.bin"), "--shard-optimiser: the same bit for bit");
 }
@@ -125,8 +125,8 @@ static void check_end(const char *as, const char *what, pid_t child, const char 
     char *said = output_of(as);
     CHECK(status > 0 && took < 30 && times(said, "train_gsacu: ") == 1 && strstr(said, says),
           "%s: status %d after %.1f s: %s", what, status, took, ending(said));
-    printf("%s: status %d after %.1f s: %s", what, status, took, strstr(said, "train_gsacu: ")
-               ? strstr(said, "train_gsacu: ") : "nothing\n");
+    printf("%s: status %d after %.1f s: %s", what, status, took,
+           strstr(said, "train_gsacu: ") ? strstr(said, "train_gsacu: ") : "nothing\n");
     free(said);
 }
 

@@ -16,10 +16,10 @@ static char *variable(const char *name) { /* of variables: name, value, ..., NUL
         if (strcmp(variables[i], name) == 0) return (char *)variables[i + 1];
     return NULL;
 }
-#define ENVIRONMENT(...)                            \
-    do {                                            \
-        const char *given[] = {__VA_ARGS__, NULL};  \
-        memcpy(variables, given, sizeof given);     \
+#define ENVIRONMENT(...)                           \
+    do {                                           \
+        const char *given[] = {__VA_ARGS__, NULL}; \
+        memcpy(variables, given, sizeof given);    \
     } while (0)
 
 static void test_launchers(void) {
@@ -30,8 +30,7 @@ static void test_launchers(void) {
     CHECK(!wrong && p.count == 0, "no launcher");
     ENVIRONMENT("RANK", "3", "WORLD_SIZE", "4", "LOCAL_RANK", "1", "MASTER_ADDR", "node7", "MASTER_PORT", "1234");
     wrong = ranks_place(&p, variable);
-    CHECK(!wrong && p.rank == 3 && p.count == 4 && p.local == 1 &&
-              strcmp(p.address, "node7") == 0 && p.port == 1234,
+    CHECK(!wrong && p.rank == 3 && p.count == 4 && p.local == 1 && strcmp(p.address, "node7") == 0 && p.port == 1234,
           "torchrun: %d of %d at %s:%d", p.rank, p.count, p.address, p.port);
     ENVIRONMENT("RANK", "0", "WORLD_SIZE", "2", "LOCAL_RANK", "0", "MASTER_ADDR", "a", "MASTER_PORT", "1234",
                 "TORCHELASTIC_USE_AGENT_STORE", "True");
@@ -40,8 +39,7 @@ static void test_launchers(void) {
     ENVIRONMENT("OMPI_COMM_WORLD_RANK", "1", "OMPI_COMM_WORLD_SIZE", "2", "OMPI_COMM_WORLD_LOCAL_RANK", "1",
                 "OMPI_COMM_WORLD_LOCAL_SIZE", "2");
     wrong = ranks_place(&p, variable);
-    CHECK(!wrong && p.rank == 1 && p.count == 2 && p.local == 1 &&
-              strcmp(p.address, "127.0.0.1") == 0,
+    CHECK(!wrong && p.rank == 1 && p.count == 2 && p.local == 1 && strcmp(p.address, "127.0.0.1") == 0,
           "mpirun on one machine: %d of %d at %s", p.rank, p.count, p.address);
     ENVIRONMENT("OMPI_COMM_WORLD_RANK", "1", "OMPI_COMM_WORLD_SIZE", "4", "OMPI_COMM_WORLD_LOCAL_RANK", "1",
                 "OMPI_COMM_WORLD_LOCAL_SIZE", "2");
@@ -50,8 +48,7 @@ static void test_launchers(void) {
     ENVIRONMENT("SLURM_PROCID", "5", "SLURM_STEP_NUM_TASKS", "8", "SLURM_LOCALID", "1", "SLURM_STEP_NODELIST",
                 "gpu[03-05,9],other", "SLURM_JOB_ID", "1234567");
     wrong = ranks_place(&p, variable);
-    CHECK(!wrong && p.rank == 5 && p.count == 8 && p.local == 1 &&
-              strcmp(p.address, "gpu03") == 0 && p.port == 24567,
+    CHECK(!wrong && p.rank == 5 && p.count == 8 && p.local == 1 && strcmp(p.address, "gpu03") == 0 && p.port == 24567,
           "srun: %d of %d at %s:%d", p.rank, p.count, p.address, p.port);
     ENVIRONMENT("SLURM_PROCID", "0", "SLURM_NTASKS", "8", "SLURM_LOCALID", "0");
     wrong = ranks_place(&p, variable);
@@ -176,7 +173,7 @@ static void test_wires(void) {
     for (int count = 1; count <= 4; count++) {
         char *name = xasprintf("wires%d", count);
         fflush(NULL);
-    pid_t child = fork();
+        pid_t child = fork();
         if (child == 0) {
             output_to(name);
             RankPlace p = ranks_launch(count);
@@ -240,7 +237,10 @@ static int passes;
 
 static int many_devices(void) { return 8; }
 static void ranked_join(const Sharing *s) { team = s->ranks; }
-static void ranked_share(void *model) { (void)model; shared = true; }
+static void ranked_share(void *model) {
+    (void)model;
+    shared = true;
+}
 static void ranked_norms(void *model, double norms[NUM_CLIPS]) {
     GSA *m = (GSA *)model;
     if (shared) {
@@ -320,14 +320,14 @@ static void test_equal(void) {
     static const struct {
         const char *name, *flags;
         int accum, ranks;
-    } kinds[] = {{"standard", "--attention standard", 2, 2},
-                 {"hybrid", "--attention hybrid", 3, 3},
-                 {"linear", "--attention gsa --mixer linear --recompute", 4, 2},
-                 {"uneven", "--attention hybrid --gain head", 5, 3},
-                 {"grow", "--attention gsa --adapt grow --adapt-rules every=2,life=0,activation=0.9 --splats-alive 4",
-                  2, 2},
-                 {"kmeans", "--attention gsa --splat-init kmeans --objective mlm", 2, 2},
-                 {"overfit", "--attention hybrid --overfit-batch --doc-start", 2, 2}};
+    } kinds[] = {
+        {"standard", "--attention standard", 2, 2},
+        {"hybrid", "--attention hybrid", 3, 3},
+        {"linear", "--attention gsa --mixer linear --recompute", 4, 2},
+        {"uneven", "--attention hybrid --gain head", 5, 3},
+        {"grow", "--attention gsa --adapt grow --adapt-rules every=2,life=0,activation=0.9 --splats-alive 4", 2, 2},
+        {"kmeans", "--attention gsa --splat-init kmeans --objective mlm", 2, 2},
+        {"overfit", "--attention hybrid --overfit-batch --doc-start", 2, 2}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         char *one = xasprintf("%s_one", kinds[i].name), *several = xasprintf("%s_several", kinds[i].name);
         char *flags = xasprintf("%s --steps 10 --eval-every 5 --accum %d", kinds[i].flags, kinds[i].accum),
@@ -373,15 +373,16 @@ static void test_resume(void) {
 static void test_faults(void) {
     static const struct {
         const char *fault, *says;
-    } faults[] = {{"1 die", "rank 1 (process "}, {"0 die", "rank 0 (process "}, {"1 fail", "out of memory"},
-                  {"0 fail", "rank 0: the GPU reports 'out of memory'"},
-                  {"2 stop", "rank 2 (process "}, {"0 stop", "rank 0 (process "}, {"1 hang", "no pass has ended"},
-                  {"0 hang", "rank 0 (process "}};
-    ranks_patience = 2;
+    } faults[] = {{"1 die", "rank 1 (process "},   {"0 die", "rank 0 (process "},
+                  {"1 fail", "out of memory"},     {"0 fail", "rank 0: the GPU reports 'out of memory'"},
+                  {"2 stop", "rank 2 (process "},  {"0 stop", "rank 0 (process "},
+                  {"1 hang", "no pass has ended"}, {"0 hang", "rank 0 (process "}};
+    ranks_patience = 3;
     for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
         char *name = xasprintf("fault%zu", i),
-             *flags = xasprintf("--attention standard --steps 100000 --save-every 3 --eval-every 0 --gpus 3 --out %s/%s",
-                                folder, name);
+             *flags =
+                 xasprintf("--attention standard --steps 100000 --save-every 3 --eval-every 0 --gpus 3 --out %s/%s",
+                           folder, name);
         fault = faults[i].fault;
         double began = now_seconds();
         int status = status_of(start_run(name, common, flags), 25);
@@ -410,8 +411,9 @@ static void test_faults(void) {
 static void test_interrupt(void) {
     for (int one = 0; one < 2; one++) {
         char *name = xasprintf("interrupt%d", one),
-             *flags = xasprintf("--attention standard --steps 100000 --save-every 0 --eval-every 0 --gpus 3 --out %s/%s",
-                                folder, name);
+             *flags =
+                 xasprintf("--attention standard --steps 100000 --save-every 0 --eval-every 0 --gpus 3 --out %s/%s",
+                           folder, name);
         fault = one ? "1 interrupt" : NULL;
         pid_t child = start_run(name, common, flags);
         if (!one) {

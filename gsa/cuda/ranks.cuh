@@ -51,10 +51,10 @@ static void nccl_check(int result, const char *file, int line) {
 static void load_nccl(void) {
     void *library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
     if (!library)
-        die("several GPUs need NCCL: %s; install it (NVIDIA's package libnccl2, or nvidia-nccl-cu13 of pip) and put its "
-            "folder into LD_LIBRARY_PATH",
+        die("several GPUs need NCCL: %s; install it (NVIDIA's package libnccl2, or nvidia-nccl-cu13 of pip) and put "
+            "its folder into LD_LIBRARY_PATH",
             dlerror());
-#define X(type, name, arguments)                                  \
+#define X(type, name, arguments)                                 \
     nccl.name = (type(*) arguments)dlsym(library, "nccl" #name); \
     if (!nccl.name) die("libnccl.so.2 has no function nccl" #name ": install a newer one");
     NCCL_FUNCTIONS(X)
@@ -138,7 +138,7 @@ static void sum_narrow(float *grads, void *piece, const Range *ranges, int count
             size_t left = ranges[i].count - within, take = left < LENT / 2 - at ? left : LENT / 2 - at;
             parts[n] = {ranges[i].first + within, take};
             narrow_kernel<<<(unsigned)CEIL_DIV(take, 2048), 256, 0, team.stream>>>(pairs + at / 2,
-                                                                                  grads + parts[n].first, take);
+                                                                                   grads + parts[n].first, take);
             n++;
             at += take;
             within += take;

@@ -82,8 +82,9 @@ const char *ranks_place(RankPlace *p, char *(*get)(const char *name)) {
     else if (by == &launchers[2] && hosts) first_host(hosts, p->address, sizeof p->address);
     else if (p->count == 1 || number_of(get, by->local_count) == p->count) strcpy(p->address, "127.0.0.1");
     else {
-        snprintf(sentence, sizeof sentence, "%s has started %d processes on several machines: set MASTER_ADDR to the "
-                 "address of rank 0's", by->source, p->count);
+        snprintf(sentence, sizeof sentence,
+                 "%s has started %d processes on several machines: set MASTER_ADDR to the address of rank 0's",
+                 by->source, p->count);
         return sentence;
     }
     p->port = port > 0 && port < 65535 ? port : by == &launchers[2] && job >= 0 ? 20000 + job % 10000 : PORT;
@@ -123,10 +124,14 @@ static void bury(Family *f) {
 /* What is left of the first process: signals are passed on, and when a rank has ended badly the others, which end by
    themselves as a rule, get a while before they are stopped. */
 GSA_NORETURN static void watch_over(Family *f, const sigset_t *signals) {
-    struct timespec second = {1, 0};
     while (f->left > 0) {
-        int number = sigtimedwait(signals, NULL, &second);
-        if (number > 0 && number != SIGCHLD) signal_all(f, number);
+        sigset_t pending;
+        int number;
+        usleep(20000);
+        sigpending(&pending);
+        if ((sigismember(&pending, SIGINT) || sigismember(&pending, SIGTERM) || sigismember(&pending, SIGHUP)) &&
+            sigwait(signals, &number) == 0)
+            signal_all(f, number);
         bury(f);
         if (f->status && now_seconds() - f->ended > 3) signal_all(f, SIGKILL);
     }
@@ -162,7 +167,6 @@ RankPlace ranks_launch(int count) {
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGHUP);
-    sigaddset(&signals, SIGCHLD);
     sigprocmask(SIG_BLOCK, &signals, &before);
     fflush(NULL);
     pid_t parent = getpid();
@@ -395,13 +399,14 @@ static void look(struct RankWires *w) {
     for (int q = 0; q < count && rank == 0; q++) {
         const Peer *p = &w->peers[q];
         bool stuck = now - p->moved > patience;
-        if (stuck && p->last.doing == RANKS_WORKING)
-            end_run(w, q, 1, " hangs: no pass has ended for %.0f s", patience);
+        if (stuck && p->last.doing == RANKS_WORKING) end_run(w, q, 1, " hangs: no pass has ended for %.0f s", patience);
         waiting = waiting && stuck && p->last.doing == RANKS_WAITING;
     }
     if (rank == 0 && waiting)
-        end_run(w, 0, 1, " and all others wait for each other since %.0f s: the connection of the GPUs hangs "
-                "(NCCL_DEBUG=INFO says more)", patience);
+        end_run(w, 0, 1,
+                " and all others wait for each other since %.0f s: the connection of the GPUs hangs "
+                "(NCCL_DEBUG=INFO says more)",
+                patience);
 }
 
 static void *control(void *wires) {

@@ -28,7 +28,7 @@ typedef struct {
     int local;         /* its GPU among those of its machine */
     char address[256]; /* of rank 0 */
     int port;
-    int listener;      /* rank 0: a socket that listens at that port already; -1: none */
+    int listener;       /* rank 0: a socket that listens at that port already; -1: none */
     const char *source; /* whose variables said so: "torchrun", "mpirun", "srun" */
 } RankPlace;
 

@@ -86,7 +86,8 @@ enum {
     \
     ROOM(data, "data") \
     X(TEXT, data, "data", NULL, ANY("GLOB"), NONE, PLACE, \
-      "training shards, from data/prepare; made-up stories if not given. With --resume: their new place, if they moved") \
+      "training shards, from data/prepare; made-up stories if not given. With --resume: their new place, if they " \
+      "moved") \
     X(TEXT, val, "val", NULL, ANY("GLOB"), NONE, PLACE, \
       "validation shards; none: no evaluation. With --resume: likewise") \
     X(TEXT, tokenizer, "tokenizer", NULL, ANY("FILE"), NONE, PLACE, \
@@ -149,7 +150,8 @@ enum {
     X(INT, threads, "threads", 0, RANGE(0, 4096), NONE, FREE, \
       "CPU threads; 0: what OpenMP chooses, as a rule one a core") \
     X(INT, gpus, "gpus", 1, RANGE(0, 1024), NONE, FREE | UNSAVED, \
-      "train_gsacu: GPUs of this machine, a process each; 0: all. torchrun, srun and mpirun start one on several machines") \
+      "train_gsacu: GPUs of this machine, a process each; 0: all. On several machines torchrun, srun or mpirun start " \
+      "them") \
     X(CHOICE, reduce, "reduce", "fp32", CHOICES("fp32|bf16"), NONE, FREE | UNSAVED, \
       "several GPUs: how their gradients are added; bf16: half the traffic, and rounded") \
     X(SWITCH, shard_optimiser, "shard-optimiser", false, NO_VALUE, NONE, FREE | UNSAVED, \

@@ -332,8 +332,8 @@ static bool watch_splats(Run *r) {
         for (int h = 0; h < config_heads(&r->config); h++)
             for (int part = 0; part < 2 && config_is_gsa(&r->config, l, h); part++) {
                 if (from == r->ranks->rank) b->head(r->model, l, h, part, available, rows);
-                ranks_broadcast(r->ranks, rows,
-                                (size_t)available * (size_t)config_head_size(&r->config) * sizeof *rows, from);
+                ranks_broadcast(r->ranks, rows, (size_t)available * (size_t)config_head_size(&r->config) * sizeof *rows,
+                                from);
                 adapt_sample(a, config_gsa_before(&r->config, l, h), part, rows, available);
             }
     b->get(r->model, BUFFER_PARAMS, a->first, a->count, splats);
@@ -548,15 +548,11 @@ static void adapt_step(Run *r, bool shifted) {
     adapt_schedule(r->adapt, &r->rules, r->step, shifted);
 }
 
-/* " | MFU 41.2 %"; "" for a back end that does not know its machine. */
-static void mfu_text(const Run *r, char *out, size_t room) {
+/* " | MFU 41.2 %", of each GPU; "" for a back end that does not know its machine. */
+static void mfu_text(const Run *r, double mfu, char *out, size_t room) {
     out[0] = 0;
-    if (!r->backend->peak_flops) return;
-    double peak = r->backend->peak_flops();
-    if (peak > 0)
-        snprintf(out, room, " | MFU %.1f %%",
-                 100 * r->tokens_a_step / r->recent * config_operations(&r->config) / peak / r->ranks->count);
-    else snprintf(out, room, " | MFU n/a");
+    if (mfu > 0) snprintf(out, room, " | MFU %.1f %%", mfu);
+    else if (r->backend->peak_flops) snprintf(out, room, " | MFU n/a");
 }
 
 /* A step's line: of a terminal always the same one, else one every few seconds; always the first and the last. */
@@ -588,16 +584,20 @@ static void report_step(Run *r, double loss, const double norms[NUM_CLIPS], cons
     /* the first two steps are slower: they touch all memory for the first time */
     r->recent = r->step > r->first_step + 2 ? 0.9 * r->recent + 0.1 * took : took;
     duration(r->recent * (double)(r->settings->steps - r->step), left, sizeof left);
-    mfu_text(r, share, sizeof share);
+    double peak = r->backend->peak_flops ? r->backend->peak_flops() : 0, speed = r->tokens_a_step / r->recent,
+           mfu = peak > 0 ? 100 * speed * config_operations(&r->config) / peak / r->ranks->count : 0;
+    mfu_text(r, mfu, share, sizeof share);
     char *line = xasprintf(
         "step %lld/%lld | loss %.6f | %s left | %.0f ms | %.0f tok/s%s | norm %.4f, splats %.4f | lr %.2e%s%s",
-        (long long)r->step, (long long)r->settings->steps, loss, left, 1e3 * took, r->tokens_a_step / r->recent, share,
-        norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], u->rate[CLIP_WEIGHTS], since ? " | put back into bounds: " : "",
+        (long long)r->step, (long long)r->settings->steps, loss, left, 1e3 * took, speed, share, norms[CLIP_WEIGHTS],
+        norms[CLIP_SPLATS], u->rate[CLIP_WEIGHTS], since ? " | put back into bounds: " : "",
         since ? bounds_text(r->outside) : "");
     print_step(r, line);
     free(line);
     fprintf(r->log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)r->step, loss,
             u->rate[CLIP_WEIGHTS], norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
+    if (r->step % 10 == 0 || r->step == r->settings->steps)
+        fprintf(r->log, "s:%lld tps:%.0f mfu:%.4g gpus:%d\n", (long long)r->step, speed, mfu, r->ranks->count);
     write_log(r);
 }
 
