@@ -50,7 +50,7 @@ static const char *ending(const char *text) {
 /* How often text holds part. */
 static int times(const char *text, const char *part) {
     int n = 0;
-    for (const char *at = text; (at = strstr(at, part)); at += strlen(part)) n++;
+    for (const char *at = strstr(text, part); at; at = strstr(at + strlen(part), part)) n++;
     return n;
 }
 
@@ -87,7 +87,7 @@ static int logged(const char *name, const char *key, double *out, int most) {
     size_t bytes;
     char *text = access(path, F_OK) == 0 ? read_file(path, &bytes) : xstrdup("");
     int n = 0;
-    for (char *at = text; (at = strstr(at, key)) && n < most; at += strlen(key))
+    for (const char *at = strstr(text, key); at && n < most; at = strstr(at + 1, key))
         out[n++] = strtod(at + strlen(key), NULL);
     free(text);
     free(path);
