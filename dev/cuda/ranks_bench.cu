@@ -113,16 +113,16 @@ template <typename F> static double time_alone(Bench *b, F f) {
     return median(times);
 }
 
+enum { KINDS = 5 };
+static const struct {
+    const char *name;
+    bool sums, late, narrow;
+} kinds[KINDS] = {{"no sums", false, false, false},
+                  {"sums in fp32, at the end", true, true, false},
+                  {"sums in fp32, meanwhile", true, false, false},
+                  {"sums in bf16, at the end", true, true, true},
+                  {"sums in bf16, meanwhile", true, false, true}};
 static void time_steps(Bench *b, int runs) {
-    static const struct {
-        const char *name;
-        bool sums, late, narrow;
-    } kinds[] = {{"no sums", false, false, false},
-                 {"sums in fp32, at the end", true, true, false},
-                 {"sums in fp32, meanwhile", true, false, false},
-                 {"sums in bf16, at the end", true, true, true},
-                 {"sums in bf16, meanwhile", true, false, true}};
-    enum { KINDS = sizeof kinds / sizeof *kinds };
     std::vector<double> times[KINDS];
     int count = b->ranks->count > 1 ? KINDS : 1;
     for (int i = 0; i < runs + 2; i++)
