@@ -194,7 +194,7 @@ int main(int argc, char **argv) {
     ranks_broadcast(b.ranks, &length, sizeof length, 0);
     if (!text) text = (char *)xmalloc(length);
     ranks_broadcast(b.ranks, text, length, 0);
-    if (b.ranks->rank) cuda_take_choices(b.m, text);
+    if (b.ranks->rank) cuda_choose(b.m, text);
     free(text);
 
     time_steps(&b, (int)o.runs);
