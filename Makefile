@@ -93,7 +93,7 @@ all: probe $(PROGRAMS:%=$(OUT)%) $(CUDA_PROGRAMS)
 COMMON    := gsa/util gsa/flags
 TOKENIZER := tokenizer/tokenizer
 GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader $(COMMON)
-MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts \
+MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts gsa/run/ranks \
              gsa/look/measure data/stories $(GROUND)
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
@@ -171,9 +171,10 @@ $(CUDA)/%_fp32.o: %.cu
 train_gsacu: $(CUDA)/train_gsa$(if $(filter fp32,$(PRECISION)),_fp32).o
 build/$(config)/bench: $(CUDA)/dev/cuda/bench.o
 build/$(config)/positions: $(CUDA)/dev/cuda/positions.o
+build/$(config)/ranks_bench: $(CUDA)/dev/cuda/ranks_bench.o
 $(foreach t,$(CUDA_TESTS),$(eval build/$(config)/test/$(t): $(CUDA)/test/$(t).o))
-train_gsacu build/$(config)/bench build/$(config)/positions $(CUDA_TESTS:%=build/$(config)/test/%): \
-    $(MODEL_OBJECTS) $(LINKED)
+train_gsacu build/$(config)/bench build/$(config)/positions build/$(config)/ranks_bench \
+    $(CUDA_TESTS:%=build/$(config)/test/%): $(MODEL_OBJECTS) $(LINKED)
 	@mkdir -p $(@D)
 	$(NVCC) $(GENCODE) -o $@ $(filter %.o,$^) -lcublasLt $(NETWORK_LIBS) \
 	    $(if $(OMP),-Xcompiler -fopenmp) $(LDLIBS)
@@ -209,7 +210,8 @@ libraries:
 test: deps
 	@$(MAKE) --no-print-directory run-tests
 run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) $(CUDA_TESTS:%=build/$(config)/test/%)
-	@OUT='$(OUT)' SKIP='$(if $(or $(CUDA_TESTS),$(OUT)),,test_cuda: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
+	@OUT='$(OUT)' \
+	    SKIP='$(if $(or $(CUDA_TESTS),$(OUT)),,test_cuda, test_gpus: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
 	    test/run build/$(config)/test $(TESTS) $(CUDA_TESTS) $(SCRIPTS)
 
 # from a clone to stories: the run without flags, then five stories from its model; run again, it goes on or just
@@ -307,6 +309,7 @@ help:
 	@echo "config=aarch64     for 64-bit ARM, built on x86-64, run by qemu-user"
 	@echo "make build/release/dev/infer_bench   how fast infer reads and writes, beside the speed of the memory"
 	@echo "make build/release/bench             the GPU's kernels, timed (dev/cuda/bench.cu)"
+	@echo "make build/release/ranks_bench       what several GPUs gain (dev/cuda/ranks_bench.cu)"
 	@echo "make build/release/positions         loss by position (dev/cuda/positions.cu)"
 	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1  NO_CUDA=1  GPU_ARCH=90  PRECISION=fp32 (of train_gsacu)"
 	@echo "CFLAGS, CPPFLAGS, LDFLAGS: added behind the project's own"

@@ -51,12 +51,12 @@ static void cublas_check(cublasStatus_t status, const char *file, int line) {
 static const cudaDeviceProp *cuda_device(void) {
     static cudaDeviceProp device;
     static bool known;
-    int count;
+    int current;
     if (known) return &device;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess || count == 0)
+    cudaError_t error = cudaGetDevice(&current);
+    if (error != cudaSuccess)
         die("no NVIDIA GPU answers (%s); train_gsa is the program for the CPU", cudaGetErrorString(error));
-    cudaCheck(cudaGetDeviceProperties(&device, 0));
+    cudaCheck(cudaGetDeviceProperties(&device, current));
     known = true;
     return &device;
 }
@@ -178,7 +178,7 @@ typedef struct {
     int count, room;
     size_t tuned[2]; /* products over this many tokens get their algorithm by timing; 0: none do */
     char *notes;     /* the file that remembers the choices; NULL: nowhere, so nothing is timed */
-    char *given;     /* choices of the run that goes on, lines as in that file; NULL: none */
+    char *given;     /* choices of the run that goes on, or of rank 0, lines as in that file; NULL: none */
 } Matmul;
 
 enum { WORKSPACE = 32 << 20, CANDIDATES = 8 };
@@ -1074,6 +1074,7 @@ static void rope_backward(floatX *dqkv, float *dots, const floatX *dfeatures, co
 #include "gsa/cuda/forget.cuh"
 #include "gsa/cuda/attention.cuh"
 #include "gsa/cuda/scan.cuh"
+#include "gsa/cuda/ranks.cuh"
 
 /* ---------------------------------------------------------------------- classifier */
 
@@ -1497,6 +1498,14 @@ typedef struct {
     size_t total;                            /* length of the flat buffers */
     float *params, *grads, *adam_m, *adam_v; /* fp32; params are the masters */
     floatX *weights;                         /* their copies */
+    /* Of params, adam_m and adam_v this rank keeps numbers first[i] .. end[i] - 1 of tensor i, from kept[i] on; alone,
+       or where the optimiser is not shared out, all, as in grads and weights. */
+    size_t first[NUM_TENSORS], end[NUM_TENSORS], kept[NUM_TENSORS];
+    size_t unsent;             /* the gradients of matrices of blocks from here on are on their way to other ranks */
+    bool share, sharing, late; /* share: the next backward pass sends them; sharing: the last one did; late: all
+                                      at its end, to see what that takes */
+    cudaEvent_t computed, arrived; /* gradients are ready to go, and are there */
+    void *piece;                   /* LENT bytes; NULL where nothing needs it */
     MasterTensors p, dp;
     WeightTensors w;
     void *activations;
@@ -1554,6 +1563,18 @@ static void point_parameters(Tensors *p, Number *flat, const Tensor *tensors) {
 #undef X
 }
 
+/* Where the parts that this rank keeps begin; returns how many numbers it keeps, padding included. */
+static size_t keep_parts(const Tensor *tensors, size_t first[NUM_TENSORS], size_t end[NUM_TENSORS],
+                         size_t kept[NUM_TENSORS]) {
+    size_t at = 0;
+    ranks_cut(tensors, team.shard ? team_rank() : 0, team.shard ? team_count() : 1, first, end);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        kept[i] = at;
+        at += CEIL_DIV(end[i] - first[i], 32) * 32;
+    }
+    return at;
+}
+
 static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     CudaModel *m = (CudaModel *)xcalloc(1, sizeof *m);
     CudaSizes z = cuda_sizes(c, B);
@@ -1565,14 +1586,21 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     m->total = model_tensors(c, m->tensors);
     cudaCheck(cudaStreamCreate(&m->stream));
     cudaCheck(cudaEventCreate(&m->bucketed));
+    size_t own = keep_parts(m->tensors, m->first, m->end, m->kept);
     float **buffers[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
     for (int i = 0; i < 4; i++) {
-        cudaCheck(cudaMalloc(buffers[i], m->total * sizeof(float)));
-        cudaCheck(cudaMemsetAsync(*buffers[i], 0, m->total * sizeof(float), m->stream));
+        size_t bytes = (buffers[i] == &m->grads ? m->total : own) * sizeof(float);
+        cudaCheck(cudaMalloc(buffers[i], bytes));
+        cudaCheck(cudaMemsetAsync(*buffers[i], 0, bytes, m->stream));
     }
+    cudaCheck(cudaEventCreateWithFlags(&m->computed, cudaEventDisableTiming));
+    cudaCheck(cudaEventCreateWithFlags(&m->arrived, cudaEventDisableTiming));
+    if (team.narrow || team.shard) cudaCheck(cudaMalloc(&m->piece, LENT));
     cudaCheck(cudaMalloc(&m->weights, m->total * sizeof(floatX)));
     cudaCheck(cudaMemsetAsync(m->weights, 0, m->total * sizeof(floatX), m->stream));
-    point_parameters(&m->p, m->params, m->tensors);
+#define X(name, ...) m->p.name = m->tensors[TENSOR_##name].size ? m->params + m->kept[TENSOR_##name] : NULL;
+    PARAMETERS(X) /* of those that are cut the masters are not read, but by the update */
+#undef X
     point_parameters(&m->dp, m->grads, m->tensors);
     point_parameters(&m->w, m->weights, m->tensors);
     cudaCheck(cudaMalloc(&m->activations, carve_activations(&m->a, NULL, c, B, NULL)));
@@ -1618,6 +1646,9 @@ static void gsa_destroy(CudaModel *m) {
     for (int i = 0; i < 4; i++) cudaCheck(cudaFree(buffers[i]));
     cudaCheck(cudaFree(m->weights));
     cudaCheck(cudaFree(m->activations));
+    cudaCheck(cudaFree(m->piece));
+    cudaCheck(cudaEventDestroy(m->computed));
+    cudaCheck(cudaEventDestroy(m->arrived));
     matmul_destroy(&m->matmul);
     cudaCheck(cudaFreeHost(m->x));
     cudaCheck(cudaFreeHost(m->buckets.positions));
@@ -1951,6 +1982,76 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     return m->predicted ? m->results[0] / (double)m->predicted : 0;
 }
 
+/* Sends the ranges' gradients, which the compute stream has made ready, to be added to those of other ranks. */
+static void send_gradients(CudaModel *m, const Range *ranges, int count) {
+    cudaCheck(cudaEventRecord(m->computed, m->stream));
+    cudaCheck(cudaStreamWaitEvent(team.stream, m->computed, 0));
+    if (team.narrow) sum_narrow(m->grads, m->piece, ranges, count);
+    else sum_wide(m->grads, ranges, count);
+}
+
+static const int block_matrices[] = {TENSOR_qkvw, TENSOR_attprojw, TENSOR_fcw, TENSOR_fcprojw}; /* in their order */
+enum { SENT_AT_ONCE = 8 << 20 }; /* numbers, at least: less would be more latency than traffic */
+
+/* Those of the matrices of block l are ready, as are those of later blocks; they go when there are enough of them. */
+static void send_block(CudaModel *m, size_t l) {
+    Range ranges[4];
+    size_t sum = 0;
+    for (int i = 0; i < 4; i++) {
+        const Tensor *t = &m->tensors[block_matrices[i]];
+        ranges[i] = {t->offset + l * tensor_row(t), (m->unsent - l) * tensor_row(t)};
+        sum += ranges[i].count;
+    }
+    if (l > 0 && (m->late || sum < SENT_AT_ONCE)) return;
+    send_gradients(m, ranges, 4);
+    m->unsent = l;
+}
+
+/* All others: what lies between these matrices. */
+static void send_rest(CudaModel *m) {
+    Range ranges[5];
+    int count = 0;
+    size_t from = 0;
+    for (int i = 0; i <= 4; i++) {
+        size_t to = i < 4 ? m->tensors[block_matrices[i]].offset : m->total;
+        if (to > from) ranges[count++] = {from, to - from};
+        if (i < 4) from = to + CEIL_DIV(m->tensors[block_matrices[i]].size, 32) * 32;
+    }
+    send_gradients(m, ranges, count);
+    cudaCheck(cudaEventRecord(m->arrived, team.stream));
+    m->share = false;
+    m->sharing = true;
+}
+
+/* Until the sums are there. A GPU that hangs in its own passes is found out first, so that others are not blamed. */
+static void await_gradients(CudaModel *m) {
+    cudaCheck(cudaStreamSynchronize(m->stream));
+    ranks_doing(team.ranks, RANKS_WAITING);
+    cudaCheck(cudaStreamWaitEvent(m->stream, m->arrived, 0));
+    cudaCheck(cudaStreamSynchronize(m->stream));
+    ranks_doing(team.ranks, RANKS_WORKING);
+    m->sharing = false;
+}
+
+/* Each rank has updated its part of the matrices: now all get the copies of all parts. */
+static void share_weights(CudaModel *m) {
+    size_t first[NUM_TENSORS], end[NUM_TENSORS];
+    cudaCheck(cudaEventRecord(m->computed, m->stream));
+    cudaCheck(cudaStreamWaitEvent(team.stream, m->computed, 0));
+    ncclCheck(nccl.GroupStart());
+    for (int q = 0; q < team_count(); q++) {
+        ranks_cut(m->tensors, q, team_count(), first, end);
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            floatX *at = m->weights + m->tensors[i].offset + first[i];
+            if (m->tensors[i].group != GROUP_MATRIX || end[i] == first[i]) continue;
+            ncclCheck(nccl.Broadcast(at, at, (end[i] - first[i]) * sizeof *at, NCCL_BYTES, q, team.comm, team.stream));
+        }
+    }
+    ncclCheck(nccl.GroupEnd());
+    cudaCheck(cudaEventRecord(m->arrived, team.stream));
+    cudaCheck(cudaStreamWaitEvent(m->stream, m->arrived, 0));
+}
+
 /* Adds scale times the gradient of the last forward's mean loss to the gradients. */
 static void gsa_backward(CudaModel *m, double scale) {
     CudaSizes z = m->sizes;
@@ -1968,6 +2069,7 @@ static void gsa_backward(CudaModel *m, double scale) {
         if (rows < N) logits_forward(m, i, n); /* again */
         logits_backward(m, i, n, scale);
     }
+    m->unsent = L;
     cudaCheck(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
     layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, L ? dp.fcprojb + (L - 1) * C : NULL, a.partials, a.dln,
                        a.residual + L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C, stream);
@@ -1999,6 +2101,7 @@ static void gsa_backward(CudaModel *m, double scale) {
         layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL,
                            a.partials, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N, C,
                            stream);
+        if (m->share) send_block(m, l);
     }
     Buckets b = m->buckets;
     cudaCheck(cudaMemcpyAsync(a.positions, b.positions, N * sizeof(int), cudaMemcpyHostToDevice, stream));
@@ -2011,6 +2114,7 @@ static void gsa_backward(CudaModel *m, double scale) {
     b.segments = a.segments;
     b.tokens = a.bucket_tokens;
     encoder_backward(dp.wte, dp.wpe, a.dresidual, &b, a.token_sums, B, T, C, stream);
+    if (m->share) send_rest(m);
 }
 
 static void gsa_zero_gradients(CudaModel *m) {
@@ -2020,6 +2124,7 @@ static void gsa_zero_gradients(CudaModel *m) {
 /* The L2 norm of each clip group's gradients: sums of fixed pieces, in double, added in order. */
 static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
     double *sums = m->a.sums;
+    if (m->sharing) await_gradients(m);
     for (int c = 0; c < NUM_CLIPS; c++) {
         size_t pieces = 0;
         for (int i = 0; i < NUM_TENSORS; i++) {
@@ -2068,42 +2173,90 @@ static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
-        if (!t->size || !group->trained) continue;
-        adamw_kernel<<<CEIL_DIV(t->size, 256), 256, 0, m->stream>>>(
-            m->params + t->offset, m->weights + t->offset, m->adam_m + t->offset, m->adam_v + t->offset,
-            m->grads + t->offset, t->size, (float)u->rate[group->clip], group->decay ? (float)u->weight_decay : 0,
-            (float)u->scale[group->clip], (float)u->beta1, (float)u->beta2, correct1, correct2);
+        size_t n = m->end[i] - m->first[i], at = t->offset + m->first[i], own = m->kept[i];
+        if (!n || !group->trained) continue;
+        adamw_kernel<<<CEIL_DIV(n, 256), 256, 0, m->stream>>>(
+            m->params + own, m->weights + at, m->adam_m + own, m->adam_v + own, m->grads + at, n,
+            (float)u->rate[group->clip], group->decay ? (float)u->weight_decay : 0, (float)u->scale[group->clip],
+            (float)u->beta1, (float)u->beta2, correct1, correct2);
         cudaCheck(cudaGetLastError());
     }
+    if (team.shard) share_weights(m);
     scalar_bounds(m, clamped);
 }
 
 /* ---------------------------------------------------------------------- the back end of gsa/run/train.h */
 
-static float **cuda_buffer(CudaModel *m, int buffer) {
-    float **all[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
+static float *cuda_buffer(CudaModel *m, int buffer) {
+    float *all[] = {m->params, m->grads, m->adam_m, m->adam_v};
     return all[buffer];
 }
 
+/* Where number `first` of a buffer lies; it is of a tensor that is not cut. */
+static float *cuda_place(CudaModel *m, int buffer, size_t first) {
+    int i = 0;
+    if (buffer == BUFFER_GRADS) return m->grads + first;
+    while (i + 1 < NUM_TENSORS && (!m->tensors[i].size || m->tensors[i].offset + m->tensors[i].size <= first)) i++;
+    return cuda_buffer(m, buffer) + m->kept[i] + (first - m->tensors[i].offset);
+}
+
+/* Part of a buffer, of tensors that are not cut and lie side by side. */
 static void cuda_put(void *model, int buffer, size_t first, size_t count, const float *from) {
     CudaModel *m = (CudaModel *)model;
-    float *to = *cuda_buffer(m, buffer) + first;
+    if (!count) return;
+    float *to = cuda_place(m, buffer, first);
     cudaCheck(cudaMemcpyAsync(to, from, count * sizeof(float), cudaMemcpyHostToDevice, m->stream));
-    if (buffer == BUFFER_PARAMS && count)
+    if (buffer == BUFFER_PARAMS)
         convert_kernel<<<CEIL_DIV(count, 256), 256, 0, m->stream>>>(m->weights + first, to, count);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaStreamSynchronize(m->stream));
 }
 
+/* Tensor i where the optimiser is shared out: the rank's part, and copies of all weights. from: the tensor. */
+static void write_part(CudaModel *m, int buffer, int i, const float *from) {
+    const Tensor *t = &m->tensors[i];
+    float *piece = (float *)m->piece;
+    cudaCheck(cudaMemcpyAsync(cuda_buffer(m, buffer) + m->kept[i], from + m->first[i],
+                              (m->end[i] - m->first[i]) * sizeof(float), cudaMemcpyHostToDevice, m->stream));
+    for (size_t at = 0, n; at < t->size && buffer == BUFFER_PARAMS; at += n) {
+        n = t->size - at < LENT / sizeof(float) ? t->size - at : LENT / sizeof(float);
+        cudaCheck(cudaMemcpyAsync(piece, from + at, n * sizeof(float), cudaMemcpyHostToDevice, m->stream));
+        convert_kernel<<<CEIL_DIV(n, 256), 256, 0, m->stream>>>(m->weights + t->offset + at, piece, n);
+        cudaCheck(cudaGetLastError());
+    }
+    cudaCheck(cudaStreamSynchronize(m->stream));
+}
+
 static void cuda_write(void *model, int buffer, const float *from) {
-    cuda_put(model, buffer, 0, ((CudaModel *)model)->total, from);
+    CudaModel *m = (CudaModel *)model;
+    if (!team.shard) cuda_put(model, buffer, 0, m->total, from);
+    for (int i = 0; i < NUM_TENSORS && team.shard; i++) write_part(m, buffer, i, from + m->tensors[i].offset);
+}
+
+/* Rank 0 gets tensor i from all ranks that keep parts of it. */
+static void read_parts(CudaModel *m, int buffer, int i) {
+    size_t first[NUM_TENSORS], end[NUM_TENSORS], most = LENT / sizeof(float);
+    float *own = cuda_buffer(m, buffer) + m->kept[i], *to = m->flat ? m->flat + m->tensors[i].offset : NULL;
+    for (int q = 0; q < team_count(); q++) {
+        ranks_cut(m->tensors, q, team_count(), first, end);
+        for (size_t at = first[i], n; at < end[i]; at += n) {
+            n = end[i] - at < most ? end[i] - at : most;
+            float *from = q == team_rank() ? own + (at - m->first[i]) : (float *)m->piece;
+            if (q) ncclCheck(nccl.Broadcast(from, m->piece, n, NCCL_FP32, q, team.comm, m->stream));
+            if (to) cudaCheck(cudaMemcpyAsync(to + at, from, n * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+        }
+        if (m->tensors[i].group != GROUP_MATRIX) break; /* rank 0 has it whole */
+    }
 }
 
 static const float *cuda_read(void *model, int buffer) {
     CudaModel *m = (CudaModel *)model;
-    if (!m->flat) m->flat = (float *)xmalloc(m->total * sizeof(float));
-    cudaCheck(
-        cudaMemcpyAsync(m->flat, *cuda_buffer(m, buffer), m->total * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+    if (!m->flat && !(team.shard && team_rank())) m->flat = (float *)xcalloc(m->total, sizeof(float));
+    if (team.shard && buffer != BUFFER_GRADS)
+        for (int i = 0; i < NUM_TENSORS; i++) read_parts(m, buffer, i);
+    else
+        cudaCheck(cudaMemcpyAsync(m->flat, cuda_buffer(m, buffer), m->total * sizeof(float), cudaMemcpyDeviceToHost,
+                                  m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
     return m->flat;
 }
@@ -2152,7 +2305,7 @@ static void cuda_head(void *model, int l, int h, int part, int count, float *out
 static void cuda_get(void *model, int buffer, size_t first, size_t count, float *to) {
     CudaModel *m = (CudaModel *)model;
     cudaCheck(
-        cudaMemcpyAsync(to, *cuda_buffer(m, buffer) + first, count * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+        cudaMemcpyAsync(to, cuda_place(m, buffer, first), count * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
 }
 
@@ -2169,6 +2322,12 @@ static void cuda_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS
     gsa_update((CudaModel *)model, u, clamped);
 }
 static void cuda_destroy(void *model) { gsa_destroy((CudaModel *)model); }
+static void cuda_share(void *model) { ((CudaModel *)model)->share = true; }
+
+static int cuda_devices(void) {
+    int count;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
 
 static const char *cuda_name(void) {
     static char name[400];
@@ -2262,12 +2421,13 @@ static void cuda_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     if (!wrong) wrong = cuda_shared_check(c, cuda_device()->sharedMemPerBlockOptin);
     if (wrong) die_usage("%s", wrong);
     if ((int64_t)B * c->T > INT32_MAX) die_usage("--batch %d times --seq %d is more than 2^31 tokens", B, c->T);
-    size_t total = model_tensors(c, tensors);
+    size_t total = model_tensors(c, tensors), first[NUM_TENSORS], end[NUM_TENSORS], kept[NUM_TENSORS];
+    size_t own = keep_parts(tensors, first, end, kept);
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
-    bytes[MEMORY_PARAMS] = total * (sizeof(float) + sizeof(floatX));
+    bytes[MEMORY_PARAMS] = own * sizeof(float) + total * sizeof(floatX);
     bytes[MEMORY_GRADS] = total * sizeof(float);
-    bytes[MEMORY_OPTIMISER] = 2 * total * sizeof(float);
-    bytes[MEMORY_WORKSPACE] = WORKSPACE;
+    bytes[MEMORY_OPTIMISER] = 2 * own * sizeof(float);
+    bytes[MEMORY_WORKSPACE] = WORKSPACE + (team.narrow || team.shard ? LENT : 0);
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
@@ -2314,6 +2474,8 @@ static void cuda_choose(void *model, const char *choices) {
     CudaModel *m = (CudaModel *)model;
     const char *machine = cuda_machine();
     size_t n = strlen(machine);
+    free(m->matmul.given); /* those of the state file, where several ranks agree on the first one's */
+    m->matmul.given = NULL;
     if (strncmp(choices, machine, n) == 0) m->matmul.given = xstrdup(choices + n);
     else
         warn("the run was saved on %.*s and goes on with %.*s: its numbers will differ from there in their last digits",
@@ -2325,7 +2487,7 @@ static void *cuda_create(const Config *c, int B) {
     size_t N = (size_t)B * (size_t)c->T;
     m->matmul.tuned[0] = piece_size(N, piece_most);
     m->matmul.tuned[1] = piece_size(N, m->logits_rows);
-    m->matmul.notes = cuda_notes();
+    if (team_rank() == 0) m->matmul.notes = cuda_notes(); /* others take its choices */
     return m;
 }
 
@@ -2356,6 +2518,9 @@ static Backend cuda_backend(void) {
     b.expect = cuda_expect;
     b.choices = cuda_choices;
     b.choose = cuda_choose;
+    b.devices = cuda_devices;
+    b.join = cuda_join;
+    b.share = cuda_share;
     return b;
 }
 

@@ -221,6 +221,12 @@ void loader_next(Loader *l, int *x, int *y, int B) {
     }
 }
 
+void loader_skip(Loader *l, uint64_t windows) {
+    uint64_t at = l->state.window + windows;
+    l->state.epoch += at / l->windows;
+    l->state.window = at % l->windows;
+}
+
 LoaderState loader_state(const Loader *l) { return l->state; }
 
 void loader_set_state(Loader *l, LoaderState state) {

@@ -32,6 +32,8 @@ void loader_free(Loader *l);
 /* The next B windows: inputs x (B, T) and targets y (B, T), y[t] = x[t + 1] in the stream. Goes on with the next
    epoch at the end. */
 void loader_next(Loader *l, int *x, int *y, int B);
+/* Passes over as many windows: those of other processes of the run. */
+void loader_skip(Loader *l, uint64_t windows);
 
 LoaderState loader_state(const Loader *l);
 void loader_set_state(Loader *l, LoaderState state);

@@ -30,18 +30,25 @@ void program_name(const char *argv0) {
     signal(SIGXFSZ, SIG_IGN);
 }
 
-static void complain(const char *format, va_list args) {
+static bool (*speaker)(const char *sentence, int status);
+
+void set_speaker(bool (*speak)(const char *sentence, int status)) { speaker = speak; }
+
+/* status: that of the exit which follows, or 0 */
+static void complain(int status, const char *format, va_list args) {
+    char *sentence = NULL;
     rewrite_line(NULL);
     fflush(stdout);
-    fprintf(stderr, "%s: ", program);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    if (vasprintf(&sentence, format, args) < 0) sentence = NULL;
+    const char *text = sentence ? sentence : "out of memory";
+    if (!speaker || speaker(text, status)) fprintf(stderr, "%s: %s\n", program, text);
+    free(sentence);
 }
 
 void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    complain(format, args);
+    complain(1, format, args);
     va_end(args);
     exit(1);
 }
@@ -49,7 +56,7 @@ void die(const char *format, ...) {
 void die_usage(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    complain(format, args);
+    complain(2, format, args);
     va_end(args);
     exit(2);
 }
@@ -57,7 +64,7 @@ void die_usage(const char *format, ...) {
 void warn(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    complain(format, args);
+    complain(0, format, args);
     va_end(args);
 }
 

@@ -33,6 +33,9 @@ GSA_NORETURN void die(const char *format, ...) GSA_PRINTF(1, 2);
 /* exit status 2: the command line is at fault */
 GSA_NORETURN void die_usage(const char *format, ...) GSA_PRINTF(1, 2);
 void warn(const char *format, ...) GSA_PRINTF(1, 2);
+/* For a run of several processes, where one sentence speaks for all: `speak` gets each sentence, and the exit status
+   that follows it, or 0 for a warning. Only where it returns true is the sentence printed here. */
+void set_speaker(bool (*speak)(const char *sentence, int status));
 
 /* ---- memory and files; each of these dies with a sentence instead of returning an error */
 

@@ -160,7 +160,10 @@ void resolve_shape(Settings *s) {
     static const struct {
         const char *name;
         int64_t layers, heads, channels;
-    } presets[] = {{"gpt2-124m", 12, 12, 768}, {"gpt2-350m", 24, 16, 1024}, {"gpt2-774m", 36, 20, 1280}};
+    } presets[] = {{"gpt2-124m", 12, 12, 768},
+                   {"gpt2-350m", 24, 16, 1024},
+                   {"gpt2-774m", 36, 20, 1280},
+                   {"gpt2-1558m", 48, 25, 1600}};
     int64_t layers = s->depth, heads = s->depth, channels = 64 * s->depth;
     if (s->preset && is_given(s, SETTING_depth)) die_usage("--depth and --preset both set the shape: give one of them");
     for (size_t i = 0; s->preset && i < sizeof presets / sizeof *presets; i++)

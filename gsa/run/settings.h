@@ -32,7 +32,7 @@ enum {
     ROOM(model, "model") \
     X(INT, depth, "depth", 2, RANGE(1, 64), NONE, NEW_MODEL, \
       "one dial for the shape: N layers, N heads, 64 N channels") \
-    X(CHOICE, preset, "preset", NULL, CHOICES("gpt2-124m|gpt2-350m|gpt2-774m"), NONE, NEW_MODEL, \
+    X(CHOICE, preset, "preset", NULL, CHOICES("gpt2-124m|gpt2-350m|gpt2-774m|gpt2-1558m"), NONE, NEW_MODEL, \
       "a shape of GPT-2 instead: layers, heads, channels, --seq 1024") \
     X(INT, layers, "layers", 0, RANGE(1, MAX_LAYERS), MODEL(L), 0, \
       "layers; from --depth or --preset if not given") \
@@ -111,7 +111,7 @@ enum {
     X(INT, batch, "batch", 4, RANGE(1, 65536), NONE, 0, \
       "sequences per pass") \
     X(INT, accum, "accum", 1, RANGE(1, 65536), NONE, 0, \
-      "passes per update, gradients averaged") \
+      "passes per update, gradients averaged; GPUs share them out; one a GPU if not given") \
     X(REAL, lr, "lr", 0, RANGE(0, 10), NONE, 0, \
       "highest learning rate; 0.384 / channels if not given") \
     X(REAL, min_lr, "min-lr", 0, RANGE(0, 10), NONE, 0, \
@@ -156,7 +156,14 @@ enum {
     X(INT, keep, "keep", 2, RANGE(0, 1e9), NONE, FREE, \
       "checkpoints kept, the newest; 0: all") \
     X(INT, threads, "threads", 0, RANGE(0, 4096), NONE, FREE, \
-      "CPU threads; 0: what OpenMP chooses, as a rule one a core")
+      "CPU threads; 0: what OpenMP chooses, as a rule one a core") \
+    X(INT, gpus, "gpus", 1, RANGE(0, 1024), NONE, FREE | UNSAVED, \
+      "train_gsacu: GPUs of this machine, a process each; 0: all. On several machines torchrun, srun or mpirun start " \
+      "them") \
+    X(CHOICE, reduce, "reduce", "fp32", CHOICES("fp32|bf16"), NONE, FREE | UNSAVED, \
+      "several GPUs: how their gradients are added; bf16: half the traffic, and rounded") \
+    X(SWITCH, shard_optimiser, "shard-optimiser", false, NO_VALUE, NONE, FREE | UNSAVED, \
+      "several GPUs: each keeps a part of the fp32 weights and of AdamW's moments: less memory, same numbers")
 // clang-format on
 
 /* SETTING_depth ...: a row's place in the table and in Settings.flags. */

@@ -2,7 +2,7 @@
 #ifndef GSA_TRAIN_H
 #define GSA_TRAIN_H
 
-#include "../model.h"
+#include "ranks.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -34,6 +34,13 @@ typedef struct {
     double scale[NUM_CLIPS]; /* what gradients are multiplied by: clipping */
     int64_t step;            /* 1 for the first update */
 } Update;
+
+/* How several processes work on one run. */
+typedef struct {
+    Ranks *ranks;
+    bool narrow; /* gradients are added in bf16 */
+    bool shard;  /* each rank keeps a part of the fp32 weights and of AdamW's moments (ranks_cut) */
+} Sharing;
 
 /* A back end: the network's arithmetic. B and T of a call may be smaller than those given to create. */
 typedef struct {
@@ -73,6 +80,15 @@ typedef struct {
        its first pass. NULL: nothing is */
     char *(*choices)(void *model);
     void (*choose)(void *model, const char *choices);
+    /* The rest is for several processes, a GPU each (ranks.h); NULL: the back end has none of it.
+       devices: GPUs that this process sees. join, before all else but name: this process is one of sharing->ranks and
+       uses GPU ranks->local. */
+    int (*devices)(void);
+    void (*join)(const Sharing *sharing);
+    /* The next backward pass is this rank's last of the step: its gradients, and those of the passes before, are added
+       to those of all other ranks, and gradient_norms waits for the sums. Called by all ranks. With sharing->shard all
+       of them call read together too, and only rank 0 gets the numbers, others NULL. */
+    void (*share)(void *model);
 } Backend;
 
 /* The whole program: flags, data, training. Returns the exit status. */
