@@ -633,7 +633,7 @@ static void check_model(const Config *c, size_t B, size_t T, const char *what) {
     Run r = make_run(c, B, T, 20);
     GSA *m = r.m;
     /* off the sphere points of any length are left to themselves: near the centres splats respond */
-    for (size_t i = 0; i < m->tensors[TENSOR_qkvw].size && c->raw; i++) m->p.qkvw[i] *= 0.25;
+    for (size_t i = 0; i < m->tensors[TENSOR_qkvw].size && c->raw; i++) m->p.qkvw[i] *= 0.2;
     run_gradients(&r, 1);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
