@@ -1658,8 +1658,8 @@ static const Command commands[] = {
      .help = "loss, perplexity and bits per byte of a text or shard",
      .usage =
          "MODEL FILE [flags]\n"
-         "FILE is a text, documents separated by lines <|endoftext|>, or a shard of data/prepare. It is cut into "
-         "windows of the\n"
+         "FILE is a text, documents separated by lines <|endoftext|>, or a shard of data/prepare; - is standard input. "
+         "It is cut into windows of the\n"
          "model's length, each predicted from nothing but itself; the standard error is over stretches of that length. "
          "The table is\n"
          "of tokens by how many tokens they were predicted from; its errors take them as independent.\n",

@@ -275,10 +275,11 @@ static void report(int split) {
 
 int main(int argc, char **argv) {
     program_name(argv[0]);
-    int inputs = parse_flags(
-        flags, argc, argv,
-        "data/prepare --tokenizer FILE --out PREFIX [--val FILE|SHARE] [flags] TEXT...\n"
-        "Turns text into token shards. Documents are separated by <|endoftext|>; TEXT - is standard input.\n\n");
+    int inputs = parse_flags(flags, argc, argv,
+                             "data/prepare --tokenizer FILE --out PREFIX [--val FILE|SHARE] [flags] TEXT...\n"
+                             "Turns text into token shards. Documents are separated by <|endoftext|>, and line ends "
+                             "next to it are left out;\n"
+                             "TEXT - is standard input.\n\n");
     if (!tokenizer_path) die_usage("--tokenizer FILE is missing; tokenizer/train_bpe makes one");
     if (!prefix) die_usage("--out PREFIX is missing; shards are called PREFIX_train_000000.bin ...");
     if (inputs == 0) die_usage("no text is given; name one or more text files, or - for standard input");

@@ -91,10 +91,9 @@ static bool may_end_in_space(const char *begin, const char *p) {
     return b == 0xC2 || (c == 0xE1 && b == 0x9A) || (c == 0xE2 && (b == 0x80 || b == 0x81)) || (c == 0xE3 && b == 0x80);
 }
 
-/* The last place where a long document can be cut without changing its tokens: before white space that follows
-   something else. GPT-2's pattern has a border there whatever follows, as white space stands only at the start of a
-   piece, and what comes before looks no further than the white space. 0: there is none. */
-static size_t safe_cut(const char *text, size_t bytes) {
+/* GPT-2's pattern has a border before such white space whatever follows, as white space stands only at the start of a
+   piece, and what comes before looks no further than the white space. */
+size_t safe_cut(const char *text, size_t bytes) {
     for (size_t i = bytes; i-- > 1;)
         if ((text[i] == ' ' || text[i] == '\n') && !may_end_in_space(text, text + i)) return i;
     return 0;

@@ -43,6 +43,10 @@ Documents *documents_behind(FILE *f, const char *name, const void *start, size_t
 bool documents_next(Documents *d);
 void documents_close(Documents *d); /* and its file */
 
+/* The last place where a text can be cut without changing its tokens: before white space that follows something else.
+   0: there is none. */
+size_t safe_cut(const char *text, size_t bytes);
+
 #ifdef __cplusplus
 }
 #endif
