@@ -92,18 +92,18 @@ all: probe $(PROGRAMS:%=$(OUT)%) $(CUDA_PROGRAMS)
 
 COMMON    := gsa/util gsa/flags
 TOKENIZER := tokenizer/tokenizer
-GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader $(COMMON)
+GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader data/text $(COMMON)
 MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts gsa/run/ranks \
              gsa/look/measure data/stories $(GROUND)
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)
-infer.parts                := gsa/run/adapt gsa/look/measure gsa/look/picture gsa/look/report data/tasks $(GROUND)
-tokenizer/train_bpe.parts  := $(TOKENIZER) $(COMMON)
-tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
-data/prepare.parts         := data/loader $(TOKENIZER) $(COMMON)
+infer.parts                := gsa/run/adapt gsa/look/measure gsa/look/picture gsa/look/report data/tasks data/json $(GROUND)
+tokenizer/train_bpe.parts  := data/json data/text $(TOKENIZER) $(COMMON)
+tokenizer/tokenize.parts   := data/text $(TOKENIZER) $(COMMON)
+data/prepare.parts         := data/loader data/text $(TOKENIZER) $(COMMON)
 data/make_stories.parts    := data/stories $(COMMON)
-dev/plot.parts             := gsa/look/picture $(COMMON)
+dev/plot.parts             := gsa/look/picture data/text $(COMMON)
 data/make_recall.parts     := $(COMMON)
 test/check_stories.parts   := data/stories $(COMMON)
 dev/scan_bench.parts       := $(MODEL)
@@ -112,7 +112,7 @@ dev/scan_bench.libs         = $(NETWORK_LIBS)
 dev/infer_bench.parts      := $(infer.parts)
 dev/infer_bench.libs        = $(infer.libs)
 dev/logits.libs             = $(NETWORK_LIBS)
-$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks gsa/look/picture gsa/look/report))
+$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks data/json gsa/look/picture gsa/look/report))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc -lpthread
 train_gsa.libs             := $(NETWORK_LIBS)

@@ -9,6 +9,11 @@
 extern "C" {
 #endif
 
+enum { SHARD_MAGIC = 20240520, SHARD_HEADER = 1024 }; /* bytes */
+/* Tokens of a shard that starts with these bytes, its header or less where it ends before; `bytes`: of the whole file,
+   -1 where that is not known. Dies with a sentence where it is no shard, or has another length. */
+int64_t shard_length(const void *start, size_t got, int64_t bytes, const char *path);
+
 /* All that changes while batches are drawn: saving these integers and putting them back continues exactly. */
 typedef struct {
     uint64_t epoch;

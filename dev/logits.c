@@ -29,7 +29,6 @@ int main(int argc, char **argv) {
     for (int t = 0; t < n; t++)
         xfwrite(m->a.logits + (size_t)t * (size_t)k->config.Vp, sizeof(float), (size_t)k->config.V, stdout,
                 "standard output");
-    if (fflush(stdout) != 0) die("cannot write standard output");
     free(x);
     gsa_destroy(m);
     checkpoint_close(k);

@@ -8,23 +8,6 @@
 
 /* ---------------------------------------------------------------------- configuration */
 
-int choice_index(const char *choices, const char *text) {
-    size_t n = strlen(text);
-    int index = 0;
-    for (const char *p = choices; p; index++) {
-        if (strcspn(p, "|") == n && strncmp(p, text, n) == 0) return index;
-        p = strchr(p, '|');
-        if (p) p++;
-    }
-    return -1;
-}
-
-void choice_name(const char *choices, int index, char *out, size_t room) {
-    const char *p = choices;
-    for (; index > 0 && p; index--) p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL;
-    snprintf(out, room, "%.*s", p ? (int)strcspn(p, "|") : 1, p ? p : "?");
-}
-
 int config_gsa_before(const Config *c, int l, int h) {
     int count = 0;
     for (int i = 0; i < l; i++) count += __builtin_popcountll(c->gsa_heads[i]);

@@ -90,9 +90,6 @@ const char *config_check(const Config *c);
    for hybrid, half as many extra ones for augment), "N" (the last N heads of each layer; augment: N extra ones) or
    "0:3,2:1-4" (layer:head). Sets c->extra. NULL where it fits, else a sentence. */
 const char *config_head_map(Config *c, const char *gsa_heads);
-/* position of text in "a|b|c"; -1 where it is none */
-int choice_index(const char *choices, const char *text);
-void choice_name(const char *choices, int index, char *out, size_t room);
 
 static inline int config_head_size(const Config *c) { return c->C / c->NH; }
 static inline int config_heads(const Config *c) { return c->NH + c->extra; }

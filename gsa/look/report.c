@@ -511,8 +511,10 @@ static void put_pictures(Page *p, const Report *r, const char *log) {
     put_picture(p, heads_picture(r, &grid));
     snprintf(text, sizeof text, ",\"grid\":[%d,%d,%d,%d],\n\"training\":[", grid.left, grid.top, grid.pitch, grid.cell);
     put(p, text);
-    if (log) put_picture(p, picture_losses("Loss of the training", &log, NULL, 1, 0, 0));
-    if (log && log_has_adaptation(log)) {
+    bool losses = log && log_has_losses(log);
+    if (log && !losses) warn("%s holds no losses: the page is written without their picture", log);
+    if (losses) put_picture(p, picture_losses("Loss of the training", &log, NULL, 1, 0, 0));
+    if (losses && log_has_adaptation(log)) {
         put(p, ",");
         put_picture(p, picture_adaptation(log));
     }

@@ -640,7 +640,6 @@ static void catch_signals(void) {
     signal(SIGINT, SIG_DFL); /* a shell's background jobs begin with this one ignored, and kill -INT should save */
     struct sigaction old;
     if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaddset(&signals, SIGHUP); /* not by nohup */
-    signal(SIGPIPE, SIG_IGN); /* the run outlives a reader of its screen, such as head */
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
     int error = pthread_create(&thread, NULL, wait_for_signals, &signals);
     if (error) die("cannot start a thread: %s", strerror(error));
@@ -655,7 +654,7 @@ static void print_end(const Run *r) {
         printf("%lld steps in %.1f s, %.0f tokens/s; the model is %s/model_%08lld.bin\n", (long long)steps,
                r->training_time, r->tokens_a_step * (double)steps / r->training_time, out, (long long)r->step);
     else printf("%s: nothing was left to do at step %lld\n", out, (long long)r->step);
-    if (r->stop) printf("interrupted; go on with --resume --out %s\n", out);
+    if (r->stop) printf("interrupted; go on with --resume --out %s\n", shell_quoted(out));
 }
 
 /* `every` steps, and after the last; 0: never */
@@ -895,6 +894,7 @@ int train(int argc, char **argv, const Backend *backend) {
 
     program_name(argv[0]);
     settings_from_command_line(&settings, argc, argv);
+    output_may_fail(); /* the run outlives a reader of its screen, such as head */
     run.ranks = start_ranks(&settings, backend);
     open_checkpoints(&run, &settings, &start, &state);
     share_batches(&settings, run.ranks);
