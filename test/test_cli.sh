@@ -819,7 +819,10 @@ rm -rf "$dir/f" && mkdir "$dir/f" && cp "$dir"/a/*_00000010.bin "$dir/f"
 refuse "full disk" 1 "cannot write" sh -c "ulimit -f 100; exec $train --resume --out '$dir/f'"
 check "the good checkpoint is whole and nothing half is left" \
     sh -c "cmp '$dir/f/model_00000010.bin' '$dir/a/model_00000010.bin' && [ \$(ls '$dir/f' | wc -l) = 3 ]"
+printf 's:11 trl:4.0' >>"$dir/f/main.log" # a line that broke off
 check "and can be resumed" $train --resume --out "$dir/f"
+check "a line that broke off in the log is gone" sh -c "! grep -q 'trl:4\.0s\|trl:4\.0\$' '$dir/f/main.log' &&
+    [ \$(grep -c '^s:11 trl' '$dir/f/main.log') = \$(grep -c '^s:11 trl.*clamped' '$dir/f/main.log') ]"
 
 # ---- stopped again and again at random moments, by each signal in turn, a run ends as one that was never stopped
 stopped="--depth 2 --seq 64 --batch 4 --vocab 300 --steps 120 --eval-every 0 --sample-every 0 --save-every 0"
