@@ -951,6 +951,16 @@ model_00000020.bin other.bin.tmp state_00000010.bin state_00000020.bin state_1.b
 check "a program that ends early leaves no temporary file" sh -c "mkdir '$dir/early'; ulimit -f 1
     ! $make_stories --bytes 100k --out '$dir/early/s' 2>/dev/null && [ -z \"\$(ls '$dir/early')\" ]"
 
+# ---- --keep counts whole checkpoints up to the present step, and holds for what a killed run had no time to remove
+rm -rf "$dir/keep" && mkdir "$dir/keep" && cp "$dir"/a/*_00000010.bin "$dir/keep"
+for kind in model state; do head -c 5000 "$dir/a/${kind}_00000020.bin" >"$dir/keep/${kind}_00000099.bin"; done
+check "resume before a damaged checkpoint" $train --resume --keep 1 --out "$dir/keep"
+check "it is not kept in place of the new one" cmp "$dir/keep/model_00000020.bin" "$dir/a/model_00000020.bin"
+check "the one before is not kept" [ ! -e "$dir/keep/model_00000010.bin" ]
+cp "$dir"/a/*_00000010.bin "$dir/keep" && rm "$dir"/keep/*_00000099.bin
+check "too many checkpoints of a run that was killed at its end" sh -c "$train --resume --keep 1 --out '$dir/keep' &&
+    [ \"\$(ls '$dir/keep' | tr '\n' ' ')\" = 'main.log model_00000020.bin state_00000020.bin ' ]"
+
 # ---- --overfit-batch goes on with the batch that it began with
 check "overfit" $train $tiny --overfit-batch --steps 6 --save-every 3 --keep 0 --out "$dir/over"
 mkdir "$dir/over2" && cp "$dir"/over/*_00000003.bin "$dir/over2"

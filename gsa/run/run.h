@@ -56,6 +56,8 @@ void open_newest(Settings *s, Checkpoint **model, Checkpoint **state);
 void restore(Run *r, const Checkpoint *state);
 /* Writes state and model of the present step; removes those that --keep does not keep. */
 void save(Run *r);
+/* Removes the checkpoints of the present step and before that --keep does not keep. The present step must be saved. */
+void remove_old(const Run *r);
 
 /* ---- memory.c */
 

@@ -594,6 +594,7 @@ static int train_loop(Run *r) {
         if (r->step == s->steps || is_due(r, s->save_every)) save(r);
     }
     if (interrupted && r->saved != r->step) save(r);
+    if (r->saved == r->step) remove_old(r); /* a run that was killed between the two has left too many */
     print_end(r);
     return interrupted ? 130 : 0;
 }

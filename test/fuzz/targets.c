@@ -57,20 +57,23 @@ static void ignore_write(void *model, int buffer, const float *from) {
 /* --resume: settings, place in the data, moments */
 void fuzz_state(char *path) {
     static Settings s;
-    static const uint16_t tokens[400];
+    enum { MOST = 16384 };
+    static const uint16_t tokens[MOST];
     const Backend backend = {.write = ignore_write};
     Run r = {.settings = &s, .backend = &backend};
-    int64_t length;
+    int64_t length, two = 2, four = 4;
     defaults(&s);
     Checkpoint *k = checkpoint_open(path, CHECKPOINT_STATE);
     const char *text = (const char *)checkpoint_find(k, "settings", TYPE_BYTES, 0, NULL, &length);
     settings_from_text(&s, text, (size_t)length, path);
     r.config = k->config;
     r.total = model_tensors(&r.config, r.tensors);
-    r.train = loader_from_tokens(tokens, 400, "tokens", 16, 2, -1, true, 1);
-    checkpoint_find(k, "data", TYPE_I64, 1, (const int64_t[]){2}, NULL);
-    r.data_hash[0] = ((const int64_t *)checkpoint_find(k, "data", TYPE_I64, 1, (const int64_t[]){2}, NULL))[0];
-    r.data_hash[1] = ((const int64_t *)checkpoint_find(k, "data", TYPE_I64, 1, (const int64_t[]){2}, NULL))[1];
+    /* data that pass for the run's own */
+    const int64_t *position = (const int64_t *)checkpoint_find(k, "position", TYPE_I64, 1, &four, NULL);
+    size_t count = position[3] > 16 && position[3] <= MOST ? (size_t)position[3] : MOST;
+    r.train = loader_from_tokens(tokens, count, "tokens", 16, 2, -1, true, 1);
+    if (checkpoint_has(k, "data"))
+        memcpy(r.data_hash, checkpoint_find(k, "data", TYPE_I64, 1, &two, NULL), sizeof r.data_hash);
     restore(&r, k);
     loader_free(r.train);
     checkpoint_close(k);
