@@ -880,7 +880,10 @@ rm -rf "$dir/f" && mkdir "$dir/f" && cp "$dir"/a/*_00000010.bin "$dir/f"
 refuse "full disk" 1 "cannot write" sh -c "ulimit -f 100; exec $train --resume --out '$dir/f'"
 check "the good checkpoint is whole and nothing half is left" \
     sh -c "cmp '$dir/f/model_00000010.bin' '$dir/a/model_00000010.bin' && [ \$(ls '$dir/f' | wc -l) = 3 ]"
+printf 's:11 trl:4.0' >>"$dir/f/main.log" # a line that broke off
 check "and can be resumed" $train --resume --out "$dir/f"
+check "a line that broke off in the log is gone" sh -c "! grep -q 'trl:4\.0s\|trl:4\.0\$' '$dir/f/main.log' &&
+    [ \$(grep -c '^s:11 trl' '$dir/f/main.log') = \$(grep -c '^s:11 trl.*clamped' '$dir/f/main.log') ]"
 
 # ---- stopped again and again at random moments, by each signal in turn, a run ends as one that was never stopped
 stopped="--depth 2 --seq 64 --batch 4 --vocab 300 --steps 120 --eval-every 0 --sample-every 0 --save-every 0"
@@ -1008,6 +1011,16 @@ check "only they are removed" sh -c "[ \"\$(ls '$dir/left' | tr '\n' ' ')\" = 'm
 model_00000020.bin other.bin.tmp state_00000010.bin state_00000020.bin state_1.bin ' ]"
 check "a program that ends early leaves no temporary file" sh -c "mkdir '$dir/early'; ulimit -f 1
     ! $make_stories --bytes 100k --out '$dir/early/s' 2>/dev/null && [ -z \"\$(ls '$dir/early')\" ]"
+
+# ---- --keep counts whole checkpoints up to the present step, and holds for what a killed run had no time to remove
+rm -rf "$dir/keep" && mkdir "$dir/keep" && cp "$dir"/a/*_00000010.bin "$dir/keep"
+for kind in model state; do head -c 5000 "$dir/a/${kind}_00000020.bin" >"$dir/keep/${kind}_00000099.bin"; done
+check "resume before a damaged checkpoint" $train --resume --keep 1 --out "$dir/keep"
+check "it is not kept in place of the new one" cmp "$dir/keep/model_00000020.bin" "$dir/a/model_00000020.bin"
+check "the one before is not kept" [ ! -e "$dir/keep/model_00000010.bin" ]
+cp "$dir"/a/*_00000010.bin "$dir/keep" && rm "$dir"/keep/*_00000099.bin
+check "too many checkpoints of a run that was killed at its end" sh -c "$train --resume --keep 1 --out '$dir/keep' &&
+    [ \"\$(ls '$dir/keep' | tr '\n' ' ')\" = 'main.log model_00000020.bin state_00000020.bin ' ]"
 
 # ---- --overfit-batch goes on with the batch that it began with
 check "overfit" $train $tiny --overfit-batch --steps 6 --save-every 3 --keep 0 --out "$dir/over"

@@ -60,6 +60,8 @@ void restore(Run *r, const Checkpoint *state);
 /* Writes state and model of the present step; removes those that --keep does not keep. Called by all ranks: the first
    one writes. */
 void save(Run *r);
+/* Removes the checkpoints of the present step and before that --keep does not keep. The present step must be saved. */
+void remove_old(const Run *r);
 
 /* ---- memory.c */
 

@@ -216,9 +216,10 @@ static void save_model(Run *r) {
     free(path);
 }
 
-static void remove_old(const Run *r) {
+void remove_old(const Run *r) {
     int count;
     int64_t *steps = saved_steps(r->settings->out, &count);
+    while (count > 0 && steps[count - 1] > r->step) count--; /* not whole: this run passed over it */
     for (int i = 0; r->settings->keep > 0 && i < count - r->settings->keep; i++) {
         char *model = run_path(r->settings->out, "model", steps[i]),
              *state = run_path(r->settings->out, "state", steps[i]);

@@ -706,6 +706,8 @@ static int train_loop(Run *r) {
         if (r->step == s->steps || is_due(r, s->save_every)) save(r);
     }
     if (r->stop && r->saved != r->step) save(r);
+    /* a run that was killed between the two has left too many */
+    if (r->saved == r->step && r->ranks->rank == 0) remove_old(r);
     print_end(r);
     return r->stop ? 130 : 0;
 }
@@ -718,7 +720,7 @@ static void lock_out(Run *r) {
         r->log = xfopen("/dev/null", "a");
         return;
     }
-    r->log = xfopen(r->log_path, "a");
+    r->log = xfopen(r->log_path, "a+");
     lock_file(r->log, r->settings->out);
     remove_leftovers(r->settings->out);
 }
@@ -854,6 +856,16 @@ static void print_run(const Run *r) {
     fflush(stdout);
 }
 
+/* A run that was killed, or had no room left, may have written a part of a line, which nobody should take for a whole
+   one: the log is cut behind its last whole line. */
+static void cut_torn_line(Run *r) {
+    int64_t size = file_bytes(r->log, r->log_path), whole = size;
+    char last;
+    while (whole > 0 && pread(fileno(r->log), &last, 1, (off_t)whole - 1) == 1 && last != '\n') whole--;
+    if (whole < size && ftruncate(fileno(r->log), (off_t)whole) != 0)
+        die("cannot write %s: %s", r->log_path, strerror(errno));
+}
+
 static void open_log(Run *r) {
     const Settings *s = r->settings;
     if (!r->log) { /* a new folder, as a rule; but another run may have begun there just now */
@@ -864,6 +876,7 @@ static void open_log(Run *r) {
     if (r->ranks->rank > 0) return;
     if (!s->resume && ftruncate(fileno(r->log), 0) != 0 && errno != EINVAL) /* of a device */
         die("cannot write %s: %s", r->log_path, strerror(errno));
+    if (s->resume) cut_torn_line(r);
     print_settings(s, r->log, r->step);
     write_log(r);
 }
