@@ -248,7 +248,7 @@ def to_safetensors(path, folder, hf, tokenizer):
 RENAMED = {"T": "n_positions", "V": "vocab_size", "Vp": None, "L": "n_layer", "NH": "n_head", "C": "n_embd",
            "extra": "extra_heads", "S": "splats", "raw": "sphere", "unbounded": "unbounded"}
 CODE = ("gsa.py", "configuration_gsa.py", "modeling_gsa.py")
-OF_HEAD = {"log_far", "log_gain"}  # one number a head
+OF_HEAD = {"log_far", "log_gain", "forgetb"}  # one number a head
 
 
 def gsa_heads(config, heads):
@@ -256,22 +256,22 @@ def gsa_heads(config, heads):
 
 
 def head_rows(config, layers, name):
-    """for each layer the first and the last row that it has of a tensor: of GSA heads, or log_gain's standard ones"""
-    counts = [len(heads) for heads in layers]
-    if name == "log_gain" and CHOICES["attention"][config["attention"]] != "extend":
-        counts = [config["NH"] + config["extra"] - count for count in counts]
-    elif name == "log_gain":
-        counts = [config["NH"]] * len(counts)
+    """for each layer the first and the last row that it has of a tensor: of GSA heads; of those with softmax of q . k,
+    for log_gain and log_rope; of gated ones, for forgetw and forgetb"""
+    counts = np.array([len(heads) for heads in layers])
+    if name in ("log_gain", "log_rope", "forgetw", "forgetb"):
+        extends = CHOICES["attention"][config["attention"]] == "extend"
+        counts = config["NH"] + config["extra"] - (0 * counts if extends else counts)
+        if name.startswith("forget") and CHOICES["forget"][config["forget"]] == "half":
+            counts = (counts + 1) // 2
     ends = np.cumsum(counts)
     return list(zip(ends - counts, ends))
 
 
-def to_transformers(folder, config, heads, tensors, special):
+def transformers_tensors(config, heads, tensors, rows):
+    """by their names there; rows: of the token embedding"""
     layers, L = gsa_heads(config, heads), config["L"]
-    tensors = {name: (t.astype("<u4") << 16).view("<f4") if t.dtype == "<u2" else t for name, t in tensors.items()
-               if not isinstance(t, bytes)}
-    masked = config["objective"] == CHOICES["objective"].index("mlm")
-    rows = config["V"] + (masked and special.get("mask_token_id") == config["V"])  # [MASK] may be the first of the padding
+    tensors = to_fp32({name: t for name, t in tensors.items() if not isinstance(t, bytes)})
     out = {"transformer.wte.weight": tensors["wte"][:rows, :, 0],
            "transformer.ln_f.weight": tensors["lnfw"].reshape(-1), "transformer.ln_f.bias": tensors["lnfb"].reshape(-1)}
     if "wpe" in tensors and tensors["wpe"].size:
@@ -285,8 +285,15 @@ def to_transformers(folder, config, heads, tensors, special):
         for l, (first, end) in enumerate(head_rows(config, layers, name)):
             t = tensors[name][first:end]
             if t.size:
-                out[f"transformer.h.{l}.attn.{name}"] = (t.reshape(-1) if name in OF_HEAD else t if name in (
-                    "mu", "log_precision") else t.reshape(t.shape[:2]))
+                shape = (-1,) if name in OF_HEAD else t.shape if name in ("mu", "log_precision") else t.shape[:2]
+                out[f"transformer.h.{l}.attn.{name}"] = t.reshape(shape)
+    return out
+
+
+def to_transformers(folder, config, heads, tensors, special):
+    masked = config["objective"] == CHOICES["objective"].index("mlm")
+    rows = config["V"] + (masked and special.get("mask_token_id") == config["V"])  # [MASK] may be the first of the padding
+    out, layers = transformers_tensors(config, heads, tensors, rows), gsa_heads(config, heads)
     theirs = {}
     for field in FIELDS:
         name, value = RENAMED.get(field, field), config[field]
@@ -563,14 +570,14 @@ def to_fp32(tensors):
     return {name: (t.astype("<u4") << 16).view("<f4") if t.dtype == "<u2" else t for name, t in tensors.items()}
 
 
-def main():
+def main(arguments=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.error = lambda sentence: p.exit(2, f"convert.py: {sentence}; --help says more\n")
     p.add_argument("source", help="a model file, or a folder with model.safetensors")
     p.add_argument("target", help="a folder, or a model file")
     p.add_argument("--tokenizer", metavar="FILE", help="tokenizer file for a model that comes without one")
     p.add_argument("--hf", action="store_true", help="a folder that transformers loads, whatever the kind of model")
-    a = p.parse_args()
+    a = p.parse_args(arguments)
     if np is None:
         die("numpy is needed; install it with pip or with this system's packages (python3-numpy)")
     if os.path.isdir(a.source):

@@ -15,13 +15,14 @@ class GSAConfig(PretrainedConfig):
 
     def __init__(self, vocab_size=1024, n_positions=256, n_layer=2, n_head=2, n_embd=128, attention="hybrid",
                  gsa_heads=None, extra_heads=0, mixer=None, envelope=None, covariance="iso", splats=0, window=0,
-                 position="rope", gain="none", sphere=True, unbounded=(), objective="lm", output_size=None,
+                 position="rope", gain="none", rope="fixed", phase="none", forget="none", sphere=True, unbounded=(), objective="lm", output_size=None,
                  use_cache=True, bos_token_id=None, eos_token_id=None, pad_token_id=None, **kwargs):
         self.vocab_size, self.n_positions, self.n_layer, self.n_head, self.n_embd = (vocab_size, n_positions, n_layer,
                                                                                      n_head, n_embd)
         self.attention, self.gsa_heads, self.extra_heads = attention, gsa_heads, extra_heads
         self.mixer, self.envelope, self.covariance, self.splats = mixer, envelope, covariance, splats
         self.window, self.position, self.gain = window, position, gain
+        self.rope, self.phase, self.forget = rope, phase, forget
         self.sphere, self.unbounded, self.objective = sphere, list(unbounded), objective
         self.output_size, self.use_cache = output_size or vocab_size, use_cache
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)

@@ -13,12 +13,14 @@ head of this layer. The mathematics in short: with x^ = x / |x| for queries and 
     linear mixer   o_i = sum_j w_ij v_j / sum_j w_ij,  w = sum_s A_s        e = exp(-delta |n|) (1 + cos(theta n)) / 2,
                                                                             or exp(-delta |n|), or 1             (5)
 
+With phase="learned" a cosine is that of theta n - psi (7b), so that a splat may favour a distance.
 Both are features of queries and keys in front of a mixer: scaled_dot_product_attention, or a scan over chunks of 64
 tokens that carries a state of constant size.
 
 To train: parameter_groups(model, lr) for the optimiser, clip_gradients(model, 1.0) before each step, apply_bounds(model)
 after it. Without bounds splats can become so narrow that they no longer learn. What is said of splats is computed in
 fp32 at least, also under autocast; values, queries and keys take autocast's type."""
+import functools
 import math
 
 import torch
@@ -32,11 +34,14 @@ ROW_SUM_ROUNDING = 1e-6  # and this share of its constant part, where cosines ca
 PRECISION_START, PRECISION_MIN, PRECISION_MAX = 4.0, 0.4, 40.0  # bounds: see apply_bounds
 CENTRE_MAX, SLOPE_MAX, AMPLITUDE_RANGE, DECAY_MAX = 2.0, 40.0, math.log(10), 0.14
 GAIN_MIN, GAIN_MAX = 0.25, 10.0
-BOUNDS = ("precision", "centre", "amplitude", "frequency", "decay", "gain")
-SCALARS = ("log_precision", "log_alpha", "log_theta", "log_delta", "log_far", "log_gain")  # with a rate of their own
+FORGET_SHORTEST, FORGET_LONGEST = 16.0, 1024.0  # tokens in which gates' weights fall by e at the start
+BOUNDS = ("precision", "centre", "amplitude", "frequency", "decay", "gain", "phase")
+SCALARS = ("log_precision", "log_alpha", "log_theta", "log_delta", "psi", "log_far", "log_gain",
+           "log_rope")  # with a rate of their own
 CHOICES = {"attention": ("standard", "gsa", "hybrid", "augment", "extend"), "mixer": ("softmax", "linear"),
            "position": ("learned", "rope", "both"), "envelope": ("none", "cosine", "decay", "raised"),
-           "covariance": ("iso", "diag", "full"), "gain": ("none", "head")}
+           "covariance": ("iso", "diag", "full"), "gain": ("none", "head"), "phase": ("none", "learned"),
+           "rope": ("fixed", "learned"), "forget": ("none", "half", "all")}
 
 
 # ---- what is remembered of a text
@@ -143,40 +148,56 @@ def visible(queries, keys, window, causal, device):
     return (apart >= 0) & (apart < window) if causal else apart.abs() < window
 
 
-def mix(q, k, v, mask, whole):
-    """softmax(q k^T) v under a mask; whole: also the logarithm of the weights' sum and the weights themselves"""
+def mix(q, k, v, mask, sums, whole):
+    """softmax(q k^T) v under a mask; sums: None, or what gates add to logits, c_i - c_j, as (c_i, c_j); whole: also the
+    logarithm of the weights' sum and the weights themselves"""
+    if sums is not None:  # of large sums only differences matter: they are taken in double
+        bias = (sums[0].unsqueeze(-1) - sums[1].unsqueeze(-2)).masked_fill(~mask, -math.inf)
     if not whole:
+        mask = mask if sums is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0), None, None
-    z = (q @ k.transpose(-1, -2)).float() if q.dtype != torch.float64 else q @ k.transpose(-1, -2)
-    z = z.masked_fill(~mask, -math.inf)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    z = (q @ k.transpose(-1, -2)).to(wide)
+    z = z.masked_fill(~mask, -math.inf) if sums is None else z + bias.to(wide)
     lse = z.logsumexp(-1)
     weights = (z - lse.unsqueeze(-1)).exp()
     return weights.to(v.dtype) @ v, lse, weights
 
 
-def softmax_mixer(q, k, v, window, causal, padding, need_lse=False, need_weights=False):
+def softmax_mixer(q, k, v, window, causal, padding, sums=None, need_lse=False, need_weights=False):
     """q (B, H, Tq, f) of the last of Tk tokens, k (B, H, Tk, f), v (B, H, Tk, d); window: None, or how far a query sees;
-    padding: None, or (B, Tk), False where there is no token. Returns output, lse and weights (None unless needed). A
-    window costs O(Tk window): blocks of queries meet the blocks of keys next to theirs."""
-    Tq, Tk = q.shape[2], k.shape[2]
-    if window is None and padding is None and not need_lse and not need_weights and (Tq in (1, Tk) or not causal):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal and Tq > 1, scale=1.0)
-        return out, None, None
+    padding: None, or (B, Tk), False where there is no token; sums: None, or of gated heads (B, H, Tk), double. Returns
+    output, lse and weights (None unless needed). A window costs O(Tk window): blocks of queries meet the blocks of keys
+    next to theirs."""
+    Tq, Tk, device = q.shape[2], k.shape[2], q.device
+    plain = window is None and padding is None and sums is None and not need_lse and not need_weights
+    if plain and (Tq in (1, Tk) or not causal):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal and Tq > 1, scale=1.0), None, None
     if window is None or need_weights or Tq == 1 or Tk <= 2 * window:
-        mask = visible(Tq, Tk, window or Tk, causal, q.device)
+        mask = visible(Tq, Tk, window or Tk, causal, device)
         if padding is not None:  # every query sees itself, so that no row is empty
-            mask = mask & padding[:, None, None, :] | visible(Tq, Tk, 1, causal, q.device)
-        return mix(q, k, v, mask, need_lse or need_weights)
+            mask = mask & padding[:, None, None, :] | visible(Tq, Tk, 1, causal, device)
+        return mix(q, k, v, mask, None if sums is None else (sums[:, :, Tk - Tq:], sums), need_lse or need_weights)
     around, end = (2 if causal else 3), -Tk % window
-    real = F.pad(q.new_ones(1, Tk, dtype=torch.bool) if padding is None else padding, (window, end + (around - 2) * window))
+    behind = end + (around - 2) * window
+
+    def key_blocks(x):  # (..., Tk) -> (..., blocks, around * window)
+        return F.pad(x, (window, behind)).unfold(-1, around * window, window)
+
+    def query_blocks(x):  # (..., Tk) -> (..., blocks, window)
+        return F.pad(x, (0, end)).unflatten(-1, (-1, window))
+
+    def cut(x):
+        return x.flatten(2, 3)[:, :, Tk - Tq:Tk]
+
+    k, v = (key_blocks(x.transpose(-1, -2)).permute(0, 1, 3, 4, 2) for x in (k, v))
     q = F.pad(q, (0, 0, Tk - Tq, end)).unflatten(2, (-1, window))
-    k, v = (F.pad(x, (0, 0, window, end + (around - 2) * window)).unfold(2, around * window, window).transpose(-1, -2)
-            for x in (k, v))
-    apart = torch.arange(window, 2 * window, device=q.device).unsqueeze(-1) - torch.arange(around * window, device=q.device)
+    apart = torch.arange(window, 2 * window, device=device).unsqueeze(-1) - torch.arange(around * window, device=device)
     near = (apart >= 0) & (apart < window) if causal else apart.abs() < window
-    mask = near & real.unfold(1, around * window, window)[:, None, :, None, :] | (apart == 0)
-    out, lse, _ = mix(q, k, v, mask, need_lse)
-    return out.flatten(2, 3)[:, :, Tk - Tq:Tk], lse.flatten(2, 3)[:, :, Tk - Tq:Tk] if need_lse else None, None
+    real = key_blocks(torch.ones(1, Tk, dtype=torch.bool, device=device) if padding is None else padding)
+    mask = near & real[:, None, :, None, :] | (apart == 0)
+    out, lse, _ = mix(q, k, v, mask, None if sums is None else (query_blocks(sums), key_blocks(sums)), need_lse)
+    return cut(out), cut(lse) if need_lse else None, None
 
 
 # ---- the linear mixer, equation (5), as a recurrence over chunks
@@ -195,10 +216,10 @@ def shift_state(state, theta, delta, n, S):
     return torch.cat([one, x * c + y * s, y * c - x * s], -2)
 
 
-def linear_scan(r, phi, v, theta, delta, late=0, state=None, reverse=False):
+def linear_scan(r, phi, v, theta, delta, psi, late=0, state=None, reverse=False):
     """Sums over the keys up to each query: N (B, G, T, d) = sum_j w_ij v_j, D (B, G, T) = sum_j w_ij (1 + what rounding
     may take), and the state after the last token. r, phi (B, G, T, S): equation (11) of queries, responses of keys;
-    theta, delta (G, S) or None, double; late: keys are that many tokens older than the queries beside them;
+    theta, delta, psi (G, S) or None, double; late: keys are that many tokens older than the queries beside them;
     reverse: from the end, a query's own key left out."""
     B, G, T, S = phi.shape
     n = min(CHUNK, T)
@@ -211,6 +232,8 @@ def linear_scan(r, phi, v, theta, delta, late=0, state=None, reverse=False):
     fq, fk = [r], [phi]
     if theta is not None:
         key_angle = turn_angles(theta, at)
+        if psi is not None:  # from the end i - j has the other sign
+            key_angle = key_angle + (-psi if reverse else psi).unsqueeze(-2)
         query_angle = turn_angles(theta, at + late)
         half = math.sqrt(0.5)
         fq = [half * r] + [half * r * f(query_angle).to(dtype).unsqueeze(1) for f in (torch.cos, torch.sin)]
@@ -238,6 +261,7 @@ def linear_scan(r, phi, v, theta, delta, late=0, state=None, reverse=False):
 # ---- the module
 
 
+@functools.lru_cache
 def amplitude_start(S, d, precision=PRECISION_START):
     """ln alpha with which logits of random unit vectors have deviation 1 (MODEL.md, section 6)"""
 
@@ -277,18 +301,21 @@ class GaussianSplatAttention(nn.Module):
                 as a softmax head takes, 16 for linear
     window      None or 0: no limit; else how many tokens standard heads see
     position    rope, both: standard heads rotate unit queries and keys; learned: they take them as they are
-    gain        "head": standard heads learn a factor of their logits
+    gain        "head": standard heads learn a factor of their logits; rope: "learned": the frequencies of their rotations
+    phase       "learned": splats learn the phase of their cosine
+    forget      half, all: so many of the standard heads learn gates, by which they let go of older tokens
     sphere      False leaves equation (1) out; unbounded: names of BOUNDS that apply_bounds leaves alone
     layer_idx   which entry of the cache is this layer's; layers: of the model, for the start of the last projection
     """
 
     def __init__(self, hidden_size, num_heads, *, attention="hybrid", gsa_heads=None, extra_heads=0, mixer=None,
-                 envelope=None, covariance="iso", splats=None, window=None, position="rope", gain="none", causal=True,
-                 sphere=True, unbounded=(), layer_idx=0, layers=1):
+                 envelope=None, covariance="iso", splats=None, window=None, position="rope", gain="none", rope="fixed",
+                 phase="none", forget="none", causal=True, sphere=True, unbounded=(), layer_idx=0, layers=1):
         super().__init__()
         d, NH = hidden_size // num_heads, num_heads + extra_heads
         given = {"attention": attention, "mixer": mixer or ("linear" if attention == "extend" else "softmax"),
-                 "position": position, "covariance": covariance, "gain": gain}
+                 "position": position, "covariance": covariance, "gain": gain, "rope": rope, "phase": phase,
+                 "forget": forget}
         given["envelope"] = envelope or ("raised" if given["mixer"] == "linear" else "cosine")
         for name, value in given.items():
             if value not in CHOICES[name]:
@@ -300,7 +327,10 @@ class GaussianSplatAttention(nn.Module):
             last = {"standard": 0, "hybrid": (num_heads + 1) // 2, "augment": extra_heads}.get(attention, num_heads)
             gsa_heads = range(NH - last, NH)
         self.gsa_heads = sorted(set(gsa_heads))
-        self.standard_heads = [h for h in range(NH) if h not in self.gsa_heads]
+        standard = [h for h in range(NH) if h not in self.gsa_heads]
+        gates = {"none": 0, "half": (len(standard) + 1) // 2, "all": len(standard)}[forget]
+        self.gated_heads, self.standard_heads = standard[:gates], standard[gates:]
+        self.rope_heads = list(range(NH)) if attention == "extend" else standard  # rows of log_gain and log_rope
         self.hidden_size, self.num_heads, self.head_size, self.causal = hidden_size, NH, d, causal
         self.window, self.sphere, self.unbounded = window or None, sphere, tuple(unbounded)
         self.layer_idx, self.layers = layer_idx, layers
@@ -320,9 +350,13 @@ class GaussianSplatAttention(nn.Module):
             self.register_buffer("alive", torch.empty(G, S))  # 1 or 0
             self.log_theta = nn.Parameter(torch.empty(G, S)) if self.has_cosine else None
             self.log_delta = nn.Parameter(torch.empty(G, S)) if self.has_decay else None
+            self.psi = nn.Parameter(torch.empty(G, S)) if phase == "learned" else None
             self.log_far = nn.Parameter(torch.empty(G)) if attention == "extend" else None
-        gains = NH if attention == "extend" else len(self.standard_heads)
-        self.log_gain = nn.Parameter(torch.empty(gains)) if gain == "head" and gains else None
+        ropes = len(self.rope_heads)
+        self.log_gain = nn.Parameter(torch.empty(ropes)) if gain == "head" and ropes else None
+        self.log_rope = nn.Parameter(torch.empty(ropes, d // 2)) if rope == "learned" and ropes else None
+        self.forgetw = nn.Parameter(torch.empty(gates, hidden_size)) if gates else None
+        self.forgetb = nn.Parameter(torch.empty(gates)) if gates else None
         self.reset_parameters()
 
     def _refuse(self):
@@ -333,8 +367,12 @@ class GaussianSplatAttention(nn.Module):
             raise ValueError(f"gsa_heads {self.gsa_heads}: there are heads 0 to {self.num_heads - 1}")
         if self.attention == "extend" and not (linear and self.window and self.causal):
             raise ValueError("attention='extend' needs the linear mixer, a window, and to be causal")
-        if self.gain == "head" and self.position == "learned":
-            raise ValueError("gain='head' is for unit queries and keys; choose position='rope' or 'both'")
+        if (self.gain == "head" or self.rope == "learned") and self.position == "learned":
+            raise ValueError("gain='head' and rope='learned' are for rotated unit vectors; choose position='rope' or 'both'")
+        if self.forget != "none" and (self.attention == "extend" or not self.causal):
+            raise ValueError(f"forget={self.forget!r} fits neither attention='extend' nor an encoder")
+        if self.phase == "learned" and not self.has_cosine:
+            raise ValueError(f"phase='learned' is that of a cosine, which envelope {self.envelope!r} does not have")
         if not self.gsa_heads:
             return
         if linear and self.envelope == "cosine" or not linear and self.has_decay:
@@ -349,6 +387,13 @@ class GaussianSplatAttention(nn.Module):
             nn.init.zeros_(layer.bias)
         if self.log_gain is not None:
             self.log_gain.zero_()
+        if self.log_rope is not None:
+            self.log_rope.copy_(self._rope_frequencies(None).log())
+        if self.forgetw is not None:
+            nn.init.normal_(self.forgetw, std=0.02)
+            along = torch.linspace(0, 1, len(self.forgetb)) if len(self.forgetb) > 1 else torch.ones(1)
+            tokens = FORGET_SHORTEST * (FORGET_LONGEST / FORGET_SHORTEST) ** along
+            self.forgetb.copy_(-torch.expm1(1 / tokens).log())
         if not self.gsa_heads:
             return
         nn.init.normal_(self.mu)
@@ -366,6 +411,8 @@ class GaussianSplatAttention(nn.Module):
             self.log_theta.copy_(torch.linspace(0, math.log(1e-3), S) if S > 1 else torch.zeros(1))
         if self.log_delta is not None:
             self.log_delta.copy_(torch.linspace(math.log(0.08), math.log(5e-4), S)[:S])
+        if self.psi is not None:
+            self.psi.zero_()
         if self.log_far is not None:
             self.log_far.fill_(2)
 
@@ -377,14 +424,19 @@ class GaussianSplatAttention(nn.Module):
     def _standard_features(self, q, k, heads, first):
         if self.position == "learned":
             return q / math.sqrt(self.head_size), k
-        d = self.head_size
-        theta = 10000 ** (torch.arange(0, d, 2, device=q.device, dtype=torch.float64) * (-1 / d))
+        rows = [self.rope_heads.index(h) for h in heads]
+        theta = self._rope_frequencies(rows).to(q.device)
         angles = turn_angles(theta, torch.arange(first, first + q.shape[2], device=q.device))
-        scale = math.sqrt(d)
+        scale = math.sqrt(self.head_size)
         if self.log_gain is not None:  # equation (7c)
-            gains = self.log_gain.to(q.dtype).exp().reshape(1, -1, 1, 1)
-            scale = scale * (pick(gains, heads) if self.attention == "extend" else gains)
+            scale = scale * pick(self.log_gain.to(q.dtype).exp().reshape(1, -1, 1, 1), rows)
         return rotate(unit_vectors(q), angles) * scale, rotate(unit_vectors(k), angles)
+
+    def _rope_frequencies(self, rows):
+        """of these rows of log_rope, or the fixed ones"""
+        if rows is not None and self.log_rope is not None:
+            return pick(self.log_rope.double().exp().unsqueeze(0), rows)[0]
+        return 10000 ** (torch.arange(0, self.head_size, 2, dtype=torch.float64) * (-1 / self.head_size))
 
     def _responses(self, q, k):
         """ln phi of queries and keys, (B, G, T, S) each"""
@@ -399,8 +451,8 @@ class GaussianSplatAttention(nn.Module):
         if self.log_theta is None:
             return f
         angles = turn_angles(self.log_theta.double().exp(), torch.arange(first, first + q.shape[2], device=q.device))
-        c, s = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
-        return [torch.cat([x * c, x * s], -1) for x in f]
+        turned = angles if self.psi is None else angles + self.psi.double().unsqueeze(-2)  # equation (7b)
+        return [torch.cat([x * a.cos().to(q.dtype), x * a.sin().to(q.dtype)], -1) for x, a in zip(f, (angles, turned))]
 
     def _scan_features(self, q, k):
         """responsibilities, equation (11), and phi exp(-c) of keys; c (G)"""
@@ -412,22 +464,28 @@ class GaussianSplatAttention(nn.Module):
 
     # ---- groups of heads; memory: of this layer, or None
 
-    def _softmax_heads(self, q, k, v, window, padding, memory, name, need_lse, need_weights):
+    def _softmax_heads(self, q, k, v, window, padding, memory, name, sums, need_lse, need_weights):
         # logits of splats reach 500: half precision has not the exponents for their features
         kind = v.dtype if v.dtype != torch.float16 else torch.float32
         q, k, v = q.to(kind), k.to(kind), v.to(kind)
         if memory is not None:
             if name + ".keys" in memory:
                 k, v = (torch.cat([memory[f"{name}.{x}"], new], 2) for x, new in (("keys", k), ("values", v)))
+                if sums is not None:
+                    past = memory[name + ".sums"]
+                    sums = torch.cat([past, past[:, :, -1:] + sums], 2)
             kept = k.shape[2] if window is None else min(window, k.shape[2])
             memory[name + ".keys"], memory[name + ".values"] = k[:, :, -kept:], v[:, :, -kept:]
+            if sums is not None:
+                memory[name + ".sums"] = sums[:, :, -kept:]
         if padding is not None:
             padding = padding[:, -k.shape[2]:]
-        return softmax_mixer(q, k, v, window, self.causal, padding, need_lse, need_weights)
+        return softmax_mixer(q, k, v, window, self.causal, padding, sums, need_lse, need_weights)
 
     def _scan_heads(self, r, phi, v, memory, late):
         """N and D of linear heads; late: what is scanned are the tokens that were seen `late` before"""
         theta, delta = (None if x is None else x.double().exp() for x in (self.log_theta, self.log_delta))
+        psi = None if self.psi is None else self.psi.double()
         state, T = None, phi.shape[2]
         v = v.to(phi.dtype)
         if late:
@@ -440,11 +498,11 @@ class GaussianSplatAttention(nn.Module):
             phi, v = (F.pad(x, (0, 0, late - past, 0))[:, :, :T] for x in (phi, v))
         if memory is not None:
             state = memory.get("state")
-        N, D, state = linear_scan(r, phi, v, theta, delta, late, state)
+        N, D, state = linear_scan(r, phi, v, theta, delta, psi, late, state)
         if memory is not None:
             memory["state"] = state
         if not self.causal:
-            n, D_after, _ = linear_scan(r, phi, v, theta, delta, reverse=True)
+            n, D_after, _ = linear_scan(r, phi, v, theta, delta, psi, reverse=True)
             N, D = N + n, D + D_after
         return N, D
 
@@ -496,30 +554,39 @@ class GaussianSplatAttention(nn.Module):
         qkv = self.c_attn(hidden_states).view(B, T, 3, self.num_heads, self.head_size).permute(2, 0, 3, 1, 4)
         parts = {}
         with torch.autocast(hidden_states.device.type, enabled=False):
-            for heads in (self.standard_heads, self.gsa_heads):
+            sums = self._forget_sums(hidden_states)
+            for heads in (self.gated_heads, self.standard_heads, self.gsa_heads):
                 if heads:
-                    parts.update(zip(heads, self._heads(heads, qkv, first, padding, memory, output_attentions)))
+                    parts.update(zip(heads, self._heads(heads, qkv, first, padding, memory, output_attentions,
+                                                        sums if heads is self.gated_heads else None)))
         out = torch.stack([parts[h][0] for h in range(self.num_heads)], 2)
         weights = torch.stack([parts[h][1] for h in range(self.num_heads)], 1) if output_attentions else None
         if memory is not None:
             memory["seen"] = first + T
         return self.c_proj(out.flatten(2)), weights, past_key_values
 
-    def _heads(self, heads, qkv, first, padding, memory, need_weights):
+    def _forget_sums(self, x):
+        """c (B, gated heads, T), double: sums of ln f up to each token, f = sigmoid(w . x + b); None without gates"""
+        if self.forgetw is None:
+            return None
+        wide = torch.promote_types(x.dtype, torch.float32)
+        gates = F.logsigmoid(F.linear(x.to(wide), self.forgetw.to(wide), self.forgetb.to(wide)))
+        return gates.double().transpose(1, 2).cumsum(-1)
+
+    def _heads(self, heads, qkv, first, padding, memory, need_weights, sums):
         """(output (B, T, d), weights or None) of each of these heads, which are of one kind"""
         wide = torch.promote_types(qkv.dtype, torch.float32)
         v, q, k = pick(qkv[2], heads), pick(qkv[0], heads).to(wide), pick(qkv[1], heads).to(wide)
-        near, window = None, self.window
         splats = heads is self.gsa_heads
+        name = "splats" if splats else "standard" if sums is None else "gated"
         if splats and self.attention != "extend" and self.mixer == "linear":
             out, weights = self._linear_heads(q, k, v, padding, memory, None, need_weights)
         elif splats and self.attention != "extend":
             f = self._splat_features(q, k, first)
-            out, _, weights = self._softmax_heads(*f, v, None, padding, memory, "splats", False, need_weights)
+            out, _, weights = self._softmax_heads(*f, v, None, padding, memory, name, None, False, need_weights)
         else:
             f = self._standard_features(q, k, heads, first)
-            near = self._softmax_heads(*f, v, window, padding, memory, "splats" if splats else "standard", splats,
-                                       need_weights)
+            near = self._softmax_heads(*f, v, self.window, padding, memory, name, sums, splats, need_weights)
             out, weights = near[0], near[2]
             if splats:
                 out, weights = self._linear_heads(q, k, v, padding, memory, near, need_weights)
@@ -552,6 +619,8 @@ def apply_bounds(model):
         bounded = [name for name in BOUNDS if name not in m.unbounded]
         if m.log_gain is not None and "gain" in bounded:
             m.log_gain.clamp_(math.log(GAIN_MIN), math.log(GAIN_MAX))
+        if m.log_rope is not None and "frequency" in bounded:
+            m.log_rope.clamp_(max=math.log(math.pi))
         if m.gsa_heads:
             _splat_bounds(m, bounded, m.alive > 0)
 
@@ -584,6 +653,10 @@ def _splat_bounds(m, bounded, lives):
         put_back(m.log_alpha, m.log_alpha.clamp(middle - AMPLITUDE_RANGE, middle + AMPLITUDE_RANGE))
     if m.log_theta is not None and "frequency" in bounded:
         put_back(m.log_theta, m.log_theta.clamp_max(math.log(math.pi)))
+    if m.psi is not None and m.mixer == "softmax":  # the same angle within (-pi, pi]
+        put_back(m.psi, m.psi - 2 * math.pi * torch.ceil(m.psi / (2 * math.pi) - 0.5))
+    elif m.psi is not None and "phase" in bounded:
+        put_back(m.psi, m.psi.clamp(-math.pi / 2, math.pi / 2))
     if m.log_delta is not None and "decay" in bounded:
         put_back(m.log_delta, m.log_delta.clamp_max(math.log(DECAY_MAX)))
 

@@ -38,6 +38,7 @@ class Block(nn.Module):
             C, config.n_head, attention=config.attention, gsa_heads=config.gsa_heads and config.gsa_heads[layer],
             extra_heads=config.extra_heads, mixer=config.mixer, envelope=config.envelope, covariance=config.covariance,
             splats=config.splats, window=config.window, position=config.position, gain=config.gain,
+            rope=config.rope, phase=config.phase, forget=config.forget,
             causal=config.objective == "lm", sphere=config.sphere, unbounded=config.unbounded, layer_idx=layer,
             layers=config.n_layer)
 
