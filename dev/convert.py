@@ -290,10 +290,8 @@ def transformers_tensors(config, heads, tensors, rows):
     return out
 
 
-def to_transformers(folder, config, heads, tensors, special):
-    masked = config["objective"] == CHOICES["objective"].index("mlm")
-    rows = config["V"] + (masked and special.get("mask_token_id") == config["V"])  # [MASK] may be the first of the padding
-    out, layers = transformers_tensors(config, heads, tensors, rows), gsa_heads(config, heads)
+def transformers_config(config, heads, rows, special):
+    """config.json; rows: of the token embedding; special: ids of tokens"""
     theirs = {}
     for field in FIELDS:
         name, value = RENAMED.get(field, field), config[field]
@@ -305,13 +303,21 @@ def to_transformers(folder, config, heads, tensors, special):
             value = CHOICES[field][value]
         if name:
             theirs[name] = value
-    theirs |= {"vocab_size": rows, "output_size": config["V"], "gsa_heads": layers}
+    theirs |= {"vocab_size": rows, "output_size": config["V"], "gsa_heads": gsa_heads(config, heads)}
+    masked = theirs["objective"] == "mlm"
     model = "GSAForMaskedLM" if masked else "GSAForCausalLM"
     auto = {"AutoConfig": "configuration_gsa.GSAConfig", "AutoModel": "modeling_gsa.GSAModel",
             "AutoModelForMaskedLM" if masked else "AutoModelForCausalLM": "modeling_gsa." + model}
-    theirs = {"model_type": "gsa", "architectures": [model], "auto_map": auto, "dtype": "float32"} | theirs | special
-    theirs.pop("mask_token_id", None)
-    write_file(os.path.join(folder, "config.json"), json.dumps(theirs, indent=2).encode() + b"\n")
+    special = {name: special[name] for name in special if name != "mask_token_id"}
+    return {"model_type": "gsa", "architectures": [model], "auto_map": auto, "dtype": "float32"} | theirs | special
+
+
+def to_transformers(folder, config, heads, tensors, special):
+    masked = config["objective"] == CHOICES["objective"].index("mlm")
+    rows = config["V"] + (masked and special.get("mask_token_id") == config["V"])  # [MASK] may be the first of the padding
+    out = transformers_tensors(config, heads, tensors, rows)
+    text = json.dumps(transformers_config(config, heads, rows, special), indent=2)
+    write_file(os.path.join(folder, "config.json"), text.encode() + b"\n")
     write_safetensors(os.path.join(folder, "model.safetensors"), out, {"format": "pt"})
     for name in CODE:
         path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pytorch", name)
@@ -319,14 +325,13 @@ def to_transformers(folder, config, heads, tensors, special):
     return f"{folder}: {len(out)} tensors, for transformers with trust_remote_code"
 
 
-def from_transformers(folder, path, theirs, tensors, file):
-    """a model of modeling_gsa.py, whether from here or trained there"""
+def from_transformers(path, theirs, tensors, tokenizer):
+    """a model of modeling_gsa.py, whether from here or trained there; tokenizer: its file's bytes, or None"""
     config = dict.fromkeys(FIELDS, 0)
     for field in FIELDS:
-        name = RENAMED.get(field, field)
-        value = theirs.get(name, 0)
+        value = theirs.get(RENAMED.get(field, field))
         if field == "raw":
-            value = not theirs.get(name, True)
+            value = not theirs.get("sphere", True)
         elif field == "unbounded":
             value = sum(1 << CHOICES["bound"].index(bound) for bound in value or [])
         elif field in CHOICES:
@@ -336,7 +341,7 @@ def from_transformers(folder, path, theirs, tensors, file):
     rows, config["V"] = config["V"], theirs.get("output_size") or config["V"]
     config["Vp"] = (rows + 127) // 128 * 128
     heads = [sum(1 << h for h in layer) for layer in layers]
-    tensors = {name.removeprefix("transformer."): t for name, t in tensors.items()}
+    tensors = {name.removeprefix("transformer."): t for name, t in to_fp32(tensors).items()}
     wte = take(tensors, "wte.weight", (rows, C))
     out = {"wte": np.concatenate([wte, np.zeros((config["Vp"] - rows, C), "<f4")])[:, :, None],
            "lnfw": tensors["ln_f.weight"].reshape(1, -1, 1), "lnfb": tensors["ln_f.bias"].reshape(1, -1, 1)}
@@ -344,18 +349,16 @@ def from_transformers(folder, path, theirs, tensors, file):
         out["wpe"] = tensors["wpe.weight"][:, :, None]
     for name, (there, matrix) in OF_LAYER.items():
         t = np.stack([tensors[f"h.{l}.{there}"] for l in range(L)])
-        out[name] = t if matrix and name != "wpe" else t[:, :, None]
+        out[name] = t if matrix else t[:, :, None]
     for name in TENSORS:
-        if name in WHOLE or name in OF_LAYER:
-            continue
         parts = [tensors[f"h.{l}.attn.{name}"] for l in range(L) if f"h.{l}.attn.{name}" in tensors]
         if parts:
             t = np.concatenate(parts)
             out[name] = t.reshape(*t.shape, *[1] * (3 - t.ndim))
     directory = [(name, FP32, list(out[name].shape)) for name in TENSORS if name in out]
-    if file:
-        out["tokenizer"] = read_bytes(file)
-        directory.insert(0, ("tokenizer", BYTES, [len(out["tokenizer"])]))
+    if tokenizer:
+        out["tokenizer"] = tokenizer
+        directory.insert(0, ("tokenizer", BYTES, [len(tokenizer)]))
     write_model(path, config, heads + [0] * (64 - L), 0, directory, out)
     return config
 
@@ -502,7 +505,7 @@ def from_safetensors(folder, path, tokenizer):
     try:
         theirs = own_config(folder)
         if theirs:
-            config = from_transformers(folder, path, theirs, to_fp32(tensors), file)
+            config = from_transformers(path, theirs, tensors, out.get("tokenizer"))
             return described(path, config, file)
         if "gsa" in metadata:
             ours = json.loads(metadata["gsa"])
