@@ -5,9 +5,9 @@
                                                 FOLDER/config.json where the model is a plain GPT-2, so that
                                                 transformers' from_pretrained(FOLDER) takes it
         --hf                                    every kind of model for transformers: besides, tokenizer.json and the
-                                                model's code, so that AutoModelForCausalLM (encoders: AutoModelForMaskedLM)
-                                                .from_pretrained(FOLDER, trust_remote_code=True) and AutoTokenizer take
-                                                it; in fp32
+                                                model's code, so that AutoModelForCausalLM (encoders:
+                                                AutoModelForMaskedLM) and AutoTokenizer take it by
+                                                from_pretrained(FOLDER, trust_remote_code=True); in fp32
     dev/convert.py FOLDER model.bin             FOLDER as above, also after save_pretrained; or with a GPT-2 from
                                                 elsewhere: model.safetensors and config.json
         --tokenizer FILE                        for a FOLDER without tokenizer.bin; without either the model holds none,
@@ -17,8 +17,8 @@ Matrices are transposed (GPT-2 keeps them as (in, out)), layers are tensors of t
 padding of the vocabulary is left out. What GPT-2 lacks keeps the name of gsa/model.h: gsa.mu, gsa.log_precision and so
 on, with one line per GSA head. Configuration, step and directory stand in the file's metadata, so that every kind of
 model comes back as it was. With --hf a layer's tensors are those of dev/pytorch/gsa.py, and what is left out is the
-record of the splats' birth and death. Models and folders with the names of splats' tensors that were used before (lnp, gsa.lnp)
-are read too; what is written has today's."""
+record of the splats' birth and death. Models and folders with the names of splats' tensors that were used before (lnp,
+gsa.lnp) are read too; what is written has today's."""
 import argparse
 import json
 import os
@@ -189,8 +189,8 @@ def write_safetensors(path, tensors, metadata):
 
 
 def is_plain(config):
-    """a GPT-2, as transformers knows it"""
-    return not any(config[field] for field in ("attention", "position", "window", "objective"))
+    """a GPT-2, as transformers knows it: nothing but its shape is set"""
+    return not any(config[field] for field in FIELDS if field not in ("T", "V", "Vp", "L", "NH", "C"))
 
 
 def make_folder(folder):
@@ -314,7 +314,7 @@ def transformers_config(config, heads, rows, special):
 
 def to_transformers(folder, config, heads, tensors, special):
     masked = config["objective"] == CHOICES["objective"].index("mlm")
-    rows = config["V"] + (masked and special.get("mask_token_id") == config["V"])  # [MASK] may be the first of the padding
+    rows = config["V"] + (masked and special.get("mask_token_id") == config["V"])  # [MASK] may be in the padding
     out = transformers_tensors(config, heads, tensors, rows)
     text = json.dumps(transformers_config(config, heads, rows, special), indent=2)
     write_file(os.path.join(folder, "config.json"), text.encode() + b"\n")

@@ -2,8 +2,8 @@
 """dev/pytorch and dev/convert.py --hf beside the C programs: one small model of every kind, written by train_gsa, its
 splats' parameters then moved at random so that nothing is as it starts. test/test_pytorch.sh runs it.
 
-    logits       of PyTorch and of the C program on the same file, each against the equations of dev/MODEL.md written out
-                 in double below: 1e-5 relative; where logits exceed 100 PyTorch may be no farther off than C is
+    logits       of PyTorch and of the C program on the same file, each against the equations of dev/MODEL.md written
+                 out in double below: 1e-5 relative; where logits exceed 100 PyTorch may be no farther off than C is
     gradients    of every tensor on one batch: 1e-4 relative to the tensor's norm
     cache        a text in pieces gives the logits of the whole; texts padded on the left those of the texts alone
     generate     greedy: the tokens of infer generate --temperature 0; where two logits are within 1e-4 they may differ
@@ -12,8 +12,8 @@ splats' parameters then moved at random so that nothing is as it starts. test/te
 
 Arguments: only these parts, of kinds, plain, ids, training, harness.
 GSA_DATA=FOLDER: ids also of the texts in that folder (*.txt, *.txt.xz), with its gpt2/encoder.json and vocab.bpe too.
-Needs torch, transformers, tokenizers and numpy; `make train_gsa infer data/make_stories data/prepare tokenizer/train_bpe
-tokenizer/tokenize build/release/dev/logits`."""
+Needs torch, transformers, tokenizers and numpy; `make train_gsa infer data/make_stories data/prepare
+tokenizer/train_bpe tokenizer/tokenize build/release/dev/logits`."""
 import contextlib
 import glob
 import io
@@ -363,8 +363,8 @@ def check_kinds(folder, tokenizer):
         if config["objective"] == "lm":
             check_cache(kind, model, tokens)
             to_or_from([trained, there, "--hf"])
-            ties += check_generate(kind, load(there), AutoTokenizer.from_pretrained(there, trust_remote_code=True), trained,
-                                   "Once upon a time", 200)
+            fast = AutoTokenizer.from_pretrained(there, trust_remote_code=True)
+            ties += check_generate(kind, load(there), fast, trained, "Once upon a time", 200)
     print(f"gradients: at most {worst[0]:.1e} off, {worst[1]}; generate: {ties} near-ties")
 
 
@@ -414,8 +414,8 @@ def check_tokenizers(folder, stories, tokenizer, there):
 
 def check_plain(folder, tokenizer):
     out, there = os.path.join(folder, "plain"), os.path.join(folder, "plain.hf")
-    run("train_gsa", *SHAPE.split(), "--attention", "standard", "--pos", "learned", "--tokenizer", tokenizer, "--steps", 40,
-        "--out", out)
+    run("train_gsa", *SHAPE.split(), "--attention", "standard", "--pos", "learned", "--tokenizer", tokenizer,
+        "--steps", 40, "--out", out)
     path = os.path.join(out, "model_00000040.bin")
     to_or_from([path, there, "--hf"])
     model, fast = AutoModelForCausalLM.from_pretrained(there).eval(), AutoTokenizer.from_pretrained(there)
@@ -482,7 +482,7 @@ def learning_rate(step, steps, warmup, high):
 def check_training(folder, tokenizer, shard, kind, steps=500):
     """losses of train_gsa and of the module in PyTorch, from the same start, over the same batches"""
     T, B, lr, warmup = 64, 4, 3e-3, 50
-    begin, out, there = (os.path.join(folder, f"{name}.{TRAINED.index(kind)}") for name in ("begin", "training", "start"))
+    begin, out, there = (os.path.join(folder, f"{name}{TRAINED.index(kind)}") for name in ("begin", "run", "start"))
     data = ["--data", shard, "--eval-every", 0, "--sample-every", 0, "--batch", B, "--threads", 2]
     run("train_gsa", "--layers", 2, "--heads", 4, "--channels", 64, "--seq", T, *kind.split(), "--tokenizer", tokenizer,
         *data, "--steps", 1, "--lr", 0, "--out", begin)
@@ -509,7 +509,7 @@ def check_training(folder, tokenizer, shard, kind, steps=500):
         gsa.apply_bounds(model)
         theirs.append(float(loss.detach()))
     apart = np.abs(np.array(ours) - theirs)
-    print(f"training {kind}: {steps} steps, losses {ours[-1]:.4f} and {theirs[-1]:.4f}, at most {apart.max():.5f} apart")
+    print(f"training {kind}: {steps} steps, losses {ours[-1]:.4f} and {theirs[-1]:.4f}, at most {apart.max():.1e} apart")
     check(f"training {kind}", len(ours) == steps and apart.max() <= 0.01, f"{apart.max():.4f} apart")
 
 
@@ -557,7 +557,7 @@ def main():
         run("tokenizer/train_bpe", "--vocab", 500, "--out", tokenizer, stories)
         run("data/prepare", "--tokenizer", tokenizer, "--out", shards, stories)
         out, there = os.path.join(folder, "hybrid"), os.path.join(folder, "hybrid.hf")
-        run("train_gsa", *SHAPE.split(), "--attention", "hybrid", "--tokenizer", tokenizer, "--steps", 300, "--out", out)
+        run("train_gsa", *SHAPE.split(), "--tokenizer", tokenizer, "--steps", 300, "--out", out)
         model = f"{out}/model_00000300.bin"
         to_or_from([model, there, "--hf"])
         if "kinds" in parts:

@@ -6,7 +6,7 @@ python=${PYTHON:-python3}
 if [ -n "$OUT" ]; then # another build's programs say nothing new about these files, and take minutes to do so
     echo "skip test_pytorch: it is run with the release programs"
 elif ! "$python" -c 'import numpy, tokenizers, torch, transformers' 2>/dev/null; then
-    echo "skip test_pytorch: $python has not all of numpy, torch, transformers and tokenizers (PYTHON=... names another)"
+    echo "skip test_pytorch: $python has not all of numpy, torch, transformers, tokenizers (PYTHON=... names another)"
 else
     exec "$python" test/pytorch.py
 fi

@@ -3,10 +3,10 @@ from transformers import PretrainedConfig
 
 
 class GSAConfig(PretrainedConfig):
-    """n_positions tokens that the model was trained for; gsa_heads: for each layer the numbers of its heads with splats,
-    extra ones (extra_heads) counted behind the others; splats of a head; sphere: queries and keys of splats as unit
-    vectors; unbounded: names of bounds that are off; output_size: entries of the vocabulary that are predicted, where the
-    embedding has one more, [MASK]'s."""
+    """n_positions: tokens that the model was trained for; gsa_heads: for each layer the numbers of its heads with
+    splats, extra ones (extra_heads) counted behind the others; splats: of a head; sphere: queries and keys of splats as
+    unit vectors; unbounded: names of bounds that are off; output_size: entries of the vocabulary that are predicted,
+    where the embedding has one more, [MASK]'s."""
 
     model_type = "gsa"
     attribute_map = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",

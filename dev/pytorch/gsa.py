@@ -17,9 +17,9 @@ With phase="learned" a cosine is that of theta n - psi (7b), so that a splat may
 Both are features of queries and keys in front of a mixer: scaled_dot_product_attention, or a scan over chunks of 64
 tokens that carries a state of constant size.
 
-To train: parameter_groups(model, lr) for the optimiser, clip_gradients(model, 1.0) before each step, apply_bounds(model)
-after it. Without bounds splats can become so narrow that they no longer learn. What is said of splats is computed in
-fp32 at least, also under autocast; values, queries and keys take autocast's type."""
+To train: parameter_groups(model, lr) for the optimiser, clip_gradients(model, 1.0) before each step and
+apply_bounds(model) after it. Without bounds splats can become so narrow that they no longer learn. Features and scans
+are computed in fp32 at least, also under autocast; attention over features takes autocast's type."""
 import functools
 import math
 
@@ -165,10 +165,10 @@ def mix(q, k, v, mask, sums, whole):
 
 
 def softmax_mixer(q, k, v, window, causal, padding, sums=None, need_lse=False, need_weights=False):
-    """q (B, H, Tq, f) of the last of Tk tokens, k (B, H, Tk, f), v (B, H, Tk, d); window: None, or how far a query sees;
-    padding: None, or (B, Tk), False where there is no token; sums: None, or of gated heads (B, H, Tk), double. Returns
-    output, lse and weights (None unless needed). A window costs O(Tk window): blocks of queries meet the blocks of keys
-    next to theirs."""
+    """q (B, H, Tq, f) of the last of Tk tokens, k (B, H, Tk, f), v (B, H, Tk, d); window: None, or how far a query
+    sees; padding: None, or (B, Tk), False where there is no token; sums: None, or of gated heads (B, H, Tk), double.
+    Returns output, lse and weights (None unless needed). A window costs O(Tk window): blocks of queries meet the blocks
+    of keys next to theirs."""
     Tq, Tk, device = q.shape[2], k.shape[2], q.device
     plain = window is None and padding is None and sums is None and not need_lse and not need_weights
     if plain and (Tq in (1, Tk) or not causal):
@@ -301,7 +301,8 @@ class GaussianSplatAttention(nn.Module):
                 as a softmax head takes, 16 for linear
     window      None or 0: no limit; else how many tokens standard heads see
     position    rope, both: standard heads rotate unit queries and keys; learned: they take them as they are
-    gain        "head": standard heads learn a factor of their logits; rope: "learned": the frequencies of their rotations
+    gain        "head": standard heads learn a factor of their logits
+    rope        "learned": they learn the frequencies of their rotations
     phase       "learned": splats learn the phase of their cosine
     forget      half, all: so many of the standard heads learn gates, by which they let go of older tokens
     sphere      False leaves equation (1) out; unbounded: names of BOUNDS that apply_bounds leaves alone
@@ -368,7 +369,7 @@ class GaussianSplatAttention(nn.Module):
         if self.attention == "extend" and not (linear and self.window and self.causal):
             raise ValueError("attention='extend' needs the linear mixer, a window, and to be causal")
         if (self.gain == "head" or self.rope == "learned") and self.position == "learned":
-            raise ValueError("gain='head' and rope='learned' are for rotated unit vectors; choose position='rope' or 'both'")
+            raise ValueError("gain='head' and rope='learned' are for rotated vectors; choose position='rope' or 'both'")
         if self.forget != "none" and (self.attention == "extend" or not self.causal):
             raise ValueError(f"forget={self.forget!r} fits neither attention='extend' nor an encoder")
         if self.phase == "learned" and not self.has_cosine:
@@ -532,8 +533,8 @@ class GaussianSplatAttention(nn.Module):
             weights = weights + (1 - share) * near[2] if need_weights else None
         return out.to(v.dtype), weights
 
-    def forward(self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False, output_attentions=False,
-                **kwargs):
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False,
+                output_attentions=False, **kwargs):
         """hidden_states (B, T, hidden_size); attention_mask: None, or (B, tokens seen + T), 0 where there is no token;
         past_key_values: a GSACache or None. Returns the output (B, T, hidden_size), the weights (B, heads, T, tokens
         seen + T) if asked for, else None, and the cache if it is used, else None."""

@@ -3,11 +3,13 @@
 
     dev/pytorch/into_splats.py MODEL.bin OUT.bin SHARD.bin [--mixer softmax|linear] [--heads N] [--window W]
 
-MODEL.bin is a decoder of --attention standard (a GPT-2 through dev/convert.py), SHARD.bin tokens that it was trained on.
-In each layer the N heads (half of them) that attend nearest on these tokens become GSA heads. All others stay exactly as
-they are: positions, gain, rotations; so do the queries, keys and values of those N. Their splats start at the k-means of
-their keys and are fitted for --steps steps to the weights of the old head: least mean Kullback-Leibler divergence of the
-new weights from the old, under the model's own bounds, one layer after the other, each on what the old model hands it.
+MODEL.bin is a decoder of --attention standard (a GPT-2 through dev/convert.py), SHARD.bin tokens that it was trained
+on. In each layer the N heads (half of them) that attend nearest on these tokens become GSA heads. All others stay
+exactly as they are: positions, gain, rotations; so do the queries, keys and values of those N. Their splats start at
+the k-means of their keys and are fitted for --steps steps to the weights of the old head: least mean Kullback-Leibler
+divergence of the new weights from the old, under the model's own bounds, one layer after the other, each on what the
+old model hands it.
+
 With --window W the heads that stay see W tokens from then on (with --mixer linear: a model of linear cost).
 
 Prints for each layer the heads, their mean distance, and the divergence before and after. Then
@@ -40,7 +42,7 @@ import torch.nn.functional as F
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(HERE)]
 import convert
-from gsa import GaussianSplatAttention, apply_bounds, parameter_groups, unit_vectors
+from gsa import GaussianSplatAttention, apply_bounds, unit_vectors
 
 SOFTER = 0.1  # the amplitudes' start, times what gives logits of random vectors a deviation of 1
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,8 +67,8 @@ def module_of(config, layer, tensors):
     """the attention of one layer with its tensors"""
     m = GaussianSplatAttention(
         config["n_embd"], config["n_head"], gsa_heads=config["gsa_heads"][layer], layers=config["n_layer"],
-        **{name: config[name] for name in ("attention", "mixer", "envelope", "covariance", "splats", "window", "position",
-                                           "gain", "rope", "phase", "forget") if name in config})
+        **{name: config[name] for name in ("attention", "mixer", "envelope", "covariance", "splats", "window",
+                                           "position", "gain", "rope", "phase") if name in config})
     prefix = f"transformer.h.{layer}.attn."
     m.load_state_dict({name.removeprefix(prefix): torch.from_numpy(np.array(t)) for name, t in tensors.items()
                        if name.startswith(prefix)}, strict=False)
@@ -114,12 +116,9 @@ def divergence(old, new):
 
 def fit(new, heads, inputs, old, generator):
     """Adam on the splats of the new module until its weights are those of the old one's heads"""
-    splats = {id(p) for name, p in new.named_parameters() if name.partition(".")[0] not in ("c_attn", "c_proj", "log_gain",
-                                                                                       "log_rope", "forgetw", "forgetb")}
-    groups = [{"params": [p for p in group["params"] if id(p) in splats]} for group in parameter_groups(new, options.lr)]
-    optimiser = torch.optim.Adam([p for group in groups for p in group["params"]], lr=options.lr)
-    for p in new.parameters():
-        p.requires_grad_(id(p) in splats)
+    for name, p in new.named_parameters():
+        p.requires_grad_(name.partition(".")[0] not in ("c_attn", "c_proj", "log_gain", "log_rope"))
+    optimiser = torch.optim.Adam([p for p in new.parameters() if p.requires_grad], lr=options.lr)
 
     def loss_of(batch):
         return divergence(old[batch], new(inputs[batch], output_attentions=True)[1][:, heads])
@@ -181,8 +180,8 @@ def main():
     config, masks, step, directory, tensors = convert.read_model(options.model)
     theirs = convert.transformers_config(config, masks, config["V"], {})
     if theirs["attention"] != "standard" or theirs["objective"] != "lm":
-        die(f"{options.model} is of --attention {theirs['attention']}, --objective {theirs['objective']}; only standard "
-            "decoders are turned into splats")
+        die(f"{options.model} is of --attention {theirs['attention']}, --objective {theirs['objective']}; only "
+            "standard decoders are turned into splats")
     if theirs.get("forget", "none") != "none":
         die(f"{options.model} has forget gates, which belong to heads that may have to go; train it without them")
     if options.heads is not None and not 1 <= options.heads <= config["NH"]:

@@ -106,8 +106,8 @@ class GSAModel(GSAPreTrainedModel):
                 **kwargs):
         memory = cache if cache is not None else past_key_values
         if memory is not None and not isinstance(memory, GSACache):
-            raise ValueError(f"the cache of this model is a GSACache, not a {type(memory).__name__}; leave it out, and the "
-                             "model makes one")
+            raise ValueError(f"the cache of this model is a GSACache, not a {type(memory).__name__}; leave it out, and "
+                             "the model makes one")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds")
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
@@ -165,8 +165,8 @@ class GSAForCausalLM(GSAHead, GenerationMixin):
         logits, loss = self._logits(out.last_hidden_state[:, keep]), None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **more)
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions,
-                                     **{CACHE: getattr(out, CACHE)})
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=out.hidden_states,
+                                     attentions=out.attentions, **{CACHE: getattr(out, CACHE)})
         return out if return_dict is not False else out.to_tuple()
 
 
