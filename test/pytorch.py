@@ -9,11 +9,11 @@ splats' parameters then moved at random so that nothing is as it starts. test/te
     generate     greedy: the tokens of infer generate --temperature 0; where two logits are within 1e-4 they may differ
     there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps, and
     lm-evaluation-harness (where it is installed) on a file of tasks
-
-Arguments: only these parts, of kinds, plain, ids, training, harness.
+    splats       dev/pytorch/into_splats.py: what is kept stays bit for bit, and the fit takes back most of the loss
 GSA_DATA=FOLDER: ids also of the texts in that folder (*.txt, *.txt.xz), with its gpt2/encoder.json and vocab.bpe too.
 Needs torch, transformers, tokenizers and numpy; `make train_gsa infer data/make_stories data/prepare
 tokenizer/train_bpe tokenizer/tokenize build/release/dev/logits`."""
+import argparse
 import contextlib
 import glob
 import io
@@ -26,6 +26,14 @@ import re
 import subprocess
 import sys
 import tempfile
+
+PARTS = ["kinds", "plain", "ids", "training", "harness", "splats"]
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.error = lambda sentence: parser.exit(2, f"pytorch.py: {sentence}; --help says more\n")
+parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these, of {', '.join(PARTS)}")
+parts = parser.parse_args().parts or PARTS  # before the packages: --help needs none of them
+if not set(parts) <= set(PARTS):
+    parser.error(f"the parts are {', '.join(PARTS)}, not {' '.join(parts)}")
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
                "OMP_WAIT_POLICY": "passive"}
@@ -42,7 +50,7 @@ import gsa
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # models so small gain nothing from more
 passed = failed = skipped = 0
 
 
@@ -340,7 +348,7 @@ LATER = [("phase", "--attention gsa --phase learned"), ("phase", "--attention ex
 KINDS += [flags for field, flags in LATER if field in convert.FIELDS]
 # with sharp splats, at their usual amplitude, what rounding makes of two equal runs grows a million times in 200 steps
 TRAINED = ["--attention hybrid --gain head --splat-amplitude 0.05", "--attention hybrid --mixer linear --window 16"]
-SHAPE = "--layers 2 --heads 4 --channels 64 --seq 256 --batch 4 --eval-every 0 --sample-every 0 --lr 3e-3 --threads 2"
+SHAPE = "--layers 2 --heads 4 --channels 64 --seq 256 --batch 4 --eval-every 0 --sample-every 0 --lr 3e-3 --threads 1"
 
 
 def check_kinds(folder, tokenizer):
@@ -483,7 +491,7 @@ def check_training(folder, tokenizer, shard, kind, steps=500):
     """losses of train_gsa and of the module in PyTorch, from the same start, over the same batches"""
     T, B, lr, warmup = 64, 4, 3e-3, 50
     begin, out, there = (os.path.join(folder, f"{name}{TRAINED.index(kind)}") for name in ("begin", "run", "start"))
-    data = ["--data", shard, "--eval-every", 0, "--sample-every", 0, "--batch", B, "--threads", 2]
+    data = ["--data", shard, "--eval-every", 0, "--sample-every", 0, "--batch", B, "--threads", 1]
     run("train_gsa", "--layers", 2, "--heads", 4, "--channels", 64, "--seq", T, *kind.split(), "--tokenizer", tokenizer,
         *data, "--steps", 1, "--lr", 0, "--out", begin)
     start = os.path.join(begin, "model_00000001.bin")
@@ -509,7 +517,7 @@ def check_training(folder, tokenizer, shard, kind, steps=500):
         gsa.apply_bounds(model)
         theirs.append(float(loss.detach()))
     apart = np.abs(np.array(ours) - theirs)
-    print(f"training {kind}: {steps} steps, losses {ours[-1]:.4f} and {theirs[-1]:.4f}, at most {apart.max():.1e} apart")
+    print(f"training {kind}: {steps} steps, losses {ours[-1]:.4f}, {theirs[-1]:.4f}, at most {apart.max():.1e} apart")
     check(f"training {kind}", len(ours) == steps and apart.max() <= 0.01, f"{apart.max():.4f} apart")
 
 
@@ -548,8 +556,40 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     check("lm-evaluation-harness", abs(theirs - ours) < 1e-9, f"{theirs} there, {ours} by infer score")
 
 
+# ---- heads into splats
+
+
+def loss_on(model, text):
+    return float(re.search(rb"loss (\S+) nats", run("infer", "perplexity", model, text))[1])
+
+
+def check_splats(folder, tokenizer, shard, stories):
+    text, out = os.path.join(folder, "text.txt"), os.path.join(folder, "standard")
+    with open(stories, "rb") as f, open(text, "wb") as g:
+        g.write(f.read(20000))
+    flags = "--layers 2 --heads 4 --channels 64 --seq 64 --batch 8 --lr 3e-3 --gain head --attention standard"
+    run("train_gsa", *flags.split(), "--threads", 1, "--data", shard, "--tokenizer", tokenizer, "--steps", 300,
+        "--eval-every", 0, "--sample-every", 0, "--out", out)
+    model = os.path.join(out, "model_00000300.bin")
+    a, losses = convert.read_model(model), []
+    for more in ("--steps 0", "--steps 100", "--steps 100 --mixer linear --window 32"):
+        made = os.path.join(folder, f"made{len(losses)}.bin")
+        command = [sys.executable, os.path.join(ROOT, "dev/pytorch/into_splats.py"), model, made, shard, "--tokens"]
+        said = subprocess.run([*command, "2048", *more.split()], check=True, capture_output=True).stdout.decode()
+        b = convert.read_model(made)
+        kept = [h for l in range(2) for h in range(4 * l, 4 * l + 4) if not b[1][l] >> h % 4 & 1]
+        same = all(bytes(a[4][t]) == bytes(b[4][t]) for t in ("wte", "qkvw", "qkvb", "attprojw", "fcw", "lnfw"))
+        same = same and bytes(a[4]["log_gain"][kept]) == bytes(b[4]["log_gain"])
+        check(f"into splats {more}: what is kept", same, said)
+        for before, after in re.findall(r"divergence (\S+), fitted (\S+)", said):
+            check(f"into splats {more}: the fit", more == "--steps 0" or float(after) < 0.5 * float(before), said)
+        losses.append(loss_on(made, text))
+    old = loss_on(model, text)
+    print(f"into splats: loss {old:.3f}; k-means alone {losses[0]:.3f}, fitted {losses[1]:.3f}, linear {losses[2]:.3f}")
+    check("into splats: the loss comes back", losses[1] - old < 0.5 * (losses[0] - old), losses)
+
+
 def main():
-    parts = sys.argv[1:] or ["kinds", "plain", "ids", "training", "harness"]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_HOME"] = os.path.join(folder, "home")
         stories, tokenizer, shards = (os.path.join(folder, name) for name in ("stories.txt", "tokenizer.bin", "shard"))
@@ -557,9 +597,9 @@ def main():
         run("tokenizer/train_bpe", "--vocab", 500, "--out", tokenizer, stories)
         run("data/prepare", "--tokenizer", tokenizer, "--out", shards, stories)
         out, there = os.path.join(folder, "hybrid"), os.path.join(folder, "hybrid.hf")
-        run("train_gsa", *SHAPE.split(), "--tokenizer", tokenizer, "--steps", 300, "--out", out)
-        model = f"{out}/model_00000300.bin"
-        to_or_from([model, there, "--hf"])
+        if "ids" in parts or "harness" in parts:
+            run("train_gsa", *SHAPE.split(), "--tokenizer", tokenizer, "--steps", 300, "--out", out)
+            to_or_from([f"{out}/model_00000300.bin", there, "--hf"])
         if "kinds" in parts:
             check_kinds(folder, tokenizer)
         if "plain" in parts:
@@ -569,8 +609,10 @@ def main():
         for kind in TRAINED:
             if "training" in parts:
                 check_training(folder, tokenizer, f"{shards}_train_000000.bin", kind)
+        if "splats" in parts:
+            check_splats(folder, tokenizer, f"{shards}_train_000000.bin", stories)
         if "harness" in parts:
-            check_harness(folder, there, model)
+            check_harness(folder, there, f"{out}/model_00000300.bin")
     print(f"test_pytorch: {passed} passed, {failed} failed, {skipped} skipped")
     return failed > 0
 
