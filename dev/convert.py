@@ -503,7 +503,7 @@ def from_safetensors(folder, path, tokenizer):
     if file:
         out["tokenizer"] = read_bytes(file)
     try:
-        theirs = own_config(folder)
+        theirs = None if "gsa" in metadata else own_config(folder)
         if theirs:
             config = from_transformers(path, theirs, tensors, out.get("tokenizer"))
             return described(path, config, file)
