@@ -119,7 +119,7 @@ dev/infer_bench.parts      := $(infer.parts)
 dev/infer_bench.libs        = $(infer.libs)
 dev/logits.libs             = $(NETWORK_LIBS)
 test/fuzz/fuzz.parts       := test/fuzz/targets test/fuzz/table test/fuzz/vocabulary data/tasks gsa/look/picture \
-                              gsa/look/report $(MODEL)
+                              gsa/look/report data/json $(MODEL)
 $(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks data/json gsa/look/picture gsa/look/report))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc -lpthread

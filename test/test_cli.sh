@@ -738,7 +738,8 @@ check "build the tools" make -s config=$config $built/dev/scan_bench $built/dev/
 programs="$built/dev/scan_bench $built/dev/infer_bench $built/dev/logits $built/test/check_stories $built/test/test_fuzz dev/adapt.sh"
 programs="$programs dev/long_sequences.sh data/tinystories.sh data/openwebtext.sh"
 if command -v python3 >/dev/null; then
-    for script in compare convert.py gpt2_compare.py pytorch_bench.py tokenizer_compare.py cuda/attention_bench.py; do
+    for script in compare convert.py gpt2_compare.py pytorch_bench.py tokenizer_compare.py cuda/attention_bench.py \
+        pytorch/into_splats.py ../test/pytorch.py; do
         programs="$programs python3:dev/$script"
     done
 else

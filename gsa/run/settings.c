@@ -269,7 +269,10 @@ Config config_from_file(Settings *s, const Checkpoint *k) {
             else if (f->kind == FLAG_SWITCH) strcpy(value, field ? "yes" : "no");
             else snprintf(value, sizeof value, "%d", field);
             if (f->given && strcmp(text, value) != 0)
-                die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
+                die_usage("--%s %s contradicts %s, where it is %s%s", f->name, text, k->path, value,
+                          i == SETTING_attention && c.attention == ATTENTION_STANDARD
+                              ? "; dev/pytorch/into_splats.py turns heads of such a model into splats"
+                              : "");
             /* a choice is a copy, because the flag points at it */
             if (!set_flag(f, f->kind == FLAG_CHOICE ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
             free(text);
