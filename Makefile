@@ -104,7 +104,8 @@ MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)
-infer.parts                := gsa/run/adapt gsa/look/measure gsa/look/picture gsa/look/report data/tasks data/json $(GROUND)
+infer.parts                := gsa/run/adapt gsa/look/measure gsa/look/picture gsa/look/report data/tasks data/json \
+                              $(GROUND)
 tokenizer/train_bpe.parts  := data/json data/text $(TOKENIZER) $(COMMON)
 tokenizer/tokenize.parts   := data/text $(TOKENIZER) $(COMMON)
 data/prepare.parts         := data/loader data/text $(TOKENIZER) $(COMMON)

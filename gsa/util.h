@@ -26,8 +26,9 @@ extern "C" {
 /* ---- errors: one sentence on stderr, "program: sentence", that names the file, flag or value and says what to do */
 
 /* Call first in main. Also opens descriptors 0 to 2 where they are closed, or the next file would get the screen's
-   text: reading and writing them fails as it did. Refuses stacks that are too small for threads. And from then on a program whose standard output could not be written
-   ends with a sentence and exit status 1, at its end at the latest: nobody need look at what printf returns. */
+   text: reading and writing them fails as it did. Refuses stacks that are too small for threads. And from then on a
+   program whose standard output could not be written ends with a sentence and exit status 1, at its end at the latest:
+   nobody need look at what printf returns. */
 void program_name(const char *argv0);
 /* Writes standard output to where it goes, now; dies where that cannot be done. */
 void flush_output(void);

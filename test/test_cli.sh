@@ -735,7 +735,8 @@ case $OUT in build/debug/) config=debug ;; build/sanitize/) config=sanitize ;; e
 built=build/$config
 check "build the tools" make -s config=$config $built/dev/scan_bench $built/dev/infer_bench $built/dev/logits \
     $built/test/check_stories $built/test/test_fuzz
-programs="$built/dev/scan_bench $built/dev/infer_bench $built/dev/logits $built/test/check_stories $built/test/test_fuzz dev/adapt.sh"
+programs="$built/dev/scan_bench $built/dev/infer_bench $built/dev/logits $built/test/check_stories"
+programs="$programs $built/test/test_fuzz dev/adapt.sh"
 programs="$programs dev/long_sequences.sh data/tinystories.sh data/openwebtext.sh"
 if command -v python3 >/dev/null; then
     for script in compare convert.py gpt2_compare.py pytorch_bench.py tokenizer_compare.py cuda/attention_bench.py \
@@ -1061,7 +1062,11 @@ printf '\357\273\277name,value\na,1\nb,2\n' >"$dir/bom.csv"
 check "a table with a byte-order mark" $plot bars "$dir/bom.csv" --label name --value value -o "$dir/bars.png"
 
 # ---- files that are no text are refused by what they are; shards come through pipes
-be() { for n; do printf "$(printf '\\%o\\%o\\%o\\%o' $((n >> 24)) $((n >> 16 & 255)) $((n >> 8 & 255)) $((n & 255)))"; done; }
+be() {
+    for n; do
+        printf "$(printf '\\%o\\%o\\%o\\%o' $((n >> 24)) $((n >> 16 & 255)) $((n >> 8 & 255)) $((n & 255)))"
+    done
+}
 {
     be 20240520 1 100
     head -c 1212 /dev/zero
@@ -1084,7 +1089,8 @@ refuse "train: a big-endian shard" 1 "big-endian" $train --data "$dir/big.bin" -
 rm -f "$dir/pipe" && mkfifo "$dir/pipe"
 $infer perplexity "$model" "$dir/s_val_000000.bin" 2>/dev/null >"$dir/one"
 cat "$dir/s_val_000000.bin" >"$dir/pipe" &
-check "perplexity of a shard through a pipe" sh -c "timeout 60 $infer perplexity '$model' '$dir/pipe' | cmp - '$dir/one'"
+check "perplexity of a shard through a pipe" sh -c "timeout 60 $infer perplexity '$model' '$dir/pipe' |
+    cmp - '$dir/one'"
 kill $! 2>/dev/null
 check "and from standard input" sh -c "$infer perplexity '$model' - <'$dir/s_val_000000.bin' | cmp - '$dir/one'"
 head -c 3000 "$dir/s_val_000000.bin" >"$dir/cut.bin"
@@ -1117,13 +1123,15 @@ check "one ending that is too long is left out and counted" sh -c "
     $infer score '$model' '$dir/long' >'$dir/one' 2>'$dir/said' && grep -q 'line 2' '$dir/said' &&
     grep -q '^last word: 1 tasks' '$dir/one' && grep -q '^left out: 1 of 2' '$dir/one'"
 tail -n 1 "$dir/long" >"$dir/longer"
-check "nothing but these" sh -c "! $infer score '$model' '$dir/longer' 2>'$dir/said' && grep -q 'short enough' '$dir/said'"
+check "nothing but these" sh -c "! $infer score '$model' '$dir/longer' 2>'$dir/said' &&
+    grep -q 'short enough' '$dir/said'"
 
 # ---- output that cannot be written is an error, everywhere but in training
 $make_recall --ask 1 --far 16 --out "$dir/ask.txt" 2>/dev/null
 printf '{"text":"Once upon a time"}\n' >"$dir/word"
 while read -r what command; do
-    check "$what: a full disk" sh -c "! $command >/dev/full 2>'$dir/said' && [ \$(grep -c 'cannot write' '$dir/said') = 1 ]"
+    check "$what: a full disk" sh -c "! $command >/dev/full 2>'$dir/said' &&
+        [ \$(grep -c 'cannot write' '$dir/said') = 1 ]"
 done <<END
 perplexity $infer perplexity '$model' '$dir/two.txt' --stride 1
 score $infer score '$model' '$dir/word'
