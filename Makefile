@@ -320,7 +320,7 @@ help:
 	@echo "make test          install what is missing, build, run all tests; TESTS='test_data ...' SCRIPTS=: only these"
 	@echo "make compare       kinds of attention compared on made-up stories, or TRAIN=FILE VAL=FILE, SET=recall ..."
 	@echo "                   (dev/compare --help; an hour)"
-	@echo "make fuzz          files made by libFuzzer for every reader of files, FUZZ=60 seconds each (test/fuzz/run --help)"
+	@echo "make fuzz          files made by libFuzzer for every reader of files, FUZZ=60 seconds each"
 	@echo "make deps          install what is missing (Debian's packages)"
 	@echo "make format        write all code as clang-format 14 does; make format-check says what differs"
 	@echo "make clean         remove what was built; runs/ stays"
