@@ -111,9 +111,10 @@ static void test_resume(void) {
 
 /* The process of a rank, as its run has printed it. */
 static int process_of(const char *as, int rank) {
-    char *text = output_of(as), *key = xasprintf("rank %d (process ", rank), *at = strstr(text, key);
+    const char *text = output_of(as);
+    char *key = xasprintf("rank %d (process ", rank);
+    const char *at = strstr(text, key);
     int process = at ? atoi(at + strlen(key)) : 0;
-    free(text);
     free(key);
     return process;
 }
@@ -122,12 +123,11 @@ static void check_end(const char *as, const char *what, pid_t child, const char 
     double began = now_seconds();
     int status = status_of(child, 35);
     double took = now_seconds() - began;
-    char *said = output_of(as);
+    const char *said = output_of(as);
     CHECK(status > 0 && took < 30 && times(said, "train_gsacu: ") == 1 && strstr(said, says),
           "%s: status %d after %.1f s: %s", what, status, took, ending(said));
     printf("%s: status %d after %.1f s: %s", what, status, took,
            strstr(said, "train_gsacu: ") ? strstr(said, "train_gsacu: ") : "nothing\n");
-    free(said);
 }
 
 static void test_faults(void) {
@@ -152,11 +152,10 @@ static void test_faults(void) {
         wait_for_steps(as, 60);
         kill(child, SIGINT); /* to the first process only: it passes it on */
         int status = status_of(child, 30);
-        char *said = output_of(again);
+        const char *said = output_of(again);
         CHECK(status == 130 && strstr(said, "going on from step ") && times(said, "saved ") >= 1 &&
                   strstr(said, "interrupted; go on with"),
               "after %s: status %d, %s", faults[i].what, status, ending(said));
-        free(said);
         free(again);
         free(as);
         free(flags);

@@ -387,7 +387,7 @@ static void test_faults(void) {
         double began = now_seconds();
         int status = status_of(start_run(name, common, flags), 25);
         fault = NULL;
-        char *said = output_of(name);
+        const char *said = output_of(name);
         CHECK(status > 0 && times(said, "train_gsacu: ") == 1 && strstr(said, faults[i].says),
               "rank %s: status %d after %.1f s: %s", faults[i].fault, status, now_seconds() - began, ending(said));
         char *resumed = xasprintf("--resume --gpus 2 --out %s/%s", folder, name);
@@ -400,7 +400,6 @@ static void test_faults(void) {
               faults[i].fault, status, ending(output_of(again)));
         free(again);
         free(resumed);
-        free(said);
         free(name);
         free(flags);
     }
@@ -422,10 +421,9 @@ static void test_interrupt(void) {
         }
         int status = status_of(child, 20);
         fault = NULL;
-        char *said = output_of(name);
+        const char *said = output_of(name);
         CHECK(status == 130 && times(said, "saved ") == 1 && strstr(said, "go on with --resume"),
               "interrupted: status %d, %s", status, ending(said));
-        free(said);
         free(name);
         free(flags);
     }
@@ -441,10 +439,9 @@ static void test_refusals(void) {
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         char *name = xasprintf("refused%zu", i), *flags = xasprintf("%s --out %s/refused", refused[i].flags, folder);
         int status = status_of(start_run(name, common, flags), 30);
-        char *said = output_of(name);
+        const char *said = output_of(name);
         CHECK(status == 2 && strstr(said, refused[i].says), "%s: status %d, %s", refused[i].flags, status, said);
         free(name);
-        free(said);
         free(flags);
     }
     setenv("RANK", "0", 1);
