@@ -385,7 +385,7 @@ static void test_faults(void) {
                            folder, name);
         fault = faults[i].fault;
         double began = now_seconds();
-        int status = status_of(start_run(name, common, flags), 25);
+        int status = status_of(start_run(name, common, flags), 60);
         fault = NULL;
         const char *said = output_of(name);
         CHECK(status > 0 && times(said, "train_gsacu: ") == 1 && strstr(said, faults[i].says),
