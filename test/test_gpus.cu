@@ -91,6 +91,12 @@ static void test_losses(void) {
     CHECK(same_file("hybrid_again", "hybrid_two", "model_00000050.bin"), "two runs are the same bit for bit");
     run("hybrid_shard", "--attention hybrid --steps 50 --eval-every 25 --gpus 2 --shard-optimiser");
     CHECK(same_file("hybrid_shard", "hybrid_two", "model_00000050.bin"), "--shard-optimiser: the same bit for bit");
+    const char *gates = "--attention standard --forget-gate all --steps 20 --eval-every 10 --gpus 2";
+    char *shared = xasprintf("%s --shard-optimiser", gates);
+    run("gates_two", gates);
+    run("gates_shard", shared);
+    CHECK(same_file("gates_shard", "gates_two", "model_00000020.bin"), "forget gates, shared out: likewise");
+    free(shared);
 }
 
 /* 1, 2 and 1 GPU; and on 2 with the optimiser shared out in between. */
