@@ -2043,7 +2043,7 @@ static void share_weights(CudaModel *m) {
         ranks_cut(m->tensors, q, team_count(), first, end);
         for (int i = 0; i < NUM_TENSORS; i++) {
             floatX *at = m->weights + m->tensors[i].offset + first[i];
-            if (m->tensors[i].group != GROUP_MATRIX || end[i] == first[i]) continue;
+            if (!ranks_cuts(i) || end[i] == first[i]) continue;
             ncclCheck(nccl.Broadcast(at, at, (end[i] - first[i]) * sizeof *at, NCCL_BYTES, q, team.comm, team.stream));
         }
     }
@@ -2245,7 +2245,7 @@ static void read_parts(CudaModel *m, int buffer, int i) {
             if (q) ncclCheck(nccl.Broadcast(from, m->piece, n, NCCL_FP32, q, team.comm, m->stream));
             if (to) cudaCheck(cudaMemcpyAsync(to + at, from, n * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
         }
-        if (m->tensors[i].group != GROUP_MATRIX) break; /* rank 0 has it whole */
+        if (!ranks_cuts(i)) break; /* rank 0 has it whole */
     }
 }
 

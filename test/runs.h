@@ -25,13 +25,16 @@ static void remove_test_folder(void) {
     free(command);
 }
 
-/* What a process has printed, on both streams. */
-static char *output_of(const char *name) {
-    char *path = xasprintf("%s/%s.out", folder, name);
+/* What a process has printed, on both streams; valid for the next few calls. */
+static const char *output_of(const char *name) {
+    static char *texts[16];
+    static int next;
+    char *path = xasprintf("%s/%s.out", folder, name), **text = &texts[next++ % 16];
     size_t bytes;
-    char *text = access(path, F_OK) == 0 ? read_file(path, &bytes) : xstrdup("");
+    free(*text);
+    *text = access(path, F_OK) == 0 ? read_file(path, &bytes) : xstrdup("");
     free(path);
-    return text;
+    return *text;
 }
 static void output_to(const char *name) {
     char *path = xasprintf("%s/%s.out", folder, name);

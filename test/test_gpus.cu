@@ -22,30 +22,36 @@ GSA_NORETURN static void run_here(int argc, char **argv) {
 }
 
 /* Every run has the same small model, but for what is given. */
-static const char common[] = "--layers 3 --heads 4 --channels 256 --seq 128 --batch 8 --vocab 512 --eval-tokens 8192 "
+static const char common[] = "--layers 3 --heads 4 --channels 256 --seq 128 --vocab 512 --eval-tokens 8192 "
                              "--sample-every 0 --lr 1e-3 --warmup 10";
 
-static bool run(const char *as, const char *flags) {
-    char *all = xasprintf("%s --out %s/%s", flags, folder, as);
-    int status = status_of(start_run(as, common, all), 60);
+/* Its output is called `as`, its folder `in`. */
+static pid_t begin(const char *as, const char *in, const char *flags) {
+    char *all = xasprintf("%s%s --out %s/%s", strstr(flags, "--batch") ? "" : "--batch 8 ", flags, folder, in);
+    pid_t child = start_run(as, common, all);
     free(all);
+    return child;
+}
+
+static bool run(const char *as, const char *flags) {
+    int status = status_of(begin(as, as, flags), 60);
     return CHECK(status == 0, "%s (%s): status %d, %s", as, flags, status, ending(output_of(as)));
 }
 
-/* Losses of two GPUs and one, over 10 steps and all 50. In bf16 as close as one GPU with batches of another size, which
-   adds the same in another order. */
+/* Losses of two GPUs and one, over 10 steps and all 50. In bf16 about as close as one GPU with batches of another size,
+   which adds the same in another order: either difference is chance, and may be 0. */
 static void test_losses(void) {
     static const struct {
         const char *name, *flags, *more;
-        int batch, accum;
-    } kinds[] = {{"standard", "--attention standard", "", 8, 2},
-                 {"hybrid", "--attention hybrid", "", 8, 2},
-                 {"linear", "--attention gsa --mixer linear", "", 8, 2},
-                 {"accum", "--attention hybrid --gain head --pos rope", "", 8, 6},
-                 {"recompute", "--attention hybrid", "--recompute", 8, 2},
-                 {"narrow", "--attention hybrid", "--reduce bf16", 8, 2},
-                 {"grow", "--attention gsa --adapt grow --adapt-rules every=5,life=0,activation=0.9 --splats-alive 8",
-                  "", 8, 2}};
+        int accum;
+    } kinds[] = {
+        {"standard", "--attention standard", "", 2},
+        {"hybrid", "--attention hybrid", "", 2},
+        {"linear", "--attention gsa --mixer linear", "", 2},
+        {"accum", "--attention hybrid --gain head --pos rope", "", 6},
+        {"recompute", "--attention hybrid", "--recompute", 2},
+        {"narrow", "--attention hybrid", "--reduce bf16", 2},
+        {"grow", "--attention gsa --adapt grow --adapt-rules every=5,life=0,activation=0.9 --splats-alive 8", "", 2}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         const char *kind = kinds[i].name;
         char *one = xasprintf("%s_one", kind), *two = xasprintf("%s_two", kind), *other = xasprintf("%s_other", kind);
@@ -59,8 +65,8 @@ static void test_losses(void) {
         bool good = run(one, alone) && run(two, both);
 #ifndef GSA_FP32
         if (good && run(other, order)) {
-            early = 3 * losses_apart(other, one, "trl:", 10, &n);
-            late = 3 * losses_apart(other, one, "trl:", 50, &n);
+            early = fmax(3 * losses_apart(other, one, "trl:", 10, &n), 5e-4);
+            late = fmax(3 * losses_apart(other, one, "trl:", 50, &n), 3e-3);
         }
 #endif
         if (narrow) early = late = 3e-3;
@@ -85,6 +91,12 @@ static void test_losses(void) {
     CHECK(same_file("hybrid_again", "hybrid_two", "model_00000050.bin"), "two runs are the same bit for bit");
     run("hybrid_shard", "--attention hybrid --steps 50 --eval-every 25 --gpus 2 --shard-optimiser");
     CHECK(same_file("hybrid_shard", "hybrid_two", "model_00000050.bin"), "--shard-optimiser: the same bit for bit");
+    const char *gates = "--attention standard --forget-gate all --steps 20 --eval-every 10 --gpus 2";
+    char *shared = xasprintf("%s --shard-optimiser", gates);
+    run("gates_two", gates);
+    run("gates_shard", shared);
+    CHECK(same_file("gates_shard", "gates_two", "model_00000020.bin"), "forget gates, shared out: likewise");
+    free(shared);
 }
 
 /* 1, 2 and 1 GPU; and on 2 with the optimiser shared out in between. */
@@ -111,9 +123,10 @@ static void test_resume(void) {
 
 /* The process of a rank, as its run has printed it. */
 static int process_of(const char *as, int rank) {
-    char *text = output_of(as), *key = xasprintf("rank %d (process ", rank), *at = strstr(text, key);
+    const char *text = output_of(as);
+    char *key = xasprintf("rank %d (process ", rank);
+    const char *at = strstr(text, key);
     int process = at ? atoi(at + strlen(key)) : 0;
-    free(text);
     free(key);
     return process;
 }
@@ -122,12 +135,11 @@ static void check_end(const char *as, const char *what, pid_t child, const char 
     double began = now_seconds();
     int status = status_of(child, 35);
     double took = now_seconds() - began;
-    char *said = output_of(as);
+    const char *said = output_of(as);
     CHECK(status > 0 && took < 30 && times(said, "train_gsacu: ") == 1 && strstr(said, says),
           "%s: status %d after %.1f s: %s", what, status, took, ending(said));
     printf("%s: status %d after %.1f s: %s", what, status, took,
            strstr(said, "train_gsacu: ") ? strstr(said, "train_gsacu: ") : "nothing\n");
-    free(said);
 }
 
 static void test_faults(void) {
@@ -138,29 +150,22 @@ static void test_faults(void) {
                   {"kill -9 of rank 0", "rank 0 (process ", 0, SIGKILL},
                   {"rank 1 stopped", "rank 1 (process ", 1, SIGSTOP}};
     for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
-        char *as = xasprintf("fault%zu", i),
-             *flags = xasprintf("--attention hybrid --steps 100000 --save-every 20 --eval-every 0 --gpus 2 --out %s/%s",
-                                folder, as),
-             *resumed = xasprintf("--resume --gpus 2 --out %s/%s", folder, as);
-        pid_t child = start_run(as, common, flags);
+        char *as = xasprintf("fault%zu", i), *again = xasprintf("%s_resumed", as);
+        pid_t child = begin(as, as, "--attention hybrid --steps 100000 --save-every 20 --eval-every 0 --gpus 2");
         wait_for_steps(as, 30);
         int process = process_of(as, faults[i].rank);
         if (process > 0) kill(process, faults[i].signal);
         check_end(as, faults[i].what, child, faults[i].says);
-        char *again = xasprintf("%s_resumed", as);
-        child = start_run(again, common, resumed);
+        child = begin(again, as, "--resume --gpus 2");
         wait_for_steps(as, 60);
         kill(child, SIGINT); /* to the first process only: it passes it on */
         int status = status_of(child, 30);
-        char *said = output_of(again);
+        const char *said = output_of(again);
         CHECK(status == 130 && strstr(said, "going on from step ") && times(said, "saved ") >= 1 &&
                   strstr(said, "interrupted; go on with"),
               "after %s: status %d, %s", faults[i].what, status, ending(said));
-        free(said);
         free(again);
         free(as);
-        free(flags);
-        free(resumed);
     }
 }
 
@@ -171,10 +176,9 @@ static void test_memory(void) {
     cudaCheck(cudaSetDevice(1));
     cudaCheck(cudaMemGetInfo(&free_bytes, &all));
     cudaCheck(cudaMalloc(&held, free_bytes - ((size_t)6 << 30)));
-    char *flags = xasprintf("--attention hybrid --batch 2048 --steps 3 --gpus 2 --out %s/memory", folder);
-    check_end("memory", "no memory on GPU 1", start_run("memory", common, flags), "rank 1 (process ");
+    check_end("memory", "no memory on GPU 1",
+              begin("memory", "memory", "--attention hybrid --batch 2048 --steps 3 --gpus 2"), "rank 1 (process ");
     cudaCheck(cudaFree(held));
-    free(flags);
 }
 
 /* Two processes as a launcher would start them on two machines. */
@@ -185,14 +189,12 @@ static void test_by_hand(void) {
     setenv("MASTER_ADDR", "127.0.0.1", 1);
     setenv("MASTER_PORT", port, 1);
     for (int rank = 0; rank < 2; rank++) {
-        char *number = xasprintf("%d", rank), *as = xasprintf("hand_%d", rank),
-             *flags = xasprintf("--attention hybrid --steps 50 --eval-every 25 --out %s/hand", folder);
+        char *number = xasprintf("%d", rank), *as = xasprintf("hand_%d", rank);
         setenv("RANK", number, 1);
         setenv("LOCAL_RANK", number, 1);
-        child[rank] = start_run(as, common, flags);
+        child[rank] = begin(as, "hand", "--attention hybrid --steps 50 --eval-every 25");
         free(number);
         free(as);
-        free(flags);
     }
     int first = status_of(child[0], 60), second = status_of(child[1], 60);
     CHECK(first == 0 && second == 0 && same_file("hand", "hybrid_two", "model_00000050.bin"),

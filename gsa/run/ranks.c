@@ -687,14 +687,14 @@ void ranks_broadcast(Ranks *k, void *data, size_t bytes, int root) {
 void ranks_cut(const Tensor *tensors, int rank, int count, size_t first[NUM_TENSORS], size_t end[NUM_TENSORS]) {
     double all = 0, before = 0, from, to;
     for (int i = 0; i < NUM_TENSORS; i++)
-        if (tensors[i].group == GROUP_MATRIX) all += (double)tensors[i].size;
+        if (ranks_cuts(i)) all += (double)tensors[i].size;
     from = all * rank / count;
     to = all * (rank + 1) / count;
     for (int i = 0; i < NUM_TENSORS; i++) {
         size_t size = tensors[i].size, row = tensor_row(&tensors[i]);
         first[i] = 0;
         end[i] = size;
-        if (tensors[i].group != GROUP_MATRIX || !size) continue;
+        if (!ranks_cuts(i) || !size) continue;
         /* both rounded in the same way: where one rank's part ends, the next one's begins */
         double low = fmin(fmax(from - before, 0), (double)size), high = fmin(fmax(to - before, 0), (double)size);
         first[i] = (size_t)(low / (double)row + 0.5) * row;

@@ -13,7 +13,7 @@
 #ifndef GSA_RANKS_H
 #define GSA_RANKS_H
 
-#include "../model.h"
+#include "../checkpoint.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -76,10 +76,12 @@ static inline int ranks_of_batch(const Ranks *k, int64_t i) { return (int)(i % k
 static inline int64_t ranks_last_batch(const Ranks *k, int64_t accum) {
     return accum - 1 - (accum - 1 - k->rank) % k->count;
 }
+/* The passes read these as rounded copies only, so that a rank can do without the fp32 weights of others' parts. */
+static inline bool ranks_cuts(int tensor) { return tensor_is_matrix(tensor) || tensor == TENSOR_wpe; }
 /* The part of each tensor whose optimiser `rank` keeps when it is shared out, from number first[i] to before end[i] of
-   tensor i. Matrices and embeddings are cut, but only between rows of their first dimension: whole matrices of a layer,
-   whole embeddings of a token; their parts differ by one matrix at most, do not overlap and leave nothing out. All
-   others are small, and each rank keeps them whole. */
+   tensor i. Matrices and embeddings (ranks_cuts) are cut, but only between rows of their first dimension: whole
+   matrices of a layer, whole embeddings of a token; their parts differ by one matrix at most, do not overlap and leave
+   nothing out. All others are small, and each rank keeps them whole. */
 void ranks_cut(const Tensor *tensors, int rank, int count, size_t first[NUM_TENSORS], size_t end[NUM_TENSORS]);
 
 #ifdef __cplusplus
