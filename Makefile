@@ -95,10 +95,11 @@ TOKENIZER := tokenizer/tokenizer
 GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader $(COMMON)
 MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts \
              gsa/look/measure data/stories $(GROUND)
+LOOK      := gsa/look/classes gsa/look/splats gsa/look/picture gsa/look/report
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)
-infer.parts                := gsa/run/adapt gsa/look/measure gsa/look/picture gsa/look/report data/tasks $(GROUND)
+infer.parts                := gsa/run/adapt gsa/run/starts gsa/look/measure $(LOOK) data/tasks $(GROUND)
 tokenizer/train_bpe.parts  := $(TOKENIZER) $(COMMON)
 tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
 data/prepare.parts         := data/loader $(TOKENIZER) $(COMMON)
@@ -112,7 +113,7 @@ dev/scan_bench.libs         = $(NETWORK_LIBS)
 dev/infer_bench.parts      := $(infer.parts)
 dev/infer_bench.libs        = $(infer.libs)
 dev/logits.libs             = $(NETWORK_LIBS)
-$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks gsa/look/picture gsa/look/report))
+$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks $(LOOK)))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc -lpthread
 train_gsa.libs             := $(NETWORK_LIBS)

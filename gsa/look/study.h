@@ -4,6 +4,7 @@
 #ifndef GSA_STUDY_H
 #define GSA_STUDY_H
 
+#include "meaning.h"
 #include "measure.h"
 #include "report.h"
 
@@ -26,15 +27,6 @@ static void named_heads(uint64_t heads[MAX_LAYERS], const char *list, const Conf
         if (*p == 0) return;
         if (*p++ != ',') die_usage("--heads '%.80s': entries are separated by commas", list);
     }
-}
-
-/* Queries (part 0) or keys (part 1) of a head in the last forward pass of one text: (T, HS) */
-static void report_head(void *model, int l, int h, int part, float *out) {
-    const GSA *m = (const GSA *)model;
-    Sizes z = config_sizes(&m->config);
-    for (size_t t = 0; t < m->used_T; t++)
-        memcpy(out + t * z.HS, m->a.qkv + ((size_t)l * m->used_T + t) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS,
-               z.HS * sizeof(float));
 }
 
 /* The text as tokens, at most as many as the page can hold; *note says so where it was longer. Every document stands
@@ -224,8 +216,18 @@ static int inspect(const Options *o, char **argv) {
     size_t G = (size_t)config_gsa_heads(c), S = (size_t)c->S, HS = (size_t)config_head_size(c),
            V = (size_t)(o->tokens < c->V ? o->tokens : c->V);
     if (!G) die("%s has standard heads only, and no splats to show", argv[1]);
+    uint64_t heads[MAX_LAYERS];
+    for (int l = 0; l < MAX_LAYERS; l++) heads[l] = ~0ull;
+    if (o->heads) named_heads(heads, o->heads, c);
     GSA *m = gsa_create(c, 1);
     checkpoint_read_tensors(k, "", m->params);
+    if (o->text) {
+        inspect_text(m, t, o, heads);
+        gsa_destroy(m);
+        tokenizer_free(t);
+        checkpoint_close(k);
+        return 0;
+    }
     Adapt *a = adapt_create(c, 1);
     adapt_read(a, k, false);
     float *keys = vocabulary_keys(m, t, V);
@@ -236,7 +238,7 @@ static int inspect(const Options *o, char **argv) {
     double *r = (double *)xmalloc(V * S * sizeof *r);
     for (int i = 0; i < c->L * config_heads(c); i++) {
         int l = i / config_heads(c), h = i % config_heads(c);
-        if (!config_is_gsa(c, l, h)) continue;
+        if (!config_is_gsa(c, l, h) || !(heads[l] >> h & 1)) continue;
         size_t g = (size_t)config_gsa_before(c, l, h);
         head_responsibilities(c, m->params, l, h, keys + g * V * HS, V, r);
         printf("\nlayer %d, head %d: %d of %zu alive\n slot   act %%    amp  width%s%s   %7s  tokens\n", l, h,
