@@ -1107,8 +1107,8 @@ static Scores score_tasks(const Model *m, const Task *tasks, size_t count, const
 typedef struct {
     int64_t batch, context, samples, seed, show, stride, threads, tokens, top_k;
     double min_p, repetition, temperature, top_p;
-    const char *file, *heads, *out, *pictures, *text, *tokenizer, *type, *without;
-    bool endless;
+    const char *classes, *file, *heads, *out, *pictures, *text, *tokenizer, *type, *without;
+    bool endless, silence;
     Texts stops;
 } Options;
 
@@ -1691,7 +1691,12 @@ static const Command commands[] = {
          "loss without the GSA\n"
          "heads and without the standard ones, and of each head entropy (nats), mean distance and the distance within "
          "which 90 % of its weight\n"
-         "lies (tokens). The effective context is the shortest history with a loss within 1 % of the longest's.\n",
+         "lies (tokens). The effective context is the shortest history with a loss within 1 % of the longest's.\n"
+         "With --classes also what a token's strongest splat says about its class, on the first 16,384 tokens: the "
+         "mutual information, beside\n"
+         "k-means of the same keys and of those of the layer's standard heads, an untrained model and chance. Classes "
+         "come from the lists of the\n"
+         "made-up stories' grammar, or for English text from closed lists of words and from endings.\n",
      .least = 2,
      .most = 2,
      .too_few = "measure needs a model and a file: infer measure MODEL FILE",
@@ -1700,6 +1705,12 @@ static const Command commands[] = {
                {FLAG_INT, "tokens", &options.tokens, 1, 1e12, NULL,
                 "tokens of the file that are used, from its start, in whole windows", false},
                {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "windows per pass", false},
+               {FLAG_CHOICE, "classes", &options.classes, 0, 0, CLASSES_CHOICES,
+                "what splats say about classes of tokens: the grammar's of the made-up stories, or words and endings",
+                false},
+               {FLAG_SWITCH, "silence", &options.silence, 0, 0, NULL,
+                "silence every splat in its turn: which class of tokens suffers? A pass over the tokens for each",
+                false},
                TOKENIZER_FLAG,
                THREADS_FLAG},
      .run = measure},

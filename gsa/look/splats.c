@@ -141,10 +141,10 @@ size_t splat_tokens(const float *r, const int *tokens, size_t N, size_t S, size_
     }
     for (size_t v = 0; v < V; v++) {
         typical[v].place = v;
-        typical[v].value = mass[v] > 0 ? mass[v] * log(mass[v] * (double)N / (seen[v] * total)) : 0;
+        typical[v].value = (mass[v] + SPLAT_TOKEN_PRIOR * total / (double)N) / (seen[v] + SPLAT_TOKEN_PRIOR);
     }
     qsort(typical, V, sizeof *typical, by_value);
-    while (count < most && count < V && typical[count].value > 0) {
+    while (count < most && count < V && typical[count].value > 1.0001 * total / (double)N) {
         ids[count] = (int)typical[count].place;
         count++;
     }

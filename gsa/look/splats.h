@@ -38,8 +38,10 @@ size_t distance_bins(size_t T, size_t *first);
    `each` times; returns how many of `most` there are. */
 size_t splat_places(const float *r, const int *tokens, size_t N, size_t S, size_t s, size_t each, size_t most,
                     size_t *places);
-/* The most typical tokens of V: m ln(m N / (n M)) is largest, m of the splat's mass M being on the n of N tokens. Only
-   those above 0; returns how many of `most`. */
+/* The most typical tokens of V: those of whose places the splat has the largest mean share, where each token is
+   counted at SPLAT_TOKEN_PRIOR places more with the mean of all, so that rare ones do not win by chance. Returns how
+   many of `most` are above that mean. */
+enum { SPLAT_TOKEN_PRIOR = 5 };
 size_t splat_tokens(const float *r, const int *tokens, size_t N, size_t S, size_t s, size_t V, size_t most, int *ids);
 
 /* owner (N): the strongest splat of each token */
