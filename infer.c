@@ -1107,7 +1107,7 @@ static Scores score_tasks(const Model *m, const Task *tasks, size_t count, const
 typedef struct {
     int64_t batch, context, samples, seed, show, stride, threads, tokens, top_k;
     double min_p, repetition, temperature, top_p;
-    const char *classes, *file, *heads, *out, *pictures, *text, *tokenizer, *type, *without;
+    const char *classes, *examples, *file, *heads, *out, *pictures, *text, *tokenizer, *type, *without;
     bool endless, silence;
     Texts stops;
 } Options;
@@ -1674,6 +1674,8 @@ static const Command commands[] = {
                {FLAG_TEXT, "out", &options.out, 0, 0, "FILE", "the page; -o for short", false},
                {FLAG_TEXT, "file", &options.file, 0, 0, "FILE", "read the text from FILE; - is standard input", false},
                {FLAG_INT, "tokens", &options.tokens, 2, 512, NULL, "how much of the text is shown, at most", false},
+               {FLAG_TEXT, "examples", &options.examples, 0, 0, "FILE",
+                "name splats, and show what they own, by the first 16,384 tokens of FILE; else by TEXT itself", false},
                {FLAG_TEXT, "pictures", &options.pictures, 0, 0, "DIR",
                 "write PNG pictures of the heads into DIR as well", false},
                {FLAG_TEXT, "heads", &options.heads, 0, 0, "MAP",

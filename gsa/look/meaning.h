@@ -6,6 +6,7 @@
 
 #include "../run/starts.h"
 #include "classes.h"
+#include "report.h"
 #include "splats.h"
 
 /* Queries (part 0) or keys (part 1) of a head in the last forward pass of one text: (T, HS) */
@@ -50,7 +51,7 @@ static char *splat_name(const Tokenizer *t, const SplatStudy *a, size_t g, size_
     return name;
 }
 
-/* What the model's splats do on windows of a text (n, T), `apart` tokens from one to the next. */
+/* What the model's splats do on n windows of T tokens, `apart` tokens from one to the next. */
 static SplatStudy *study_splats(GSA *m, const int *windows, size_t n, size_t T, size_t apart) {
     SplatStudy *a = splats_open(&m->config, T, n);
     for (size_t w = 0; w < n; w++) {
@@ -61,24 +62,60 @@ static SplatStudy *study_splats(GSA *m, const int *windows, size_t n, size_t T, 
     return a;
 }
 
-/* ---------------------------------------------------------------------- inspect --text */
+/* ---------------------------------------------------------------------- tokens in context */
 
-enum { BEFORE = 8, AFTER = 5 }; /* tokens around one that is shown */
+enum { BEFORE = 8, AFTER = 5, EACH = 2 }; /* tokens around one that is shown; how often one is shown at most */
+
+/* The token at a place, from responsibilities r (N, S) of splat s. */
+static Snippet snippet(const Tokenizer *t, const SplatStudy *a, const float *r, size_t s, size_t at) {
+    size_t from = at > BEFORE ? at - BEFORE : 0, end = at + 1 + AFTER < a->N ? at + 1 + AFTER : a->N;
+    Snippet out = {tokens_label(t, a->tokens + from, at - from), tokens_label(t, a->tokens + at, 1),
+                   tokens_label(t, a->tokens + at + 1, end - at - 1), r[at * (size_t)a->config.S + s]};
+    return out;
+}
+
+static void snippet_free(Snippet *s) {
+    free(s->before);
+    free(s->token);
+    free(s->after);
+}
+
+/* What the splats of a report own in the text that was studied. */
+static void report_meaning(Report *r, const Tokenizer *t, const SplatStudy *a) {
+    size_t S = (size_t)a->config.S, slots = (size_t)config_gsa_heads(&a->config) * S, places[REPORT_SNIPPETS];
+    r->bins = distance_bins(a->T, r->first);
+    for (size_t i = 0; i < slots; i++) {
+        double adds[DISTANCE_BINS];
+        if (!r->facts[i].alive) continue;
+        r->names[i] = splat_name(t, a, i / S, i % S);
+        splat_offsets(a, i / S, i % S, r->first, r->bins, adds);
+        for (size_t b = 0; b < r->bins; b++) r->adds[i * DISTANCE_BINS + b] = (float)adds[b];
+        for (size_t side = 0; side < 2; side++) {
+            const float *of = (side ? a->queries : a->keys) + i / S * a->room * S;
+            size_t count = splat_places(of, a->tokens, a->N, S, i % S, EACH, REPORT_SNIPPETS, places);
+            for (size_t n = 0; n < count; n++)
+                r->snippets[(2 * i + side) * REPORT_SNIPPETS + n] = snippet(t, a, of, i % S, places[n]);
+        }
+    }
+}
+
+static void report_meaning_free(Report *r) {
+    size_t slots = (size_t)config_gsa_heads(&r->config) * (size_t)r->config.S;
+    for (size_t i = 0; i < slots * 2 * REPORT_SNIPPETS; i++) snippet_free(&r->snippets[i]);
+    for (size_t i = 0; i < slots; i++) free(r->names[i]);
+}
+
+/* ---------------------------------------------------------------------- inspect --text */
 
 static void print_snippets(const char *title, const Tokenizer *t, const SplatStudy *a, const float *r, size_t s,
                            size_t show) {
     size_t *places = (size_t *)xmalloc((show + 1) * sizeof *places), S = (size_t)a->config.S,
-           count = splat_places(r, a->tokens, a->N, S, s, 2, show, places);
+           count = splat_places(r, a->tokens, a->N, S, s, EACH, show, places);
     if (count) printf("  %s\n", title);
     for (size_t i = 0; i < count; i++) {
-        size_t at = places[i], from = at > BEFORE ? at - BEFORE : 0,
-               end = at + 1 + AFTER < a->N ? at + 1 + AFTER : a->N;
-        char *before = tokens_label(t, a->tokens + from, at - from), *token = tokens_label(t, a->tokens + at, 1),
-             *after = tokens_label(t, a->tokens + at + 1, end - at - 1);
-        printf("    %4.0f %% %s[%s]%s\n", 100 * (double)r[at * S + s], before, token, after);
-        free(before);
-        free(token);
-        free(after);
+        Snippet one = snippet(t, a, r, s, places[i]);
+        printf("    %4.0f %% %s[%s]%s\n", 100 * (double)one.share, one.before, one.token, one.after);
+        snippet_free(&one);
     }
     free(places);
 }
@@ -144,17 +181,24 @@ static void print_meaning(const GSA *m, const Tokenizer *t, const SplatStudy *a,
     print_snippets("queries", t, a, r[0], s, show);
 }
 
+/* The splats on the first tokens of a text or shard. */
+static SplatStudy *study_text(GSA *m, const Tokenizer *t, const char *path, size_t tokens) {
+    size_t count, T = (size_t)m->config.T;
+    int *text = perplexity_tokens(path, t, &count);
+    if (count < 2) die("%s holds no text to look at", path);
+    if (count > tokens) count = tokens;
+    if (T > count) T = count;
+    SplatStudy *a = study_splats(m, text, count / T, T, T);
+    free(text);
+    return a;
+}
+
 /* heads: masks by layer of those that are shown */
 static void inspect_text(GSA *m, const Tokenizer *t, const Options *o, const uint64_t heads[MAX_LAYERS]) {
     const Config *c = &m->config;
-    size_t count, T = (size_t)c->T;
-    int *text = perplexity_tokens(o->text, t, &count);
-    if (count < 2) die("%s holds no text to look at", o->text);
-    if (count > (size_t)o->tokens) count = (size_t)o->tokens;
-    if (T > count) T = count;
-    SplatStudy *a = study_splats(m, text, count / T, T, T);
+    SplatStudy *a = study_text(m, t, o->text, (size_t)o->tokens);
     printf("%zu tokens of %s in windows of %zu; snippets with the share that the splat has of the [token]\n", a->N,
-           o->text, T);
+           o->text, a->T);
     for (int i = 0; i < c->L * config_heads(c); i++) {
         int l = i / config_heads(c), h = i % config_heads(c);
         if (!config_is_gsa(c, l, h) || !(heads[l] >> h & 1)) continue;
@@ -163,7 +207,6 @@ static void inspect_text(GSA *m, const Tokenizer *t, const Options *o, const uin
                 print_meaning(m, t, a, l, h, s, (size_t)o->show);
     }
     splats_close(a);
-    free(text);
 }
 
 /* ---------------------------------------------------------------------- measure --classes */

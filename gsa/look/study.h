@@ -92,6 +92,8 @@ static Report *report_gather(GSA *m, const Tokenizer *t, const int *x, size_t co
     return r;
 }
 
+enum { EXAMPLE_TOKENS = 16384 };
+
 static int report(const Options *o, char **argv) {
     const char *path = argv[1];
     if ((argv[2] != NULL) == (o->file != NULL))
@@ -110,6 +112,11 @@ static int report(const Options *o, char **argv) {
     GSA *m = gsa_create(c, 1);
     checkpoint_read_tensors(k, "", m->params);
     Report *r = report_gather(m, t, x, count, path);
+    if (config_gsa_heads(c)) {
+        SplatStudy *a = o->examples ? study_text(m, t, o->examples, EXAMPLE_TOKENS) : study_splats(m, x, 1, count, 0);
+        report_meaning(r, t, a);
+        splats_close(a);
+    }
     r->model = path;
     r->note = note;
     r->step = k->step;
@@ -122,6 +129,7 @@ static int report(const Options *o, char **argv) {
     fprintf(stderr, "%s: %zu tokens, %zu heads\n", o->out, count, (size_t)c->L * (size_t)config_heads(c));
     if (o->pictures) fprintf(stderr, "%s: %d pictures\n", o->pictures, report_pictures(r, heads, o->pictures));
     for (size_t i = 0; i < count * (1 + REPORT_GUESSES); i++) free((char *)r->tokens[i]);
+    report_meaning_free(r);
     report_free(r);
     gsa_destroy(m);
     tokenizer_free(t);
