@@ -108,15 +108,17 @@ static int class_at(int kind, const char *text, size_t at, size_t bytes) {
     const WordClass *classes = kind == CLASSES_STORIES ? story_classes : english_classes;
     int lists = kind == CLASSES_STORIES ? STORY_LISTS : ENGLISH_LISTS, form = PUNCTUATION;
     size_t from = at, end = at;
-    if (in_word((unsigned char)text[at])) {
+    bool apostrophe = text[at] == '\'' && at > 0 && in_word((unsigned char)text[at - 1]);
+    if (apostrophe && at + 1 < bytes && in_word((unsigned char)text[at + 1])) from = end = at + 1;
+    if (in_word((unsigned char)text[end])) {
         while (from > 0 && in_word((unsigned char)text[from - 1])) from--;
         while (end < bytes && in_word((unsigned char)text[end])) end++;
+        if (kind == CLASSES_ENGLISH && from > 1 && text[from - 1] == '\'' && in_word((unsigned char)text[from - 2]))
+            return lists + CONTRACTION;
         int list = listed(classes, lists, text + from, end - from);
         if (list >= 0) return list;
         form = kind == CLASSES_STORIES ? OTHER_WORD : form_of(text, from, end);
-    } else if (kind == CLASSES_ENGLISH && text[at] == '\'' && at > 0 && at + 1 < bytes &&
-               in_word((unsigned char)text[at - 1]) && in_word((unsigned char)text[at + 1]))
-        form = CONTRACTION;
+    }
     return lists + form;
 }
 
@@ -126,18 +128,19 @@ const char *const *token_classes(int kind, const Tokenizer *t, const int *tokens
     int lists = kind == CLASSES_STORIES ? STORY_LISTS : ENGLISH_LISTS;
     *count = lists + (kind == CLASSES_STORIES ? NUMBER : FORMS);
     for (int c = 0; c < *count; c++) names[kind][c] = c < lists ? table[c].name : forms[c - lists];
-    size_t bytes = 0, total = 0, *start = (size_t *)xmalloc((N + 1) * sizeof *start);
-    for (size_t i = 0; i < N; i++) {
-        bool mark = tokens[i] == tokenizer_eot(t) || !tokenizer_piece(t, tokens[i], &bytes);
-        start[i] = total;
-        total += mark ? 1 : bytes;
-    }
-    start[N] = total;
-    char *text = (char *)xmalloc(total + 1);
-    for (size_t i = 0; i < N; i++) { /* a document's end ends a line */
-        const char *piece = tokenizer_piece(t, tokens[i], &bytes);
-        bool mark = tokens[i] == tokenizer_eot(t) || !piece;
-        memcpy(text + start[i], mark ? "\n" : piece, start[i + 1] - start[i]);
+    size_t bytes, total = 0, *start = (size_t *)xmalloc((N + 1) * sizeof *start);
+    char *text = NULL;
+    for (int pass = 0; pass < 2; pass++) { /* how long the text is, then the text; a document's end ends a line */
+        total = 0;
+        for (size_t i = 0; i < N; i++) {
+            const char *piece = tokens[i] == tokenizer_eot(t) ? NULL : tokenizer_piece(t, tokens[i], &bytes);
+            if (!piece) bytes = 1;
+            start[i] = total;
+            if (text) memcpy(text + total, piece ? piece : "\n", bytes);
+            total += bytes;
+        }
+        start[N] = total;
+        if (!text) text = (char *)xmalloc(total + 1);
     }
     for (size_t i = 0; i < N; i++) {
         size_t at = start[i];
