@@ -528,19 +528,20 @@ static void measure_silence(GSA *m, const Tokenizer *t, const int *windows, size
     printf(
         "\nthe splats whose silence makes one class of targets suffer most beside the rest: losses in nats and what "
         "they grow by; t: of the means\n"
-        "over %zu tokens that occur %d times or more, each counted once; chance: shuffles of their classes, of %d, in "
-        "which the largest t of all\n"
-        "splats and classes is as large; the splat's typical tokens as keys\n"
+        "over %zu tokens that occur %d times or more, each counted once; chance: the share of %d shuffles of their "
+        "classes, this text counted\n"
+        "with them, in which the largest t of all splats and classes is as large; the splat's typical tokens as keys\n"
         "splat    class             loss    grows the rest    grows      t  chance  typical\n",
         a->kinds, OFTEN, SHUFFLES);
     for (size_t i = 0; i < a->splats; i++) {
         int as_large = 0;
         for (int round = 0; round < SHUFFLES; round++) as_large += largest[round] >= effect[i].t;
-        beyond += as_large <= SHUFFLES / 20;
+        double chance = (as_large + 1.0) / (SHUFFLES + 1); /* the text as it is counts as one of the shuffles */
+        beyond += chance <= 0.05;
         alive += m->p.alive[effect[i].splat] > 0;
         if (i >= 10) continue;
         char *name = splat_name(t, study, effect[i].splat / (size_t)c->S, effect[i].splat % (size_t)c->S);
-        print_effect(c, a, &effect[i], names[effect[i].class_of], name, (double)as_large / SHUFFLES);
+        print_effect(c, a, &effect[i], names[effect[i].class_of], name, chance);
         free(name);
     }
     printf("%zu of %zu splats have an effect that chance reaches in at most 5 %% of the shuffles\n", beyond, alive);
