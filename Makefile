@@ -1,5 +1,5 @@
 # gsa.c: `make` builds the programs, `make help` says what else there is.
-#   config=release|debug|sanitize|clang|plain|aarch64   NO_OMP=1   NO_DNNL=1   NO_CUDA=1   CC=clang   MARCH=native
+#   config=release|debug|sanitize|clang|plain|fuzz|aarch64   NO_OMP=1   NO_DNNL=1   NO_CUDA=1   CC=clang   MARCH=native
 #   PRECISION=bf16|fp32
 
 CC      ?= cc
@@ -27,6 +27,12 @@ OPTIMISE += -Werror
 else ifeq ($(config),plain) # as on a machine without oneDNN and OpenMP
 NO_DNNL  := 1
 NO_OMP   := 1
+else ifeq ($(config),fuzz) # every branch counted, for libFuzzer, which is one thread
+CC       := clang
+OPTIMISE := -O1 -g -fsanitize=fuzzer-no-link,address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+            -fno-omit-frame-pointer -Wno-pass-failed -Wno-unused-function
+NO_DNNL  := 1
+NO_OMP   := 1
 else ifeq ($(config),aarch64) # built on x86-64; a program is a script that runs PROGRAM.aarch64 by the emulator
 CC       := aarch64-linux-gnu-gcc
 MARCH    := armv8-a
@@ -36,7 +42,7 @@ DEBIAN   := build/aarch64/debian
 override CPPFLAGS += -isystem $(DEBIAN)/usr/include
 override LDFLAGS += -L$(DEBIAN)/usr/lib/aarch64-linux-gnu -Wl,-rpath,$(CURDIR)/$(DEBIAN)/usr/lib/aarch64-linux-gnu
 else
-$(error config=$(config) is not known: release, debug, sanitize, clang, plain or aarch64)
+$(error config=$(config) is not known: release, debug, sanitize, clang, plain, fuzz or aarch64)
 endif
 ifneq ($(config),release)
 NO_CUDA  := 1
@@ -92,19 +98,19 @@ all: probe $(PROGRAMS:%=$(OUT)%) $(CUDA_PROGRAMS)
 
 COMMON    := gsa/util gsa/flags
 TOKENIZER := tokenizer/tokenizer
-GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader $(COMMON)
-MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts \
+GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader data/text $(COMMON)
+MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts gsa/run/ranks \
              gsa/look/measure data/stories $(GROUND)
 LOOK      := gsa/look/classes gsa/look/splats gsa/look/picture gsa/look/report
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)
-infer.parts                := gsa/run/adapt gsa/run/starts gsa/look/measure $(LOOK) data/tasks $(GROUND)
-tokenizer/train_bpe.parts  := $(TOKENIZER) $(COMMON)
-tokenizer/tokenize.parts   := $(TOKENIZER) $(COMMON)
-data/prepare.parts         := data/loader $(TOKENIZER) $(COMMON)
+infer.parts                := gsa/run/adapt gsa/run/starts gsa/look/measure $(LOOK) data/tasks data/json $(GROUND)
+tokenizer/train_bpe.parts  := data/json data/text $(TOKENIZER) $(COMMON)
+tokenizer/tokenize.parts   := data/text $(TOKENIZER) $(COMMON)
+data/prepare.parts         := data/loader data/text $(TOKENIZER) $(COMMON)
 data/make_stories.parts    := data/stories $(COMMON)
-dev/plot.parts             := gsa/look/picture $(COMMON)
+dev/plot.parts             := gsa/look/picture data/text $(COMMON)
 data/make_recall.parts     := $(COMMON)
 test/check_stories.parts   := data/stories $(COMMON)
 dev/scan_bench.parts       := $(MODEL)
@@ -113,7 +119,9 @@ dev/scan_bench.libs         = $(NETWORK_LIBS)
 dev/infer_bench.parts      := $(infer.parts)
 dev/infer_bench.libs        = $(infer.libs)
 dev/logits.libs             = $(NETWORK_LIBS)
-$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks $(LOOK)))
+test/fuzz/fuzz.parts       := test/fuzz/targets test/fuzz/table test/fuzz/vocabulary data/tasks $(LOOK) \
+                              data/json $(MODEL)
+$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks data/json $(LOOK)))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc -lpthread
 train_gsa.libs             := $(NETWORK_LIBS)
@@ -122,6 +130,8 @@ tokenizer/train_bpe.libs   := -lutf8proc -lcjson
 tokenizer/tokenize.libs    := -lutf8proc
 data/prepare.libs          := -lutf8proc
 data/make_stories.libs     := -lcjson
+test/fuzz/fuzz.libs         = -fsanitize=fuzzer $(addprefix -Wl$(comma)--wrap=,exit malloc calloc realloc free \
+                              vasprintf fopen fclose open close mmap munmap) $(NETWORK_LIBS) -lcjson
 $(foreach t,$(TESTS),$(eval test/$(t).libs := $(NETWORK_LIBS) -lcjson))
 
 # ---- rules
@@ -135,7 +145,7 @@ $(1): $$(addprefix $(BUILD)/,$(2).o $$(addsuffix .o,$$($(2).parts))) $(LINKED)
 endef
 $(foreach p,$(PROGRAMS),$(eval $(call program,$(OUT)$(p),$(p))))
 $(foreach t,$(TESTS),$(eval $(call program,build/$(config)/test/$(t),test/$(t))))
-$(foreach t,$(TOOLS) $(BENCHES),$(eval $(call program,build/$(config)/$(t),$(t))))
+$(foreach t,$(TOOLS) $(BENCHES) test/fuzz/fuzz,$(eval $(call program,build/$(config)/$(t),$(t))))
 
 $(BUILD)/%.o: %.c | libraries
 	@mkdir -p $(@D)
@@ -172,9 +182,10 @@ $(CUDA)/%_fp32.o: %.cu
 train_gsacu: $(CUDA)/train_gsa$(if $(filter fp32,$(PRECISION)),_fp32).o
 build/$(config)/bench: $(CUDA)/dev/cuda/bench.o
 build/$(config)/positions: $(CUDA)/dev/cuda/positions.o
+build/$(config)/ranks_bench: $(CUDA)/dev/cuda/ranks_bench.o
 $(foreach t,$(CUDA_TESTS),$(eval build/$(config)/test/$(t): $(CUDA)/test/$(t).o))
-train_gsacu build/$(config)/bench build/$(config)/positions $(CUDA_TESTS:%=build/$(config)/test/%): \
-    $(MODEL_OBJECTS) $(LINKED)
+train_gsacu build/$(config)/bench build/$(config)/positions build/$(config)/ranks_bench \
+    $(CUDA_TESTS:%=build/$(config)/test/%): $(MODEL_OBJECTS) $(LINKED)
 	@mkdir -p $(@D)
 	$(NVCC) $(GENCODE) -o $@ $(filter %.o,$^) -lcublasLt $(NETWORK_LIBS) \
 	    $(if $(OMP),-Xcompiler -fopenmp) $(LDLIBS)
@@ -210,7 +221,8 @@ libraries:
 test: deps
 	@$(MAKE) --no-print-directory run-tests
 run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) $(CUDA_TESTS:%=build/$(config)/test/%)
-	@OUT='$(OUT)' SKIP='$(if $(or $(CUDA_TESTS),$(OUT)),,test_cuda: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
+	@OUT='$(OUT)' \
+	    SKIP='$(if $(or $(CUDA_TESTS),$(OUT)),,test_cuda, test_gpus: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
 	    test/run build/$(config)/test $(TESTS) $(CUDA_TESTS) $(SCRIPTS)
 
 # from a clone to stories: the run without flags, then five stories from its model; run again, it goes on or just
@@ -233,18 +245,28 @@ compare: deps
 	@dev/compare $(SET) $(if $(TRAIN),--train $(TRAIN) --val $(VAL)) \
 	    $(if $(GPU_ARCH),$(if $(CUDA_PROGRAMS),--gpu)) $(COMPARE)
 
+# every reader of files, FUZZ seconds each: see test/fuzz/run
+FUZZ ?= 60
+fuzz: deps
+	@$(MAKE) --no-print-directory config=fuzz build/fuzz/test/fuzz/fuzz
+	@$(MAKE) --no-print-directory probe $(PROGRAMS)
+	@test/fuzz/run --seconds $(FUZZ)
+
 # ---- what the programs need, from the distribution
 
 PACKAGES := libutf8proc-dev libcjson-dev libstb-dev fonts-dejavu-core
 ifeq ($(config),aarch64)
 PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 deps: $(DEBIAN)/complete
+else ifeq ($(config),fuzz)
+PACKAGES += clang
 else ifeq ($(config),clang)
 PACKAGES += clang libomp-dev libdnnl-dev
 else
 PACKAGES += gcc libgomp1 libdnnl-dev
 endif
 compare: PACKAGES += python3
+fuzz: PACKAGES += clang
 deps:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	[ -z "$$missing" ] && exit 0; \
@@ -273,7 +295,8 @@ $(DEBIAN)/complete:
 SOURCES = $(sort $(shell find . -path ./build -prune -o -path ./runs -prune -o -path "./.?*" -prune -o \
     \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) -print))
 WRAPPED = $(SOURCES) $(sort $(shell find . -path ./build -prune -o -path ./runs -prune -o -path "./.?*" -prune -o \
-    \( -name '*.py' -o -name '*.sh' \) -print)) dev/compare test/run .ci/run Makefile
+    \( -name '*.py' -o -name '*.sh' \) -print)) dev/compare test/run test/soak \
+    test/fuzz/run .ci/run Makefile
 # other versions write some lines in another way
 CLANG_FORMAT = $(firstword $(foreach f,clang-format-14 clang-format,\
     $(if $(findstring version 14.,$(shell $(f) --version 2>/dev/null)),$(f))))
@@ -297,6 +320,7 @@ help:
 	@echo "make test          install what is missing, build, run all tests; TESTS='test_data ...' SCRIPTS=: only these"
 	@echo "make compare       kinds of attention compared on made-up stories, or TRAIN=FILE VAL=FILE, SET=recall ..."
 	@echo "                   (dev/compare --help; an hour)"
+	@echo "make fuzz          files made by libFuzzer for every reader of files, FUZZ=60 seconds each"
 	@echo "make deps          install what is missing (Debian's packages)"
 	@echo "make format        write all code as clang-format 14 does; make format-check says what differs"
 	@echo "make clean         remove what was built; runs/ stays"
@@ -305,12 +329,14 @@ help:
 	@echo "config=sanitize    AddressSanitizer and UBSan"
 	@echo "config=clang       clang, warnings are errors"
 	@echo "config=plain       without oneDNN and OpenMP"
+	@echo "config=fuzz        clang, both sanitizers, coverage counted: for test/fuzz"
 	@echo "config=aarch64     for 64-bit ARM, built on x86-64, run by qemu-user"
 	@echo "make build/release/dev/infer_bench   how fast infer reads and writes, beside the speed of the memory"
 	@echo "make build/release/bench             the GPU's kernels, timed (dev/cuda/bench.cu)"
+	@echo "make build/release/ranks_bench       what several GPUs gain (dev/cuda/ranks_bench.cu)"
 	@echo "make build/release/positions         loss by position (dev/cuda/positions.cu)"
 	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1  NO_CUDA=1  GPU_ARCH=90  PRECISION=fp32 (of train_gsacu)"
 	@echo "CFLAGS, CPPFLAGS, LDFLAGS: added behind the project's own"
 
-.PHONY: all probe libraries quickstart compare test run-tests deps format format-check clean help FORCE
+.PHONY: all probe libraries quickstart compare fuzz test run-tests deps format format-check clean help FORCE
 .DEFAULT_GOAL := all

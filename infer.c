@@ -4,8 +4,8 @@
    The layers are those of train_gsa.c, included as they are. What is new here: weights used where they lie in the file,
    in fp32, bf16 or int8; sessions, which remember of each text what its next tokens need; one token at a time at the
    speed of the memory. In this order:
-     loading -> matrix times vectors -> sessions -> text that streams -> measuring -> commands -> the table of them ->
-     main
+     loading -> matrix times vectors -> sessions -> text that streams -> tokens of files -> measuring -> commands ->
+     the table of them -> main
    The commands that look into a model (report, inspect, measure, recall) are in gsa/look/study.h.
    Text goes to standard output, everything else to standard error. INFER_NO_MAIN leaves main to the file that
    includes this one. */
@@ -27,9 +27,12 @@
 #include "gsa/look/report.h"
 #include "gsa/sample.h"
 #include "data/tasks.h"
+#include "data/text.h"
 #include "tokenizer/stored.h"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* ---------------------------------------------------------------------- loading */
 
@@ -68,11 +71,12 @@ static void unload(Loaded l) {
 /* One head of a model that does not change: its kind, its splats and what follows from them. */
 typedef struct {
     int kind;
-    size_t window; /* how far its softmax looks back; SIZE_MAX: to the start */
-    real scale;    /* what f_q . f_k is multiplied by */
+    size_t window;                 /* how far its softmax looks back; SIZE_MAX: to the start */
+    real scale;                    /* what f_q . f_k is multiplied by */
+    const real *forgetw, *forgetb; /* (C), (1): of its gate; NULL: it has none */
     Splats w;
     SplatConstants constants;
-    double *theta; /* softmax splats with an envelope: its frequencies (S) */
+    double *theta; /* frequencies: of softmax splats with an envelope (S), or of learned rotations (HS/2) */
     Scan step;     /* scan and extend heads: tables for chunks of one token */
 } Head;
 
@@ -97,13 +101,20 @@ static void model_prepare(Model *m) {
         head->kind = config_head_kind(c, (int)(i / z.NH), (int)(i % z.NH));
         head->window = head->kind == HEAD_SPLAT || !c->window ? SIZE_MAX : (size_t)c->window;
         head->scale = head_scale(&m->net, i / z.NH, i % z.NH);
+        if (config_is_gated(c, (int)(i / z.NH), (int)(i % z.NH))) {
+            size_t gate = (size_t)config_gates_before(c, (int)(i / z.NH), (int)(i % z.NH));
+            head->forgetw = m->net.p.forgetw + gate * z.C;
+            head->forgetb = m->net.p.forgetb + gate;
+        }
+        if (m->net.p.log_rope && head->kind != HEAD_SPLAT && head->kind != HEAD_SCAN)
+            head->theta = frequencies(m->net.p.log_rope + rope_index(c, i / z.NH, i % z.NH) * z.HS / 2, z.HS / 2);
         if (head->kind == HEAD_STANDARD) continue;
         Splats w = head_splats(&m->net, i / z.NH, i % z.NH);
         if (!is_full(&w, z.HS)) head->constants = splat_constants(&w, z.HS);
         if (head->kind != HEAD_SPLAT) head->constants.key_scale = scan_key_scale(&w, z.HS);
         head->w = w;
         head->w.constants = &head->constants;
-        if (head->kind == HEAD_SPLAT && w.log_theta) head->theta = splat_frequencies(w.log_theta, z.S);
+        if (head->kind == HEAD_SPLAT && w.log_theta) head->theta = frequencies(w.log_theta, z.S);
         if (head->kind == HEAD_SPLAT) continue;
         head->step = scan_open(&head->w, head->kind == HEAD_EXTEND ? (size_t)c->window : 0, 1);
         scan_turn(&head->step, 1);
@@ -418,12 +429,13 @@ static void matrix_forward(real *out, size_t ldo, const real *in, const Matrix *
 enum { PREFILL = 256 }; /* tokens in one pass, of all texts together */
 
 /* Where one head keeps what it remembers of a text. Softmax needs keys and values: a ring of `rows` slots, position
-   p in slot p % rows, which is all that a window needs; with rows for every position it never wraps. An extend head
-   keeps the responses of those keys as well: when one leaves the window it enters the state, the sums of all that is
-   far, which is all that a scan head has. */
+   p in slot p % rows, which is all that a window needs; with rows for every position it never wraps. A gated head
+   keeps ln f as well, from which sums over distances follow however far the text has come. An extend head keeps the
+   responses of those keys: when one leaves the window it enters the state, the sums of all that is far, which is
+   all that a scan head has. */
 typedef struct {
     size_t rows;
-    size_t state, keys, values, responses; /* offsets: (F, HS + 1); (rows, HS) twice; (rows, S) */
+    size_t state, keys, values, responses, forget; /* offsets: (F, HS + 1); (rows, HS) twice; (rows, S); (rows) */
 } Place;
 
 /* n texts ("samples") that one model reads or writes, each with a memory of its own, and room for the tokens of one
@@ -436,7 +448,7 @@ typedef struct {
     size_t *position; /* (n): tokens seen */
     real *memory;     /* (n, size) */
     real *logits;     /* (n, Vp): after the last token */
-    real *x, *norm, *mean, *rstd, *qkv, *fq, *fk, *lse, *att, *fc, *rope_waves, *splat_waves;
+    real *x, *norm, *mean, *rstd, *qkv, *fq, *fk, *lse, *forget, *att, *fc, *rope_waves, *splat_waves;
 } Session;
 
 /* capacity: most tokens of a text. Pages of the memory are zeros until they are touched, so a text uses what it
@@ -471,12 +483,15 @@ static Session *session_create(const Model *m, size_t n, size_t capacity) {
             s->size += p->rows * z.HS;
             p->responses = s->size;
             s->size += h->kind == HEAD_EXTEND ? p->rows * z.S : 0;
+            p->forget = s->size;
+            s->size += h->forgetw ? p->rows : 0;
         }
     size_t N = n > PREFILL ? n : PREFILL;
     s->position = (size_t *)xcalloc(n, sizeof *s->position);
     s->memory = (real *)xcalloc(n * s->size, sizeof(real));
     s->logits = (real *)xcalloc(n * z.Vp, sizeof(real));
-    s->x = (real *)xmalloc(N * (2 * z.C + 2 + 6 * z.A + z.NH + 4 * z.C + z.HS + 2 * z.G * z.S) * sizeof(real));
+    s->x =
+        (real *)xmalloc(N * (2 * z.C + 2 + 6 * z.A + 2 * z.NH + 4 * z.C + z.R * z.HS + 2 * z.G * z.S) * sizeof(real));
     s->norm = s->x + N * z.C;
     s->mean = s->norm + N * z.C;
     s->rstd = s->mean + N;
@@ -485,9 +500,10 @@ static Session *session_create(const Model *m, size_t n, size_t capacity) {
     s->fk = s->fq + N * z.A;
     s->att = s->fk + N * z.A;
     s->lse = s->att + N * z.A;
-    s->fc = s->lse + N * z.NH;
+    s->forget = s->lse + N * z.NH;
+    s->fc = s->forget + N * z.NH;
     s->rope_waves = s->fc + 4 * N * z.C;
-    s->splat_waves = s->rope_waves + N * z.HS;
+    s->splat_waves = s->rope_waves + N * z.R * z.HS;
     return s;
 }
 
@@ -520,6 +536,7 @@ static void session_copy(Session *s, size_t to, size_t from) {
         memcpy(a + p->values, b + p->values, used * z.HS * sizeof(real));
         if (s->model->heads[i].kind == HEAD_EXTEND)
             memcpy(a + p->responses, b + p->responses, used * z.S * sizeof(real));
+        if (s->model->heads[i].forgetw) memcpy(a + p->forget, b + p->forget, used * sizeof(real));
     }
     memcpy(s->logits + to * z.Vp, s->logits + from * z.Vp, z.V * sizeof(real));
 }
@@ -530,9 +547,9 @@ static const real *session_logits(const Session *s, size_t i) {
 }
 
 /* Softmax attention of one query over n keys and values (n, HS), in any order; returns the logarithm of the weights'
-   sum. Rows are read once and in order. */
-static inline real attention_rows(real *o, const real *fq, const real *keys, const real *values, real scale, size_t n,
-                                  const size_t HS) {
+   sum. Rows are read once and in order. bias (n): what is added to the logits; NULL: nothing. */
+static inline real attention_rows(real *o, const real *fq, const real *keys, const real *values, real scale,
+                                  const real *bias, size_t n, const size_t HS) {
     enum { WIDE = 64 };
     real *w = (real *)xmalloc(n * sizeof(real)), sum = 0;
     size_t j = 0, e = 0;
@@ -557,6 +574,7 @@ static inline real attention_rows(real *o, const real *fq, const real *keys, con
         for (size_t k = 0; k < HS; k++) dot += fq[k] * keys[j * HS + k];
         w[j] = dot * scale;
     }
+    for (j = 0; j < n && bias; j++) w[j] += bias[j];
     real most = largest(w, n);
 #pragma omp simd reduction(+ : sum)
     for (j = 0; j < n; j++) {
@@ -578,10 +596,21 @@ static inline real attention_rows(real *o, const real *fq, const real *keys, con
 }
 
 /* The same, compiled for the usual head size and for any. */
-static real attention_step(real *o, const real *fq, const real *keys, const real *values, real scale, size_t n,
-                           size_t HS) {
-    return HS == 64 ? attention_rows(o, fq, keys, values, scale, n, 64)
-                    : attention_rows(o, fq, keys, values, scale, n, HS);
+static real attention_step(real *o, const real *fq, const real *keys, const real *values, real scale, const real *bias,
+                           size_t n, size_t HS) {
+    return HS == 64 ? attention_rows(o, fq, keys, values, scale, bias, n, 64)
+                    : attention_rows(o, fq, keys, values, scale, bias, n, HS);
+}
+
+/* A gated head's bias (n) by slot, c_i - c_j: from the newest token, in slot `newest`, back to the oldest of n. */
+static real *forget_bias(const real *forget, size_t newest, size_t n) {
+    real *bias = (real *)xmalloc(n * sizeof(real));
+    double sum = 0;
+    for (size_t k = 0, slot = newest; k < n; k++, slot = (slot ? slot : n) - 1) {
+        bias[slot] = (real)sum;
+        sum += (double)forget[slot];
+    }
+    return bias;
 }
 
 /* scan_forward for one token, in one pass over the state: the key enters it (phi NULL: there is none), the query
@@ -626,16 +655,26 @@ typedef struct {
     size_t T, position, rows, HS, A, S; /* position: of the first token; rows: of the ring */
     bool near, far, both;               /* near: keys and values by softmax; far: sums of a scan */
     real scale;
-    const real *v;                           /* (T, HS), rows 3 A apart */
-    real *out;                               /* (T, HS), rows A apart */
-    real *fq, *fk, *lse;                     /* (T, HS) twice, (T) */
-    real *state, *keys, *values, *responses; /* the memory: Place */
-    ScanHead features;                       /* far: responses of queries and keys */
+    const real *v;                                    /* (T, HS), rows 3 A apart */
+    real *out;                                        /* (T, HS), rows A apart */
+    real *fq, *fk, *lse;                              /* (T, HS) twice, (T) */
+    real *log_forget;                                 /* (T): of a gated head */
+    real *state, *keys, *values, *responses, *forget; /* the memory: Place */
+    ScanHead features;                                /* far: responses of queries and keys */
 } HeadPass;
 
 typedef struct {
-    real *keys, *values, *responses; /* (rows, HS) twice; (rows, S) */
+    real *keys, *values, *responses, *forget; /* (rows, HS) twice; (rows, S); (rows) */
 } Ring;
+
+/* The cosines and sines of head (l, h), softmax, for row `at` of a pass. */
+static real *session_waves(const Session *s, size_t l, size_t h, size_t at) {
+    const Config *c = &s->model->net.config;
+    const size_t HS = (size_t)config_head_size(c), room = s->n > PREFILL ? s->n : PREFILL;
+    if (config_head_kind(c, (int)l, (int)h) != HEAD_SPLAT)
+        return s->rope_waves + (rope_index(c, l, h) * room + at) * HS;
+    return s->splat_waves + ((size_t)config_gsa_before(c, (int)l, (int)h) * room + at) * 2 * (size_t)c->S;
+}
 
 static HeadPass head_open(Session *s, size_t l, size_t h, size_t sample, size_t at, size_t T) {
     const Model *m = s->model;
@@ -655,19 +694,24 @@ static HeadPass head_open(Session *s, size_t l, size_t h, size_t sample, size_t 
     a.keys = memory + place->keys;
     a.values = memory + place->values;
     a.responses = memory + place->responses;
+    a.forget = memory + place->forget;
     a.v = s->qkv + at * 3 * z.A + 2 * z.A + h * z.HS;
     a.out = s->att + at * z.A + h * z.HS;
     a.fq = s->fq + at * z.A + h * T * z.HS;
     a.fk = s->fk + at * z.A + h * T * z.HS;
     a.lse = s->lse + at * z.NH + h * T;
+    a.log_forget = s->forget + at * z.NH + h * T;
+    for (size_t t = 0; t < T && a.head->forgetw; t++) {
+        const real *x = s->norm + (at + t) * z.C;
+        real u = 0;
+#pragma omp simd reduction(+ : u)
+        for (size_t c = 0; c < z.C; c++) u += a.head->forgetw[c] * x[c];
+        a.log_forget[t] = log_sigmoid(u + *a.head->forgetb);
+    }
     const real *q = a.v - 2 * z.A, *k = a.v - z.A;
     if (a.far) a.features = scan_head_open(q, k, 3 * z.A, &a.head->w, T, z.HS);
     if (!a.near) return a;
-    const real *waves = s->rope_waves + at * z.HS;
-    if (a.head->kind == HEAD_SPLAT) {
-        size_t g = (size_t)config_gsa_before(&m->net.config, (int)l, (int)h);
-        waves = s->splat_waves + (g * (s->n > PREFILL ? s->n : PREFILL) + at) * 2 * z.S;
-    }
+    const real *waves = session_waves(s, l, h, at);
     head_features(&m->net, a.fq, q, a.head->kind, &a.head->w, true, T, waves);
     head_features(&m->net, a.fk, k, a.head->kind, &a.head->w, false, T, waves);
     return a;
@@ -687,18 +731,22 @@ static void head_step(HeadPass *a) {
     if (a->near) {
         memcpy(a->keys + slot * HS, a->fk, HS * sizeof(real));
         memcpy(a->values + slot * HS, a->v, HS * sizeof(real));
-        *a->lse = attention_step(a->out, a->fq, a->keys, a->values, a->scale,
-                                 a->position < a->rows ? a->position + 1 : a->rows, HS);
+        size_t n = a->position < a->rows ? a->position + 1 : a->rows;
+        if (a->head->forgetw) a->forget[slot] = *a->log_forget;
+        real *bias = a->head->forgetw ? forget_bias(a->forget, slot, n) : NULL;
+        *a->lse = attention_step(a->out, a->fq, a->keys, a->values, a->scale, bias, n, HS);
+        free(bias);
     }
     if (a->far) scan_output(a->out, a->both ? a->lse : NULL, &rho, N, D, &a->head->w, a->features.key_scale, HS);
     free(N);
 }
 
-/* Slot `slot` of one ring becomes row `row` of another: keys and values, and responses where there are any. */
+/* Slot `slot` of one ring becomes row `row` of another: keys and values, and what else there is. */
 static void ring_copy(const HeadPass *a, const Ring *to, size_t slot, const Ring *from, size_t row) {
     memcpy(to->keys + slot * a->HS, from->keys + row * a->HS, a->HS * sizeof(real));
     memcpy(to->values + slot * a->HS, from->values + row * a->HS, a->HS * sizeof(real));
     if (a->both) memcpy(to->responses + slot * a->S, from->responses + row * a->S, a->S * sizeof(real));
+    if (a->head->forgetw) to->forget[slot] = from->forget[row];
 }
 
 /* What lies beyond the window of a head, or all of it: `past` remembered rows, then the new ones, in `all`. */
@@ -724,22 +772,26 @@ static void head_scan(HeadPass *a, const Ring *all, size_t past) {
 static void head_block(HeadPass *a) {
     const size_t HS = a->HS, T = a->T, past = a->position < a->rows ? a->position : a->rows, total = past + T;
     const bool wraps = a->near && a->position + T > a->rows;
-    const Ring ring = {a->keys, a->values, a->responses};
+    const Ring ring = {a->keys, a->values, a->responses, a->forget};
     Ring all = ring;
     real *room = NULL;
     if (wraps) {
-        room = (real *)xmalloc(total * (2 * HS + (a->both ? a->S : 0)) * sizeof(real));
+        room = (real *)xmalloc(total * (2 * HS + 1 + (a->both ? a->S : 0)) * sizeof(real));
         all.keys = room;
         all.values = all.keys + total * HS;
-        all.responses = all.values + total * HS;
+        all.forget = all.values + total * HS;
+        all.responses = all.forget + total;
         for (size_t j = 0; j < past; j++) ring_copy(a, &all, j, &ring, (a->position - past + j) % a->rows);
     }
     if (a->near) {
         memcpy(all.keys + past * HS, a->fk, T * HS * sizeof(real));
         for (size_t t = 0; t < T; t++) memcpy(all.values + (past + t) * HS, a->v + t * 3 * a->A, HS * sizeof(real));
         if (a->both) memcpy(all.responses + past * a->S, a->features.k.response, T * a->S * sizeof(real));
-        attention_head_forward(a->out, a->A, a->lse, a->fq, all.keys, all.values, HS, a->scale, a->head->window, true,
-                               past, total, HS);
+        if (a->head->forgetw) memcpy(all.forget + past, a->log_forget, T * sizeof(real));
+        double *c = a->head->forgetw ? forget_sums(all.forget, 1, total) : NULL;
+        attention_head_forward(a->out, a->A, a->lse, a->fq, all.keys, all.values, HS, a->scale, c, a->head->window,
+                               true, past, total, HS);
+        free(c);
     }
     if (a->far) head_scan(a, &all, past);
     for (size_t j = total > a->rows ? total - a->rows : 0; wraps && j < total; j++)
@@ -765,7 +817,7 @@ static void session_pass(Session *s, const size_t *samples, size_t n, const int 
     const Model *m = s->model;
     Sizes z = config_sizes(&m->net.config);
     const ParameterTensors p = m->net.p;
-    const size_t N = n * T, C = z.C, A = z.A, room = s->n > PREFILL ? s->n : PREFILL;
+    const size_t N = n * T, C = z.C, A = z.A;
     const bool steps = T == 1;
     for (size_t i = 0; i < n; i++) {
         size_t at = i * T, position = s->position[samples[i]];
@@ -776,21 +828,21 @@ static void session_pass(Session *s, const size_t *samples, size_t n, const int 
                        scale = m->matrix[TENSOR_wte].scales ? m->matrix[TENSOR_wte].scales[token] : 1;
             for (size_t c = 0; c < C; c++) x[c] = row[c] * scale + (p.wpe ? p.wpe[(position + t) * C + c] : 0);
         }
+        if (p.log_rope) continue;
         if (i > 0 && position == s->position[samples[i - 1]])
             memcpy(s->rope_waves + at * z.HS, s->rope_waves + (at - T) * z.HS, T * z.HS * sizeof(real));
-        else rope_table(s->rope_waves + at * z.HS, T, z.HS, position);
+        else rope_table(s->rope_waves + at * z.HS, NULL, T, z.HS, position);
     }
 #pragma omp parallel for schedule(dynamic) if (N * z.A > 512)
     for (size_t head = 0; head < z.L * z.NH; head++) {
         if (!m->heads[head].theta) continue;
-        real *waves =
-            s->splat_waves +
-            (size_t)config_gsa_before(&m->net.config, (int)(head / z.NH), (int)(head % z.NH)) * room * 2 * z.S;
+        real *waves = session_waves(s, head / z.NH, head % z.NH, 0);
+        const size_t count = m->heads[head].kind == HEAD_SPLAT ? z.S : z.HS / 2;
         for (size_t i = 0; i < n; i++) {
-            size_t position = s->position[samples[i]], size = T * 2 * z.S;
+            size_t position = s->position[samples[i]], size = T * 2 * count;
             if (i > 0 && position == s->position[samples[i - 1]])
                 memcpy(waves + i * size, waves + (i - 1) * size, size * sizeof(real));
-            else wave_table(waves + i * size, m->heads[head].theta, z.S, T, position);
+            else wave_table(waves + i * size, m->heads[head].theta, count, T, position);
         }
     }
     for (size_t l = 0; l < z.L; l++) {
@@ -854,6 +906,8 @@ static void session_run(Session *s, const size_t *samples, size_t n, const int *
 
 /* ---------------------------------------------------------------------- text that streams */
 
+#define DOCUMENT_END "\n<|endoftext|>\n" /* between texts that are written */
+
 /* The text of one sample on its way out. Held back is what may yet become a stop string, and half a character of
    UTF-8. */
 typedef struct {
@@ -913,6 +967,102 @@ static bool stream_add(Stream *o, const char *piece, size_t bytes, const Texts *
     return false;
 }
 
+/* ---------------------------------------------------------------------- tokens of files */
+
+/* The tokens of a text, each document behind its <|endoftext|> as data/prepare would write them, or those of a shard:
+   read once, in constant memory, through a pipe too. */
+typedef struct {
+    const char *name; /* for sentences */
+    const Tokenizer *tokenizer;
+    Documents *text; /* NULL: a shard */
+    FILE *shard;
+    int64_t count, given; /* tokens of the shard; of either, handed out */
+    double bytes;         /* of the text that those but the first stand for, <|endoftext|> left out */
+    double length;        /* bytes of the file; 0: not known */
+    int *ids;             /* encoded; `taken` of `ready` are handed out */
+    size_t taken, ready, room;
+} TokenSource;
+
+static TokenSource *source_open(const char *path, const Tokenizer *t) {
+    TokenSource *s = (TokenSource *)xcalloc(1, sizeof *s);
+    char start[SHARD_HEADER];
+    struct stat st;
+    FILE *f = open_input(path);
+    int64_t bytes = fstat(fileno(f), &st) == 0 && S_ISREG(st.st_mode) && f != stdin ? (int64_t)st.st_size : -1;
+    size_t got = fread(start, 1, sizeof start, f);
+    int32_t magic = 0;
+    s->name = input_name(path);
+    s->tokenizer = t;
+    s->length = bytes > 0 ? (double)bytes : 0;
+    if (got >= 4) memcpy(&magic, start, 4);
+    if (magic == SHARD_MAGIC) {
+        s->shard = f;
+        s->count = shard_length(start, got, bytes, s->name);
+    } else s->text = documents_behind(f, s->name, start, got);
+    return s;
+}
+
+static void source_close(TokenSource *s) {
+    if (s->text) documents_close(s->text);
+    else close_input(s->shard);
+    free(s->ids);
+    free(s);
+}
+
+/* How much of the file has been read; below 1, as the reader is ahead. */
+static double source_share(const TokenSource *s) {
+    if (!s->text) return 0.999 * (double)s->given / (double)(s->count ? s->count : 1);
+    return s->length > 0 ? 0.999 * s->text->read / s->length : 0;
+}
+
+/* The next tokens of a shard, at most `room`; dies where it is not as long as it says. */
+static size_t source_shard(TokenSource *s, int *out, size_t room) {
+    uint16_t ids[4096];
+    size_t left = (size_t)(s->count - s->given), n = room < left ? room : left;
+    if (n > sizeof ids / sizeof *ids) n = sizeof ids / sizeof *ids;
+    xfread(ids, sizeof *ids, n, s->shard, s->name);
+    for (size_t i = 0; i < n; i++) {
+        out[i] = ids[i];
+        if (out[i] >= tokenizer_vocab_size(s->tokenizer))
+            die("%s has token %d at position %lld, but the vocabulary has only %d; it was made with another tokenizer",
+                s->name, out[i], (long long)s->given + (long long)i, tokenizer_vocab_size(s->tokenizer));
+    }
+    if (n == left && getc(s->shard) != EOF)
+        die("%s is damaged: its header says %lld tokens, but more follow; make it again with data/prepare", s->name,
+            (long long)s->count);
+    return n;
+}
+
+/* The same of a text. */
+static size_t source_text(TokenSource *s, int *out, size_t room) {
+    if (s->taken == s->ready) {
+        if (!documents_next(s->text)) return 0;
+        s->taken = s->ready = 0;
+        if (!s->room) s->ids = (int *)xmalloc((s->room = 1024) * sizeof *s->ids);
+        if (s->text->begins) s->ids[s->ready++] = tokenizer_eot(s->tokenizer);
+        tokenizer_encode(s->tokenizer, s->text->text, s->text->bytes, false, &s->ids, &s->ready, &s->room);
+    }
+    size_t left = s->ready - s->taken, n = room < left ? room : left;
+    memcpy(out, s->ids + s->taken, n * sizeof *out);
+    s->taken += n;
+    return n;
+}
+
+/* The next `room` tokens; fewer at the end only. */
+static size_t source_read(TokenSource *s, int *out, size_t room) {
+    size_t count = 0, length;
+    for (size_t n; count < room; count += n) {
+        n = s->text ? source_text(s, out + count, room - count) : source_shard(s, out + count, room - count);
+        if (n == 0) break;
+        for (size_t i = 0; i < n; i++, s->given++) {
+            if (s->given == 0 || out[count + i] == tokenizer_eot(s->tokenizer)) continue;
+            tokenizer_piece(s->tokenizer, out[count + i], &length);
+            s->bytes += (double)length;
+        }
+    }
+    return count;
+}
+
 /* ---------------------------------------------------------------------- measuring */
 
 /* A mean and its standard error, taking what is added as independent. */
@@ -934,68 +1084,110 @@ static double mean_error(const Mean *m) { /* 0 for a single value */
 /* The losses of a text's tokens but the first, in nats. */
 enum { POSITIONS = 25 }; /* a token predicted from p tokens belongs to row floor(log2 p) */
 typedef struct {
-    size_t predictions, windows, stretches;
-    double sum, *stretch; /* (stretches): sums of T predictions each; the last may have fewer */
+    size_t predictions, windows, stretches; /* stretches of T predictions; the last may have fewer */
+    double bytes, sum, error;               /* of the text; of all losses; the standard error of their mean */
     Mean position[POSITIONS];
 } Losses;
 
 typedef struct {
     const Model *model;
-    const int *tokens;
     size_t T, stride, window; /* window: of sample 0 */
+    int *tokens;              /* of the windows at hand, from the first one's start on */
+    double *losses;           /* of the same: of token i + 1 */
     real *rows;               /* (2, T): losses and lse */
     Losses *out;
+    /* the stretch at hand; all whole ones, as differences from the first */
+    double stretch, first, difference, square;
+    size_t in_stretch;
 } Measuring;
 
-/* A LogitsSink: of each window but the first only the last `stride` predictions count; the others were made before,
-   from more. */
+/* Of a window but the first only the last `stride` predictions count; the others were made before, from more. */
+static size_t known_before(const Measuring *c, size_t window) { return window ? c->T - c->stride : 0; }
+
+/* A LogitsSink. */
 static void measure_rows(void *context, size_t sample, size_t position, size_t rows, const real *logits) {
     Measuring *c = (Measuring *)context;
     Sizes z = config_sizes(&c->model->net.config);
-    size_t window = c->window + sample, known = window ? c->T - c->stride : 0,
-           skip = known > position ? known - position : 0;
+    size_t known = known_before(c, c->window + sample), skip = known > position ? known - position : 0;
     if (skip >= rows) return;
-    size_t first = window * c->stride + position + skip; /* prediction i is that of token i + 1 */
+    size_t first = sample * c->stride + position + skip; /* prediction i is that of token i + 1 */
     logits += skip * z.Vp;
     position += skip;
     rows -= skip;
     classifier_forward(c->rows, c->rows + c->T, logits, c->tokens + first + 1, rows, z.V, z.Vp);
     for (size_t i = 0; i < rows; i++) {
-        double loss = (double)c->rows[i];
         int row = 0;
         for (size_t seen = position + i + 1; seen > 1; seen /= 2) row++;
-        mean_add(&c->out->position[row], loss);
-        c->out->stretch[(first + i) / c->T] += loss;
-        c->out->sum += loss;
+        c->losses[first + i] = (double)c->rows[i];
+        mean_add(&c->out->position[row], c->losses[first + i]);
     }
 }
 
-/* The text in windows of T tokens that begin every `stride` tokens, stride <= T, `batch` windows at a time; count >=
-   2. Free out.stretch. */
-static Losses measure_losses(const Model *m, const int *tokens, size_t count, size_t stride, size_t batch) {
-    size_t T = (size_t)m->net.config.T;
+/* The next loss, in the order of the text. */
+static void measure_add(Measuring *c, double loss) {
+    Losses *out = c->out;
+    out->predictions++;
+    out->sum += loss;
+    c->stretch += loss;
+    if (++c->in_stretch < c->T) return;
+    if (!out->stretches++) c->first = c->stretch;
+    c->difference += c->stretch - c->first;
+    c->square += (c->stretch - c->first) * (c->stretch - c->first);
+    c->stretch = 0;
+    c->in_stretch = 0;
+}
+
+/* The standard error of the mean, from how far each stretch is from what its length makes one expect. */
+static void measure_end(Measuring *c) {
+    Losses *out = c->out;
+    double mean = out->sum / (double)out->predictions, n = (double)out->stretches,
+           offset = mean * (double)c->T - c->first,
+           square = n > 0 ? c->square - 2 * offset * c->difference + n * offset * offset : 0;
+    if (c->in_stretch) {
+        double beyond = c->stretch - mean * (double)c->in_stretch;
+        square += beyond * beyond;
+        n = (double)++out->stretches;
+    }
+    if (n > 1 && square > 0) out->error = sqrt(square * n / (n - 1)) / (double)out->predictions;
+}
+
+/* The text in windows of T tokens that begin every `stride` tokens, stride <= T, `batch` windows at a time. Of fewer
+   than two tokens there are no predictions. */
+static Losses measure_losses(const Model *m, TokenSource *source, size_t stride, size_t batch) {
+    size_t T = (size_t)m->net.config.T, room = (batch - 1) * stride + T + 1, held = 0, ahead;
     Losses out;
     memset(&out, 0, sizeof out);
-    out.predictions = count - 1;
-    out.windows = out.predictions <= T ? 1 : 1 + (out.predictions - T + stride - 1) / stride;
-    out.stretches = (out.predictions + T - 1) / T;
-    out.stretch = (double *)xcalloc(out.stretches, sizeof *out.stretch);
-    if (batch > out.windows) batch = out.windows;
+    Measuring c = {.model = m, .T = T, .stride = stride, .out = &out};
+    c.tokens = (int *)xmalloc(room * sizeof *c.tokens);
+    c.rows = (real *)xmalloc(2 * T * sizeof *c.rows);
+    held = source_read(source, c.tokens, room);
+    /* no more samples than there are windows */
+    while (batch > 1 && (batch - 1) * stride + T + 1 >= held + stride) batch--;
     Session *s = session_create(m, batch, T);
+    c.losses = (double *)xmalloc(((batch - 1) * stride + T) * sizeof *c.losses);
     int *x = (int *)xmalloc(batch * T * sizeof *x);
-    Measuring c = {m, tokens, T, stride, 0, (real *)xmalloc(2 * T * sizeof(real)), &out};
-    for (size_t B; c.window < out.windows; c.window += B) {
-        /* only the last can be shorter */
-        size_t begin = c.window * stride, length = out.predictions - begin < T ? out.predictions - begin : T;
-        for (B = 0; B < batch && c.window + B < out.windows && begin + B * stride + length <= out.predictions; B++) {
-            memcpy(x + B * length, tokens + begin + B * stride, length * sizeof *x);
+    while ((ahead = held ? held - 1 : 0) > known_before(&c, c.window)) {
+        size_t B = 0, length = ahead < T ? ahead : T; /* only the last can be shorter */
+        for (; B < batch && B * stride + length <= ahead && (B == 0 || length == T); B++) {
+            memcpy(x + B * length, c.tokens + B * stride, length * sizeof *x);
             session_reset(s, B);
         }
         session_run(s, NULL, B, x, length, measure_rows, &c);
-        progress("perplexity", (double)(c.window + B), (double)out.windows);
+        for (size_t i = known_before(&c, c.window); i < (B - 1) * stride + length; i++) measure_add(&c, c.losses[i]);
+        c.window += B;
+        size_t done = B * stride < held ? B * stride : held;
+        memmove(c.tokens, c.tokens + done, (held -= done) * sizeof *c.tokens);
+        held += source_read(source, c.tokens + held, room - held);
+        progress("perplexity", source_share(source), 1);
     }
+    progress("perplexity", 1, 1);
+    out.windows = c.window;
+    out.bytes = source->bytes;
+    if (out.predictions) measure_end(&c);
     session_free(s);
     free(x);
+    free(c.tokens);
+    free(c.losses);
     free(c.rows);
     return out;
 }
@@ -1005,6 +1197,7 @@ typedef struct {
     /* the likeliest ending is the right one; likeliest per byte; one over the number of endings */
     Mean choice, normalised, chance;
     Mean word, likelihood; /* the last word's tokens are all the likeliest; its log-likelihood in nats */
+    size_t left_out;       /* tasks that are too long for the model */
 } Scores;
 
 typedef struct {
@@ -1031,8 +1224,9 @@ static void score_rows(void *context, size_t sample, size_t position, size_t row
 }
 
 /* The log-likelihood of each of a task's endings after its context, and whether greedy decoding would write it.
-   Where both together exceed the model's length, the context loses its beginning. path: of the task, for sentences. */
-static void score_task(const Model *m, Session *s, const Task *t, const char *path, double *likelihood, bool *greedy) {
+   Where both together exceed the model's length, the context loses its beginning. False, with a sentence, where an
+   ending alone does. path: of the task, for sentences. */
+static bool score_task(const Model *m, Session *s, const Task *t, const char *path, double *likelihood, bool *greedy) {
     size_t T = (size_t)m->net.config.T, n = 1, room = 0, longest = 0, counts[TASK_ENDINGS_MAX], k = (size_t)t->count;
     int *context = NULL, *ids[TASK_ENDINGS_MAX];
     context = (int *)xmalloc((room = 64) * sizeof *context);
@@ -1044,8 +1238,13 @@ static void score_task(const Model *m, Session *s, const Task *t, const char *pa
         tokenizer_encode(m->tokenizer, t->endings[e], strlen(t->endings[e]), false, &ids[e], &counts[e], &room);
         longest = counts[e] > longest ? counts[e] : longest;
     }
-    if (longest > T)
-        die("%s, line %d: an ending has %zu tokens; the model was trained for %zu", path, t->line, longest, T);
+    if (longest > T) {
+        warn("%s, line %d: an ending has %zu tokens; the model was trained for %zu: the task is left out", path,
+             t->line, longest, T);
+        for (size_t e = 0; e < k; e++) free(ids[e]);
+        free(context);
+        return false;
+    }
     size_t keep = n + longest - 1 > T ? T + 1 - longest : n;
     int *tokens = (int *)xmalloc(2 * k * longest * sizeof *tokens), *targets = tokens + k * longest;
     for (size_t e = 0; e < k; e++) {
@@ -1065,6 +1264,7 @@ static void score_task(const Model *m, Session *s, const Task *t, const char *pa
     free(context);
     free(tokens);
     free(c.rows);
+    return true;
 }
 
 static Scores score_tasks(const Model *m, const Task *tasks, size_t count, const char *path) {
@@ -1077,7 +1277,11 @@ static Scores score_tasks(const Model *m, const Task *tasks, size_t count, const
         const Task *t = &tasks[i];
         double likelihood[TASK_ENDINGS_MAX];
         bool greedy[TASK_ENDINGS_MAX];
-        score_task(m, s, t, path, likelihood, greedy);
+        progress("score", (double)(i + 1), (double)count);
+        if (!score_task(m, s, t, path, likelihood, greedy)) {
+            out.left_out++;
+            continue;
+        }
         int best = 0, best_per_byte = 0;
         for (int e = 0; e < t->count; e++) {
             if (!isfinite(likelihood[e]))
@@ -1095,7 +1299,6 @@ static Scores score_tasks(const Model *m, const Task *tasks, size_t count, const
             mean_add(&out.normalised, best_per_byte == t->label);
             mean_add(&out.chance, 1.0 / t->count);
         }
-        progress("score", (double)(i + 1), (double)count);
     }
     session_free(s);
     return out;
@@ -1112,13 +1315,34 @@ typedef struct {
     Texts stops;
 } Options;
 
-/* The text that a command is given: an argument (or NULL), or a file without the newlines that end it, which are not
-   part of the sentence. */
-static char *given_text(const char *argument, const char *file, size_t *bytes) {
-    char *text = file ? read_file(file, bytes) : xstrdup(argument ? argument : "");
-    if (!file) *bytes = strlen(text);
-    while (file && *bytes > 0 && text[*bytes - 1] == '\n') --*bytes;
-    return text;
+/* The text that a command is given, and its tokens: an argument (or NULL) as it stands, behind <|endoftext|>, as every
+   document is in training; or a file's documents, as data/prepare would write them. special: [MASK] becomes its token.
+   free() both. */
+static int *given_tokens(const char *argument, const char *file, const Tokenizer *t, bool special, size_t *count,
+                         char **text, size_t *bytes) {
+    size_t room = 64, text_room = 0;
+    int *ids = (int *)xmalloc(room * sizeof *ids);
+    ids[0] = tokenizer_eot(t);
+    *count = 1;
+    *text = NULL;
+    *bytes = 0;
+    if (!file) {
+        append(text, bytes, &text_room, argument ? argument : "", argument ? strlen(argument) : 0);
+        tokenizer_encode(t, *text, *bytes, special, &ids, count, &room);
+        return ids;
+    }
+    Documents *d = documents_open(file);
+    while (documents_next(d)) {
+        if (d->begins && d->documents > 1) {
+            append(text, bytes, &text_room, DOCUMENT_END, strlen(DOCUMENT_END));
+            if (*count == room) ids = (int *)xrealloc(ids, (room *= 2) * sizeof *ids);
+            ids[(*count)++] = tokenizer_eot(t);
+        }
+        append(text, bytes, &text_room, d->text, d->bytes);
+        tokenizer_encode(t, d->text, d->bytes, special, &ids, count, &room);
+    }
+    documents_close(d);
+    return ids;
 }
 
 enum { RECENT = 256 }; /* tokens that the repetition penalty looks back on */
@@ -1153,22 +1377,18 @@ typedef struct {
     size_t stopped[CONTEXT_FULL + 1];
 } Generation;
 
-/* The prompt as tokens. Every document stands behind <|endoftext|>, as in training. */
+/* The prompt as tokens. */
 static void encode_prompt(Generation *g, const char *argument) {
     const Options *o = g->o;
     const Config *c = &g->model->net.config;
-    size_t T = (size_t)c->T, count = 1, room = 64;
+    size_t T = (size_t)c->T;
     g->most = o->context ? (size_t)o->context : model_endless(g->model) ? SIZE_MAX : T;
     if (c->position != POSITION_ROPE && g->most > T)
         die("--context %lld: %s has learned positions for %zu tokens and cannot go beyond them", (long long)o->context,
             g->path, T);
-    g->prompt = given_text(argument, o->file, &g->prompt_bytes);
-    g->context = (int *)xmalloc(room * sizeof *g->context);
-    g->context[0] = tokenizer_eot(g->model->tokenizer);
-    tokenizer_encode(g->model->tokenizer, g->prompt, g->prompt_bytes, false, &g->context, &count, &room);
-    g->count = count;
-    if (count > g->most)
-        die("the prompt has %zu tokens, with the start one more; %s %zu%s", count - 1,
+    g->context = given_tokens(argument, o->file, g->model->tokenizer, false, &g->count, &g->prompt, &g->prompt_bytes);
+    if (g->count > g->most)
+        die("the prompt has %zu tokens, with the start one more; %s %zu%s", g->count - 1,
             o->context ? "--context allows" : "the model was trained for", g->most,
             o->context || c->position != POSITION_ROPE ? "" : ", and --context N goes beyond");
 }
@@ -1213,7 +1433,7 @@ static int take_token(Generation *g, size_t i) {
     if (w->token < 0) die("%s gives logits that are not finite: it is not a usable model", g->path);
     bool ends = w->token == tokenizer_eot(t);
     if (ends && !g->o->endless) return END_OF_TEXT;
-    const char *piece = ends ? "\n<|endoftext|>\n" : tokenizer_piece(t, w->token, &bytes);
+    const char *piece = ends ? DOCUMENT_END : tokenizer_piece(t, w->token, &bytes);
     if (ends) bytes = strlen(piece);
     else remember(w, w->token);
     if (stream_add(&w->stream, piece, bytes, &g->o->stops)) return STOP_STRING;
@@ -1244,10 +1464,10 @@ static void write_ready(Generation *g) {
         if (o->ready_bytes) fwrite(o->ready, 1, o->ready_bytes, stdout);
         o->ready_bytes = 0;
         if (g->writers[g->turn].state == GOING_ON) break;
-        printf(g->N > 1 ? "\n<|endoftext|>\n" : "\n");
+        printf("%s", g->N > 1 ? DOCUMENT_END : "\n");
         if (g->turn + 1 < g->N) fwrite(g->prompt, 1, g->prompt_bytes, stdout);
     }
-    if (fflush(stdout) != 0) die("cannot write the text to standard output");
+    flush_output();
 }
 
 /* The last line, on standard error: how fast, how much, and why it stopped. fed: tokens that were read back. */
@@ -1308,75 +1528,25 @@ static int generate(const Options *o, char **argv) {
     return 0;
 }
 
-/* The tokens of a text, each document behind its <|endoftext|> as data/prepare would write them, or those of a
-   shard. */
-static int *perplexity_tokens(const char *path, const Tokenizer *t, size_t *count) {
-    size_t bytes, room = 0;
-    char *text = read_file(path, &bytes);
-    int *ids = NULL, eot = tokenizer_eot(t);
-    int32_t magic = 0;
-    *count = 0;
-    if (bytes >= 4) memcpy(&magic, text, 4);
-    if (magic == 20240520) {
-        free(text);
-        Loader *l = loader_open(path, 1, tokenizer_vocab_size(t), -1, false, 0);
-        uint64_t n = loader_tokens(l);
-        ids = (int *)xmalloc((n + 1) * sizeof *ids);
-        int y;
-        for (uint64_t i = 0; i + 1 < n; i++) {
-            loader_next(l, ids + i, &y, 1);
-            ids[i + 1] = y;
-        }
-        *count = n;
-        loader_free(l);
-        return ids;
-    }
-    static const char mark[] = "<|endoftext|>";
-    for (char *at = text, *end = text + bytes; at < end;) { /* documents, without the newlines next to the marks */
-        char *stop = (char *)memmem(at, (size_t)(end - at), mark, sizeof mark - 1),
-             *next = stop ? stop + sizeof mark - 1 : end, *last = stop ? stop : end;
-        while (at < last && *at == '\n') at++;
-        while (last > at && last[-1] == '\n') last--;
-        if (last > at) {
-            if (*count + 2 > room) ids = (int *)xrealloc(ids, (room = 2 * *count + 1024) * sizeof *ids);
-            ids[(*count)++] = eot;
-            tokenizer_encode(t, at, (size_t)(last - at), false, &ids, count, &room);
-        }
-        at = next;
-    }
-    free(text);
-    return ids;
-}
-
 static int perplexity(const Options *o, char **argv) {
     Model *m = model_open(argv[1], o->tokenizer, OBJECTIVE_LM);
     model_silence(m, o->without);
-    size_t T = (size_t)m->net.config.T, count;
+    size_t T = (size_t)m->net.config.T;
     if ((size_t)o->stride > T)
         die_usage("--stride %lld exceeds the windows of %s, %zu tokens", (long long)o->stride, argv[1], T);
-    int *tokens = perplexity_tokens(argv[2], m->tokenizer, &count);
-    if (count < 2) die("%s holds no text to predict", argv[2]);
-    double bytes = 0, start = now_seconds();
-    for (size_t i = 1; i < count; i++) {
-        size_t length = 0;
-        if (tokens[i] != tokenizer_eot(m->tokenizer)) tokenizer_piece(m->tokenizer, tokens[i], &length);
-        bytes += (double)length;
-    }
-    Losses l = measure_losses(m, tokens, count, o->stride ? (size_t)o->stride : T, (size_t)o->batch);
-    double mean = l.sum / (double)l.predictions, square = 0;
+    TokenSource *source = source_open(argv[2], m->tokenizer);
+    double start = now_seconds();
+    Losses l = measure_losses(m, source, o->stride ? (size_t)o->stride : T, (size_t)o->batch);
+    if (!l.predictions) die("%s holds no text to predict", source->name);
+    double mean = l.sum / (double)l.predictions;
     if (!isfinite(mean)) die("%s gives a loss that is not finite on %s: it is not a usable model", argv[1], argv[2]);
-    for (size_t i = 0; i < l.stretches; i++) { /* deviation of a stretch's sum from what its length makes one expect */
-        double expected = mean * (double)(i + 1 < l.stretches ? T : l.predictions - i * T);
-        square += (l.stretch[i] - expected) * (l.stretch[i] - expected);
-    }
-    printf("tokens %zu, bytes %.0f, windows %zu of %zu", l.predictions, bytes, l.windows, T);
+    printf("tokens %zu, bytes %.0f, windows %zu of %zu", l.predictions, l.bytes, l.windows, T);
     if (o->stride) printf(" every %lld", (long long)o->stride);
     printf("\nloss %.6f nats per token\n", mean);
-    if (l.stretches > 1) {
-        double error = sqrt(square * (double)l.stretches / (double)(l.stretches - 1)) / (double)l.predictions;
-        printf("perplexity %.4f +- %.4f\n", exp(mean), exp(mean) * error);
-    } else printf("perplexity %.4f (one window: no standard error)\n", exp(mean));
-    printf("bits per byte %.5f\n\n%19s %12s %10s\n", l.sum / log(2) / bytes, "predicted from", "tokens", "loss");
+    if (l.stretches > 1) printf("perplexity %.4f +- %.4f\n", exp(mean), exp(mean) * l.error);
+    else printf("perplexity %.4f (one window: no standard error)\n", exp(mean));
+    if (l.bytes > 0) printf("bits per byte %.5f\n", l.sum / log(2) / l.bytes); /* not of <|endoftext|> alone */
+    printf("\n%19s %12s %10s\n", "predicted from", "tokens", "loss");
     for (size_t row = 0, first = 1; row < POSITIONS; row++, first *= 2) {
         const Mean *p = &l.position[row];
         char range[64];
@@ -1389,9 +1559,8 @@ static int perplexity(const Options *o, char **argv) {
         printf("\n");
     }
     fprintf(stderr, "%.0f tokens/s\n", (double)l.predictions / (now_seconds() - start));
+    source_close(source);
     model_close(m);
-    free(tokens);
-    free(l.stretch);
     return 0;
 }
 
@@ -1406,7 +1575,8 @@ static int score(const Options *o, char **argv) {
     size_t count;
     Task *tasks = tasks_read(argv[2], &count);
     double start = now_seconds();
-    Scores s = score_tasks(m, tasks, count, argv[2]);
+    Scores s = score_tasks(m, tasks, count, input_name(argv[2]));
+    if (s.left_out == count) die("no task of %s is short enough for %s", input_name(argv[2]), argv[1]);
     if (s.choice.count) {
         printf("choice: %.0f tasks", s.choice.count);
         print_mean("accuracy", &s.choice);
@@ -1419,6 +1589,7 @@ static int score(const Options *o, char **argv) {
         print_mean("log-likelihood", &s.likelihood);
         printf("\n");
     }
+    if (s.left_out) printf("left out: %zu of %zu tasks, with endings too long for the model\n", s.left_out, count);
     fprintf(stderr, "%.1f tasks/s\n", (double)count / (now_seconds() - start));
     tasks_free(tasks, count);
     model_close(m);
@@ -1593,8 +1764,8 @@ static const Command commands[] = {
      .help = "loss, perplexity and bits per byte of a text or shard",
      .usage =
          "MODEL FILE [flags]\n"
-         "FILE is a text, documents separated by lines <|endoftext|>, or a shard of data/prepare. It is cut into "
-         "windows of the\n"
+         "FILE is a text, documents separated by lines <|endoftext|>, or a shard of data/prepare; - is standard input. "
+         "It is cut into windows of the\n"
          "model's length, each predicted from nothing but itself; the standard error is over stretches of that length. "
          "The table is\n"
          "of tokens by how many tokens they were predicted from; its errors take them as independent.\n",
@@ -1738,16 +1909,17 @@ static const Command commands[] = {
     {.name = "inspect",
      .arguments = "MODEL",
      .help = "the splats of each head: activation, amplitude, width, envelope, age, tokens",
-     .usage =
-         "MODEL [flags]\n"
-         "The splats of each head. act: activation, the mean share of queries and keys over the last windows of "
-         "training, in percent; amp: amplitude\n"
-         "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; age: "
-         "steps it has lived. Then the\n"
-         "tokens whose keys it owns, nearest first: keys of each entry of the vocabulary at the beginning of a text.\n"
-         "With --text, what each splat does in a text: a name from its most typical tokens, its share of use, what it "
-         "adds by distance, the splats that\n"
-         "it works with, and the tokens in context whose keys and queries it has most of.\n",
+     .usage = "MODEL [flags]\n"
+              "The splats of each head. act: activation, the mean share of queries and keys over the last windows of "
+              "training, in percent; amp: amplitude\n"
+              "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; "
+              "phase: of its cosine, in\n"
+              "radians; age: steps it has lived. Then the tokens whose keys it owns, nearest first: keys of each entry "
+              "of the vocabulary at the\n"
+              "beginning of a text.\n"
+              "With --text, what each splat does in a text: a name from its most typical tokens, its share of use, "
+              "what it adds by distance, the\n"
+              "splats that it works with, and the tokens in context whose keys and queries it has most of.\n",
      .least = 1,
      .most = 1,
      .too_few = "inspect needs a model file and nothing else: infer inspect MODEL",

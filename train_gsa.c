@@ -3,7 +3,7 @@
 
    In this file: the network's arithmetic, every layer forward and backward, and nothing else. Reading order:
      matrix products -> encoder -> layernorm -> gelu, residual -> matmul -> feature maps: rope and splats ->
-     the two mixers: attention and scan -> classifier -> the model: forward, backward, update -> main
+     forget gates -> the two mixers: attention and scan -> classifier -> the model: forward, backward, update -> main
    Elsewhere: what a model is (gsa/model.h: configuration and parameter table), what a run does (gsa/run/train.c), and
    the mathematics (dev/MODEL.md: the equations whose numbers stand in comments, and how each gradient follows).
 
@@ -353,6 +353,13 @@ static void matmul_backward(real *din, real *dweight, real *dbias, const real *d
    responses times their envelope (splat). Both work on one head of one sequence: x has T rows of size HS, `stride`
    apart (a slice of qkv); features f (T, HS) are contiguous. */
 
+/* n frequencies from their logarithms; double, because their rounding is multiplied by the distance */
+static double *frequencies(const real *log_theta, size_t n) {
+    double *theta = (double *)xmalloc(n * sizeof(double));
+    for (size_t i = 0; i < n; i++) theta[i] = exp((double)log_theta[i]);
+    return theta;
+}
+
 /* waves[t] = cos(theta_i n) for all i of `count`, then sin(theta_i n), n = first + t. The phase is kept as an
    integer fraction of a turn and wraps exactly, so that position 1,000,000 is as exact as position 1. */
 static void wave_table(real *waves, const double *theta, size_t count, size_t T, size_t first) {
@@ -367,6 +374,19 @@ static void wave_table(real *waves, const double *theta, size_t count, size_t T,
             double angle = turn * ldexp((double)at, -PHASE_BITS);
             waves[t * 2 * count + i] = (real)cos(angle);
             waves[t * 2 * count + count + i] = (real)sin(angle);
+        }
+    }
+}
+
+/* out = waves (T, 2 count) with each angle turned on by sign psi (count), which makes keys' waves of equation (7b); psi
+   NULL: as they are. out may be waves. */
+static void wave_turn(real *out, const real *waves, const real *psi, int sign, size_t count, size_t T) {
+    for (size_t i = 0; i < count; i++) {
+        real cosine = psi ? (real)cos((double)psi[i]) : 1, sine = psi ? (real)(sign * sin((double)psi[i])) : 0;
+        for (size_t t = 0; t < T; t++) {
+            real c = waves[t * 2 * count + i], s = waves[t * 2 * count + count + i];
+            out[t * 2 * count + i] = c * cosine - s * sine;
+            out[t * 2 * count + count + i] = s * cosine + c * sine;
         }
     }
 }
@@ -422,6 +442,16 @@ static void rope_backward(real *dx, const real *df, const real *x, size_t stride
     free(unit);
 }
 
+/* d (HS/2) += dL / dtheta_k of f (T, HS), what rope_forward wrote: the sum of t X_t,k with X = f_k df_(k + HS/2) -
+   f_(k + HS/2) df_k, the gradient of the angle. Terms grow with t and cancel: summed in double, from the middle of
+   the window. */
+static void rope_frequencies_backward(double *d, const real *df, const real *f, size_t T, size_t HS) {
+    size_t half = HS / 2;
+    for (size_t t = 0; t < T; t++, f += HS, df += HS)
+        for (size_t k = 0; k < half; k++)
+            d[k] += ((double)t - 0.5 * (double)(T - 1)) * (double)(f[k] * df[half + k] - f[half + k] * df[k]);
+}
+
 /* What follows from one head's splats alone. Full precision has only the key scale. */
 typedef struct {
     real *slope, *slope_t;         /* Lambda mu (S, HS) and its transpose (HS, S) */
@@ -451,13 +481,6 @@ typedef struct {
     real *square_unit, *spread;      /* diagonal: x^ .* x^ (T, HS) and products with Lambda (T, max(S, HS)) */
     real *apart, *across, *cholesky; /* full: x^ - mu (T, HS), (x^ - mu) L (T, HS), L and its transpose (2, HS, HS) */
 } SplatRoom;
-
-/* theta_s from its logarithm; double, because its rounding is multiplied by the distance */
-static double *splat_frequencies(const real *log_theta, size_t S) {
-    double *theta = (double *)xmalloc(S * sizeof(double));
-    for (size_t s = 0; s < S; s++) theta[s] = exp((double)log_theta[s]);
-    return theta;
-}
 
 static inline bool is_full(const Splats *w, size_t HS) { return w->P > HS; }
 
@@ -570,13 +593,13 @@ static void splat_responses(SplatRoom *r, const Splats *w, size_t T, size_t HS) 
 
 /* Sums over tokens from which the gradients of one head's splats follow without a second pass. With G = dL / d ln
    phi_s(x^): M0 = sum G (S), M1 = sum G x^ (S, HS), M2 = sum G |x^|^2 (S) or sum G x^ .* x^ (S, HS); for full
-   precision M1 and M2 hold dmu and dL themselves. Then d ln alpha (S), d theta (S), d delta (S), and for adaptation,
-   where watched, sum |G| (S); d ln g. One record per head and sequence. */
+   precision M1 and M2 hold dmu and dL themselves. Then d ln alpha (S), d theta (S), d delta (S), d psi (S), and for
+   adaptation, where watched, sum |G| (S); d ln g. One record per head and sequence. */
 typedef struct {
-    real *M0, *M1, *M2, *amplitude, *frequency, *decay, *absolute, *gain;
+    real *M0, *M1, *M2, *amplitude, *frequency, *decay, *psi, *absolute, *gain;
 } Moments;
 
-static size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 5) + 1; }
+static size_t moments_size(size_t S, size_t P, size_t HS) { return S * (HS + P + 6) + 1; }
 
 static Moments moments_at(real *record, size_t S, size_t P, size_t HS) {
     Moments m;
@@ -586,7 +609,8 @@ static Moments moments_at(real *record, size_t S, size_t P, size_t HS) {
     m.amplitude = m.M2 + S * P;
     m.frequency = m.amplitude + S;
     m.decay = m.frequency + S;
-    m.absolute = m.decay + S;
+    m.psi = m.decay + S;
+    m.absolute = m.psi + S;
     m.gain = m.absolute + S;
     return m;
 }
@@ -643,12 +667,18 @@ static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const S
 }
 
 /* Equations (7), (9), features for the softmax mixer: f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0
-   ...], a = alpha_s for queries and 1 for keys. waves (T, 2S) as from wave_table; NULL: equation (6), no envelope, f
-   = [a phi_s(x^), 0 ...]. */
+   ...], a = alpha_s for queries and 1 for keys, whose angles are theta_s n + psi_s (7b). waves (T, 2S) as from
+   wave_table; NULL: equation (6), no envelope, f = [a phi_s(x^), 0 ...]. */
 static void splat_forward(real *f, const real *x, size_t stride, const Splats *w, bool query, const real *waves,
                           size_t T, size_t HS) {
     size_t S = w->S;
     SplatRoom r = splat_open(w, x, stride, T, HS);
+    real *turned = NULL;
+    if (waves && w->psi && !query) {
+        turned = (real *)xmalloc(T * 2 * S * sizeof(real));
+        wave_turn(turned, waves, w->psi, 1, S, T);
+        waves = turned;
+    }
     splat_responses(&r, w, T, HS);
     for (size_t t = 0; t < T; t++) {
         real *row = f + t * HS, *response = r.response + t * S;
@@ -663,6 +693,7 @@ static void splat_forward(real *f, const real *x, size_t stride, const Splats *w
             }
         for (size_t k = waves ? 2 * S : S; k < HS; k++) row[k] = 0;
     }
+    free(turned);
     splat_close(&r);
 }
 
@@ -673,23 +704,28 @@ static void splat_backward(real *dx, real *record, const real *df, const real *f
     size_t S = w->S;
     Moments m = moments_at(record, S, w->P, HS);
     SplatRoom r = splat_open(w, x, stride, T, HS);
-    /* terms grow with t and cancel: summed in double, from the middle of the window */
-    double *X = (double *)xcalloc(S, sizeof(double));
+    /* d theta and d psi. Terms of the first grow with t and cancel: summed in double, from the middle of the window */
+    double *dtheta = (double *)xcalloc(2 * S, sizeof(double)), *dpsi = dtheta + S;
     for (size_t t = 0; t < T; t++) {
         const real *fc = f + t * HS, *fs = fc + S, *dc = df + t * HS, *ds = dc + S;
         for (size_t s = 0; s < S; s++) {
             real g = fc[s] * dc[s];
             if (envelope) {
                 g += fs[s] * ds[s];
-                X[s] += ((double)t - 0.5 * (double)(T - 1)) * (double)(fc[s] * ds[s] - fs[s] * dc[s]);
+                double X = (double)(fc[s] * ds[s] - fs[s] * dc[s]);
+                dtheta[s] += ((double)t - 0.5 * (double)(T - 1)) * X;
+                if (!query) dpsi[s] += X;
             }
             r.response[t * S + s] = g;
             if (query) m.amplitude[s] += g;
         }
     }
-    for (size_t s = 0; s < S; s++) m.frequency[s] += (real)X[s];
+    for (size_t s = 0; s < S; s++) {
+        m.frequency[s] += (real)dtheta[s];
+        m.psi[s] += (real)dpsi[s];
+    }
     splat_responses_backward(dx, &m, &r, w, stride, false, T, HS);
-    free(X);
+    free(dtheta);
     splat_close(&r);
 }
 
@@ -708,7 +744,7 @@ static void splat_gradients(SplatGradients *d, const real *records, size_t apart
     for (size_t b = 0; b < B; b++)
         for (size_t i = 0; i < n; i++) sum[i] += (double)records[b * apart + i];
     const double *M0 = sum, *M1 = M0 + S, *M2 = M1 + S * HS, *amplitude = M2 + S * P, *frequency = amplitude + S,
-                 *decay = frequency + S, *absolute = decay + S, *gain = absolute + S;
+                 *decay = frequency + S, *psi = decay + S, *absolute = psi + S, *gain = absolute + S;
     for (size_t s = 0; s < S; s++) {
         double along = 0, square = 0;
         for (size_t k = 0; k < HS; k++) {
@@ -729,9 +765,80 @@ static void splat_gradients(SplatGradients *d, const real *records, size_t apart
         if (w->watch) d->alive[s] += (real)absolute[s];
         if (d->log_theta) d->log_theta[s] += (real)(exp((double)w->log_theta[s]) * frequency[s]);
         if (d->log_delta) d->log_delta[s] += (real)(exp((double)w->log_delta[s]) * decay[s]);
+        if (d->psi) d->psi[s] += (real)psi[s];
     }
     if (d->log_far) *d->log_far += (real)*gain;
     free(sum);
+}
+
+/* ---------------------------------------------------------------------- forget gates
+
+   A gated head lets go of a share of what lies before each token: f_t = sigmoid(w . x_t + b), with x the block's
+   layernormed input, and equation (4a): its logits z_ij get c_i - c_j, c_t = sum of ln f up to t. Only differences of
+   c matter, and they are taken in double. */
+
+/* Of one layer: ln f (B T, count), its gradient, and which column is that of head h (NH), -1: it has no gate. */
+typedef struct {
+    const real *log_forget;
+    real *dlog_forget;
+    const int *column;
+    size_t count;
+} Gates;
+
+/* ln sigmoid(u), for any u */
+static inline real log_sigmoid(real u) {
+    double x = (double)u;
+    return (real)(x > 0 ? -log1p(exp(-x)) : x - log1p(exp(x)));
+}
+
+/* ln f (N, count) from x (N, C), weight (count, C), bias (count) */
+static void forget_forward(real *log_forget, const real *x, const real *weight, const real *bias, size_t N, size_t C,
+                           size_t count) {
+    matmul_forward(log_forget, x, weight, bias, N, C, count);
+#pragma omp parallel for
+    for (size_t i = 0; i < N * count; i++) log_forget[i] = log_sigmoid(log_forget[i]);
+}
+
+/* dx += ; dlog_forget is overwritten. d ln sigmoid(u) / du = 1 - f */
+static void forget_backward(real *dx, real *dweight, real *dbias, real *dlog_forget, const real *log_forget,
+                            const real *x, const real *weight, size_t N, size_t C, size_t count) {
+#pragma omp parallel for
+    for (size_t i = 0; i < N * count; i++) dlog_forget[i] *= (real)-expm1((double)log_forget[i]);
+    gemm(false, false, N, C, count, dlog_forget, count, weight, C, dx, C, true);
+    gemm(true, false, count, C, N, dlog_forget, count, x, C, dweight, C, true);
+    add_column_sums(dbias, dlog_forget, N, count);
+}
+
+/* c (T) from ln f, `stride` apart; the caller frees it */
+static double *forget_sums(const real *log_forget, size_t stride, size_t T) {
+    double *c = (double *)xmalloc(T * sizeof(double)), sum = 0;
+    for (size_t t = 0; t < T; t++) c[t] = sum += (double)log_forget[t * stride];
+    return c;
+}
+
+/* d ln f (T), `stride` apart, from dc: c_t holds all ln f up to t */
+static void forget_sums_backward(real *dlog_forget, size_t stride, const double *dc, size_t T) {
+    double sum = 0;
+    for (size_t t = T; t-- > 0;) dlog_forget[t * stride] = (real)(sum += dc[t]);
+}
+
+/* A query's scores s (n) get own - c_j: own is the query's c. A logit is scale times a score. */
+static inline void forget_add(real *s, double own, const double *c, double scale, size_t n) {
+    double inverse = 1 / scale;
+#pragma omp simd
+    for (size_t j = 0; j < n; j++) s[j] += (real)((own - c[j]) * inverse);
+}
+
+/* The gradients of own and c (n) from that of s; both are added to. */
+static inline void forget_add_backward(double *down, double *dc, const real *ds, double scale, size_t n) {
+    double inverse = 1 / scale, sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t j = 0; j < n; j++) {
+        double dz = (double)ds[j] * inverse;
+        sum += dz;
+        dc[j] -= dz;
+    }
+    *down += sum; /* the query's own key is one of them: dc holds it already */
 }
 
 /* ---------------------------------------------------------------------- attention
@@ -755,10 +862,11 @@ static inline size_t end_of_keys(size_t i, size_t window, bool causal, size_t T)
 static inline size_t round_up(size_t n) { return (n + COLUMNS - 1) / COLUMNS * COLUMNS; }
 
 /* One head of one sequence: the queries at positions first .. T - 1, q, lse (T - first) and out (T - first, HS) with
-   rows out_stride apart, over keys k (T, HS) and values v (T, HS) with rows v_stride apart. */
+   rows out_stride apart, over keys k (T, HS) and values v (T, HS) with rows v_stride apart. c (T): sums of ln f of a
+   gated head, or NULL. */
 static void attention_head_forward(real *out, size_t out_stride, real *lse, const real *q, const real *k, const real *v,
-                                   size_t v_stride, real scale, size_t window, bool causal, size_t first, size_t T,
-                                   size_t HS) {
+                                   size_t v_stride, real scale, const double *c, size_t window, bool causal,
+                                   size_t first, size_t T, size_t HS) {
     size_t padded = round_up(T) + COLUMNS;
     /* (HS, padded), (BLOCK, padded) */
     real *kt = (real *)xcalloc((HS + BLOCK) * padded, sizeof(real)), *weights = kt + HS * padded;
@@ -770,7 +878,9 @@ static void attention_head_forward(real *out, size_t out_stride, real *lse, cons
         for (size_t r = 0; r < rows; r++) {
             size_t low = first_key(i0 + r, window) - low_key,
                    n = end_of_keys(i0 + r, window, causal, T) - low_key - low;
-            real *row = weights + r * padded, *w = row + low, most = largest(w, n), sum = 0;
+            real *row = weights + r * padded, *w = row + low, most, sum = 0;
+            if (c) forget_add(w, c[i0 + r], c + low_key + low, (double)scale, n);
+            most = largest(w, n);
 #pragma omp simd reduction(+ : sum)
             for (size_t j = 0; j < n; j++) {
                 w[j] = exp_real(scale * (w[j] - most));
@@ -787,27 +897,36 @@ static void attention_head_forward(real *out, size_t out_stride, real *lse, cons
     free(kt);
 }
 
+/* The sums of ln f of head h in sequence b, or NULL where it has no gate. */
+static double *head_forget_sums(const Gates *gates, size_t b, size_t h, size_t T) {
+    if (!gates || gates->column[h] < 0) return NULL;
+    return forget_sums(gates->log_forget + b * T * gates->count + (size_t)gates->column[h], gates->count, T);
+}
+
 /* out (B, T, A), A = NH HS; lse (B, NH, T); fq, fk (B, NH, T, HS); v: the third part of qkv (B, T, 3A); scale,
-   window (NH): a window of 0 leaves the head out */
+   window (NH): a window of 0 leaves the head out; gates: NULL where no head has one */
 static void attention_forward(real *out, real *lse, const real *fq, const real *fk, const real *qkv, const real *scale,
-                              const size_t *window, bool causal, size_t B, size_t T, size_t NH, size_t HS) {
+                              const size_t *window, const Gates *gates, bool causal, size_t B, size_t T, size_t NH,
+                              size_t HS) {
     size_t A = NH * HS;
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) {
         size_t b = head / NH, h = head % NH;
         if (window[h] == 0) continue;
+        double *c = head_forget_sums(gates, b, h, T);
         attention_head_forward(out + b * T * A + h * HS, A, lse + head * T, fq + head * T * HS, fk + head * T * HS,
-                               qkv + b * T * 3 * A + 2 * A + h * HS, 3 * A, scale[h], window[h], causal, 0, T, HS);
+                               qkv + b * T * 3 * A + 2 * A + h * HS, 3 * A, scale[h], c, window[h], causal, 0, T, HS);
+        free(c);
     }
 }
 
 /* dfq, dfk (B, NH, T, HS) and the third part of dqkv (B, T, 3A). With weights p_ij and delta_i = do_i . o_i: dv_j =
    sum_i p_ij do_i, dz_ij = p_ij (do_i . v_j - delta_i), df_q(i) = scale sum_j dz_ij f_k(j), df_k(j) = scale sum_i
    dz_ij f_q(i). out and lse need not be those of the weights alone: of a head that merges two mixers they are the
-   merged ones. */
+   merged ones. Gates get d ln f: dc_i is the sum of dz_ij over j, less that of dz_ji. */
 static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dout, const real *out, const real *lse,
                                const real *fq, const real *fk, const real *qkv, const real *scale, const size_t *window,
-                               bool causal, size_t B, size_t T, size_t NH, size_t HS) {
+                               const Gates *gates, bool causal, size_t B, size_t T, size_t NH, size_t HS) {
     size_t A = NH * HS, padded = round_up(T) + COLUMNS;
 #pragma omp parallel for schedule(dynamic)
     for (size_t head = 0; head < B * NH; head++) {
@@ -817,6 +936,7 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
         if (W == 0) continue;
         real *kt = (real *)xcalloc((2 * HS + 2 * BLOCK) * padded, sizeof(real)), *vt = kt + HS * padded,
              *weights = vt + HS * padded, *dweights = weights + BLOCK * padded;
+        double *c = head_forget_sums(gates, b, h, T), *dc = c ? (double *)xcalloc(T, sizeof(double)) : NULL;
         transpose(kt, padded, k, HS, T, HS);
         transpose(vt, padded, v, 3 * A, T, HS);
         memset(dk, 0, T * HS * sizeof(real)); /* every block adds to its keys */
@@ -832,17 +952,22 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
                 real *w = weights + r * padded, *dw = dweights + r * padded, delta = 0, l = lse[head * T + i0 + r];
                 for (size_t e = 0; e < HS; e++) delta += d[r * A + e] * o[r * A + e];
                 for (size_t j = 0; j < low; j++) w[j] = dw[j] = 0;
+                if (c) forget_add(w + low, c[i0 + r], c + first + low, (double)scale[h], high - low);
 #pragma omp simd
                 for (size_t j = low; j < high; j++) {
                     w[j] = exp_real(scale[h] * w[j] - l);
                     dw[j] = scale[h] * w[j] * (dw[j] - delta);
                 }
+                if (c) forget_add_backward(&dc[i0 + r], dc + first + low, dw + low, (double)scale[h], high - low);
                 for (size_t j = high; j < keys; j++) w[j] = dw[j] = 0;
             }
             product(rows, HS, keys, dweights, padded, 1, k + first * HS, HS, dfq + head * T * HS + i0 * HS, HS, false);
             product(keys, HS, rows, dweights, 1, padded, q + i0 * HS, HS, dk + first * HS, HS, true);
             product(keys, HS, rows, weights, 1, padded, d, A, dv + first * 3 * A, 3 * A, true);
         }
+        if (c) forget_sums_backward(gates->dlog_forget + b * T * gates->count + gates->column[h], gates->count, dc, T);
+        free(c);
+        free(dc);
         free(kt);
     }
 }
@@ -856,7 +981,8 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
    chunk the state is decayed and turned.
 
    The sums run over keys before and at a query. A reversed scan takes the tokens from the end and leaves the query's
-   own position out: both together are the sums without a causal mask. `late` delays the keys: query i meets only
+   own position out: both together are the sums without a causal mask; the distance i - j is negative there, so psi has
+   the opposite sign. `late` delays the keys: query i meets only
    keys j <= i - late. `skip` is how many of the first positions have no key: `late`, or less where a sequence is
    continued. */
 
@@ -865,8 +991,9 @@ enum { CHUNK = 64 };
 typedef struct {
     const Splats *w;
     size_t F, chunk, late;
-    real *q_table, *k_table; /* (chunk, F): what r and phi are multiplied by at each position of a chunk */
-    real *fade, *turn;       /* decay (S) and cosines, sines (2S) over `shift` positions */
+    /* (chunk, F): what r and phi are multiplied by at each position of a chunk; back_table: phi of a reversed scan */
+    real *q_table, *k_table, *back_table;
+    real *fade, *turn; /* decay (S) and cosines, sines (2S) over `shift` positions */
     size_t shift;
 } Scan;
 
@@ -878,28 +1005,34 @@ static Scan scan_open(const Splats *w, size_t late, size_t chunk) {
     c.chunk = chunk;
     c.late = late;
     c.shift = 0;
-    c.q_table = (real *)xmalloc((2 * chunk * c.F + 3 * S) * sizeof(real));
+    c.q_table = (real *)xmalloc((3 * chunk * c.F + 3 * S) * sizeof(real));
     c.k_table = c.q_table + chunk * c.F;
-    c.fade = c.k_table + chunk * c.F;
+    c.back_table = c.k_table + chunk * c.F;
+    c.fade = c.back_table + chunk * c.F;
     c.turn = c.fade + S;
-    real *q_waves = (real *)xmalloc(4 * chunk * S * sizeof(real)), *k_waves = q_waves + 2 * chunk * S;
+    real *q_waves = (real *)xmalloc(6 * chunk * S * sizeof(real)), *k_waves = q_waves + 2 * chunk * S,
+         *back_waves = k_waves + 2 * chunk * S;
     if (n == 3) {
-        double *theta = splat_frequencies(w->log_theta, S);
+        double *theta = frequencies(w->log_theta, S);
         wave_table(q_waves, theta, S, chunk, late);
         wave_table(k_waves, theta, S, chunk, 0);
+        wave_turn(back_waves, k_waves, w->psi, -1, S, chunk);
+        wave_turn(k_waves, k_waves, w->psi, 1, S, chunk);
         free(theta);
     }
     for (size_t a = 0; a < chunk; a++)
         for (size_t s = 0; s < S; s++) {
             double delta = w->log_delta ? exp((double)w->log_delta[s]) : 0, half = n == 3 ? sqrt(0.5) : 1;
-            real *q = c.q_table + a * c.F + s, *k = c.k_table + a * c.F + s;
+            real *q = c.q_table + a * c.F + s, *k = c.k_table + a * c.F + s, *back = c.back_table + a * c.F + s;
             q[0] = (real)(half * exp(-delta * (double)(a + late)));
-            k[0] = (real)(half * exp(delta * (double)a));
+            k[0] = back[0] = (real)(half * exp(delta * (double)a));
             if (n == 1) continue;
             q[S] = q[0] * q_waves[a * 2 * S + s];
             q[2 * S] = q[0] * q_waves[a * 2 * S + S + s];
             k[S] = k[0] * k_waves[a * 2 * S + s];
             k[2 * S] = k[0] * k_waves[a * 2 * S + S + s];
+            back[S] = k[0] * back_waves[a * 2 * S + s];
+            back[2 * S] = k[0] * back_waves[a * 2 * S + S + s];
         }
     free(q_waves);
     return c;
@@ -915,7 +1048,7 @@ static void scan_turn(Scan *c, size_t n) {
     for (size_t s = 0; s < S; s++)
         c->fade[s] = c->w->log_delta ? (real)exp(-exp((double)c->w->log_delta[s]) * (double)n) : 1;
     if (!c->w->log_theta) return;
-    double *theta = splat_frequencies(c->w->log_theta, S);
+    double *theta = frequencies(c->w->log_theta, S);
     wave_table(c->turn, theta, S, 1, n);
     free(theta);
 }
@@ -964,12 +1097,13 @@ static inline size_t scan_row(size_t t, bool reverse, size_t T) { return reverse
 static void scan_gather(const Scan *c, ScanChunk *g, const real *r, const real *phi, const real *v, size_t v_stride,
                         size_t t0, size_t n, size_t skip, bool reverse, size_t T, size_t HS) {
     size_t S = c->w->S, F = c->F, wide = round_up(c->chunk);
+    const real *k_table = reverse ? c->back_table : c->k_table;
     for (size_t a = 0; a < n; a++) {
         size_t row = scan_row(t0 + a, reverse, T), key = row - skip; /* skip > 0 only forwards */
         bool has_key = t0 + a >= skip;
         for (size_t f = 0; f < F; f++) {
             g->fq[a * F + f] = r[row * S + f % S] * c->q_table[a * F + f];
-            g->fk[a * F + f] = g->fk_t[f * wide + a] = has_key ? phi[key * S + f % S] * c->k_table[a * F + f] : 0;
+            g->fk[a * F + f] = g->fk_t[f * wide + a] = has_key ? phi[key * S + f % S] * k_table[a * F + f] : 0;
         }
         if (has_key) memcpy(g->v + a * HS, v + key * v_stride, HS * sizeof(real));
         else memset(g->v + a * HS, 0, HS * sizeof(real));
@@ -1036,11 +1170,11 @@ static void scan_forward(Scan *c, real *N, real *D, const real *r, const real *p
     free(own);
 }
 
-/* The gradients of ln r and ln phi, Q and K (T, S), of v (dv, rows v_stride apart), and of theta and delta (S, in
-   double: their terms grow with position and cancel) from dN (T, HS) and dD (T). All are added to. */
-static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, double *ddelta, const real *dN,
-                          const real *dD, const real *r, const real *phi, const real *v, size_t v_stride, size_t skip,
-                          bool reverse, const real *states, size_t T, size_t HS) {
+/* The gradients of ln r and ln phi, Q and K (T, S), of v (dv, rows v_stride apart), and of theta, delta and psi (S, in
+   double: terms of the first two grow with position and cancel) from dN (T, HS) and dD (T). All are added to. */
+static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, double *ddelta, double *dpsi,
+                          const real *dN, const real *dD, const real *r, const real *phi, const real *v,
+                          size_t v_stride, size_t skip, bool reverse, const real *states, size_t T, size_t HS) {
     size_t S = c->w->S, F = c->F, size = F * (HS + 1), wide = round_up(c->chunk), chunk = c->chunk;
     ScanChunk g = scan_chunk_room(c, HS);
     real *dstate =
@@ -1099,8 +1233,10 @@ static void scan_backward(Scan *c, real *Q, real *K, real *dv, double *dtheta, d
                 if (c->w->log_theta) {
                     q += fq[S + s] * xq[S + s] + fq[2 * S + s] * xq[2 * S + s];
                     k += fk[S + s] * xk[S + s] + fk[2 * S + s] * xk[2 * S + s];
-                    dtheta[s] += (at + late) * (double)(fq[S + s] * xq[2 * S + s] - fq[2 * S + s] * xq[S + s]) +
-                                 at * (double)(fk[S + s] * xk[2 * S + s] - fk[2 * S + s] * xk[S + s]);
+                    double of_key = (double)(fk[S + s] * xk[2 * S + s] - fk[2 * S + s] * xk[S + s]);
+                    dtheta[s] +=
+                        (at + late) * (double)(fq[S + s] * xq[2 * S + s] - fq[2 * S + s] * xq[S + s]) + at * of_key;
+                    dpsi[s] += reverse ? -of_key : of_key;
                 }
                 ddelta[s] += at * (double)k - (at + late) * (double)q;
                 Q[row * S + s] += q;
@@ -1242,7 +1378,7 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
     /* N, D: not used, only the states are */
     real *N = (real *)xcalloc(2 * T * (HS + 1) + 2 * T * S + chunks * c.F * (HS + 1), sizeof(real)), *D = N + T * HS;
     real *dN = D + T, *dD = dN + T * HS, *Q = dD + T, *K = Q + T * S, *states = K + T * S;
-    double *dtheta = (double *)xcalloc(2 * S, sizeof(double)), *ddelta = dtheta + S;
+    double *dtheta = (double *)xcalloc(3 * S, sizeof(double)), *ddelta = dtheta + S, *dpsi = ddelta + S;
     for (size_t t = 0; t < T; t++) { /* the gradient of N / D: rho do, and -rho do . o */
         real delta = 0;
         for (size_t e = 0; e < HS; e++) {
@@ -1253,8 +1389,8 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
     }
     for (int reverse = 0; reverse < (causal ? 1 : 2); reverse++) {
         scan_forward(&c, N, D, s.q.response, s.k.response, v, stride, reverse ? 0 : skip, reverse, NULL, states, T, HS);
-        scan_backward(&c, Q, K, dv, dtheta, ddelta, dN, dD, s.q.response, s.k.response, v, stride, reverse ? 0 : skip,
-                      reverse, states, T, HS);
+        scan_backward(&c, Q, K, dv, dtheta, ddelta, dpsi, dN, dD, s.q.response, s.k.response, v, stride,
+                      reverse ? 0 : skip, reverse, states, T, HS);
     }
     /* through the softmax of r: dl_s = Q_s - r_s sum_u Q_u; the sum is the gradient of the far part's mass */
     for (size_t t = 0; t < T; t++) {
@@ -1270,6 +1406,7 @@ static void scan_head_backward(real *dq, real *dk, real *dv, real *record, const
     for (size_t i = 0; i < S; i++) {
         m.frequency[i] += (real)dtheta[i];
         m.decay[i] += (real)ddelta[i];
+        m.psi[i] += (real)dpsi[i];
     }
     splat_responses_backward(dq, &m, &s.q, w, stride, merged, T, HS);
     splat_responses_backward(dk, &m, &s.k, w, stride, merged, T, HS);
@@ -1337,6 +1474,7 @@ typedef struct {
     X(qkv, ATTENTION, BLOCK, 3 * z.A) \
     X(fq, ATTENTION, BLOCK, z.A) /* (B, NH, T, HS) */ \
     X(fk, ATTENTION, BLOCK, z.A) \
+    X(log_forget, ATTENTION, BLOCK, z.F) /* of gated heads, see Gates */ \
     X(att_lse, ATTENTION, BLOCK, z.NH) /* (B, NH, T) */ \
     X(scan_rho, ATTENTION, BLOCK, z.G ? z.NH : 0) /* (B, NH, T) */ \
     X(att, ATTENTION, BLOCK, z.A) \
@@ -1359,8 +1497,11 @@ typedef struct {
     X(dqkv, BACKWARD, TOKEN, 3 * z.A) \
     X(dfq, BACKWARD, TOKEN, z.A) \
     X(dfk, BACKWARD, TOKEN, z.A) \
+    X(dlog_forget, BACKWARD, TOKEN, z.F) \
     X(moments, WORKSPACE, ONCE, B * z.NH * moments_size(z.S, z.P, z.HS)) \
-    X(dgains, WORKSPACE, ONCE, config_gains(c) ? B * z.NH : 0) /* (B, NH): of one layer by sequence */
+    X(dgains, WORKSPACE, ONCE, config_gains(c) ? B * z.NH : 0) /* (B, NH): of one layer by sequence */ \
+    X(dropes, WORKSPACE, ONCE, config_ropes(c) ? B * z.NH * z.HS / 2 : 0) /* (B, NH, HS/2) likewise, of frequencies */ \
+    X(rope_waves, WORKSPACE, ONCE, z.R * z.T * z.HS) /* (R, T, HS): cosines and sines of rotations */
 // clang-format on
 enum { UNIT_STREAM, UNIT_BLOCK, UNIT_TOKEN, UNIT_ONCE, NUM_UNITS };
 
@@ -1373,6 +1514,8 @@ typedef struct {
 /* sizes that appear in every function, as size_t */
 typedef struct {
     size_t T, V, Vp, L, NH, C, HS, A, S, P, G; /* NH: all heads, extra ones too; A = NH HS; G: heads with splats */
+    size_t R; /* tables of rotations: one of each head that learns its frequencies, or one for all */
+    size_t F; /* the most gated heads of a layer */
 } Sizes;
 
 static Sizes config_sizes(const Config *c) {
@@ -1388,6 +1531,12 @@ static Sizes config_sizes(const Config *c) {
     z.G = config_gsa_heads(c);
     z.S = z.G ? c->S : 0;
     z.P = config_precisions(c);
+    z.R = config_ropes(c) ? config_ropes(c) : 1;
+    z.F = 0;
+    for (int l = 0; l < c->L && c->forget; l++) {
+        size_t count = (size_t)(config_gates_before(c, l + 1, 0) - config_gates_before(c, l, 0));
+        if (count > z.F) z.F = count;
+    }
     return z;
 }
 
@@ -1400,9 +1549,9 @@ typedef struct {
     ParameterTensors p, dp;
     real *activations;
     ActivationTensors a;
-    real *rope_waves;                 /* (T, HS) */
     real *scale;                      /* (L, NH): head_scale of all heads in the last forward pass */
     size_t *window;                   /* (L, NH): how far softmax reaches; 0: the head has none */
+    int *gate;                        /* (L, NH): which of its layer's gates is the head's; -1: none */
     size_t used_B, used_T, predicted; /* of the last forward pass: its sizes and number of targets */
     size_t block;                     /* whose activations are there with --recompute: the last one computed */
     bool watch;                       /* backward passes also sum |dL / d ln phi_s| into the gradients of `alive` */
@@ -1436,11 +1585,12 @@ static ActivationTensors block_activations(const GSA *m, size_t l, size_t N) {
 }
 
 /* Numbers that a thread allocates for a while, at most, when it works on one head: attention's backward pass (its
-   head's keys and values transposed, a block of rows of the weights and of their gradients) or the scan's (both
-   sides' splats, sums, gradients, states). */
+   head's keys and values transposed, a block of rows of the weights and of their gradients, sums of a gate) or the
+   scan's (both sides' splats, sums, gradients, states). */
 static size_t head_workspace(const Config *c) {
     Sizes z = config_sizes(c);
-    size_t attention = 2 * (z.HS + BLOCK) * (round_up(z.T) + COLUMNS), side = z.HS + 2 + z.S + (z.P > 1 ? 2 * z.HS : 0);
+    size_t attention = 2 * (z.HS + BLOCK) * (round_up(z.T) + COLUMNS) + (z.F ? 4 * z.T : 0),
+           side = z.HS + 2 + z.S + (z.P > 1 ? 2 * z.HS : 0);
     size_t scan = z.T * (2 * side + 2 * (z.HS + 1) + 2 * z.S + z.HS) + (z.T / CHUNK + 1) * 3 * z.S * (z.HS + 1);
     return z.G && c->mixer == MIXER_LINEAR && scan > attention ? scan : attention;
 }
@@ -1451,12 +1601,27 @@ static void point_parameters(ParameterTensors *p, real *flat, const Tensor *tens
 #undef X
 }
 
-/* Rotation angles of rope for positions first .. first + T - 1: waves (T, HS), theta_k = 10000^(-2k / HS) */
-static void rope_table(real *waves, size_t T, size_t HS, size_t first) {
-    double *theta = (double *)xmalloc(HS * sizeof(double));
-    for (size_t k = 0; k < HS / 2; k++) theta[k] = pow(10000, -2.0 * (double)k / (double)HS);
+/* Rotation angles of rope for positions first .. first + T - 1: waves (T, HS), theta_k = exp(log_rope_k), or where
+   log_rope is NULL 10000^(-2k / HS) */
+static void rope_table(real *waves, const real *log_rope, size_t T, size_t HS, size_t first) {
+    double *theta = log_rope ? frequencies(log_rope, HS / 2) : (double *)xmalloc(HS / 2 * sizeof(double));
+    for (size_t k = 0; k < HS / 2 && !log_rope; k++) theta[k] = rope_frequency((int)k, (int)HS);
     wave_table(waves, theta, HS / 2, T, first);
     free(theta);
+}
+
+/* Which of the R tables of rotations is that of head (l, h). */
+static size_t rope_index(const Config *c, size_t l, size_t h) {
+    return config_ropes(c) ? (size_t)config_standard_before(c, (int)l, (int)h) : 0;
+}
+
+/* waves (R, T, HS): the rotations at positions first .. first + T - 1 */
+static void gsa_rope_waves(const GSA *m, real *waves, size_t T, size_t first) {
+    Sizes z = config_sizes(&m->config);
+    if (m->config.position == POSITION_LEARNED) return;
+#pragma omp parallel for schedule(dynamic)
+    for (size_t r = 0; r < z.R; r++)
+        rope_table(waves + r * T * z.HS, m->p.log_rope ? m->p.log_rope + r * z.HS / 2 : NULL, T, z.HS, first);
 }
 
 /* What f_q . f_k of head (l, h) is multiplied by: for standard heads exp(log_gain) / sqrt(HS), equation (7c). */
@@ -1474,7 +1639,7 @@ static void gsa_scales(GSA *m) {
 
 static GSA *gsa_create(const Config *c, size_t B) {
     GSA *m = (GSA *)xcalloc(1, sizeof *m);
-    size_t NH = config_heads(c), L = c->L, HS = config_head_size(c);
+    size_t NH = config_heads(c), L = c->L;
     m->config = *c;
     m->B = B;
     m->total = model_tensors(c, m->tensors);
@@ -1483,15 +1648,16 @@ static GSA *gsa_create(const Config *c, size_t B) {
     size_t count = carve_activations(&m->a, NULL, c, B, NULL);
     m->activations = (real *)xcalloc(count, sizeof(real));
     carve_activations(&m->a, m->activations, c, B, NULL);
-    m->rope_waves = (real *)xmalloc((size_t)c->T * HS * sizeof(real));
-    rope_table(m->rope_waves, c->T, HS, 0);
     m->scale = (real *)xmalloc(L * NH * sizeof(real));
     m->window = (size_t *)xmalloc(L * NH * sizeof(size_t));
+    m->gate = (int *)xmalloc(L * NH * sizeof(int));
     for (size_t i = 0; i < L * NH; i++) {
-        int kind = config_head_kind(c, (int)(i / NH), (int)(i % NH));
+        int l = (int)(i / NH), h = (int)(i % NH), kind = config_head_kind(c, l, h);
+        m->gate[i] = config_is_gated(c, l, h) ? config_gates_before(c, l, h) - config_gates_before(c, l, 0) : -1;
         m->window[i] = kind == HEAD_SCAN ? 0 : kind == HEAD_SPLAT || !c->window ? (size_t)c->T : (size_t)c->window;
     }
     gsa_scales(m);
+    gsa_rope_waves(m, m->a.rope_waves, (size_t)c->T, 0); /* where they are fixed they serve any T */
     m->x = (int *)xmalloc(2 * B * c->T * sizeof(int));
     m->y = m->x + B * c->T;
     return m;
@@ -1503,9 +1669,9 @@ static void gsa_destroy(GSA *m) {
     free(m->adam_m);
     free(m->adam_v);
     free(m->activations);
-    free(m->rope_waves);
     free(m->scale);
     free(m->window);
+    free(m->gate);
     free(m->x);
     free(m);
 }
@@ -1541,7 +1707,7 @@ static void gsa_splat_waves(const GSA *m, real *waves, size_t T, size_t first) {
     if (m->config.envelope != ENVELOPE_COSINE) return;
 #pragma omp parallel for schedule(dynamic)
     for (size_t g = 0; g < z.G; g++) {
-        double *theta = splat_frequencies(m->p.log_theta + g * z.S, z.S);
+        double *theta = frequencies(m->p.log_theta + g * z.S, z.S);
         wave_table(waves + g * T * 2 * z.S, theta, z.S, T, first);
         free(theta);
     }
@@ -1561,8 +1727,8 @@ static void head_features(const GSA *m, real *f, const real *x, int kind, const 
     }
 }
 
-/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (T, HS), splat_waves (G,
-   T, 2S). */
+/* Features of all heads of layer l: fq, fk (B, NH, T, HS) from qkv (B, T, 3A). rope_waves (R, T, HS), splat_waves
+   (G, T, 2S). */
 static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, size_t l, size_t B, size_t T,
                              const real *rope_waves, const real *splat_waves) {
     Sizes z = config_sizes(&m->config);
@@ -1573,7 +1739,7 @@ static void features_forward(const GSA *m, real *fq, real *fk, const real *qkv, 
         int kind = config_head_kind(&m->config, (int)l, (int)h);
         const real *waves = kind == HEAD_SPLAT
                                 ? splat_waves + (size_t)config_gsa_before(&m->config, (int)l, (int)h) * T * 2 * z.S
-                                : rope_waves;
+                                : rope_waves + rope_index(&m->config, l, h) * T * HS;
         Splats w;
         memset(&w, 0, sizeof w);
         if (kind == HEAD_SPLAT) w = head_splats(m, l, h);
@@ -1602,8 +1768,15 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
             } else if (m->config.position == POSITION_LEARNED) {
                 for (size_t t = 0; t < T; t++) memcpy(dx + t * 3 * A, df + t * HS, HS * sizeof(real));
             } else {
-                rope_backward(dx, df, x, 3 * A, m->rope_waves, T, HS);
+                rope_backward(dx, df, x, 3 * A, m->a.rope_waves + rope_index(&m->config, l, h) * T * HS, T, HS);
             }
+        }
+        if (m->dp.log_rope && kind != HEAD_SPLAT && kind != HEAD_SCAN) {
+            double *sum = (double *)xcalloc(HS / 2, sizeof(double));
+            rope_frequencies_backward(sum, dfq + head * T * HS, fq + head * T * HS, T, HS);
+            rope_frequencies_backward(sum, dfk + head * T * HS, fk + head * T * HS, T, HS);
+            for (size_t k = 0; k < HS / 2; k++) m->a.dropes[head * HS / 2 + k] = (real)sum[k];
+            free(sum);
         }
         if (m->dp.log_gain && kind != HEAD_SPLAT && kind != HEAD_SCAN) {
             /* a logit is exp(log_gain) f_q . f_k: sum of its gradient times itself over all keys is f_q . df_q */
@@ -1613,11 +1786,22 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
             m->a.dgains[head] = sum;
         }
     }
-    for (size_t head = 0; head < B * NH && m->dp.log_gain; head++) {
+    for (size_t head = 0; head < B * NH && (m->dp.log_gain || m->dp.log_rope); head++) {
         int h = (int)(head % NH), kind = config_head_kind(&m->config, (int)l, h);
-        if (kind != HEAD_SPLAT && kind != HEAD_SCAN)
-            m->dp.log_gain[config_standard_before(&m->config, (int)l, h)] += m->a.dgains[head];
+        if (kind == HEAD_SPLAT || kind == HEAD_SCAN) continue;
+        size_t i = (size_t)config_standard_before(&m->config, (int)l, h);
+        if (m->dp.log_gain) m->dp.log_gain[i] += m->a.dgains[head];
+        for (size_t k = i * HS / 2; k < (i + 1) * HS / 2 && m->dp.log_rope; k++)
+            m->dp.log_rope[k] += exp_real(m->p.log_rope[k]) * m->a.dropes[head * HS / 2 + k - i * HS / 2];
     }
+}
+
+/* The gates of layer l, whose activations these are; count 0: it has none. */
+static Gates layer_gates(const GSA *m, const ActivationTensors *block, size_t l) {
+    const Config *c = &m->config;
+    Gates gates = {block->log_forget, block->dlog_forget, m->gate + l * (size_t)config_heads(c),
+                   (size_t)(config_gates_before(c, (int)l + 1, 0) - config_gates_before(c, (int)l, 0))};
+    return gates;
 }
 
 /* The scan heads of layer l, and the far part of its extend heads, whose near part att (B, T, A) and lse (B, NH, T)
@@ -1682,9 +1866,12 @@ static void block_forward(GSA *m, size_t l, size_t B, size_t T) {
     ActivationTensors a = block_activations(m, l, N);
     layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.residual, p.ln1w + l * C, p.ln1b + l * C, N, C);
     matmul_forward(a.qkv, a.ln1, p.qkvw + l * 3 * A * C, p.qkvb + l * 3 * A, N, C, 3 * A);
-    features_forward(m, a.fq, a.fk, a.qkv, l, B, T, m->rope_waves, a.splat_waves);
-    attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T,
-                      z.NH, z.HS);
+    features_forward(m, a.fq, a.fk, a.qkv, l, B, T, a.rope_waves, a.splat_waves);
+    Gates gates = layer_gates(m, &a, l);
+    size_t gate = (size_t)config_gates_before(&m->config, (int)l, 0);
+    if (gates.count) forget_forward(a.log_forget, a.ln1, p.forgetw + gate * C, p.forgetb + gate, N, C, gates.count);
+    attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale + l * z.NH, m->window + l * z.NH, &gates, causal, B,
+                      T, z.NH, z.HS);
     scans_forward(m, a.att, a.att_lse, a.scan_rho, a.qkv, l, B, T);
     matmul_forward(a.middle, a.att, p.attprojw + l * C * A, p.attprojb + l * C, N, A, C);
     residual_forward(a.middle, a.residual, N * C);
@@ -1721,6 +1908,7 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     memcpy(m->x, x, N * sizeof(int));
     if (y) memcpy(m->y, y, N * sizeof(int));
     gsa_splat_waves(m, a.splat_waves, T, 0);
+    if (p.log_rope) gsa_rope_waves(m, a.rope_waves, T, 0);
     gsa_scales(m);
     encoder_forward(a.residual, m->x, p.wte, p.wpe, B, T, z.C, 0);
     forward_from(m, 0, B, T);
@@ -1764,13 +1952,18 @@ static void gsa_backward(GSA *m, double scale) {
         matmul_backward(a.datt, dp.attprojw + l * C * A, dp.attprojb + l * C, a.dresidual, block.att,
                         p.attprojw + l * C * A, N, A, C);
         memset(a.moments, 0, B * z.NH * record * sizeof(real));
+        Gates gates = layer_gates(m, &block, l);
         attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, block.att, block.att_lse, block.fq, block.fk, block.qkv,
-                           m->scale + l * z.NH, m->window + l * z.NH, causal, B, T, z.NH, z.HS);
+                           m->scale + l * z.NH, m->window + l * z.NH, &gates, causal, B, T, z.NH, z.HS);
         features_backward(m, a.dqkv, a.dfq, a.dfk, block.fq, block.fk, block.qkv, l, B, T);
         scans_backward(m, a.dqkv, a.datt, block.att, block.scan_rho, block.qkv, l, B, T);
         splats_backward(m, l, B);
         matmul_backward(a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.dqkv, block.ln1, p.qkvw + l * 3 * A * C,
                         N, C, 3 * A);
+        size_t gate = (size_t)config_gates_before(&m->config, (int)l, 0);
+        if (gates.count)
+            forget_backward(a.dln, dp.forgetw + gate * C, dp.forgetb + gate, a.dlog_forget, block.log_forget, block.ln1,
+                            p.forgetw + gate * C, N, C, gates.count);
         layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, a.dln, block.residual, p.ln1w + l * C,
                            block.ln1_mean, block.ln1_rstd, N, C);
     }
@@ -1830,7 +2023,13 @@ static int64_t clamp(real *x, real low, real high) { /* a NaN stays one, for the
     return *x != before && before == before;
 }
 
-/* Puts splats and gains back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+/* the same angle within (-pi, pi] */
+static real wrapped_phase(real psi) {
+    const double turn = 6.283185307179586;
+    return psi > (real)(turn / 2) || psi <= (real)(-turn / 2) ? (real)(psi - turn * ceil(psi / turn - 0.5)) : psi;
+}
+
+/* Puts splats, gains and learned rotations back into their bounds (gsa/model.h); counts what was outside, by kind. */
 static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
     const Config *c = &m->config;
     Sizes z = config_sizes(&m->config);
@@ -1879,11 +2078,16 @@ static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
             clamped[BOUND_FREQUENCY] += clamp(&p.log_theta[s], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
         if (p.log_delta && config_bounded(c, BOUND_DECAY))
             clamped[BOUND_DECAY] += clamp(&p.log_delta[s], -INFINITY, (real)log(SPLAT_DECAY_MAX));
+        if (p.psi && c->mixer == MIXER_SOFTMAX) p.psi[s] = wrapped_phase(p.psi[s]);
+        else if (p.psi && config_bounded(c, BOUND_PHASE))
+            clamped[BOUND_PHASE] += clamp(&p.psi[s], (real)-SPLAT_PHASE_MAX, (real)SPLAT_PHASE_MAX);
     }
     free(cholesky);
     free(slope);
     for (size_t i = 0; i < m->tensors[TENSOR_log_gain].size && config_bounded(c, BOUND_GAIN); i++)
         clamped[BOUND_GAIN] += clamp(&p.log_gain[i], (real)log(GAIN_MIN), (real)log(GAIN_MAX));
+    for (size_t i = 0; i < m->tensors[TENSOR_log_rope].size && config_bounded(c, BOUND_FREQUENCY); i++)
+        clamped[BOUND_FREQUENCY] += clamp(&p.log_rope[i], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
 }
 
 /* AdamW, then the bounds. m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: divided
@@ -1949,9 +2153,7 @@ static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = bytes[MEMORY_GRADS] = model_tensors(c, tensors) * sizeof(real);
     bytes[MEMORY_OPTIMISER] = 2 * bytes[MEMORY_PARAMS];
-    /* and the table of rope */
-    bytes[MEMORY_WORKSPACE] =
-        ((size_t)cpu_threads() * head_workspace(c) + (size_t)c->T * (size_t)config_head_size(c)) * sizeof(real);
+    bytes[MEMORY_WORKSPACE] = (size_t)cpu_threads() * head_workspace(c) * sizeof(real);
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
@@ -1995,9 +2197,12 @@ static void cpu_head(void *model, int l, int h, int part, int count, float *out)
     Sizes z = config_sizes(&m->config);
     size_t N = m->used_B * m->used_T;
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
-    const real *qkv = block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS;
+    ActivationTensors block = block_activations(m, (size_t)l, N);
+    Gates gates = layer_gates(m, &block, (size_t)l);
+    const real *qkv = block.qkv + (size_t)part * z.A + (size_t)h * z.HS;
     for (size_t i = 0, apart = N / (size_t)count; i < (size_t)count; i++)
-        memcpy(out + i * z.HS, qkv + i * apart * 3 * z.A, z.HS * sizeof(float));
+        if (part == PART_FORGET) out[i] = gates.log_forget[i * apart * gates.count + (size_t)gates.column[h]];
+        else memcpy(out + i * z.HS, qkv + i * apart * 3 * z.A, z.HS * sizeof(float));
 }
 
 int main(int argc, char **argv) {

@@ -51,12 +51,12 @@ static void cublas_check(cublasStatus_t status, const char *file, int line) {
 static const cudaDeviceProp *cuda_device(void) {
     static cudaDeviceProp device;
     static bool known;
-    int count;
+    int current;
     if (known) return &device;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess || count == 0)
+    cudaError_t error = cudaGetDevice(&current);
+    if (error != cudaSuccess)
         die("no NVIDIA GPU answers (%s); train_gsa is the program for the CPU", cudaGetErrorString(error));
-    cudaCheck(cudaGetDeviceProperties(&device, 0));
+    cudaCheck(cudaGetDeviceProperties(&device, current));
     known = true;
     return &device;
 }
@@ -178,7 +178,7 @@ typedef struct {
     int count, room;
     size_t tuned[2]; /* products over this many tokens get their algorithm by timing; 0: none do */
     char *notes;     /* the file that remembers the choices; NULL: nowhere, so nothing is timed */
-    char *given;     /* choices of the run that goes on, lines as in that file; NULL: none */
+    char *given;     /* choices of the run that goes on, or of rank 0, lines as in that file; NULL: none */
 } Matmul;
 
 enum { WORKSPACE = 32 << 20, CANDIDATES = 8 };
@@ -866,19 +866,26 @@ typedef struct {
 
 #define SPHERE_EPSILON 1e-6
 
-/* The angle of position t in a wave whose phase grows by step / 2^32 of a turn a position; wraps exactly, as in
-   train_gsa.c. */
-__device__ static inline float wave_angle(uint32_t step, size_t t) {
-    return (float)(int32_t)(step * (uint32_t)t) * (float)(3.141592653589793 / 2147483648.0);
+/* The angle of position t in a wave whose phase grows by step / 2^32 of a turn a position, from `phase` on; wraps
+   exactly, as in train_gsa.c. */
+__device__ static inline float wave_angle(uint32_t step, size_t t, uint32_t phase = 0) {
+    return (float)(int32_t)(step * (uint32_t)t + phase) * (float)(3.141592653589793 / 2147483648.0);
 }
 
+/* an angle, such as that by which a wave turns a position, in 2^-32 turns */
 __host__ __device__ static inline uint32_t wave_step(double theta) {
     return (uint32_t)llrint(theta / 6.283185307179586 * 4294967296.0);
 }
 
+/* What pairs of a head turn by: wave_step of each (HS/2), one set for all heads (apart 0) or one a listed head. */
+typedef struct {
+    const uint32_t *steps;
+    size_t apart; /* from one head's set to the next */
+} Rotations;
+
 /* HS / 16 lanes share a row; each has 8 numbers of its first half and their partners in the second. */
 template <int HS>
-__global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, const uint32_t *steps,
+__global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, Rotations turns,
                                            const __grid_constant__ HeadList heads, size_t N, size_t T, size_t C) {
     constexpr int LANES = HS / 16;
     size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = thread / LANES;
@@ -895,6 +902,7 @@ __global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, 
     for (int i = 0; i < 8; i++) square += number(a, i) * number(a, i) + number(b, i) * number(b, i);
     for (int lane = LANES / 2; lane > 0; lane /= 2) square += __shfl_xor_sync(~0u, square, lane);
     float factor = rsqrtf(square + (float)SPHERE_EPSILON) * sqrtf(HS);
+    const uint32_t *steps = turns.steps + row % heads.count * turns.apart;
     for (int i = 0; i < 8; i++) {
         float c, s, x = number(a, i) * factor, y = number(b, i) * factor;
         fast_sincos(wave_angle(steps[k + i], n % T), &s, &c);
@@ -909,8 +917,8 @@ __global__ static void rope_forward_kernel(floatX *features, const floatX *qkv, 
 /* dots (heads, N), NULL or f_q . df_q of the listed heads: what the gradient of their gain is the sum of. */
 template <int HS>
 __global__ static void rope_backward_kernel(floatX *dqkv, float *dots, const floatX *dfeatures, const floatX *qkv,
-                                            const uint32_t *steps, const __grid_constant__ HeadList heads, size_t N,
-                                            size_t T, size_t C) {
+                                            Rotations turns, const __grid_constant__ HeadList heads, size_t N, size_t T,
+                                            size_t C) {
     constexpr int LANES = HS / 16;
     size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = thread / LANES;
     int k = (int)(thread % LANES) * 8;
@@ -925,6 +933,7 @@ __global__ static void rope_backward_kernel(floatX *dqkv, float *dots, const flo
         db = load_pack(dfeatures + n * 2 * C + at + HS / 2);
     }
     float square = 0, dot = 0, first[8], second[8];
+    const uint32_t *steps = turns.steps + row % heads.count * turns.apart;
     for (int i = 0; i < 8; i++) {
         float c, s, x = number(da, i), y = number(db, i);
         fast_sincos(wave_angle(steps[k + i], n % T), &s, &c);
@@ -964,13 +973,73 @@ __global__ static void rope_backward_kernel(floatX *dqkv, float *dots, const flo
         cudaCheck(cudaGetLastError()); \
     } while (0)
 
-/* f = rotation by position of x^ sqrt(HS), pairs (k, k + HS/2), of q and k of the listed heads; steps (HS/2):
-   wave_step of each pair */
-static void rope_forward(floatX *features, const floatX *qkv, const uint32_t *steps, HeadList heads, size_t B, size_t T,
+/* f = rotation by position of x^ sqrt(HS), pairs (k, k + HS/2), of q and k of the listed heads */
+static void rope_forward(floatX *features, const floatX *qkv, Rotations turns, HeadList heads, size_t B, size_t T,
                          size_t NH, size_t HS, cudaStream_t stream) {
     size_t threads = B * T * 2 * heads.count * HS / 16;
     BY_HEAD_SIZE(HS, (rope_forward_kernel<H>
-                      <<<CEIL_DIV(threads, 256), 256, 0, stream>>>(features, qkv, steps, heads, B * T, T, NH * HS)));
+                      <<<CEIL_DIV(threads, 256), 256, 0, stream>>>(features, qkv, turns, heads, B * T, T, NH * HS)));
+}
+
+/* Learned rotations: steps from the logarithms of n frequencies. */
+__global__ static void rope_steps_kernel(uint32_t *steps, const float *log_rope, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) steps[i] = wave_step(exp((double)log_rope[i]));
+}
+
+/* Records of dL / dtheta of the listed heads, records (heads, B, pieces, HS/2): the sum over a piece of a sequence's
+   tokens, queries and keys, of t X_t,k with X = f_k df_(k + HS/2) - f_(k + HS/2) df_k, t from the middle of the
+   sequence. A block is a piece of one head; HS / 16 lanes share a row, as above. Sums of a thread's few rows are fp32,
+   those of the rows double. */
+enum { ROPE_PIECE = 1024, ROPE_THREADS = 128 };
+template <int HS>
+__global__ static void rope_frequencies_kernel(double *records, const floatX *dfeatures, const floatX *features,
+                                               const __grid_constant__ HeadList heads, size_t B, size_t T, size_t C) {
+    constexpr int LANES = HS / 16, ROWS = ROPE_THREADS / LANES;
+    __shared__ float sums[ROWS][HS / 2];
+    size_t pieces = CEIL_DIV(T, (size_t)ROPE_PIECE), piece = blockIdx.x % pieces, b = blockIdx.x / pieces % B,
+           head = blockIdx.x / pieces / B;
+    size_t end = (piece + 1) * ROPE_PIECE < T ? (piece + 1) * ROPE_PIECE : T;
+    int row = threadIdx.x / LANES, k = threadIdx.x % LANES * 8;
+    float sum[8] = {};
+    for (size_t t = piece * ROPE_PIECE + row; t < end; t += ROWS)
+        for (size_t side = 0; side < 2; side++) {
+            size_t at = (b * T + t) * 2 * C + side * C + heads.head[head] * HS + k;
+            Pack x = load_pack(features + at), y = load_pack(features + at + HS / 2), dx = load_pack(dfeatures + at),
+                 dy = load_pack(dfeatures + at + HS / 2);
+            float from = (float)t - 0.5f * (float)(T - 1);
+            for (int i = 0; i < 8; i++) sum[i] += from * (number(x, i) * number(dy, i) - number(y, i) * number(dx, i));
+        }
+    for (int i = 0; i < 8; i++) sums[row][k + i] = sum[i];
+    __syncthreads();
+    if (threadIdx.x >= HS / 2) return;
+    double total = 0;
+    for (int r = 0; r < ROWS; r++) total += (double)sums[r][threadIdx.x];
+    records[blockIdx.x * (HS / 2) + threadIdx.x] = total;
+}
+
+/* One warp a frequency: dlog_rope (heads, HS/2) += theta times the sum of n records of its head */
+__global__ static void rope_gradients_kernel(float *dlog_rope, const float *log_rope, const double *records, size_t n,
+                                             int half) {
+    size_t head = blockIdx.x / half, k = blockIdx.x % half;
+    double mine = 0;
+    for (size_t i = threadIdx.x; i < n; i += 32) mine += records[(head * n + i) * half + k];
+    mine = warp_sum(mine);
+    if (threadIdx.x == 0) dlog_rope[blockIdx.x] += (float)(exp((double)log_rope[blockIdx.x]) * mine);
+}
+
+static size_t rope_records(size_t heads, size_t B, size_t T) { return heads * B * CEIL_DIV(T, (size_t)ROPE_PIECE); }
+
+/* Gradients of the listed heads' rotations: dlog_rope, log_rope (heads, HS/2) of these heads. */
+static void rope_frequencies_backward(float *dlog_rope, double *records, const float *log_rope, const floatX *dfeatures,
+                                      const floatX *features, HeadList heads, size_t B, size_t T, size_t NH, size_t HS,
+                                      cudaStream_t stream) {
+    size_t n = rope_records(1, B, T);
+    BY_HEAD_SIZE(HS, (rope_frequencies_kernel<H><<<(unsigned)(heads.count * n), ROPE_THREADS, 0, stream>>>(
+                         records, dfeatures, features, heads, B, T, NH * HS)));
+    rope_gradients_kernel<<<(unsigned)(heads.count * HS / 2), 32, 0, stream>>>(dlog_rope, log_rope, records, n,
+                                                                               (int)HS / 2);
+    cudaCheck(cudaGetLastError());
 }
 
 /* One thread a head (L, NH): scale = exp(log_gain) / sqrt(HS), equation (7c); gain_of: its gain, -1: it has none */
@@ -992,18 +1061,20 @@ __global__ static void __launch_bounds__(1024) gain_gradients_kernel(float *dlog
     if (threadIdx.x == 0) dlog_gain[blockIdx.x] += (float)mine;
 }
 
-static void rope_backward(floatX *dqkv, float *dots, const floatX *dfeatures, const floatX *qkv, const uint32_t *steps,
+static void rope_backward(floatX *dqkv, float *dots, const floatX *dfeatures, const floatX *qkv, Rotations turns,
                           HeadList heads, size_t B, size_t T, size_t NH, size_t HS, cudaStream_t stream) {
     size_t threads = B * T * 2 * heads.count * HS / 16;
     BY_HEAD_SIZE(HS, (rope_backward_kernel<H><<<CEIL_DIV(threads, 256), 256, 0, stream>>>(
-                         dqkv, dots, dfeatures, qkv, steps, heads, B * T, T, NH * HS)));
+                         dqkv, dots, dfeatures, qkv, turns, heads, B * T, T, NH * HS)));
 }
 
 #include "gsa/cuda/tensor_core.cuh"
 #include "gsa/cuda/splat.cuh"
 
+#include "gsa/cuda/forget.cuh"
 #include "gsa/cuda/attention.cuh"
 #include "gsa/cuda/scan.cuh"
+#include "gsa/cuda/ranks.cuh"
 
 /* ---------------------------------------------------------------------- classifier */
 
@@ -1168,8 +1239,15 @@ __device__ static inline bool cholesky_bounds(float *slope, float *packed, const
     return outside;
 }
 
+/* the same angle within (-pi, pi] */
+__device__ static float wrapped_phase(float psi) {
+    const double turn = 6.283185307179586;
+    return psi > (float)(turn / 2) || psi <= (float)(-turn / 2) ? (float)(psi - turn * ceil(psi / turn - 0.5)) : psi;
+}
+
 /* One warp a splat: back into its bounds, see gsa/model.h; clamped counts what was outside, by kind. */
-__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTensors w, int unbounded, int P, int HS) {
+__global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTensors w, int unbounded, bool linear,
+                                           int P, int HS) {
     __shared__ float slope[128], x[128], y[128]; /* HS is at most 128 */
     const float low = (float)log(SPLAT_PRECISION_MIN), high = (float)log(SPLAT_PRECISION_MAX),
                 range = (float)SPLAT_AMPLITUDE_RANGE;
@@ -1195,21 +1273,27 @@ __global__ static void splat_bounds_kernel(unsigned long long *clamped, SplatTen
     if (off_centre)
         for (int k = threadIdx.x; k < HS; k += 32) mu[k] /= excess;
     if (threadIdx.x > 0) return;
+    if (w.psi && !linear) w.psi[s] = wrapped_phase(w.psi[s]);
     int counts[NUM_BOUNDS] = {
-        (int)outside, off_centre,
+        (int)outside,
+        off_centre,
         bounded(BOUND_AMPLITUDE)
             ? clamp(&w.log_alpha[s], w.log_alpha_reference[s] - range, w.log_alpha_reference[s] + range)
             : 0,
         w.log_theta && bounded(BOUND_FREQUENCY) ? clamp(&w.log_theta[s], -INFINITY, (float)log(SPLAT_FREQUENCY_MAX))
                                                 : 0,
-        w.log_delta && bounded(BOUND_DECAY) ? clamp(&w.log_delta[s], -INFINITY, (float)log(SPLAT_DECAY_MAX)) : 0};
+        w.log_delta && bounded(BOUND_DECAY) ? clamp(&w.log_delta[s], -INFINITY, (float)log(SPLAT_DECAY_MAX)) : 0,
+        0 /* gains: gain_bounds_kernel */,
+        w.psi && linear && bounded(BOUND_PHASE) ? clamp(&w.psi[s], (float)-SPLAT_PHASE_MAX, (float)SPLAT_PHASE_MAX)
+                                                : 0};
     for (int i = 0; i < NUM_BOUNDS; i++) /* whole numbers: the order does not matter */
         if (counts[i]) atomicAdd(&clamped[i], (unsigned long long)counts[i]);
 }
 
-__global__ static void gain_bounds_kernel(unsigned long long *clamped, float *log_gain, int gains) {
+/* x (n) back into [low, high]; clamped counts what was outside */
+__global__ static void bounds_kernel(unsigned long long *clamped, float *x, float low, float high, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < gains && clamp(&log_gain[i], (float)log(GAIN_MIN), (float)log(GAIN_MAX))) atomicAdd(clamped, 1ull);
+    if (i < n && clamp(&x[i], low, high)) atomicAdd(clamped, 1ull);
 }
 
 /* AdamW: m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: times correct1, correct2.
@@ -1246,10 +1330,11 @@ typedef struct {
    linear mixer: scans, the most heads that a layer scans; W, their splats as padded; state, the numbers of a state;
    directions; segments, the most of all sequences and scanned heads of a layer together, where they are cut, for the
    largest batch or a smaller one. features: numbers a token, 0 if no head has a feature map. records: the most records
-   of splat_backward in a layer. norm_pieces: of square_sums_kernel. */
+   of splat_backward in a layer. norm_pieces: of square_sums_kernel. gates: the most of a
+   layer. */
 typedef struct {
     size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G, scans, W, state, directions, segments, features, records,
-        norm_pieces, gains;
+        norm_pieces, gains, ropes, gates;
 } CudaSizes;
 
 /* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. Nearby an
@@ -1276,6 +1361,10 @@ static HeadList scan_list(const Config *c, size_t l) {
     return list;
 }
 
+static size_t layer_gates(const Config *c, size_t l) {
+    return (size_t)(config_gates_before(c, (int)l + 1, 0) - config_gates_before(c, (int)l, 0));
+}
+
 static CudaSizes cuda_sizes(const Config *c, size_t B) {
     CudaSizes z;
     memset(&z, 0, sizeof z);
@@ -1292,12 +1381,14 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     z.SP = z.G ? splats_padded(z.S) : 0;
     z.P = config_precisions(c);
     z.gains = config_gains(c);
+    z.ropes = config_ropes(c);
     z.directions = c->objective == OBJECTIVE_LM ? 1 : 2;
     size_t tiles = CEIL_DIV(B * z.T, 64);
     for (size_t l = 0; l < z.L; l++) {
         size_t scans = scan_list(c, l).count, splats = head_list(c, l, HEAD_SPLAT).count;
         if (splats || head_list(c, l, HEAD_STANDARD).count) z.features = 2 * z.A;
         if (scans > z.scans) z.scans = scans;
+        if (layer_gates(c, l) > z.gates) z.gates = layer_gates(c, l);
         splats += scans;
         /* of any smaller batch too */
         size_t most = tiles * splats < SPLAT_BLOCKS + splats ? tiles * splats : SPLAT_BLOCKS + splats;
@@ -1335,6 +1426,7 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(floatX, responses, ATTENTION, BLOCK, z.scans * 2 * z.W) /* of scans: (2, B, heads, T, W) */ \
     X(float, scan_rho, ATTENTION, BLOCK, z.scans ? z.NH : 0) /* (B, NH, T) */ \
     X(float, scan_states, STATES, STATES, z.directions * z.segments * z.state) /* at the start of each segment */ \
+    X(double, forget, ATTENTION, BLOCK, z.gates) /* c of gated heads: (B, gates, T) */ \
     X(float, att_lse, ATTENTION, BLOCK, z.NH) /* (B, NH, T) */ \
     X(floatX, att, ATTENTION, BLOCK, z.A) \
     X(floatX, ln2, MLP, BLOCK, z.C) \
@@ -1356,11 +1448,14 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(floatX, dresponses, BACKWARD, TOKEN, z.scans * 2 * z.W) \
     X(float, scan_blocks, STATES, ONCE, B * z.scans * CEIL_DIV(z.T, SCAN_BLOCK) * z.state) \
     X(float, delta, BACKWARD, TOKEN, z.NH) \
+    X(float, dforget, BACKWARD, TOKEN, z.gates) \
+    X(float, forget_local, WORKSPACE, ONCE, B * z.gates * forget_row(z.T)) \
+    X(float, forget_partials, WORKSPACE, ONCE, FORGET_PIECES * z.gates * (z.C + 1)) \
     X(float, partials, WORKSPACE, ONCE, SUM_BLOCKS * (3 * z.A > 4 * z.C ? 3 * z.A : 4 * z.C)) \
     X(float, scan_sums, WORKSPACE, ONCE, 2 * z.segments * z.state) \
     X(float, scan_records, WORKSPACE, ONCE, \
-      2 * z.directions * (B * z.scans > z.segments ? B * z.scans : z.segments) * (3 * z.W + 1)) \
-    X(double, scan_moments, WORKSPACE, ONCE, z.scans * (3 * z.W + 1)) \
+      2 * z.directions * (B * z.scans > z.segments ? B * z.scans : z.segments) * scan_sums_record(z.W)) \
+    X(double, scan_moments, WORKSPACE, ONCE, z.scans * scan_sums_record(z.W)) \
     X(float, moments, WORKSPACE, ONCE, z.P > z.HS ? 0 : z.records * moments_record(z.S, z.P, z.HS)) \
     X(double, moments_sums, WORKSPACE, ONCE, (z.G ? z.NH : 0) * moments_record(z.S, z.P, z.HS)) \
     X(float, token_sums, WORKSPACE, ONCE, bucket_sums(B * z.T) * z.C) \
@@ -1376,13 +1471,16 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(float, key_scale, WORKSPACE, ONCE, z.G) \
     X(float, log_alpha, WORKSPACE, ONCE, z.G * z.SP) \
     X(uint32_t, steps, WORKSPACE, ONCE, z.G * z.SP) \
+    X(uint32_t, phases, WORKSPACE, ONCE, z.G * z.SP) \
     X(int64_t, clamped, WORKSPACE, ONCE, NUM_BOUNDS) \
-    X(uint32_t, rope_steps, WORKSPACE, ONCE, z.HS / 2) \
+    X(uint32_t, rope_steps, WORKSPACE, ONCE, (z.ropes ? z.ropes : 1) * z.HS / 2) \
     X(float, scale, WORKSPACE, ONCE, z.L * z.NH) \
     X(int, window, WORKSPACE, ONCE, z.L * z.NH) \
     X(int, from_features, WORKSPACE, ONCE, z.L * z.NH) \
     X(int, gain_of, WORKSPACE, ONCE, z.L * z.NH) /* -1: none */ \
-    X(float, dgains, WORKSPACE, TOKEN, z.gains ? z.NH : 0) /* see rope_backward */
+    X(int, gate_of, WORKSPACE, ONCE, z.L * z.NH) /* which of its layer's; -1: none */ \
+    X(float, dgains, WORKSPACE, TOKEN, z.gains ? z.NH : 0) /* see rope_backward */ \
+    X(double, dropes, WORKSPACE, ONCE, z.ropes ? rope_records(z.NH, B, z.T) * z.HS / 2 : 0)
 // clang-format on
 enum { UNIT_STREAM, UNIT_BLOCK, UNIT_HIDDEN, UNIT_STATES, UNIT_TOKEN, UNIT_ONCE, NUM_UNITS };
 
@@ -1400,6 +1498,14 @@ typedef struct {
     size_t total;                            /* length of the flat buffers */
     float *params, *grads, *adam_m, *adam_v; /* fp32; params are the masters */
     floatX *weights;                         /* their copies */
+    /* Of params, adam_m and adam_v this rank keeps numbers first[i] .. end[i] - 1 of tensor i, from kept[i] on; alone,
+       or where the optimiser is not shared out, all, as in grads and weights. */
+    size_t first[NUM_TENSORS], end[NUM_TENSORS], kept[NUM_TENSORS];
+    size_t unsent;             /* the gradients of matrices of blocks from here on are on their way to other ranks */
+    bool share, sharing, late; /* share: the next backward pass sends them; sharing: the last one did; late: all
+                                      at its end, to see what that takes */
+    cudaEvent_t computed, arrived; /* gradients are ready to go, and are there */
+    void *piece;                   /* LENT bytes; NULL where nothing needs it */
     MasterTensors p, dp;
     WeightTensors w;
     void *activations;
@@ -1457,6 +1563,18 @@ static void point_parameters(Tensors *p, Number *flat, const Tensor *tensors) {
 #undef X
 }
 
+/* Where the parts that this rank keeps begin; returns how many numbers it keeps, padding included. */
+static size_t keep_parts(const Tensor *tensors, size_t first[NUM_TENSORS], size_t end[NUM_TENSORS],
+                         size_t kept[NUM_TENSORS]) {
+    size_t at = 0;
+    ranks_cut(tensors, team.shard ? team_rank() : 0, team.shard ? team_count() : 1, first, end);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        kept[i] = at;
+        at += CEIL_DIV(end[i] - first[i], 32) * 32;
+    }
+    return at;
+}
+
 static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     CudaModel *m = (CudaModel *)xcalloc(1, sizeof *m);
     CudaSizes z = cuda_sizes(c, B);
@@ -1468,14 +1586,21 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     m->total = model_tensors(c, m->tensors);
     cudaCheck(cudaStreamCreate(&m->stream));
     cudaCheck(cudaEventCreate(&m->bucketed));
+    size_t own = keep_parts(m->tensors, m->first, m->end, m->kept);
     float **buffers[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
     for (int i = 0; i < 4; i++) {
-        cudaCheck(cudaMalloc(buffers[i], m->total * sizeof(float)));
-        cudaCheck(cudaMemsetAsync(*buffers[i], 0, m->total * sizeof(float), m->stream));
+        size_t bytes = (buffers[i] == &m->grads ? m->total : own) * sizeof(float);
+        cudaCheck(cudaMalloc(buffers[i], bytes));
+        cudaCheck(cudaMemsetAsync(*buffers[i], 0, bytes, m->stream));
     }
+    cudaCheck(cudaEventCreateWithFlags(&m->computed, cudaEventDisableTiming));
+    cudaCheck(cudaEventCreateWithFlags(&m->arrived, cudaEventDisableTiming));
+    if (team.narrow || team.shard) cudaCheck(cudaMalloc(&m->piece, LENT));
     cudaCheck(cudaMalloc(&m->weights, m->total * sizeof(floatX)));
     cudaCheck(cudaMemsetAsync(m->weights, 0, m->total * sizeof(floatX), m->stream));
-    point_parameters(&m->p, m->params, m->tensors);
+#define X(name, ...) m->p.name = m->tensors[TENSOR_##name].size ? m->params + m->kept[TENSOR_##name] : NULL;
+    PARAMETERS(X) /* of those that are cut the masters are not read, but by the update */
+#undef X
     point_parameters(&m->dp, m->grads, m->tensors);
     point_parameters(&m->w, m->weights, m->tensors);
     cudaCheck(cudaMalloc(&m->activations, carve_activations(&m->a, NULL, c, B, NULL)));
@@ -1483,23 +1608,25 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     matmul_create(&m->matmul);
 
     uint32_t *steps = (uint32_t *)xmalloc(HS * sizeof *steps);
-    for (size_t k = 0; k < HS / 2; k++) steps[k] = wave_step(pow(10000, -2.0 * (double)k / (double)HS));
+    for (size_t k = 0; k < HS / 2; k++) steps[k] = wave_step(rope_frequency((int)k, (int)HS));
     float *scale = (float *)xmalloc(L * NH * sizeof *scale);
-    int *window = (int *)xmalloc(3 * L * NH * sizeof *window), *from_features = window + L * NH,
-        *gain_of = from_features + L * NH;
+    int *window = (int *)xmalloc(4 * L * NH * sizeof *window), *from_features = window + L * NH,
+        *gain_of = from_features + L * NH, *gate_of = gain_of + L * NH;
     for (size_t i = 0; i < L * NH; i++) {
-        int kind = config_head_kind(c, (int)(i / NH), (int)(i % NH));
+        int l = (int)(i / NH), h = (int)(i % NH), kind = config_head_kind(c, l, h);
         bool standard = kind == HEAD_STANDARD || kind == HEAD_EXTEND;
         scale[i] = standard ? 1 / sqrtf((float)HS) : 1;
         window[i] = kind == HEAD_SCAN ? 0 : standard && c->window ? c->window : c->T;
         from_features[i] = !standard || c->position != POSITION_LEARNED;
-        gain_of[i] = standard && z.gains ? config_standard_before(c, (int)(i / NH), (int)(i % NH)) : -1;
+        gain_of[i] = standard && z.gains ? config_standard_before(c, l, h) : -1;
+        gate_of[i] = config_is_gated(c, l, h) ? config_gates_before(c, l, h) - config_gates_before(c, l, 0) : -1;
     }
     cudaCheck(cudaMemcpy(m->a.rope_steps, steps, HS / 2 * sizeof *steps, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.scale, scale, L * NH * sizeof *scale, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.window, window, L * NH * sizeof *window, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.from_features, from_features, L * NH * sizeof *from_features, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m->a.gain_of, gain_of, L * NH * sizeof *gain_of, cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(m->a.gate_of, gate_of, L * NH * sizeof *gate_of, cudaMemcpyHostToDevice));
     free(steps);
     free(scale);
     free(window);
@@ -1519,6 +1646,9 @@ static void gsa_destroy(CudaModel *m) {
     for (int i = 0; i < 4; i++) cudaCheck(cudaFree(buffers[i]));
     cudaCheck(cudaFree(m->weights));
     cudaCheck(cudaFree(m->activations));
+    cudaCheck(cudaFree(m->piece));
+    cudaCheck(cudaEventDestroy(m->computed));
+    cudaCheck(cudaEventDestroy(m->arrived));
     matmul_destroy(&m->matmul);
     cudaCheck(cudaFreeHost(m->x));
     cudaCheck(cudaFreeHost(m->buckets.positions));
@@ -1534,9 +1664,19 @@ static void gsa_destroy(CudaModel *m) {
 
 static SplatTables gsa_splats(const CudaModel *m) {
     CudaActivations a = m->a;
-    SplatTables w = {a.slope,     a.precision,       a.centre, a.log_alpha,        a.decay,
-                     a.typical,   a.key_scale,       m->p.mu,  m->p.log_precision, m->p.log_theta ? a.steps : NULL,
-                     m->sizes.SP, m->config.raw != 0};
+    SplatTables w = {a.slope,
+                     a.precision,
+                     a.centre,
+                     a.log_alpha,
+                     a.decay,
+                     a.typical,
+                     a.key_scale,
+                     m->p.mu,
+                     m->p.log_precision,
+                     m->p.log_theta ? a.steps : NULL,
+                     m->p.psi ? a.phases : NULL,
+                     m->sizes.SP,
+                     m->config.raw != 0};
     return w;
 }
 
@@ -1567,12 +1707,25 @@ static void splat_tables(const CudaModel *m) {
     cudaCheck(cudaGetLastError());
 }
 
+/* The rotations of layer l's standard heads; where they are fixed, they have stood there since gsa_create_cuda. */
+static Rotations rotations(const CudaModel *m, size_t l) {
+    CudaSizes z = m->sizes;
+    if (!z.ropes) return {m->a.rope_steps, 0};
+    return {m->a.rope_steps + (size_t)config_standard_before(&m->config, (int)l, 0) * z.HS / 2, z.HS / 2};
+}
+
+static void rope_tables(const CudaModel *m) {
+    size_t n = m->sizes.ropes * m->sizes.HS / 2;
+    if (n) rope_steps_kernel<<<CEIL_DIV(n, 256), 256, 0, m->stream>>>(m->a.rope_steps, m->p.log_rope, (int)n);
+    cudaCheck(cudaGetLastError());
+}
+
 /* Features of the heads of layer l that have a feature map. */
 static void features_forward(CudaModel *m, floatX *features, const floatX *qkv, size_t l, size_t B, size_t T) {
     CudaSizes z = m->sizes;
     HeadList rope = head_list(&m->config, l, HEAD_STANDARD), splat = head_list(&m->config, l, HEAD_SPLAT);
     size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
-    if (rope.count) rope_forward(features, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
+    if (rope.count) rope_forward(features, qkv, rotations(m, l), rope, B, T, z.NH, z.HS, m->stream);
     if (splat.count)
         splat_forward(features, {}, qkv, gsa_splats(m), splat, first, B, T, z.NH, z.HS, z.S, z.P, m->stream);
 }
@@ -1606,11 +1759,15 @@ static void features_backward(CudaModel *m, floatX *dqkv, const floatX *dfeature
     size_t first = (size_t)config_gsa_before(&m->config, (int)l, 0);
     if (rope.count) {
         float *dots = z.gains ? m->a.dgains : NULL;
-        rope_backward(dqkv, dots, dfeatures, qkv, m->a.rope_steps, rope, B, T, z.NH, z.HS, m->stream);
+        rope_backward(dqkv, dots, dfeatures, qkv, rotations(m, l), rope, B, T, z.NH, z.HS, m->stream);
+        size_t standard = (size_t)config_standard_before(&m->config, (int)l, 0);
         if (dots)
-            gain_gradients_kernel<<<(unsigned)rope.count, 1024, 0, m->stream>>>(
-                m->dp.log_gain + config_standard_before(&m->config, (int)l, 0), dots, B * T);
+            gain_gradients_kernel<<<(unsigned)rope.count, 1024, 0, m->stream>>>(m->dp.log_gain + standard, dots, B * T);
         cudaCheck(cudaGetLastError());
+        if (z.ropes)
+            rope_frequencies_backward(m->dp.log_rope + standard * z.HS / 2, m->a.dropes,
+                                      m->p.log_rope + standard * z.HS / 2, dfeatures, features, rope, B, T, z.NH, z.HS,
+                                      m->stream);
     }
     if (!splat.count) return;
     splat_backward(dqkv, m->a.moments, m->a.moments_sums, {}, dfeatures, features, qkv, gsa_splats(m), splat, first, B,
@@ -1685,7 +1842,36 @@ static AttentionInput attention_input(const CudaModel *m, size_t l, size_t N) {
     in.scale = m->a.scale + l * z.NH;
     in.window = m->a.window + l * z.NH;
     in.causal = m->config.objective == OBJECTIVE_LM;
+    in.gates = (int)layer_gates(&m->config, l);
+    in.forget = in.gates ? a.forget : NULL;
+    in.forget_local = m->a.forget_local;
+    in.gate = m->a.gate_of + l * z.NH;
+    in.dforget = m->a.dforget;
     return in;
+}
+
+/* The forget gates of layer l from its normalised input. */
+static void gates_forward(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
+    size_t count = layer_gates(&m->config, l), first = (size_t)config_gates_before(&m->config, (int)l, 0),
+           C = m->sizes.C;
+    if (count)
+        forget_forward(block.forget, block.ln1, m->p.forgetw + first * C, m->p.forgetb + first, B, T, C, count,
+                       m->stream);
+}
+
+/* Before attention: the workspace that kernels read of layer l's gates. */
+static void gates_local(CudaModel *m, CudaActivations block, size_t l, size_t B, size_t T) {
+    size_t count = layer_gates(&m->config, l);
+    if (count) forget_local(m->a.forget_local, block.forget, B * count, T, m->stream);
+}
+
+/* Adds to dln what comes through the gates; their gradients. */
+static void gates_backward(CudaModel *m, floatX *dln, CudaActivations block, size_t l, size_t B, size_t T) {
+    size_t count = layer_gates(&m->config, l), first = (size_t)config_gates_before(&m->config, (int)l, 0),
+           C = m->sizes.C;
+    if (count)
+        forget_backward(dln, m->dp.forgetw + first * C, m->dp.forgetb + first, m->a.forget_partials, m->a.dforget,
+                        block.forget, block.ln1, m->p.forgetw + first * C, B, T, C, count, m->stream);
 }
 
 /* Block l from its input to the normalised stream before the MLP: all that the backward pass needs but for the MLP's
@@ -1702,6 +1888,8 @@ static void block_forward(CudaModel *m, size_t l, size_t B, size_t T) {
     matmul_forward(&m->matmul, a.qkv, a.ln1, w.qkvw + l * 3 * A * C, w.qkvb + l * 3 * A, NULL, NULL, N, C, 3 * A,
                    stream);
     features_forward(m, a.features, a.qkv, l, B, T);
+    gates_forward(m, a, l, B, T);
+    gates_local(m, a, l, B, T);
     if (attends(m, l)) attention_forward(a.att, a.att_lse, attention_input(m, l, N), B, T, z.NH, z.HS, stream);
     scans_forward(m, a, l, B, T);
     matmul_forward(&m->matmul, a.middle, a.att, w.attprojw + l * C * A, w.attprojb + l * C, a.residual, NULL, N, A, C,
@@ -1756,6 +1944,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
         cudaCheck(cudaMemcpyAsync(a.y, m->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     }
     splat_tables(m);
+    rope_tables(m);
     gsa_scales(m);
     encoder_forward(a.residual, a.x, w.wte, w.wpe, B, T, C, 0, stream);
     for (size_t l = 0; l < L; l++) {
@@ -1793,6 +1982,76 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     return m->predicted ? m->results[0] / (double)m->predicted : 0;
 }
 
+/* Sends the ranges' gradients, which the compute stream has made ready, to be added to those of other ranks. */
+static void send_gradients(CudaModel *m, const Range *ranges, int count) {
+    cudaCheck(cudaEventRecord(m->computed, m->stream));
+    cudaCheck(cudaStreamWaitEvent(team.stream, m->computed, 0));
+    if (team.narrow) sum_narrow(m->grads, m->piece, ranges, count);
+    else sum_wide(m->grads, ranges, count);
+}
+
+static const int block_matrices[] = {TENSOR_qkvw, TENSOR_attprojw, TENSOR_fcw, TENSOR_fcprojw}; /* in their order */
+enum { SENT_AT_ONCE = 8 << 20 }; /* numbers, at least: less would be more latency than traffic */
+
+/* Those of the matrices of block l are ready, as are those of later blocks; they go when there are enough of them. */
+static void send_block(CudaModel *m, size_t l) {
+    Range ranges[4];
+    size_t sum = 0;
+    for (int i = 0; i < 4; i++) {
+        const Tensor *t = &m->tensors[block_matrices[i]];
+        ranges[i] = {t->offset + l * tensor_row(t), (m->unsent - l) * tensor_row(t)};
+        sum += ranges[i].count;
+    }
+    if (l > 0 && (m->late || sum < SENT_AT_ONCE)) return;
+    send_gradients(m, ranges, 4);
+    m->unsent = l;
+}
+
+/* All others: what lies between these matrices. */
+static void send_rest(CudaModel *m) {
+    Range ranges[5];
+    int count = 0;
+    size_t from = 0;
+    for (int i = 0; i <= 4; i++) {
+        size_t to = i < 4 ? m->tensors[block_matrices[i]].offset : m->total;
+        if (to > from) ranges[count++] = {from, to - from};
+        if (i < 4) from = to + CEIL_DIV(m->tensors[block_matrices[i]].size, 32) * 32;
+    }
+    send_gradients(m, ranges, count);
+    cudaCheck(cudaEventRecord(m->arrived, team.stream));
+    m->share = false;
+    m->sharing = true;
+}
+
+/* Until the sums are there. A GPU that hangs in its own passes is found out first, so that others are not blamed. */
+static void await_gradients(CudaModel *m) {
+    cudaCheck(cudaStreamSynchronize(m->stream));
+    ranks_doing(team.ranks, RANKS_WAITING);
+    cudaCheck(cudaStreamWaitEvent(m->stream, m->arrived, 0));
+    cudaCheck(cudaStreamSynchronize(m->stream));
+    ranks_doing(team.ranks, RANKS_WORKING);
+    m->sharing = false;
+}
+
+/* Each rank has updated its part of the matrices: now all get the copies of all parts. */
+static void share_weights(CudaModel *m) {
+    size_t first[NUM_TENSORS], end[NUM_TENSORS];
+    cudaCheck(cudaEventRecord(m->computed, m->stream));
+    cudaCheck(cudaStreamWaitEvent(team.stream, m->computed, 0));
+    ncclCheck(nccl.GroupStart());
+    for (int q = 0; q < team_count(); q++) {
+        ranks_cut(m->tensors, q, team_count(), first, end);
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            floatX *at = m->weights + m->tensors[i].offset + first[i];
+            if (m->tensors[i].group != GROUP_MATRIX || end[i] == first[i]) continue;
+            ncclCheck(nccl.Broadcast(at, at, (end[i] - first[i]) * sizeof *at, NCCL_BYTES, q, team.comm, team.stream));
+        }
+    }
+    ncclCheck(nccl.GroupEnd());
+    cudaCheck(cudaEventRecord(m->arrived, team.stream));
+    cudaCheck(cudaStreamWaitEvent(m->stream, m->arrived, 0));
+}
+
 /* Adds scale times the gradient of the last forward's mean loss to the gradients. */
 static void gsa_backward(CudaModel *m, double scale) {
     CudaSizes z = m->sizes;
@@ -1810,6 +2069,7 @@ static void gsa_backward(CudaModel *m, double scale) {
         if (rows < N) logits_forward(m, i, n); /* again */
         logits_backward(m, i, n, scale);
     }
+    m->unsent = L;
     cudaCheck(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
     layernorm_backward(a.dresidual, dp.lnfw, dp.lnfb, L ? dp.fcprojb + (L - 1) * C : NULL, a.partials, a.dln,
                        a.residual + L * N * C, p.lnfw, a.lnf_mean, a.lnf_rstd, N, C, stream);
@@ -1829,6 +2089,7 @@ static void gsa_backward(CudaModel *m, double scale) {
                            block.middle, p.ln2w + l * C, block.ln2_mean, block.ln2_rstd, N, C, stream);
         matmul_backward(mm, a.datt, dp.attprojw + l * C * A, NULL, NULL, a.dresidual, block.att, w.attprojw + l * C * A,
                         NULL, 1, N, A, C, stream);
+        gates_local(m, block, l, B, T);
         if (attends(m, l))
             attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, block.att, block.att_lse, attention_input(m, l, N),
                                B, T, z.NH, z.HS, stream);
@@ -1836,9 +2097,11 @@ static void gsa_backward(CudaModel *m, double scale) {
         scans_backward(m, block, l, B, T);
         matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.partials, a.dqkv, block.ln1,
                         w.qkvw + l * 3 * A * C, NULL, 1, N, C, 3 * A, stream);
+        gates_backward(m, a.dln, block, l, B, T);
         layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL,
                            a.partials, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N, C,
                            stream);
+        if (m->share) send_block(m, l);
     }
     Buckets b = m->buckets;
     cudaCheck(cudaMemcpyAsync(a.positions, b.positions, N * sizeof(int), cudaMemcpyHostToDevice, stream));
@@ -1851,6 +2114,7 @@ static void gsa_backward(CudaModel *m, double scale) {
     b.segments = a.segments;
     b.tokens = a.bucket_tokens;
     encoder_backward(dp.wte, dp.wpe, a.dresidual, &b, a.token_sums, B, T, C, stream);
+    if (m->share) send_rest(m);
 }
 
 static void gsa_zero_gradients(CudaModel *m) {
@@ -1860,6 +2124,7 @@ static void gsa_zero_gradients(CudaModel *m) {
 /* The L2 norm of each clip group's gradients: sums of fixed pieces, in double, added in order. */
 static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
     double *sums = m->a.sums;
+    if (m->sharing) await_gradients(m);
     for (int c = 0; c < NUM_CLIPS; c++) {
         size_t pieces = 0;
         for (int i = 0; i < NUM_TENSORS; i++) {
@@ -1878,19 +2143,24 @@ static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
     for (int c = 0; c < NUM_CLIPS; c++) norms[c] = sqrt(m->results[c]);
 }
 
-/* Puts splats and gains back into their bounds (gsa/model.h) and counts what was outside, by kind. */
+/* Puts splats, gains and learned rotations back into their bounds (gsa/model.h); counts what was outside, by kind. */
 static void scalar_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     CudaSizes z = m->sizes;
     memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
-    if (!z.G && !z.gains) return;
+    if (!z.G && !z.gains && !z.ropes) return;
     unsigned long long *counts = (unsigned long long *)m->a.clamped;
     cudaCheck(cudaMemsetAsync(counts, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
     if (z.G)
-        splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(counts, splat_tensors(m, m->p, 0),
-                                                                         m->config.unbounded, (int)z.P, (int)z.HS);
+        splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(
+            counts, splat_tensors(m, m->p, 0), m->config.unbounded, m->config.mixer == MIXER_LINEAR, (int)z.P,
+            (int)z.HS);
     if (z.gains && config_bounded(&m->config, BOUND_GAIN))
-        gain_bounds_kernel<<<(unsigned)CEIL_DIV(z.gains, (size_t)256), 256, 0, m->stream>>>(
-            counts + BOUND_GAIN, m->p.log_gain, (int)z.gains);
+        bounds_kernel<<<(unsigned)CEIL_DIV(z.gains, (size_t)256), 256, 0, m->stream>>>(
+            counts + BOUND_GAIN, m->p.log_gain, (float)log(GAIN_MIN), (float)log(GAIN_MAX), (int)z.gains);
+    size_t turns = z.ropes * z.HS / 2;
+    if (turns && config_bounded(&m->config, BOUND_FREQUENCY))
+        bounds_kernel<<<(unsigned)CEIL_DIV(turns, (size_t)256), 256, 0, m->stream>>>(
+            counts + BOUND_FREQUENCY, m->p.log_rope, -INFINITY, (float)log(SPLAT_FREQUENCY_MAX), (int)turns);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaMemcpyAsync(clamped, counts, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
@@ -1903,42 +2173,90 @@ static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
-        if (!t->size || !group->trained) continue;
-        adamw_kernel<<<CEIL_DIV(t->size, 256), 256, 0, m->stream>>>(
-            m->params + t->offset, m->weights + t->offset, m->adam_m + t->offset, m->adam_v + t->offset,
-            m->grads + t->offset, t->size, (float)u->rate[group->clip], group->decay ? (float)u->weight_decay : 0,
-            (float)u->scale[group->clip], (float)u->beta1, (float)u->beta2, correct1, correct2);
+        size_t n = m->end[i] - m->first[i], at = t->offset + m->first[i], own = m->kept[i];
+        if (!n || !group->trained) continue;
+        adamw_kernel<<<CEIL_DIV(n, 256), 256, 0, m->stream>>>(
+            m->params + own, m->weights + at, m->adam_m + own, m->adam_v + own, m->grads + at, n,
+            (float)u->rate[group->clip], group->decay ? (float)u->weight_decay : 0, (float)u->scale[group->clip],
+            (float)u->beta1, (float)u->beta2, correct1, correct2);
         cudaCheck(cudaGetLastError());
     }
+    if (team.shard) share_weights(m);
     scalar_bounds(m, clamped);
 }
 
 /* ---------------------------------------------------------------------- the back end of gsa/run/train.h */
 
-static float **cuda_buffer(CudaModel *m, int buffer) {
-    float **all[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
+static float *cuda_buffer(CudaModel *m, int buffer) {
+    float *all[] = {m->params, m->grads, m->adam_m, m->adam_v};
     return all[buffer];
 }
 
+/* Where number `first` of a buffer lies; it is of a tensor that is not cut. */
+static float *cuda_place(CudaModel *m, int buffer, size_t first) {
+    int i = 0;
+    if (buffer == BUFFER_GRADS) return m->grads + first;
+    while (i + 1 < NUM_TENSORS && (!m->tensors[i].size || m->tensors[i].offset + m->tensors[i].size <= first)) i++;
+    return cuda_buffer(m, buffer) + m->kept[i] + (first - m->tensors[i].offset);
+}
+
+/* Part of a buffer, of tensors that are not cut and lie side by side. */
 static void cuda_put(void *model, int buffer, size_t first, size_t count, const float *from) {
     CudaModel *m = (CudaModel *)model;
-    float *to = *cuda_buffer(m, buffer) + first;
+    if (!count) return;
+    float *to = cuda_place(m, buffer, first);
     cudaCheck(cudaMemcpyAsync(to, from, count * sizeof(float), cudaMemcpyHostToDevice, m->stream));
-    if (buffer == BUFFER_PARAMS && count)
+    if (buffer == BUFFER_PARAMS)
         convert_kernel<<<CEIL_DIV(count, 256), 256, 0, m->stream>>>(m->weights + first, to, count);
     cudaCheck(cudaGetLastError());
     cudaCheck(cudaStreamSynchronize(m->stream));
 }
 
+/* Tensor i where the optimiser is shared out: the rank's part, and copies of all weights. from: the tensor. */
+static void write_part(CudaModel *m, int buffer, int i, const float *from) {
+    const Tensor *t = &m->tensors[i];
+    float *piece = (float *)m->piece;
+    cudaCheck(cudaMemcpyAsync(cuda_buffer(m, buffer) + m->kept[i], from + m->first[i],
+                              (m->end[i] - m->first[i]) * sizeof(float), cudaMemcpyHostToDevice, m->stream));
+    for (size_t at = 0, n; at < t->size && buffer == BUFFER_PARAMS; at += n) {
+        n = t->size - at < LENT / sizeof(float) ? t->size - at : LENT / sizeof(float);
+        cudaCheck(cudaMemcpyAsync(piece, from + at, n * sizeof(float), cudaMemcpyHostToDevice, m->stream));
+        convert_kernel<<<CEIL_DIV(n, 256), 256, 0, m->stream>>>(m->weights + t->offset + at, piece, n);
+        cudaCheck(cudaGetLastError());
+    }
+    cudaCheck(cudaStreamSynchronize(m->stream));
+}
+
 static void cuda_write(void *model, int buffer, const float *from) {
-    cuda_put(model, buffer, 0, ((CudaModel *)model)->total, from);
+    CudaModel *m = (CudaModel *)model;
+    if (!team.shard) cuda_put(model, buffer, 0, m->total, from);
+    for (int i = 0; i < NUM_TENSORS && team.shard; i++) write_part(m, buffer, i, from + m->tensors[i].offset);
+}
+
+/* Rank 0 gets tensor i from all ranks that keep parts of it. */
+static void read_parts(CudaModel *m, int buffer, int i) {
+    size_t first[NUM_TENSORS], end[NUM_TENSORS], most = LENT / sizeof(float);
+    float *own = cuda_buffer(m, buffer) + m->kept[i], *to = m->flat ? m->flat + m->tensors[i].offset : NULL;
+    for (int q = 0; q < team_count(); q++) {
+        ranks_cut(m->tensors, q, team_count(), first, end);
+        for (size_t at = first[i], n; at < end[i]; at += n) {
+            n = end[i] - at < most ? end[i] - at : most;
+            float *from = q == team_rank() ? own + (at - m->first[i]) : (float *)m->piece;
+            if (q) ncclCheck(nccl.Broadcast(from, m->piece, n, NCCL_FP32, q, team.comm, m->stream));
+            if (to) cudaCheck(cudaMemcpyAsync(to + at, from, n * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+        }
+        if (m->tensors[i].group != GROUP_MATRIX) break; /* rank 0 has it whole */
+    }
 }
 
 static const float *cuda_read(void *model, int buffer) {
     CudaModel *m = (CudaModel *)model;
-    if (!m->flat) m->flat = (float *)xmalloc(m->total * sizeof(float));
-    cudaCheck(
-        cudaMemcpyAsync(m->flat, *cuda_buffer(m, buffer), m->total * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+    if (!m->flat && !(team.shard && team_rank())) m->flat = (float *)xcalloc(m->total, sizeof(float));
+    if (team.shard && buffer != BUFFER_GRADS)
+        for (int i = 0; i < NUM_TENSORS; i++) read_parts(m, buffer, i);
+    else
+        cudaCheck(cudaMemcpyAsync(m->flat, cuda_buffer(m, buffer), m->total * sizeof(float), cudaMemcpyDeviceToHost,
+                                  m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
     return m->flat;
 }
@@ -1962,6 +2280,20 @@ static void cuda_head(void *model, int l, int h, int part, int count, float *out
     size_t N = m->used_B * m->used_T, n = (size_t)count, size = z.HS * sizeof(floatX);
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
     cudaCheck(cudaStreamSynchronize(m->stream));
+    if (part == PART_FORGET) {
+        size_t gates = layer_gates(&m->config, (size_t)l), T = m->used_T,
+               gate = (size_t)(config_gates_before(&m->config, l, h) - config_gates_before(&m->config, l, 0));
+        double *c = (double *)xmalloc(N * gates * sizeof(double));
+        cudaCheck(cudaMemcpy(c, block_activations(m, (size_t)l, N).forget, N * gates * sizeof(double),
+                             cudaMemcpyDeviceToHost));
+        for (size_t i = 0; i < n; i++) {
+            size_t token = i * (N / n), t = token % T;
+            const double *at = c + (token / T * gates + gate) * T + t;
+            out[i] = (float)(t ? at[0] - at[-1] : at[0]);
+        }
+        free(c);
+        return;
+    }
     floatX *part_of_head = (floatX *)xmalloc(n * size);
     cudaCheck(cudaMemcpy2D(part_of_head, size,
                            block_activations(m, (size_t)l, N).qkv + (size_t)part * z.A + (size_t)h * z.HS,
@@ -1973,7 +2305,7 @@ static void cuda_head(void *model, int l, int h, int part, int count, float *out
 static void cuda_get(void *model, int buffer, size_t first, size_t count, float *to) {
     CudaModel *m = (CudaModel *)model;
     cudaCheck(
-        cudaMemcpyAsync(to, *cuda_buffer(m, buffer) + first, count * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+        cudaMemcpyAsync(to, cuda_place(m, buffer, first), count * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
 }
 
@@ -1990,6 +2322,12 @@ static void cuda_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS
     gsa_update((CudaModel *)model, u, clamped);
 }
 static void cuda_destroy(void *model) { gsa_destroy((CudaModel *)model); }
+static void cuda_share(void *model) { ((CudaModel *)model)->share = true; }
+
+static int cuda_devices(void) {
+    int count;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
 
 static const char *cuda_name(void) {
     static char name[400];
@@ -2083,12 +2421,13 @@ static void cuda_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     if (!wrong) wrong = cuda_shared_check(c, cuda_device()->sharedMemPerBlockOptin);
     if (wrong) die_usage("%s", wrong);
     if ((int64_t)B * c->T > INT32_MAX) die_usage("--batch %d times --seq %d is more than 2^31 tokens", B, c->T);
-    size_t total = model_tensors(c, tensors);
+    size_t total = model_tensors(c, tensors), first[NUM_TENSORS], end[NUM_TENSORS], kept[NUM_TENSORS];
+    size_t own = keep_parts(tensors, first, end, kept);
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
-    bytes[MEMORY_PARAMS] = total * (sizeof(float) + sizeof(floatX));
+    bytes[MEMORY_PARAMS] = own * sizeof(float) + total * sizeof(floatX);
     bytes[MEMORY_GRADS] = total * sizeof(float);
-    bytes[MEMORY_OPTIMISER] = 2 * total * sizeof(float);
-    bytes[MEMORY_WORKSPACE] = WORKSPACE;
+    bytes[MEMORY_OPTIMISER] = 2 * own * sizeof(float);
+    bytes[MEMORY_WORKSPACE] = WORKSPACE + (team.narrow || team.shard ? LENT : 0);
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
@@ -2135,6 +2474,8 @@ static void cuda_choose(void *model, const char *choices) {
     CudaModel *m = (CudaModel *)model;
     const char *machine = cuda_machine();
     size_t n = strlen(machine);
+    free(m->matmul.given); /* those of the state file, where several ranks agree on the first one's */
+    m->matmul.given = NULL;
     if (strncmp(choices, machine, n) == 0) m->matmul.given = xstrdup(choices + n);
     else
         warn("the run was saved on %.*s and goes on with %.*s: its numbers will differ from there in their last digits",
@@ -2146,7 +2487,7 @@ static void *cuda_create(const Config *c, int B) {
     size_t N = (size_t)B * (size_t)c->T;
     m->matmul.tuned[0] = piece_size(N, piece_most);
     m->matmul.tuned[1] = piece_size(N, m->logits_rows);
-    m->matmul.notes = cuda_notes();
+    if (team_rank() == 0) m->matmul.notes = cuda_notes(); /* others take its choices */
     return m;
 }
 
@@ -2177,6 +2518,9 @@ static Backend cuda_backend(void) {
     b.expect = cuda_expect;
     b.choices = cuda_choices;
     b.choose = cuda_choose;
+    b.devices = cuda_devices;
+    b.join = cuda_join;
+    b.share = cuda_share;
     return b;
 }
 

@@ -96,7 +96,16 @@ make_tokenizer() {
     [ -f "$tokenizer" ] || "$@" | "$programs"tokenizer/train_bpe --vocab "$vocab" --out "$tokenizer" -
 }
 
+# quoted TEXT: as it can be pasted into a shell
+quoted() {
+    case $1 in
+    '' | *[!A-Za-z0-9_./:=,+@%-]*) printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")" ;;
+    *) printf '%s' "$1" ;;
+    esac
+}
+
 # next_step NAME
 next_step() {
-    echo "train with: ./train_gsa --tokenizer $tokenizer --data '$out/$1_train_*.bin' --val '$out/$1_val_*.bin'"
+    echo "train with: $(quoted "${programs}train_gsa") --tokenizer $(quoted "$tokenizer")" \
+        "--data $(quoted "$out/$1_train_*.bin") --val $(quoted "$out/$1_val_*.bin")"
 }

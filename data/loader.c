@@ -6,15 +6,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
-enum {
-    HEADER_INTS = 256,
-    HEADER_BYTES = HEADER_INTS * 4,
-    SHARD_MAGIC = 20240520,
-    SHARD_VERSION = 1,
-    LLAMA3_MAGIC = 20240801
-};
+#include "text.h"
+
+enum { HEADER_INTS = SHARD_HEADER / 4, SHARD_VERSION = 1 };
 
 typedef struct {
     char *name;
@@ -37,31 +32,40 @@ struct Loader {
 
 /* ---------------------------------------------------------------------- opening */
 
-static void map_shard(Shard *s, const char *path, bool shuffle) {
-    int32_t header[HEADER_INTS];
-    FILE *f = xfopen(path, "rb");
-    struct stat st;
-    if (fstat(fileno(f), &st) != 0) die("cannot read %s: %s", path, strerror(errno));
-    if (!S_ISREG(st.st_mode)) die("%s is not a regular file; shards are mapped and cannot come through a pipe", path);
-    int64_t bytes = (int64_t)st.st_size;
-    if (bytes == 0) die("%s is empty; make it again with data/prepare", path);
-    size_t got = fread(header, 1, sizeof header, f);
-    if (got >= 4 && header[0] == LLAMA3_MAGIC)
-        die("%s is a Llama-3 shard with 32-bit tokens; here a shard has 16-bit tokens, as llm.c writes them for GPT-2",
-            path);
-    if (got < 4 || header[0] != SHARD_MAGIC) die("%s is not a token shard; data/prepare makes shards from text", path);
+int64_t shard_length(const void *start, size_t got, int64_t bytes, const char *path) {
+    int32_t header[HEADER_INTS] = {0};
+    memcpy(header, start, got < sizeof header ? got : sizeof header);
+    if (got == 0) die("%s is empty; make it again with data/prepare", path);
+    if (got < 4 || header[0] != SHARD_MAGIC) {
+        const char *format = known_format(start, got);
+        if (format) die("%s is not a token shard; it is %s", path, format);
+        die("%s is not a token shard; data/prepare makes shards from text", path);
+    }
     if (got < sizeof header) die("%s is truncated: it ends within its header; make it again with data/prepare", path);
     if (header[1] != SHARD_VERSION)
         die("%s is a shard of version %d; only version %d is known", path, header[1], SHARD_VERSION);
-    int64_t count = header[2], should = HEADER_BYTES + 2 * count;
+    int64_t count = header[2], should = SHARD_HEADER + 2 * count;
     if (count < 0)
         die("%s is damaged: its header says %lld tokens; make it again with data/prepare", path, (long long)count);
-    if (bytes < should)
+    if (bytes >= 0 && bytes < should)
         die("%s is truncated: its header says %lld tokens, but there are only %lld; make it again with data/prepare",
-            path, (long long)count, (long long)(bytes - HEADER_BYTES) / 2);
+            path, (long long)count, (long long)(bytes - SHARD_HEADER) / 2);
     if (bytes > should)
         die("%s is damaged: its header says %lld tokens, but %lld more bytes follow; make it again with data/prepare",
             path, (long long)count, (long long)(bytes - should));
+    return count;
+}
+
+#define MAPPED "%s is not a regular file; shards are mapped and cannot come through a pipe: store it first"
+
+static void map_shard(Shard *s, const char *path, bool shuffle) {
+    char start[SHARD_HEADER];
+    struct stat st;
+    /* before it is opened: the opening of a pipe waits for its writer */
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)) die(MAPPED, path);
+    FILE *f = xfopen(path, "rb");
+    int64_t bytes = file_bytes(f, path);
+    s->count = (uint64_t)shard_length(start, fread(start, 1, sizeof start, f), bytes, path);
     s->map_bytes = (size_t)bytes;
     s->map = mmap(NULL, s->map_bytes, PROT_READ, MAP_SHARED, fileno(f), 0);
     if (s->map == MAP_FAILED) die("cannot map %s into memory: %s", path, strerror(errno));
@@ -69,8 +73,7 @@ static void map_shard(Shard *s, const char *path, bool shuffle) {
     posix_madvise(s->map, s->map_bytes, shuffle ? POSIX_MADV_RANDOM : POSIX_MADV_SEQUENTIAL);
     fclose(f);
     s->name = xstrdup(path);
-    s->tokens = (const uint16_t *)((const char *)s->map + HEADER_BYTES);
-    s->count = (uint64_t)count;
+    s->tokens = (const uint16_t *)((const char *)s->map + SHARD_HEADER);
 }
 
 static void count_windows(Loader *l, const char *name) {
@@ -113,13 +116,13 @@ static Loader *new_loader(int shard_count, int T, int V, int eot, bool shuffle, 
 }
 
 Loader *loader_open(const char *pattern, int T, int V, int eot, bool shuffle, uint64_t seed) {
-    int count = 1;
-    /* a file of exactly this name comes first: names may hold the characters of patterns */
-    char **files = access(pattern, F_OK) == 0 ? NULL : glob_files(pattern, &count);
+    int count;
+    if (strcmp(pattern, "-") == 0) die(MAPPED, "standard input");
+    char **files = glob_files(pattern, &count);
     if (count == 0) die("no file is called or matches %s; data/prepare makes shards from text", pattern);
     Loader *l = new_loader(count, T, V, eot, shuffle, seed);
-    for (int i = 0; i < count; i++) map_shard(&l->shards[i], files ? files[i] : pattern, shuffle);
-    if (files) free_files(files, count);
+    for (int i = 0; i < count; i++) map_shard(&l->shards[i], files[i], shuffle);
+    free_files(files, count);
     count_windows(l, pattern);
     return l;
 }
@@ -221,6 +224,12 @@ void loader_next(Loader *l, int *x, int *y, int B) {
     }
 }
 
+void loader_skip(Loader *l, uint64_t windows) {
+    uint64_t at = l->state.window + windows;
+    l->state.epoch += at / l->windows;
+    l->state.window = at % l->windows;
+}
+
 LoaderState loader_state(const Loader *l) { return l->state; }
 
 void loader_set_state(Loader *l, LoaderState state) {
@@ -279,12 +288,8 @@ void shard_append(ShardWriter *w, const uint16_t *tokens, size_t count) {
 }
 
 void shard_close(ShardWriter *w) {
-    if (fseek(w->f, 0, SEEK_SET) != 0) { /* writes what was held back, so this is where a full disk may show */
-        int error = errno;
-        char *temporary = xasprintf("%s.tmp", w->path);
-        unlink(temporary);
-        die("cannot write %s: %s", w->path, strerror(error));
-    }
+    /* writes what was held back, so this is where a full disk may show */
+    if (fseek(w->f, 0, SEEK_SET) != 0) die("cannot write %s: %s", w->path, strerror(errno));
     write_header(w);
     commit_file(w->f, w->path);
     free(w->path);

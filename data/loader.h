@@ -9,6 +9,11 @@
 extern "C" {
 #endif
 
+enum { SHARD_MAGIC = 20240520, SHARD_HEADER = 1024 }; /* bytes */
+/* Tokens of a shard that starts with these bytes, its header or less where it ends before; `bytes`: of the whole file,
+   -1 where that is not known. Dies with a sentence where it is no shard, or has another length. */
+int64_t shard_length(const void *start, size_t got, int64_t bytes, const char *path);
+
 /* All that changes while batches are drawn: saving these integers and putting them back continues exactly. */
 typedef struct {
     uint64_t epoch;
@@ -32,6 +37,8 @@ void loader_free(Loader *l);
 /* The next B windows: inputs x (B, T) and targets y (B, T), y[t] = x[t + 1] in the stream. Goes on with the next
    epoch at the end. */
 void loader_next(Loader *l, int *x, int *y, int B);
+/* Passes over as many windows: those of other processes of the run. */
+void loader_skip(Loader *l, uint64_t windows);
 
 LoaderState loader_state(const Loader *l);
 void loader_set_state(Loader *l, LoaderState state);

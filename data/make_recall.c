@@ -191,7 +191,6 @@ int main(int argc, char **argv) {
         progress("recall", (double)(written < bytes ? written : bytes), (double)bytes);
     }
     if (!to_stdout) commit_file(f, out);
-    else if (fflush(f) != 0) die("cannot write standard output");
     if (ask) fprintf(stderr, "%lld questions of seed %lld\n", (long long)made, (long long)seed);
     else
         fprintf(stderr, "%lld documents of seed %lld: %lld bytes\n", (long long)made, (long long)seed,

@@ -72,7 +72,6 @@ int main(int argc, char **argv) {
         else progress("stories", (double)(written < bytes ? written : bytes), (double)bytes);
     }
     if (!to_stdout) commit_file(f, out);
-    else if (fflush(f) != 0) die("cannot write standard output");
     if (tasks)
         fprintf(stderr, "%lld tasks about stories %lld to %lld of seed %lld\n", (long long)made, (long long)first,
                 (long long)index - 1, (long long)seed);

@@ -1,8 +1,8 @@
 /* Turns text into token shards: documents are read one after the other, encoded in parallel and written in order, so
    that any amount of text takes the same memory and the result does not depend on the number of threads.
 
-   Documents are separated by <|endoftext|>; newlines next to it, and at the ends of a file, belong to the separator.
-   A document becomes the token <|endoftext|> and then its text's tokens, as in llm.c. */
+   text.h says how text is cut into documents. A document becomes the token <|endoftext|> and then its text's tokens, as
+   in llm.c. */
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -12,6 +12,7 @@
 
 #include "../gsa/flags.h"
 #include "loader.h"
+#include "text.h"
 #include "../gsa/util.h"
 #include "../tokenizer/tokenizer.h"
 
@@ -19,9 +20,7 @@
 #include <omp.h>
 #endif
 
-enum { CHUNK = 1 << 18, BATCH = 8 << 20, LONGEST_RUN = 64 << 20 };
-static const char separator[] = "<|endoftext|>";
-enum { SEPARATOR = sizeof separator - 1 };
+enum { BATCH = 8 << 20, FULL = BATCH - (1 << 18) }; /* bytes; a batch is encoded when it holds FULL */
 
 /* ---------------------------------------------------------------------- shards
 
@@ -188,29 +187,10 @@ static void add_job(Batch *b, const char *text, size_t bytes, bool begins, int s
     b->bytes += bytes;
     splits[split].documents += begins;
     splits[split].bytes += (int64_t)bytes;
-    if (b->bytes >= BATCH - CHUNK) flush(b);
+    if (b->bytes >= FULL) flush(b);
 }
 
 /* ---------------------------------------------------------------------- reading documents */
-
-static bool is_newline(char c) { return c == '\n' || c == '\r'; }
-
-/* May the character that ends before p be white space, in any script? Says yes too often, never too seldom. */
-static bool may_end_in_space(const char *begin, const char *p) {
-    unsigned char a = (unsigned char)p[-1], b = p - begin >= 2 ? (unsigned char)p[-2] : 0,
-                  c = p - begin >= 3 ? (unsigned char)p[-3] : 0;
-    if (a < 128) return a <= ' ' || a == 127;
-    return b == 0xC2 || (c == 0xE1 && b == 0x9A) || (c == 0xE2 && (b == 0x80 || b == 0x81)) || (c == 0xE3 && b == 0x80);
-}
-
-/* The last place where a long document can be cut without changing its tokens: before white space that follows
-   something else. GPT-2's pattern has a border there whatever follows, as white space stands only at the start of a
-   piece, and what comes before looks no further than the white space. 0: there is none. */
-static size_t safe_cut(const char *text, size_t bytes) {
-    for (size_t i = bytes; i-- > 1;)
-        if ((text[i] == ' ' || text[i] == '\n') && !may_end_in_space(text, text + i)) return i;
-    return 0;
-}
 
 /* A share of the documents, the same ones every time: multiples of the golden ratio spread evenly, so that of n
    documents close to share * n are chosen however small n is. */
@@ -223,25 +203,8 @@ typedef struct {
     double val_share;
     int split;          /* SPLITS: by val_share */
     uint64_t documents; /* begun, over all files */
-    bool open;          /* a part of this document has been queued */
     int document_split;
 } Reader;
-
-static void add_text(Reader *r, const char *text, size_t bytes) {
-    if (bytes == 0) return;
-    if (!r->open) {
-        r->document_split = r->split != SPLITS ? r->split : is_chosen(r->documents, r->val_share) ? VAL : TRAIN;
-        r->documents++;
-    }
-    add_job(r->batch, text, bytes, !r->open, r->document_split);
-    r->open = true;
-}
-
-static void end_document(Reader *r, const char *text, size_t bytes) {
-    while (bytes > 0 && is_newline(text[bytes - 1])) bytes--;
-    add_text(r, text, bytes);
-    r->open = false;
-}
 
 static volatile sig_atomic_t interrupted;
 static void on_interrupt(int number) { interrupted = number; }
@@ -249,49 +212,22 @@ static void on_interrupt(int number) { interrupted = number; }
 static double bytes_done, bytes_total; /* total 0: unknown */
 
 static void read_documents(Reader *r, const char *path) {
-    bool standard_input = strcmp(path, "-") == 0;
-    const char *name = standard_input ? "standard input" : path;
-    FILE *f = standard_input ? stdin : xfopen(path, "rb");
-    /* held: bytes of the document not yet queued; searched: of these, known to be without separator */
-    size_t held = 0, searched = 0, room = 2 * CHUNK;
-    char *text = (char *)xmalloc(room);
-    uint64_t before = r->documents;
-    for (bool end = false; !end;) {
-        if (held + CHUNK > room) text = (char *)xrealloc(text, room = 2 * (held + CHUNK));
-        size_t got = fread(text + held, 1, CHUNK, f);
+    Documents *d = documents_open(path);
+    double before = bytes_done;
+    while (documents_next(d)) {
         if (interrupted) die("interrupted; nothing was changed");
-        if (ferror(f)) die("cannot read %s: %s", name, strerror(errno));
-        held += got;
-        end = got < CHUNK;
-        bytes_done += (double)got;
+        if (d->begins) {
+            r->document_split = r->split != SPLITS ? r->split : is_chosen(r->documents, r->val_share) ? VAL : TRAIN;
+            r->documents++;
+        }
+        add_job(r->batch, d->text, d->bytes, d->begins, r->document_split);
+        bytes_done = before + d->read;
         progress("preparing, MB", 1e-6 * (bytes_done < bytes_total ? bytes_done : 0.999 * bytes_total),
                  1e-6 * bytes_total);
-
-        char *p = text, *stop = text + held;
-        for (char *found, *from = text + searched;; from = p) {
-            while (!r->open && p < stop && is_newline(*p)) p++;
-            found = (char *)memmem(from, (size_t)(stop - from), separator, SEPARATOR);
-            if (!found) break;
-            end_document(r, p, (size_t)(found - p));
-            p = found + SEPARATOR;
-        }
-        held = (size_t)(stop - p);
-        if (end) {
-            end_document(r, p, held);
-        } else if (held >= CHUNK) {
-            size_t cut = safe_cut(p, held);
-            if (cut == 0 && held > LONGEST_RUN)
-                die("%s has more than %d MB without any white space; is it text?", name, LONGEST_RUN >> 20);
-            add_text(r, p, cut);
-            p += cut;
-            held -= cut;
-        }
-        memmove(text, p, held);
-        searched = held < SEPARATOR ? 0 : held - SEPARATOR + 1; /* the last bytes may be the first of a separator */
     }
-    if (!standard_input) fclose(f);
-    free(text);
-    if (r->documents == before) die("%s has no text in it", name);
+    bytes_done = before + d->read;
+    if (d->documents == 0) die("%s has no text in it", input_name(path));
+    documents_close(d);
 }
 
 /* ---------------------------------------------------------------------- */
@@ -339,10 +275,11 @@ static void report(int split) {
 
 int main(int argc, char **argv) {
     program_name(argv[0]);
-    int inputs = parse_flags(
-        flags, argc, argv,
-        "data/prepare --tokenizer FILE --out PREFIX [--val FILE|SHARE] [flags] TEXT...\n"
-        "Turns text into token shards. Documents are separated by <|endoftext|>; TEXT - is standard input.\n\n");
+    int inputs = parse_flags(flags, argc, argv,
+                             "data/prepare --tokenizer FILE --out PREFIX [--val FILE|SHARE] [flags] TEXT...\n"
+                             "Turns text into token shards. Documents are separated by <|endoftext|>, and line ends "
+                             "next to it are left out;\n"
+                             "TEXT - is standard input.\n\n");
     if (!tokenizer_path) die_usage("--tokenizer FILE is missing; tokenizer/train_bpe makes one");
     if (!prefix) die_usage("--out PREFIX is missing; shards are called PREFIX_train_000000.bin ...");
     if (inputs == 0) die_usage("no text is given; name one or more text files, or - for standard input");

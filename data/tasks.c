@@ -1,9 +1,11 @@
 #include "tasks.h"
 
-#include <cjson/cJSON.h>
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "json.h"
+#include "text.h"
 
 static bool is_blank(const char *text, size_t bytes) {
     for (size_t i = 0; i < bytes; i++)
@@ -22,13 +24,19 @@ static int label_of(const cJSON *item) {
     return x >= 0 && x < TASK_ENDINGS_MAX && x == (int)x ? (int)x : -1;
 }
 
-static void add_ending(Task *t, const char *text) {
-    size_t n = strlen(t->context);
-    bool apart = (n > 0 && isspace((unsigned char)t->context[n - 1])) || isspace((unsigned char)text[0]);
+static void add_ending(Task *t, const char *space, const char *text) {
     t->endings = (char **)xrealloc(t->endings, (size_t)(t->count + 1) * sizeof *t->endings);
     t->bytes = (size_t *)xrealloc(t->bytes, (size_t)(t->count + 1) * sizeof *t->bytes);
-    t->endings[t->count] = xasprintf("%s%s", apart ? "" : " ", text);
+    t->endings[t->count] = xasprintf("%s%s", space, text);
     t->bytes[t->count++] = strlen(text);
+}
+
+/* Takes a space from the end of the context, where there is one: words are learned together with the space before. */
+static bool take_space(Task *t) {
+    size_t n = strlen(t->context);
+    if (n == 0 || t->context[n - 1] != ' ') return false;
+    t->context[n - 1] = 0;
+    return true;
 }
 
 /* NULL, or what is wrong with the line. */
@@ -37,10 +45,12 @@ static const char *read_choice(Task *t, const cJSON *ctx, const cJSON *endings, 
     if (!cJSON_IsString(ctx)) return "\"ctx\" is not a text";
     if (count < 2 || count > TASK_ENDINGS_MAX) return "\"endings\" is not a list of 2 to 64 texts";
     t->context = xstrdup(ctx->valuestring);
+    size_t n = strlen(t->context);
+    bool apart = n > 0 && isspace((unsigned char)t->context[n - 1]), space = take_space(t);
     for (const cJSON *e = endings->child; e; e = e->next) {
         if (!cJSON_IsString(e)) return "\"endings\" holds something that is not a text";
         if (is_blank(e->valuestring, strlen(e->valuestring))) return "\"endings\" holds an empty text";
-        add_ending(t, e->valuestring);
+        add_ending(t, space || !(apart || isspace((unsigned char)e->valuestring[0])) ? " " : "", e->valuestring);
     }
     t->label = label_of(label);
     return t->label >= 0 && t->label < count ? NULL : "\"label\" is not the number of an ending, counted from 0";
@@ -55,21 +65,16 @@ static const char *read_last_word(Task *t, const cJSON *text) {
     char *word = end;
     while (word > t->context && !isspace((unsigned char)word[-1])) word--;
     if (is_blank(t->context, (size_t)(word - t->context))) return "\"text\" has no word before its last one";
-    if (word[-1] == ' ') {
-        word[-1] = 0;
-        add_ending(t, word);
-    } else {
-        char *last = xstrdup(word); /* behind a newline, which stays with the context */
-        *word = 0;
-        add_ending(t, last);
-        free(last);
-    }
+    char *last = xstrdup(word);
+    *word = 0;
+    add_ending(t, take_space(t) ? " " : "", last);
+    free(last);
     return NULL;
 }
 
 Task *tasks_read(const char *path, size_t *count) {
     size_t bytes, room = 0;
-    char *file = read_file(path, &bytes);
+    char *file = read_text(path, &bytes);
     Task *tasks = NULL;
     int line = 0;
     *count = 0;
@@ -82,10 +87,7 @@ Task *tasks_read(const char *path, size_t *count) {
         Task *t = &tasks[(*count)++];
         memset(t, 0, sizeof *t);
         t->line = line;
-        const char *rest = NULL;
-        cJSON *root = cJSON_ParseWithLengthOpts(at, (size_t)(stop - at), &rest, false);
-        if (!cJSON_IsObject(root) || !is_blank(rest, (size_t)(stop - rest)))
-            die("%s, line %d: not a JSON object", path, line);
+        cJSON *root = json_object(at, (size_t)(stop - at), input_name(path), line);
         const cJSON *ctx = cJSON_GetObjectItemCaseSensitive(root, "ctx"),
                     *endings = cJSON_GetObjectItemCaseSensitive(root, "endings");
         const cJSON *text = cJSON_GetObjectItemCaseSensitive(root, "text");

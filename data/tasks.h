@@ -3,6 +3,7 @@
    choice     {"ctx": "...", "endings": ["...", "...", ...], "label": 2}   as HellaSwag: which ending goes on? label
               counts from 0 (a string will do)
    last word  {"text": "... ... ..."}                                     as LAMBADA: what is the last word of the text?
+              White space behind it is left out.
    Other fields are ignored. */
 #ifndef GSA_TASKS_H
 #define GSA_TASKS_H
@@ -17,8 +18,10 @@ typedef struct {
     int line;       /* of the file, from 1 */
     bool last_word; /* one ending, the word, which is right */
     char *context;
-    char **endings; /* each with what stands between it and the context: a space, unless either has white space there */
-    size_t *bytes;  /* of each ending without that space */
+    /* (count); context and ending are the text, byte for byte. An ending begins with the space before it, which it gets
+       where neither has white space there. */
+    char **endings;
+    size_t *bytes; /* (count): of each without that space */
     int count, label;
 } Task;
 

@@ -4,16 +4,21 @@
     dev/convert.py model_00001000.bin FOLDER    writes FOLDER/model.safetensors and FOLDER/tokenizer.bin, and
                                                 FOLDER/config.json where the model is a plain GPT-2, so that
                                                 transformers' from_pretrained(FOLDER) takes it
-    dev/convert.py FOLDER model.bin             FOLDER as above, or with a GPT-2 from elsewhere: model.safetensors and
-                                                config.json
+        --hf                                    every kind of model for transformers: besides, tokenizer.json and the
+                                                model's code, so that AutoModelForCausalLM (encoders:
+                                                AutoModelForMaskedLM) and AutoTokenizer take it by
+                                                from_pretrained(FOLDER, trust_remote_code=True); in fp32
+    dev/convert.py FOLDER model.bin             FOLDER as above, also after save_pretrained; or with a GPT-2 from
+                                                elsewhere: model.safetensors and config.json
         --tokenizer FILE                        for a FOLDER without tokenizer.bin; without either the model holds none,
                                                 and infer needs --tokenizer
 
 Matrices are transposed (GPT-2 keeps them as (in, out)), layers are tensors of their own (h.0.attn.c_attn.weight), the
 padding of the vocabulary is left out. What GPT-2 lacks keeps the name of gsa/model.h: gsa.mu, gsa.log_precision and so
 on, with one line per GSA head. Configuration, step and directory stand in the file's metadata, so that every kind of
-model comes back as it was. Models and folders with the names of splats' tensors that were used before (lnp, gsa.lnp)
-are read too; what is written has today's."""
+model comes back as it was. With --hf a layer's tensors are those of dev/pytorch/gsa.py, and what is left out is the
+record of the splats' birth and death. Models and folders with the names of splats' tensors that were used before (lnp,
+gsa.lnp) are read too; what is written has today's."""
 import argparse
 import json
 import os
@@ -36,6 +41,9 @@ def source(path, pattern):
 MAGIC, TOKENIZER_MAGIC, ALIGN = 20261123, 20240328, 64
 VERSION, OLDEST = (int(source("gsa/checkpoint.c", rf"\b{name} = (\d+)")[0]) for name in ("VERSION", "OLDEST"))
 FIELDS = source("gsa/model.h", r'^ +X\((\w+), "')  # CONFIG_FIELDS, in the order of a file's header
+TENSORS = source("gsa/model.h", r'^ +X\((\w+), (?!")')  # PARAMETERS and SPLAT_TENSORS
+CHOICES = {name.lower(): words.split("|") for name, words in
+           source("gsa/model.h", r'^#define (\w+)_CHOICES "(.+)"')}  # words of a field's values
 FP32, BYTES, I64, BF16 = 0, 1, 2, 3  # types of entries
 DTYPES = {FP32: "<f4", I64: "<i8", BF16: "<u2"}  # bf16: the upper halves of fp32, as they are
 SIZES = {FP32: 4, BYTES: 1, I64: 8, BF16: 2}
@@ -180,8 +188,31 @@ def write_safetensors(path, tensors, metadata):
 # ---- from one to the other
 
 
-def to_safetensors(path, folder):
+def is_plain(config):
+    """a GPT-2, as transformers knows it: nothing but its shape is set"""
+    return not any(config[field] for field in FIELDS if field not in ("T", "V", "Vp", "L", "NH", "C"))
+
+
+def make_folder(folder):
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        die(f"cannot make the folder {folder}: {error.strerror}")
+
+
+def write_gpt2_config(folder, config, **more):
+    text = json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
+                       "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+                       "n_layer": config["L"], "n_head": config["NH"], "n_embd": config["C"],
+                       "n_positions": config["T"], "n_ctx": config["T"], "vocab_size": config["V"],
+                       "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} | more, indent=2)
+    write_file(os.path.join(folder, "config.json"), text.encode() + b"\n")
+
+
+def to_safetensors(path, folder, hf, tokenizer):
     config, heads, step, directory, tensors = read_model(path)
+    if hf and tokenizer and "tokenizer" not in tensors:
+        tensors["tokenizer"] = read_bytes(tokenizer)
     V, out = config["V"], {}
     for name, kind, shape in directory:
         t = tensors[name]
@@ -199,23 +230,188 @@ def to_safetensors(path, folder):
                 out[f"h.{l}.{theirs}"] = t[l].T if transposed else t[l].reshape(-1)
         else:
             out["gsa." + name] = t
-    plain = config["attention"] == 0 and config["position"] == 0 and config["window"] == 0 and config["objective"] == 0
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        die(f"cannot make the folder {folder}: {error.strerror}")
+    make_folder(folder)
     if "tokenizer" in tensors:
         write_file(os.path.join(folder, "tokenizer.bin"), tensors["tokenizer"])
-    if plain:
-        text = json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-                           "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-                           "n_layer": config["L"], "n_head": config["NH"], "n_embd": config["C"],
-                           "n_positions": config["T"], "n_ctx": config["T"], "vocab_size": V,
-                           "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}, indent=2)
-        write_file(os.path.join(folder, "config.json"), text.encode() + b"\n")
+    special = write_tokenizer_json(folder, tensors["tokenizer"], config["T"]) if hf and "tokenizer" in tensors else {}
+    if is_plain(config):
+        write_gpt2_config(folder, config, **{name: special[name] for name in special if name != "mask_token_id"})
+    elif hf:
+        return to_transformers(folder, config, heads, tensors, special)
     ours = {"config": config, "heads": heads[:config["L"]], "step": step, "directory": directory}
     write_safetensors(os.path.join(folder, "model.safetensors"), out, {"format": "pt", "gsa": json.dumps(ours)})
-    return f"{folder}: {len(out)} tensors, {'a plain GPT-2' if plain else 'of a kind that only gsa.c runs'}"
+    return f"{folder}: {len(out)} tensors, {'a plain GPT-2' if is_plain(config) else 'of a kind that only gsa.c runs'}"
+
+
+# ---- transformers: the module of dev/pytorch/gsa.py has a layer's tensors, as (out, in) and with what fits its heads
+
+RENAMED = {"T": "n_positions", "V": "vocab_size", "Vp": None, "L": "n_layer", "NH": "n_head", "C": "n_embd",
+           "extra": "extra_heads", "S": "splats", "raw": "sphere", "unbounded": "unbounded"}
+CODE = ("gsa.py", "configuration_gsa.py", "modeling_gsa.py")
+OF_HEAD = {"log_far", "log_gain", "forgetb"}  # one number a head
+
+
+def gsa_heads(config, heads):
+    return [[h for h in range(64) if heads[l] >> h & 1] for l in range(config["L"])]
+
+
+def head_rows(config, layers, name):
+    """for each layer the first and the last row that it has of a tensor: of GSA heads; of those with softmax of q . k,
+    for log_gain and log_rope; of gated ones, for forgetw and forgetb"""
+    counts = np.array([len(heads) for heads in layers])
+    if name in ("log_gain", "log_rope", "forgetw", "forgetb"):
+        extends = CHOICES["attention"][config["attention"]] == "extend"
+        counts = config["NH"] + config["extra"] - (0 * counts if extends else counts)
+        if name.startswith("forget") and CHOICES["forget"][config["forget"]] == "half":
+            counts = (counts + 1) // 2
+    ends = np.cumsum(counts)
+    return list(zip(ends - counts, ends))
+
+
+def transformers_tensors(config, heads, tensors, rows):
+    """by their names there; rows: of the token embedding"""
+    layers, L = gsa_heads(config, heads), config["L"]
+    tensors = to_fp32({name: t for name, t in tensors.items() if not isinstance(t, bytes)})
+    out = {"transformer.wte.weight": tensors["wte"][:rows, :, 0],
+           "transformer.ln_f.weight": tensors["lnfw"].reshape(-1), "transformer.ln_f.bias": tensors["lnfb"].reshape(-1)}
+    if "wpe" in tensors and tensors["wpe"].size:
+        out["transformer.wpe.weight"] = tensors["wpe"][:, :, 0]
+    for name, (theirs, matrix) in OF_LAYER.items():
+        for l in range(L):
+            out[f"transformer.h.{l}.{theirs}"] = tensors[name][l] if matrix else tensors[name][l].reshape(-1)
+    for name in TENSORS:
+        if name in WHOLE or name in OF_LAYER or name not in tensors:
+            continue
+        for l, (first, end) in enumerate(head_rows(config, layers, name)):
+            t = tensors[name][first:end]
+            if t.size:
+                shape = (-1,) if name in OF_HEAD else t.shape if name in ("mu", "log_precision") else t.shape[:2]
+                out[f"transformer.h.{l}.attn.{name}"] = t.reshape(shape)
+    return out
+
+
+def transformers_config(config, heads, rows, special):
+    """config.json; rows: of the token embedding; special: ids of tokens"""
+    theirs = {}
+    for field in FIELDS:
+        name, value = RENAMED.get(field, field), config[field]
+        if field == "raw":
+            value = not value
+        elif field == "unbounded":
+            value = [bound for bit, bound in enumerate(CHOICES["bound"]) if value >> bit & 1]
+        elif field in CHOICES:
+            value = CHOICES[field][value]
+        if name:
+            theirs[name] = value
+    theirs |= {"vocab_size": rows, "output_size": config["V"], "gsa_heads": gsa_heads(config, heads)}
+    masked = theirs["objective"] == "mlm"
+    model = "GSAForMaskedLM" if masked else "GSAForCausalLM"
+    auto = {"AutoConfig": "configuration_gsa.GSAConfig", "AutoModel": "modeling_gsa.GSAModel",
+            "AutoModelForMaskedLM" if masked else "AutoModelForCausalLM": "modeling_gsa." + model}
+    special = {name: special[name] for name in special if name != "mask_token_id"}
+    return {"model_type": "gsa", "architectures": [model], "auto_map": auto, "dtype": "float32"} | theirs | special
+
+
+def to_transformers(folder, config, heads, tensors, special):
+    masked = config["objective"] == CHOICES["objective"].index("mlm")
+    rows = config["V"] + (masked and special.get("mask_token_id") == config["V"])  # [MASK] may be in the padding
+    out = transformers_tensors(config, heads, tensors, rows)
+    text = json.dumps(transformers_config(config, heads, rows, special), indent=2)
+    write_file(os.path.join(folder, "config.json"), text.encode() + b"\n")
+    write_safetensors(os.path.join(folder, "model.safetensors"), out, {"format": "pt"})
+    for name in CODE:
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pytorch", name)
+        write_file(os.path.join(folder, name), read_bytes(path))
+    return f"{folder}: {len(out)} tensors, for transformers with trust_remote_code"
+
+
+def from_transformers(path, theirs, tensors, tokenizer):
+    """a model of modeling_gsa.py, whether from here or trained there; tokenizer: its file's bytes, or None"""
+    config = dict.fromkeys(FIELDS, 0)
+    for field in FIELDS:
+        value = theirs.get(RENAMED.get(field, field))
+        if field == "raw":
+            value = not theirs.get("sphere", True)
+        elif field == "unbounded":
+            value = sum(1 << CHOICES["bound"].index(bound) for bound in value or [])
+        elif field in CHOICES:
+            value = CHOICES[field].index(value) if value else 0
+        config[field] = int(value or 0)
+    layers, L, C = theirs["gsa_heads"], config["L"], config["C"]
+    rows, config["V"] = config["V"], theirs.get("output_size") or config["V"]
+    config["Vp"] = (rows + 127) // 128 * 128
+    heads = [sum(1 << h for h in layer) for layer in layers]
+    tensors = {name.removeprefix("transformer."): t for name, t in to_fp32(tensors).items()}
+    wte = take(tensors, "wte.weight", (rows, C))
+    out = {"wte": np.concatenate([wte, np.zeros((config["Vp"] - rows, C), "<f4")])[:, :, None],
+           "lnfw": tensors["ln_f.weight"].reshape(1, -1, 1), "lnfb": tensors["ln_f.bias"].reshape(1, -1, 1)}
+    if "wpe.weight" in tensors:
+        out["wpe"] = tensors["wpe.weight"][:, :, None]
+    for name, (there, matrix) in OF_LAYER.items():
+        t = np.stack([tensors[f"h.{l}.{there}"] for l in range(L)])
+        out[name] = t if matrix else t[:, :, None]
+    for name in TENSORS:
+        parts = [tensors[f"h.{l}.attn.{name}"] for l in range(L) if f"h.{l}.attn.{name}" in tensors]
+        if parts:
+            t = np.concatenate(parts)
+            out[name] = t.reshape(*t.shape, *[1] * (3 - t.ndim))
+    directory = [(name, FP32, list(out[name].shape)) for name in TENSORS if name in out]
+    if tokenizer:
+        out["tokenizer"] = tokenizer
+        directory.insert(0, ("tokenizer", BYTES, [len(tokenizer)]))
+    write_model(path, config, heads + [0] * (64 - L), 0, directory, out)
+    return config
+
+
+def byte_characters():
+    """how tokenizer.json writes the bytes of an entry: printing ones as they are, the others as letters behind them"""
+    table, n = {}, 256
+    for b in range(256):
+        prints = 33 <= b <= 126 or b >= 161 and b != 173
+        table[b] = chr(b) if prints else chr(n)
+        n += not prints
+    return table
+
+
+def write_tokenizer_json(folder, data, length):
+    """The tokenizer as byte-level BPE: an entry's id is its rank, so every two entries that join to a third are a merge
+    of its rank. Texts begin with <|endoftext|>, as in training. Returns ids for config.json."""
+    _, _, V, eot, mask = struct.unpack_from("<5i", data)
+    table, at, entries = byte_characters(), 1024, []
+    for _ in range(V):
+        entries.append(data[at + 1:at + 1 + data[at]])
+        at += 1 + data[at]
+    eot = V - 1 if struct.unpack_from("<i", data, 4)[0] == 1 else eot
+    mask = mask or V
+    spell = lambda entry: "".join(table[b] for b in entry)
+    known, merges = {entry: i for i, entry in enumerate(entries) if i not in (eot, mask)}, []
+    for i, entry in enumerate(entries):
+        if i in (eot, mask):
+            continue
+        splits = [(entry[:n], entry[n:]) for n in range(len(entry) - 1, 0, -1)]
+        merges += [[spell(a), spell(b)] for a, b in splits if known.get(a, i) < i and known.get(b, i) < i]
+    special = [(eot, "<|endoftext|>"), (mask, "[MASK]")]
+    start = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    whole = {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+                          "normalized": False, "special": True} for i, text in sorted(special)],
+        "normalizer": None, "pre_tokenizer": level, "decoder": level,
+        "post_processor": {"type": "TemplateProcessing", "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+                           "pair": [start] + [{"Sequence": {"id": x, "type_id": 0}} for x in "AB"],
+                           "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [eot],
+                                                                "tokens": ["<|endoftext|>"]}}},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": {spell(entry): i for entry, i in known.items()} | {"<|endoftext|>": eot},
+                  "merges": merges}}
+    write_file(os.path.join(folder, "tokenizer.json"), json.dumps(whole, ensure_ascii=False).encode())
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "bos_token": "<|endoftext|>",
+            "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "mask_token": "[MASK]",
+            "clean_up_tokenization_spaces": False, "padding_side": "left"}
+    write_file(os.path.join(folder, "tokenizer_config.json"), json.dumps(told, indent=2).encode() + b"\n")
+    return {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot, "mask_token_id": mask}
 
 
 def take(tensors, name, shape):
@@ -260,9 +456,7 @@ def foreign_vocabulary(path, theirs, rows, tokenizer):
 
 def foreign_config(folder, tensors, tokenizer):
     """the configuration of a GPT-2 that did not come from us; its tensors become fp32 and GPT-2's in shape"""
-    for name, t in tensors.items():
-        if t.dtype == "<u2":
-            tensors[name] = (t.astype("<u4") << 16).view("<f4")
+    tensors |= to_fp32(tensors)
     for name in ("wte.weight", "wpe.weight"):
         if tensors[name].ndim != 2 or 0 in tensors[name].shape:
             die(f"tensor {name} is of shape {tensors[name].shape}, not a matrix")
@@ -309,6 +503,10 @@ def from_safetensors(folder, path, tokenizer):
     if file:
         out["tokenizer"] = read_bytes(file)
     try:
+        theirs = None if "gsa" in metadata else own_config(folder)
+        if theirs:
+            config = from_transformers(path, theirs, tensors, out.get("tokenizer"))
+            return described(path, config, file)
         if "gsa" in metadata:
             ours = json.loads(metadata["gsa"])
             config, heads, step = ours["config"], ours["heads"], ours["step"]
@@ -353,25 +551,46 @@ def from_safetensors(folder, path, tokenizer):
         die(f"{folder}/model.safetensors is not a GPT-2: it has no {missing.args[0]}")
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError, struct.error):
         die(f"{folder}/model.safetensors: its tensors are not of the shapes and types of its configuration")
-    without = "" if file else ", without a tokenizer"
+    return described(path, config, file)
+
+
+def described(path, config, tokenizer):
+    without = "" if tokenizer else ", without a tokenizer"
     return f"{path}: {config['L']} layers, {config['NH']} heads, {config['C']} channels{without}"
 
 
-def main():
+def own_config(folder):
+    """config.json where it is of modeling_gsa.py, else None"""
+    path = os.path.join(folder, "config.json")
+    try:
+        theirs = json.loads(read_bytes(path)) if os.path.exists(path) else {}
+    except ValueError:
+        return None  # foreign_config will say so
+    return theirs if isinstance(theirs, dict) and theirs.get("model_type") == "gsa" else None
+
+
+def to_fp32(tensors):
+    return {name: (t.astype("<u4") << 16).view("<f4") if t.dtype == "<u2" else t for name, t in tensors.items()}
+
+
+def main(arguments=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.error = lambda sentence: p.exit(2, f"convert.py: {sentence}; --help says more\n")
     p.add_argument("source", help="a model file, or a folder with model.safetensors")
     p.add_argument("target", help="a folder, or a model file")
     p.add_argument("--tokenizer", metavar="FILE", help="tokenizer file for a model that comes without one")
-    a = p.parse_args()
+    p.add_argument("--hf", action="store_true", help="a folder that transformers loads, whatever the kind of model")
+    a = p.parse_args(arguments)
     if np is None:
         die("numpy is needed; install it with pip or with this system's packages (python3-numpy)")
     if os.path.isdir(a.source):
+        if a.hf:
+            p.error("--hf is for a model file as the source; what it wrote is taken back without it")
         print(from_safetensors(a.source, a.target, a.tokenizer))
         return
-    if a.tokenizer:
+    if a.tokenizer and not a.hf:
         p.error("--tokenizer is for a folder without tokenizer.bin; this model file brings its own")
-    print(to_safetensors(a.source, a.target))
+    print(to_safetensors(a.source, a.target, a.hf, a.tokenizer))
 
 
 if __name__ == "__main__":

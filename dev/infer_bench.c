@@ -193,7 +193,7 @@ static void bench_model(const char *path, const char *name, const char *type, co
     printf("%-4s %-9s %8.1f %8.1f %10.1f %8.1f %8.1f %6.1f%% %10.0f %7.1fx\n", name, type, 1 / seconds,
            program_speed(path), bytes / 1e6, bytes / seconds / 1e9, speed / 1e9, 100 * ratio, CONTEXT / prefill,
            seconds * CONTEXT / prefill);
-    fflush(stdout);
+    flush_output();
 }
 
 /* Constant work a token, however long the text. */
@@ -234,7 +234,13 @@ static void bench_linear(const char *folder, const int *text) {
 
 int main(int argc, char **argv) {
     program_name(argv[0]);
-    const char *folder = argc > 1 ? argv[1] : "build/bench";
+    Flag flags[] = {{FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
+    int words =
+        parse_flags(flags, argc, argv,
+                    "usage: infer_bench [FOLDER]\nHow fast infer reads and writes text, by models that are made "
+                    "in FOLDER (build/bench), 1.4 GB.\n");
+    if (words > 1) die_usage("infer_bench takes one folder, not '%s' too", argv[2]);
+    const char *folder = words ? argv[1] : "build/bench";
     static const char *const types[] = {"fp32", "bf16", "int8"};
     float *memory = (float *)xmalloc(READ_BYTES);
     for (size_t i = 0; i < READ_BYTES / 4; i++) memory[i] = (float)(i % 7);

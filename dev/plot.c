@@ -5,12 +5,14 @@
    dev/plot adapt runs/a/main.log -o adapt.png
    dev/plot bars table.csv --value "validation loss" --error deviation -o bars.png
    dev/plot lines table.csv --by attention --x distance --y accuracy -o lines.png */
+#include "../data/text.h"
 #include "../gsa/flags.h"
 #include "../gsa/look/picture.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static int loss(int argc, char **argv) {
     const char *out = "loss.png", *title = "Loss by step";
@@ -34,7 +36,9 @@ static int loss(int argc, char **argv) {
     const char **names = (const char **)xcalloc((size_t)n, sizeof *names),
                **logs = (const char **)xcalloc((size_t)n, sizeof *logs);
     for (int i = 0; i < n; i++) {
-        char *equals = strchr(argv[1 + i], '=');
+        struct stat st;
+        char *equals =
+            stat(argv[1 + i], &st) == 0 ? NULL : strchr(argv[1 + i], '='); /* a file of this name comes first */
         logs[i] = equals ? equals + 1 : argv[1 + i];
         if (equals) {
             *equals = 0;
@@ -104,7 +108,7 @@ static Table table_read(const char *path) {
     size_t bytes;
     char *line, *next;
     int room = 0;
-    t.text = read_file(path, &bytes);
+    t.text = read_text(path, &bytes);
     for (line = t.text; *line; line = next) { /* the first line that is not empty has the names */
         next = line + strcspn(line, "\n");
         if (*next) *next++ = 0;
@@ -254,23 +258,31 @@ static int lines(int argc, char **argv) {
     return 0;
 }
 
+static const struct {
+    const char *name, *arguments, *help;
+    int (*run)(int argc, char **argv);
+} commands[] = {{"loss", "LOG...", "the loss of trainings by step, from their main.log", loss},
+                {"adapt", "LOG", "birth and death of splats in a training", adapt},
+                {"bars", "TABLE.csv", "the rows of a table as bars with error bars", bars},
+                {"lines", "TABLE.csv", "its numbers as lines, one for each name", lines}};
+enum { COMMANDS = sizeof commands / sizeof *commands };
+
+static void print_commands(FILE *f) {
+    fprintf(f, "usage: dev/plot COMMAND ...\n");
+    for (int i = 0; i < COMMANDS; i++)
+        fprintf(f, "  %-5s %-11s %s\n", commands[i].name, commands[i].arguments, commands[i].help);
+    fprintf(f, "dev/plot COMMAND --help lists the flags of a command.\n");
+}
+
 int main(int argc, char **argv) {
-    static const char help[] = "usage: dev/plot COMMAND ...\n"
-                               "  loss LOG...       the loss of trainings by step, from their main.log\n"
-                               "  adapt LOG         birth and death of splats in a training\n"
-                               "  bars TABLE.csv    the rows of a table as bars with error bars\n"
-                               "  lines TABLE.csv   its numbers as lines, one for each name\n"
-                               "dev/plot COMMAND --help lists the flags of a command.\n";
     program_name(argv[0]);
-    if (argc >= 2 && strcmp(argv[1], "loss") == 0) return loss(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "adapt") == 0) return adapt(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "bars") == 0) return bars(argc - 1, argv + 1);
-    if (argc >= 2 && strcmp(argv[1], "lines") == 0) return lines(argc - 1, argv + 1);
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        fputs(help, stdout);
+        print_commands(stdout);
         return 0;
     }
-    fputs(help, stderr);
-    if (argc >= 2) die_usage("unknown command '%s'", argv[1]);
+    for (int i = 0; i < COMMANDS && argc >= 2; i++)
+        if (strcmp(commands[i].name, argv[1]) == 0) return commands[i].run(argc - 1, argv + 1);
+    if (argc >= 2) die_usage("unknown command '%s'; there are loss, adapt, bars and lines", argv[1]);
+    print_commands(stderr);
     return 2;
 }

@@ -22,11 +22,11 @@ static double pass(GSA *m, size_t B, size_t T) {
     ActivationTensors a = m->a;
     double start = now_seconds();
     gsa_splat_waves(m, a.splat_waves, T, 0);
-    features_forward(m, a.fq, a.fk, a.qkv, 0, B, T, m->rope_waves, a.splat_waves);
-    attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, true, B, T, z.NH, z.HS);
+    features_forward(m, a.fq, a.fk, a.qkv, 0, B, T, m->a.rope_waves, a.splat_waves);
+    attention_forward(a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, NULL, true, B, T, z.NH, z.HS);
     scans_forward(m, a.att, a.att_lse, a.scan_rho, a.qkv, 0, B, T);
-    attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, true, B,
-                       T, z.NH, z.HS);
+    attention_backward(a.dfq, a.dfk, a.dqkv, a.datt, a.att, a.att_lse, a.fq, a.fk, a.qkv, m->scale, m->window, NULL,
+                       true, B, T, z.NH, z.HS);
     features_backward(m, a.dqkv, a.dfq, a.dfk, a.fq, a.fk, a.qkv, 0, B, T);
     scans_backward(m, a.dqkv, a.datt, a.att, a.scan_rho, a.qkv, 0, B, T);
     return now_seconds() - start;

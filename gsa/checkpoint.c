@@ -11,7 +11,7 @@
 
 enum {
     MAGIC = 20261123,
-    VERSION = 3, /* 3 knows gains of standard heads; files of version 2 have none */
+    VERSION = 4, /* 3 knows gains of standard heads, 4 phases of splats, learned rotations and forget gates */
     OLDEST = 2,
     LLMC_MAGIC = 20240326,
     LLMC_FP32 = 3,

@@ -1,7 +1,7 @@
 /* Checkpoint files: 256 int32, then a directory of named tensors, then their bytes. The same format holds models
    (weights and tokenizer) and states (optimiser and position in the data).
 
-   header  0 magic 20261123   1 version 2   2 kind (1 model, 2 state)   3 entries   4, 5 file length in bytes (low,
+   header  0 magic 20261123   1 version 4   2 kind (1 model, 2 state)   3 entries   4, 5 file length in bytes (low,
            high)
            6 step   16.. the CONFIG_FIELDS of model.h in order   128.. GSA heads: for each of 64 layers a mask of 64
                     bits (low, high)

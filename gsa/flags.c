@@ -10,13 +10,6 @@ Flag *find_flag(Flag *flags, const char *name) {
     return NULL;
 }
 
-static bool is_choice(const char *choices, const char *text) {
-    size_t n = strlen(text);
-    for (const char *p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
-        if (n > 0 && strcspn(p, "|") == n && strncmp(p, text, n) == 0) return true;
-    return false;
-}
-
 bool set_flag(Flag *f, const char *text, char *error) {
     char *end = NULL;
     double number = 0, high = f->kind == FLAG_INT ? 9e15 : INFINITY,
@@ -58,7 +51,7 @@ bool set_flag(Flag *f, const char *text, char *error) {
         else *(double *)f->value = number;
         break;
     case FLAG_CHOICE:
-        if (!is_choice(f->choices, text)) {
+        if (choice_index(f->choices, text) < 0) {
             snprintf(error, 256, "--%s must be one of %s, not '%.60s'", f->name, f->choices, text);
             return false;
         }
@@ -124,6 +117,7 @@ static void print_help(const Flag *flags, const char *usage) {
         free(left);
         free(value);
     }
+    printf("  %-28s ends the flags: what follows may begin with a dash\n", "--");
 }
 
 int parse_flags(Flag *flags, int argc, char **argv, const char *usage) {
@@ -149,7 +143,10 @@ int parse_flags(Flag *flags, int argc, char **argv, const char *usage) {
         Flag *f = strncmp(name, "--", 2) == 0 ? find_flag(flags, name + 2)
                   : strcmp(name, "-o") == 0   ? find_flag(flags, "out")
                                               : NULL;
-        if (!f) die_usage("unknown flag %s; --help lists them all", name);
+        if (!f)
+            die_usage("unknown flag %s; --help lists them all, and a text or name that begins with a dash goes behind "
+                      "--",
+                      name);
         if (f->given && f->kind != FLAG_TEXTS) die_usage("--%s is given twice", f->name);
         const char *text = equals ? equals + 1 : NULL;
         if (f->kind == FLAG_SWITCH) {

@@ -8,27 +8,21 @@
 
 /* ---------------------------------------------------------------------- configuration */
 
-int choice_index(const char *choices, const char *text) {
-    size_t n = strlen(text);
-    int index = 0;
-    for (const char *p = choices; p; index++) {
-        if (strcspn(p, "|") == n && strncmp(p, text, n) == 0) return index;
-        p = strchr(p, '|');
-        if (p) p++;
-    }
-    return -1;
-}
-
-void choice_name(const char *choices, int index, char *out, size_t room) {
-    const char *p = choices;
-    for (; index > 0 && p; index--) p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL;
-    snprintf(out, room, "%.*s", p ? (int)strcspn(p, "|") : 1, p ? p : "?");
-}
-
 int config_gsa_before(const Config *c, int l, int h) {
     int count = 0;
     for (int i = 0; i < l; i++) count += __builtin_popcountll(c->gsa_heads[i]);
     return h ? count + __builtin_popcountll(c->gsa_heads[l] & (~0ull >> (64 - h))) : count;
+}
+
+int config_gates_before(const Config *c, int l, int h) {
+    int count = 0;
+    for (int i = 0; i <= l && i < c->L && c->forget; i++) {
+        int standard = config_heads(c) - __builtin_popcountll(c->gsa_heads[i]),
+            most = c->forget == FORGET_ALL ? standard : (standard + 1) / 2,
+            before = i < l ? standard : h - (config_gsa_before(c, l, h) - config_gsa_before(c, l, 0));
+        count += before < most ? before : most;
+    }
+    return count;
 }
 
 static const char *sentence(const char *format, ...) {
@@ -66,9 +60,21 @@ const char *config_check(const Config *c) {
     if (c->raw < 0 || c->raw > 1 || c->unbounded < 0 || c->unbounded >> NUM_BOUNDS)
         return sentence("unknown way of keeping splats in bounds (%d, %d)", c->raw, c->unbounded);
     if (c->gain < 0 || c->gain > GAIN_HEAD) return sentence("unknown gain %d", c->gain);
+    if (c->phase < 0 || c->phase > PHASE_LEARNED) return sentence("unknown phase %d", c->phase);
     if (c->gain && c->position == POSITION_LEARNED)
         return "--gain head is for unit queries and keys, which --pos learned does not have; choose --pos rope or both";
     if (c->gain && !config_gains(c)) return "--gain is for standard heads, and this model has none";
+    if (c->rope < 0 || c->rope > ROPE_LEARNED) return sentence("unknown kind of rotation frequencies %d", c->rope);
+    if (c->rope && c->position == POSITION_LEARNED)
+        return "--rope-frequencies learned is for rotations, which --pos learned does not have; choose --pos rope or "
+               "both";
+    if (c->rope && !config_ropes(c)) return "--rope-frequencies is for standard heads, and this model has none";
+    if (c->forget < 0 || c->forget > FORGET_ALL) return sentence("unknown kind of forget gates %d", c->forget);
+    if (c->forget && c->attention == ATTENTION_EXTEND)
+        return "--forget-gate does not fit --attention extend, whose splats weigh what is far; choose hybrid";
+    if (c->forget && c->objective == OBJECTIVE_MLM)
+        return "--forget-gate weighs what lies before a token; it does not fit --objective mlm, which looks both ways";
+    if (c->forget && !config_gates(c)) return "--forget-gate is for standard heads, and this model has none";
     if (c->window < 0) return sentence("--window must be at least 1, not %d", c->window);
     for (int l = 0; l < MAX_LAYERS; l++)
         if (l >= c->L ? c->gsa_heads[l] != 0 : config_heads(c) < 64 && c->gsa_heads[l] >> config_heads(c))
@@ -87,6 +93,9 @@ const char *config_check(const Config *c) {
                "decay or none";
     if (c->mixer == MIXER_SOFTMAX && config_has_decay(c))
         return "--envelope decay and raised belong to --mixer linear; with --mixer softmax choose cosine or none";
+    if (c->phase && !config_has_cosine(c))
+        return "--phase learned is that of the envelope's cosine, which --envelope none and decay do not have; choose "
+               "cosine for --mixer softmax, raised for --mixer linear, or --phase none";
     /* softmax: a head has d features, and cosine and sine need two a splat; linear: what is still cheaper than
        attention */
     int most = c->mixer == MIXER_LINEAR ? 64 : c->envelope == ENVELOPE_COSINE ? d / 2 : d;
@@ -177,6 +186,19 @@ size_t model_parameters(const Config *c) {
     return count - (size_t)(c->Vp - c->V) * c->C;
 }
 
+/* The bias of a gate whose f = exp(-1 / n) at x = 0: ln(f / (1 - f)) = -ln(exp(1 / n) - 1). One after the other for
+   the heads of each layer; a single one has the longest memory. */
+static void start_memory(const Config *c, float *bias) {
+    for (int l = 0; l < c->L; l++) {
+        int first = config_gates_before(c, l, 0), count = config_gates_before(c, l + 1, 0) - first;
+        for (int i = 0; i < count; i++) {
+            double along = count > 1 ? (double)i / (count - 1) : 1,
+                   n = FORGET_SHORTEST * pow(FORGET_LONGEST / FORGET_SHORTEST, along);
+            bias[first + i] = (float)-log(expm1(1 / n));
+        }
+    }
+}
+
 void model_start(const Config *c, float *params, uint64_t seed) {
     Tensor tensors[NUM_TENSORS];
     size_t total = model_tensors(c, tensors);
@@ -214,8 +236,9 @@ void model_start(const Config *c, float *params, uint64_t seed) {
         case START_AMPLITUDE:
             for (size_t k = 0; k < t->size; k++) p[k] = (float)amplitude;
             break;
-        case START_FREQUENCY: /* log-spaced from 1 to 1e-3 within each head */
-            for (size_t k = 0; k < t->size; k++) p[k] = (float)(-log(1e3) * (k % c->S) / (c->S > 1 ? c->S - 1 : 1));
+        case START_FREQUENCY: /* log-spaced from 1 to THETA_LOWEST within each head */
+            for (size_t k = 0; k < t->size; k++)
+                p[k] = (float)(log((double)THETA_LOWEST) * (k % c->S) / (c->S > 1 ? c->S - 1 : 1));
             break;
         case START_DECAY: /* from 0.08 to 5e-4 */
             for (size_t k = 0; k < t->size; k++)
@@ -227,6 +250,11 @@ void model_start(const Config *c, float *params, uint64_t seed) {
         case START_GAIN:
             for (size_t k = 0; k < t->size; k++) p[k] = (float)log(GAIN_START);
             break;
+        case START_ROPE:
+            for (size_t k = 0; k < t->size; k++)
+                p[k] = (float)log(rope_frequency((int)(k % tensor_row(t)), config_head_size(c)));
+            break;
+        case START_MEMORY: start_memory(c, p); break;
         }
     }
     model_set_precision(c, params, SPLAT_PRECISION_START);
@@ -257,6 +285,8 @@ void model_scale_amplitudes(const Config *c, float *params, double factor) {
         params[tensors[TENSOR_log_alpha_reference].offset + s] += (float)log(factor);
     }
 }
+
+double rope_frequency(int k, int d) { return pow(10000, -2.0 * k / d); }
 
 /* ---------------------------------------------------------------------- splats */
 

@@ -26,6 +26,12 @@ enum { COVARIANCE_ISO, COVARIANCE_DIAG, COVARIANCE_FULL };
 enum { OBJECTIVE_LM, OBJECTIVE_MLM };
 #define GAIN_CHOICES "none|head"
 enum { GAIN_NONE, GAIN_HEAD };
+#define PHASE_CHOICES "none|learned"
+enum { PHASE_NONE, PHASE_LEARNED };
+#define ROPE_CHOICES "fixed|learned"
+enum { ROPE_FIXED, ROPE_LEARNED };
+#define FORGET_CHOICES "none|half|all"
+enum { FORGET_NONE, FORGET_HALF, FORGET_ALL };
 
 /* All fields are one int32 each in a checkpoint's header, in this order; a file that differs is refused by this
    name. */
@@ -47,11 +53,23 @@ enum { GAIN_NONE, GAIN_HEAD };
     X(objective, "objective (lm, mlm)")                                            \
     X(raw, "queries and keys of splats as they are (1) or on the unit sphere (0)") \
     X(unbounded, "kinds of splat parameters without bounds")                       \
-    X(gain, "gain of standard heads (none, head)")
+    X(gain, "gain of standard heads (none, head)")                                 \
+    X(phase, "phase of splats (none, learned)")                                    \
+    X(rope, "rotation frequencies of standard heads (fixed, learned)")             \
+    X(forget, "forget gates of standard heads (none, half, all)")
 
 /* raw: equation (1) is left out, x^ = x. unbounded: bit b switches bound b off. Both are for comparisons. */
-#define BOUND_CHOICES "precision|centre|amplitude|frequency|decay|gain"
-enum { BOUND_PRECISION, BOUND_CENTRE, BOUND_AMPLITUDE, BOUND_FREQUENCY, BOUND_DECAY, BOUND_GAIN, NUM_BOUNDS };
+#define BOUND_CHOICES "precision|centre|amplitude|frequency|decay|gain|phase"
+enum {
+    BOUND_PRECISION,
+    BOUND_CENTRE,
+    BOUND_AMPLITUDE,
+    BOUND_FREQUENCY,
+    BOUND_DECAY,
+    BOUND_GAIN,
+    BOUND_PHASE,
+    NUM_BOUNDS
+};
 
 enum { MAX_LAYERS = 64, MAX_HEADS = 64 }; /* one 64-bit mask of GSA heads per layer */
 
@@ -72,9 +90,6 @@ const char *config_check(const Config *c);
    for hybrid, half as many extra ones for augment), "N" (the last N heads of each layer; augment: N extra ones) or
    "0:3,2:1-4" (layer:head). Sets c->extra. NULL where it fits, else a sentence. */
 const char *config_head_map(Config *c, const char *gsa_heads);
-/* position of text in "a|b|c"; -1 where it is none */
-int choice_index(const char *choices, const char *text);
-void choice_name(const char *choices, int index, char *out, size_t room);
 
 static inline int config_head_size(const Config *c) { return c->C / c->NH; }
 static inline int config_heads(const Config *c) { return c->NH + c->extra; }
@@ -103,11 +118,25 @@ static inline int config_head_kind(const Config *c, int l, int h) {
 /* number of GSA heads before (l, h), in order of layer and head: the index of its splats */
 int config_gsa_before(const Config *c, int l, int h);
 static inline int config_gsa_heads(const Config *c) { return config_gsa_before(c, c->L, 0); }
-/* likewise of heads with softmax of q . k: all but GSA heads, and all of extend: the index of its gain */
+/* likewise of heads with softmax of q . k: all but GSA heads, and all of extend: the index of its gain and
+   frequencies */
 static inline int config_standard_before(const Config *c, int l, int h) {
     return l * config_heads(c) + h - (c->attention == ATTENTION_EXTEND ? 0 : config_gsa_before(c, l, h));
 }
 static inline int config_gains(const Config *c) { return c->gain ? config_standard_before(c, c->L, 0) : 0; }
+static inline int config_ropes(const Config *c) { /* heads that learn their rotation frequencies */
+    return c->rope ? config_standard_before(c, c->L, 0) : 0;
+}
+/* number of heads with a forget gate before (l, h), in order of layer and head: of each layer the first half of its
+   standard heads, rounded up, or all of them */
+int config_gates_before(const Config *c, int l, int h);
+static inline int config_gates(const Config *c) { return config_gates_before(c, c->L, 0); }
+static inline bool config_is_gated(const Config *c, int l, int h) {
+    return config_gates_before(c, l, h + 1) > config_gates_before(c, l, h);
+}
+/* What a back end can read of a head after a forward pass: its queries or keys before any feature map, (T, HS), or of a
+   gated head ln f, (T). */
+enum { PART_QUERIES, PART_KEYS, PART_FORGET };
 
 /* ---------------------------------------------------------------------- parameters */
 
@@ -133,7 +162,9 @@ enum {
     START_FREQUENCY,
     START_DECAY,
     START_FAR,
-    START_GAIN
+    START_GAIN,
+    START_ROPE,
+    START_MEMORY
 };
 
 /* THE table: name, shape as expressions of the configuration c, start, group. The parameter struct of both programs,
@@ -150,6 +181,7 @@ enum {
     X(alive, config_gsa_heads(c), c->S, 1, START_ONE, GROUP_FIXED) /* 1 or 0, at least one a head */ \
     X(log_theta, config_has_cosine(c) ? config_gsa_heads(c) : 0, c->S, 1, START_FREQUENCY, GROUP_SCALAR) \
     X(log_delta, config_has_decay(c) ? config_gsa_heads(c) : 0, c->S, 1, START_DECAY, GROUP_SCALAR) \
+    X(psi, c->phase ? config_gsa_heads(c) : 0, c->S, 1, START_ZERO, GROUP_SCALAR) /* phases of the cosine */ \
     X(log_far, config_has_far(c) ? config_gsa_heads(c) : 0, 1, 1, START_FAR, GROUP_SCALAR) /* weight of far keys */
 #define PARAMETERS(X) \
     X(wte, c->Vp, c->C, 1, START_NORMAL, GROUP_MATRIX) /* token embedding and classifier */ \
@@ -160,6 +192,9 @@ enum {
     X(qkvb, c->L, 3 * config_width(c), 1, START_ZERO, GROUP_VECTOR) \
     SPLAT_TENSORS(X) \
     X(log_gain, config_gains(c), 1, 1, START_GAIN, GROUP_SCALAR) /* of standard heads */ \
+    X(log_rope, config_ropes(c), config_head_size(c) / 2, 1, START_ROPE, GROUP_SCALAR) /* their frequencies */ \
+    X(forgetw, config_gates(c), c->C, 1, START_NORMAL, GROUP_MATRIX) /* their forget gates */ \
+    X(forgetb, config_gates(c), 1, 1, START_MEMORY, GROUP_VECTOR) \
     X(attprojw, c->L, c->C, config_width(c), START_RESIDUAL, GROUP_MATRIX) \
     X(attprojb, c->L, c->C, 1, START_ZERO, GROUP_VECTOR) \
     X(ln2w, c->L, c->C, 1, START_ONE, GROUP_VECTOR) \
@@ -216,8 +251,16 @@ const char *model_check_alive(const Config *c, const float *alive);
 #define SPLAT_CENTRE_MAX 2.0                    /* |mu| */
 #define SPLAT_SLOPE_MAX 40.0                    /* |Lambda mu| */
 #define SPLAT_AMPLITUDE_RANGE 2.302585092994046 /* ln 10: |log_alpha - log_alpha_reference| */
-#define SPLAT_FREQUENCY_MAX 3.141592653589793
+#define SPLAT_FREQUENCY_MAX 3.141592653589793   /* of learned rotations too */
 #define SPLAT_DECAY_MAX 0.14
+/* |psi| of the linear mixer: a token weighs itself by (1 + cos psi) / 2, at least a half of what it would by psi = 0,
+   so that row sums stay positive. The softmax mixer has no such bound; its psi is kept in (-pi, pi]. */
+#define SPLAT_PHASE_MAX 1.5707963267948966
+
+/* The starting frequencies are log-spaced from 1 to this within each head, in radians a token. */
+#ifndef THETA_LOWEST
+#define THETA_LOWEST 1e-3
+#endif
 
 /* The gain of a standard head, which logits of unit queries and keys are multiplied by: without it none of them could
    exceed the square root of the head size. */
@@ -226,6 +269,15 @@ const char *model_check_alive(const Config *c, const float *alive);
 #endif
 #define GAIN_MIN 0.25
 #define GAIN_MAX 10.0
+
+/* The rotation of pair k of a head of size d by position, in radians a token; where frequencies are learned, their
+   start. */
+double rope_frequency(int k, int d);
+
+/* The start of forget gates: f = exp(-1 / n) for an x of 0, so that weights fall by e in n tokens; n log-spaced over
+   the gated heads of a layer. */
+#define FORGET_SHORTEST 16.0
+#define FORGET_LONGEST 1024.0
 
 /* The starting ln alpha: logits sum_s alpha phi_s(q) phi_s(k) of random unit vectors q, k have standard deviation 1,
    for S centres that are random unit vectors of dimension d and isotropic precision SPLAT_PRECISION_START. */

@@ -1,5 +1,6 @@
 #include "util.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,6 +22,67 @@
 /* ---------------------------------------------------------------------- errors */
 
 static const char *program = "gsa";
+static bool output_matters;
+
+/* False, with a sentence, where it could not be written. */
+static bool write_output(void) {
+    errno = 0;
+    if ((fflush(stdout) == 0 && !ferror(stdout)) || !output_matters) return true;
+    output_matters = false;
+    int error = errno; /* 0: it failed earlier */
+    warn("cannot write standard output%s%s", error ? ": " : "", error ? strerror(error) : "");
+    return false;
+}
+
+void flush_output(void) {
+    if (!write_output()) exit(1);
+}
+
+static void flush_at_exit(void) {
+    if (!write_output()) _exit(1);
+}
+
+void output_may_fail(void) {
+    signal(SIGPIPE, SIG_IGN);
+    output_matters = false;
+}
+
+enum { SMALLEST_STACK = 256 }; /* KiB: of matrix products, with room to spare */
+
+/* The stack of OpenMP's threads, in KiB, as the environment sets it; 0 where it does not. */
+static double thread_stack(const char *variable) {
+    const char *text = getenv(variable);
+    char *unit = NULL;
+    double size = text ? strtod(text, &unit) : 0;
+    while (unit && isspace((unsigned char)*unit)) unit++;
+    switch (unit ? toupper((unsigned char)*unit) : 0) {
+    case 'B': return size / 1024;
+    case 'M': return size * 1024;
+    case 'G': return size * 1024 * 1024;
+    default: return size;
+    }
+}
+
+static void check_stacks(void) {
+    static const char *const variables[] = {"OMP_STACKSIZE", "GOMP_STACKSIZE"};
+    struct rlimit limit;
+    for (int i = 0; i < 2; i++) {
+        double size = thread_stack(variables[i]);
+        if (size > 0 && size < SMALLEST_STACK)
+            die("%s=%s leaves threads too small a stack: give %dk or more, or leave it out", variables[i],
+                getenv(variables[i]), SMALLEST_STACK);
+    }
+    if (getrlimit(RLIMIT_STACK, &limit) == 0 && limit.rlim_cur < SMALLEST_STACK * 1024)
+        die("the stack may have %ld KiB only: allow %d or more (ulimit -s)", (long)(limit.rlim_cur / 1024),
+            SMALLEST_STACK);
+}
+
+/* Some libraries use memory that they asked for and were not given. */
+static void on_crash(int number) {
+    static const char sentence[] = ": a library stopped for want of memory, as it seems: raise the limit (ulimit -v)\n";
+    if (write(2, program, strlen(program)) < 0 || write(2, sentence, sizeof sentence - 1) < 0) _exit(number);
+    _exit(1);
+}
 
 void program_name(const char *argv0) {
     const char *slash = strrchr(argv0, '/');
@@ -28,36 +91,50 @@ void program_name(const char *argv0) {
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0) _exit(1);
     /* at the file size limit a write then fails and is reported, where the signal would kill us */
     signal(SIGXFSZ, SIG_IGN);
+    struct rlimit memory;
+    if (getrlimit(RLIMIT_AS, &memory) == 0 && memory.rlim_cur != RLIM_INFINITY) signal(SIGSEGV, on_crash);
+    check_stacks();
+    output_matters = true;
+    atexit(flush_at_exit); /* runs last, as it is the first that is registered */
 }
 
-static void complain(const char *format, va_list args) {
+static bool (*speaker)(const char *sentence, int status);
+
+void set_speaker(bool (*speak)(const char *sentence, int status)) { speaker = speak; }
+
+/* status: that of the exit which follows, or 0 */
+static void complain(int status, const char *format, va_list args) {
+    char *sentence = NULL;
     rewrite_line(NULL);
     fflush(stdout);
-    fprintf(stderr, "%s: ", program);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    if (vasprintf(&sentence, format, args) < 0) sentence = NULL;
+    const char *text = sentence ? sentence : "out of memory";
+    if (!speaker || speaker(text, status)) fprintf(stderr, "%s: %s\n", program, text);
+    free(sentence);
 }
 
 void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    complain(format, args);
+    complain(1, format, args);
     va_end(args);
+    output_matters = false; /* one sentence is enough, and one status */
     exit(1);
 }
 
 void die_usage(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    complain(format, args);
+    complain(2, format, args);
     va_end(args);
+    output_matters = false;
     exit(2);
 }
 
 void warn(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    complain(format, args);
+    complain(0, format, args);
     va_end(args);
 }
 
@@ -95,6 +172,20 @@ char *xasprintf(const char *format, ...) {
     if (vasprintf(&s, format, args) < 0) die("out of memory");
     va_end(args);
     return s;
+}
+
+char *shell_quoted(const char *text) {
+    bool plain = *text != 0;
+    for (const char *p = text; *p; p++) plain = plain && (isalnum((unsigned char)*p) || strchr("_-./:=,+@%", *p));
+    if (plain) return xstrdup(text);
+    char *quoted = (char *)xmalloc(4 * strlen(text) + 3), *out = quoted;
+    *out++ = '\'';
+    for (const char *p = text; *p; p++) {
+        if (*p == '\'') out = stpcpy(out, "'\\''"); /* ends the quotes, a quote, and they begin again */
+        else *out++ = *p;
+    }
+    strcpy(out, "'");
+    return quoted;
 }
 
 size_t free_memory(void) {
@@ -166,17 +257,23 @@ int64_t file_bytes(FILE *f, const char *path) {
     return (int64_t)st.st_size;
 }
 
+FILE *open_input(const char *path) { return strcmp(path, "-") == 0 ? stdin : xfopen(path, "rb"); }
+const char *input_name(const char *path) { return strcmp(path, "-") == 0 ? "standard input" : path; }
+
+void close_input(FILE *f) {
+    if (f != stdin) fclose(f);
+}
+
 char *read_file(const char *path, size_t *bytes) {
-    bool standard_input = strcmp(path, "-") == 0;
-    FILE *f = standard_input ? stdin : xfopen(path, "rb");
+    FILE *f = open_input(path);
     size_t n = 0, room = 1 << 16;
     char *text = (char *)xmalloc(room);
     for (size_t got; (got = fread(text + n, 1, room - n - 1, f)) > 0;) {
         n += got;
         if (n + 1 == room) text = (char *)xrealloc(text, room *= 2);
     }
-    if (ferror(f)) die("cannot read %s: %s", standard_input ? "standard input" : path, strerror(errno));
-    if (!standard_input) fclose(f);
+    if (ferror(f)) die("cannot read %s: %s", input_name(path), strerror(errno));
+    close_input(f);
     text[n] = 0;
     *bytes = n;
     return text;
@@ -307,6 +404,25 @@ void lock_file(FILE *f, const char *what) {
     pid_t holder = fcntl(fileno(f), F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK ? lock.l_pid : 0;
     char *who = holder > 0 ? xasprintf("process %ld", (long)holder) : xstrdup("another process");
     die("%s is in use by %s: wait until that has ended, or give another name with --out", what, who);
+}
+
+/* ---------------------------------------------------------------------- choices */
+
+int choice_index(const char *choices, const char *text) {
+    size_t n = strlen(text);
+    int index = 0;
+    for (const char *p = choices; p; index++) {
+        if (strcspn(p, "|") == n && strncmp(p, text, n) == 0) return index;
+        p = strchr(p, '|');
+        if (p) p++;
+    }
+    return -1;
+}
+
+void choice_name(const char *choices, int index, char *out, size_t room) {
+    const char *p = choices;
+    for (; index > 0 && p; index--) p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL;
+    snprintf(out, room, "%.*s", p ? (int)strcspn(p, "|") : 1, p ? p : "?");
 }
 
 /* ---------------------------------------------------------------------- random numbers */

@@ -26,13 +26,22 @@ extern "C" {
 /* ---- errors: one sentence on stderr, "program: sentence", that names the file, flag or value and says what to do */
 
 /* Call first in main. Also opens descriptors 0 to 2 where they are closed, or the next file would get the screen's
-   text: reading and writing them fails as it did. */
+   text: reading and writing them fails as it did. Refuses stacks that are too small for threads. And from then on a
+   program whose standard output could not be written ends with a sentence and exit status 1, at its end at the latest:
+   nobody need look at what printf returns. */
 void program_name(const char *argv0);
+/* Writes standard output to where it goes, now; dies where that cannot be done. */
+void flush_output(void);
+/* For a program whose work is not what it prints: from now on standard output may fail, and its reader go away. */
+void output_may_fail(void);
 /* exit status 1: the input or the machine is at fault */
 GSA_NORETURN void die(const char *format, ...) GSA_PRINTF(1, 2);
 /* exit status 2: the command line is at fault */
 GSA_NORETURN void die_usage(const char *format, ...) GSA_PRINTF(1, 2);
 void warn(const char *format, ...) GSA_PRINTF(1, 2);
+/* For a run of several processes, where one sentence speaks for all: `speak` gets each sentence, and the exit status
+   that follows it, or 0 for a warning. Only where it returns true is the sentence printed here. */
+void set_speaker(bool (*speak)(const char *sentence, int status));
 
 /* ---- memory and files; each of these dies with a sentence instead of returning an error */
 
@@ -41,6 +50,8 @@ void *xcalloc(size_t count, size_t size); /* zeroed */
 void *xrealloc(void *old, size_t bytes);
 char *xstrdup(const char *s);
 char *xasprintf(const char *format, ...) GSA_PRINTF(1, 2);
+/* as it can be pasted into a shell: in quotes where it needs them */
+char *shell_quoted(const char *text);
 /* bytes of the machine that can be had without swapping; 0 where the system does not say */
 size_t free_memory(void);
 
@@ -49,6 +60,10 @@ void xfread(void *out, size_t size, size_t count, FILE *f, const char *path);
 void xfwrite(const void *in, size_t size, size_t count, FILE *f, const char *path);
 /* length; leaves the position where it was */
 int64_t file_bytes(FILE *f, const char *path);
+/* a file to be read, "-" for standard input; its name for sentences */
+FILE *open_input(const char *path);
+const char *input_name(const char *path);
+void close_input(FILE *f);
 /* whole file plus a final 0 that is not counted; "-" is standard input */
 char *read_file(const char *path, size_t *bytes);
 /* and its parents; an existing folder is fine */
@@ -73,6 +88,11 @@ void sync_folder_of(const char *path);
    names that; `what` is what both would write. A process must not open and close the file a second time: that would
    end its lock. */
 void lock_file(FILE *f, const char *what);
+
+/* ---- choices: words of a list such as "a|b|c" */
+
+int choice_index(const char *choices, const char *text); /* -1 where it is none of them */
+void choice_name(const char *choices, int index, char *out, size_t room);
 
 /* ---- random numbers: splitmix64, state is one integer */
 

@@ -54,6 +54,11 @@ static const char *try_config(Config *c, int attention, const char *heads, int p
     const char *problem = config_head_map(c, heads);
     c->gain = GAIN_HEAD; /* where there are heads for it */
     if (position == POSITION_LEARNED || config_gains(c) < 1) c->gain = GAIN_NONE;
+    c->phase = config_has_cosine(c) && config_gsa_heads(c) ? PHASE_LEARNED : PHASE_NONE; /* where there are cosines */
+    int gates[] = {FORGET_HALF, FORGET_ALL, FORGET_NONE}; /* by position, where they fit */
+    c->forget = attention == ATTENTION_EXTEND || objective == OBJECTIVE_MLM ? FORGET_NONE : gates[position];
+    if (config_gates(c) < 1) c->forget = FORGET_NONE;
+    c->rope = position == POSITION_ROPE && c->gain ? ROPE_LEARNED : ROPE_FIXED;
     return problem ? problem : config_check(c);
 }
 
@@ -76,12 +81,13 @@ __attribute__((unused)) static GSA *scattered_model(const Config *c, size_t B, u
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         size_t n = i == TENSOR_wte ? (size_t)c->V * c->C : t->size; /* the padding of the vocabulary stays 0 */
-        double noise = t->group == GROUP_FIXED ? 0 : t->group == GROUP_MATRIX ? 0.3 : 0.2;
+        double noise = t->group == GROUP_FIXED ? 0 : i == TENSOR_psi ? 0.5 : t->group == GROUP_MATRIX ? 0.3 : 0.2;
         for (size_t k = 0; k < n; k++)
             m->params[t->offset + k] = (real)(start[t->offset + k] + noise * rng_normal(&rng));
     }
     free(start);
     gsa_scales(m);
+    gsa_rope_waves(m, m->a.rope_waves, (size_t)c->T, 0);
     return m;
 }
 

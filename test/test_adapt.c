@@ -72,7 +72,8 @@ static int pass(Scene *s, int64_t step) {
 }
 
 static void check_moments(Scene *s, size_t g, size_t slot, bool forgotten, const char *what) {
-    static const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta, TENSOR_log_delta};
+    static const int splat[] = {TENSOR_mu,        TENSOR_log_precision, TENSOR_log_alpha,
+                                TENSOR_log_theta, TENSOR_log_delta,     TENSOR_psi};
     bool good = true;
     for (size_t i = 0; i < sizeof splat / sizeof *splat; i++) {
         const Tensor *t = &s->t[splat[i]];
@@ -199,7 +200,10 @@ static void test_split(void) {
     *of(&s, TENSOR_alive, 0, 7) = 0;
     set_rings(s.a->pull, &s, 0, 4, 100);
     set_rings(s.a->activation, &s, 0, 4, 0.1);
+    *of(&s, TENSOR_psi, 0, 4) = 0.75f;
+    *of(&s, TENSOR_psi, 0, 7) = -1;
     int n = pass(&s, 1000);
+    CHECK(*of(&s, TENSOR_psi, 0, 4) == 0.75f && *of(&s, TENSOR_psi, 0, 7) == 0.75f, "both have its phase");
     CHECK(n == 1 && events[0].kind == ADAPT_SPLIT && events[0].from == 4 && events[0].slot == 7,
           "the splat that is pulled most is split");
     check_moments(&s, 0, 4, true, "split");
@@ -210,6 +214,41 @@ static void test_split(void) {
     CHECK(fabs(*of(&s, TENSOR_log_alpha, 0, 4) - *of(&s, TENSOR_log_alpha, 0, 7)) < 1e-5 &&
               fabs(*of(&s, TENSOR_log_alpha, 0, 4) + log(2)) < 1e-5,
           "each has half of the amplitude");
+    free_scene(&s);
+}
+
+/* Phases are angles: two near half a turn are alike on either side of it, and what is merged has that of the more
+   active splat. */
+static void test_merge_phases(void) {
+    static const struct {
+        float psi, other;
+        bool alike;
+    } pairs[] = {{1, 1.05f, true}, {1, 1.2f, false}, {3.12f, -3.12f, true}, {3, -3, false}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        for (int second = 0; second < 2; second++) {
+            Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
+            memcpy(of(&s, TENSOR_mu, 0, 6), of(&s, TENSOR_mu, 0, 5), 64 * sizeof(float));
+            *of(&s, TENSOR_log_theta, 0, 6) = *of(&s, TENSOR_log_theta, 0, 5);
+            *of(&s, TENSOR_psi, 0, 5) = pairs[i].psi;
+            *of(&s, TENSOR_psi, 0, 6) = pairs[i].other;
+            set_rings(s.a->activation, &s, 0, second ? 6 : 5, 0.1);
+            int n = pass(&s, 1000);
+            CHECK(n > 0 && events[0].kind == (pairs[i].alike ? ADAPT_MERGE : ADAPT_DEATH), "phases %g and %g are %s",
+                  (double)pairs[i].psi, (double)pairs[i].other, pairs[i].alike ? "alike" : "not alike");
+            size_t kept = second ? 6 : 5;
+            CHECK(*of(&s, TENSOR_psi, 0, kept) == (second ? pairs[i].other : pairs[i].psi),
+                  "the more active one's phase stays");
+            free_scene(&s);
+        }
+    /* by hand: slot 5 takes in the more active slot 6, and has its phase */
+    Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 16);
+    for (int weight = 0; weight < 2; weight++) {
+        *of(&s, TENSOR_psi, 0, 5) = 3;
+        *of(&s, TENSOR_psi, 0, 6) = -3;
+        *of(&s, TENSOR_alive, 0, 6) = 1;
+        adapt_merge(&s.c, 0, 5, 6, weight ? 0.7 : 0.3, NULL, 0, s.splats);
+        CHECK(*of(&s, TENSOR_psi, 0, 5) == (weight ? 3 : -3), "merged, the phase is that of the larger share");
+    }
     free_scene(&s);
 }
 
@@ -238,9 +277,13 @@ static void test_move(void) {
     set_rings(s.a->activation, &s, 1, 2, 1e-5);
     set_rings(s.a->pull, &s, 1, 8, 100);
     set_rings(s.a->activation, &s, 1, 8, 0.1);
+    *of(&s, TENSOR_psi, 0, 9) = 1;
+    *of(&s, TENSOR_psi, 1, 8) = 2;
     int n = pass(&s, 1000);
     CHECK(n == 2 && events[0].kind == ADAPT_MOVE && events[0].slot == 9 && events[0].from == -1,
           "an idle splat moves to a new place");
+    CHECK(*of(&s, TENSOR_psi, 0, 9) == 0 && *of(&s, TENSOR_psi, 1, 2) == 2,
+          "a new splat has no phase, half of a split one has its phase");
     CHECK(n == 2 && events[1].kind == ADAPT_MOVE && events[1].slot == 2 && events[1].from == 8,
           "or to the side of one that is pulled");
     CHECK(adapt_alive(&s.c, 0, s.splats) == 16 && adapt_alive(&s.c, 1, s.splats) == 16, "their number stays");
@@ -275,6 +318,7 @@ static void test_rules(void) {
     test_ball();
     test_split();
     test_merge();
+    test_merge_phases();
     test_move();
     test_birth();
 }
@@ -408,11 +452,12 @@ static void test_dead_is_absent(int mixer, int envelope) {
     less = c;
     less.S = 2;
     GSA *m = scattered_model(&c, 1, 33), *n = scattered_model(&less, 1, 33);
-    static const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta, TENSOR_log_delta};
+    static const int splat[] = {TENSOR_mu,        TENSOR_log_precision, TENSOR_log_alpha,
+                                TENSOR_log_theta, TENSOR_log_delta,     TENSOR_psi};
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i], *u = &n->tensors[i];
         bool of_splat = false;
-        for (int k = 0; k < 5; k++) of_splat |= i == splat[k];
+        for (size_t k = 0; k < sizeof splat / sizeof *splat; k++) of_splat |= i == splat[k];
         size_t w = (size_t)t->shape[2];
         if (!of_splat && t->group != GROUP_FIXED)
             memcpy(n->params + u->offset, m->params + t->offset, t->size * sizeof(real));

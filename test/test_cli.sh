@@ -434,8 +434,9 @@ refuse "llm.c's cut off" 1 "truncated" $infer generate "$dir/wrong.bin" Once --t
 python=python3
 $python -c 'import numpy' 2>/dev/null || python=/usr/bin/python3 # Debian's numpy is for Debian's python
 if $python -c 'import numpy' 2>/dev/null; then
+    check "train with phases, to convert" $train $tiny --phase learned --steps 1 --out "$dir/ph"
     for file in "$gpt2" "$dir/p/model_00000006.bin" "$dir/m/model_00000004.bin" "$dir/u/model_00000003.bin" \
-        "$dir/kmeans/model_00000002.bin"; do
+        "$dir/kmeans/model_00000002.bin" "$dir/ph/model_00000001.bin"; do
         rm -rf "$dir/folder"
         check "convert $file" $python dev/convert.py "$file" "$dir/folder"
         check "convert $file back" $python dev/convert.py "$dir/folder" "$dir/back.bin"
@@ -633,8 +634,10 @@ check "questions that are documents" \
     sh -c "[ \$(wc -l <'$dir/ask.txt') = 12 ] && ! grep -v '^\(pairs\|facts\).*\(\[[A-Za-z]*\]\).* \2$' '$dir/ask.txt'"
 refuse "recall: no questions" 1 "make_recall" $infer recall "$model" "$dir/tiny.txt"
 refuse "recall: empty" 1 "no questions" $infer recall "$model" /dev/null
-refuse "recall: a model shorter than a question" 1 "trained for 32" \
-    sh -c "$make_recall --ask 1 --far 64 --out '$dir/ask.txt' 2>/dev/null; $infer recall '$model' '$dir/ask.txt'"
+check "questions that are longer than the model are left out and counted" sh -c "
+    $make_recall --ask 9 --far 64 --out '$dir/ask.txt' &&
+    $infer recall '$model' '$dir/ask.txt' >'$dir/one' 2>'$dir/said' &&
+    grep -q 'line [0-9]*: .*trained for 32' '$dir/said' && grep -q '^left out: [1-9]' '$dir/one'"
 refuse "make_recall: no file" 2 "--out" $make_recall
 refuse "make_recall: documents and questions" 2 "--ask" $make_recall --ask 3 --bytes 1k --out "$dir/ask.txt"
 check "the same seed, the same documents" sh -c "$make_recall --bytes 20k --seed 4 --out - 2>/dev/null >'$dir/one'; \
@@ -761,12 +764,14 @@ done
 config=release
 case $OUT in build/debug/) config=debug ;; build/sanitize/) config=sanitize ;; esac
 built=build/$config
-check "build the tools" make -s config=$config $built/dev/scan_bench $built/dev/logits $built/test/check_stories \
-    $built/test/test_fuzz
-programs="$built/dev/scan_bench $built/dev/logits $built/test/check_stories $built/test/test_fuzz dev/adapt.sh"
+check "build the tools" make -s config=$config $built/dev/scan_bench $built/dev/infer_bench $built/dev/logits \
+    $built/test/check_stories $built/test/test_fuzz
+programs="$built/dev/scan_bench $built/dev/infer_bench $built/dev/logits $built/test/check_stories"
+programs="$programs $built/test/test_fuzz dev/adapt.sh"
 programs="$programs dev/long_sequences.sh data/tinystories.sh data/openwebtext.sh"
 if command -v python3 >/dev/null; then
-    for script in compare convert.py gpt2_compare.py pytorch_bench.py tokenizer_compare.py cuda/attention_bench.py; do
+    for script in compare convert.py gpt2_compare.py pytorch_bench.py tokenizer_compare.py cuda/attention_bench.py \
+        pytorch/into_splats.py ../test/pytorch.py; do
         programs="$programs python3:dev/$script"
     done
 else
@@ -845,12 +850,73 @@ cp "$dir/a/model_00000020.bin" "$dir/v2.bin" && patch "$dir/v2.bin" 4 '\002'
 check "a file of before gains is read" sh -c "$infer perplexity '$dir/v2.bin' README.md >'$dir/v2' 2>/dev/null &&
     $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v2'"
 
+# ---- phases of splats: the same
+phase="$tiny --phase learned --steps 20 --eval-every 10 --save-every 10 --keep 0 --lr 1e-2"
+check "train with phases" $train $phase --out "$dir/ha" --threads 2
+check "phases: one thread" sh -c "$train $phase --out '$dir/hb' --threads 1 &&
+    cmp '$dir/ha/model_00000020.bin' '$dir/hb/model_00000020.bin'"
+mkdir "$dir/hc" && cp "$dir"/ha/*_00000010.bin "$dir/hc"
+check "phases: resumed" sh -c "$train --resume --out '$dir/hc' &&
+    cmp '$dir/ha/model_00000020.bin' '$dir/hc/model_00000020.bin' &&
+    cmp '$dir/ha/state_00000020.bin' '$dir/hc/state_00000020.bin'"
+check "phases: of the linear mixer, soft, recomputed" $train $tiny --mixer linear --phase learned --recompute \
+    --adapt relocate --steps 2 --out "$dir/hl"
+check "phases: with a softer start" $train $tiny --phase learned --splat-amplitude 0.1 --steps 2 --out "$dir/hs"
+check "phases: inspected" sh -c "$infer inspect '$dir/ha/model_00000020.bin' | grep phase &&
+    ! $infer inspect '$dir/a/model_00000020.bin' | grep phase"
+check "phases: quantized" sh -c "$infer quantize '$dir/ha/model_00000020.bin' '$dir/hq.bin' --type int8 &&
+    $infer perplexity '$dir/hq.bin' README.md"
+check "splats with phases, for a model with them" $train $tiny --phase learned \
+    --splat-init "$dir/ha/model_00000020.bin" --steps 1 --out "$dir/hf"
+check "splats without phases, for a model with them" $train $tiny --phase learned \
+    --splat-init "$dir/a/model_00000020.bin" --steps 1 --out "$dir/hg"
+refuse "splats with phases, for a model without" 1 "tensor psi" $train $tiny --splat-init "$dir/ha/model_00000020.bin" \
+    --out "$dir/x"
+refuse "phases: not those of the file" 2 "--phase" $train --init-from "$dir/ha/model_00000020.bin" --phase none \
+    --out "$dir/x"
+refuse "phases without a cosine" 2 "--envelope" $train $tiny --envelope none --phase learned --out "$dir/x"
+refuse "phases of a decay" 2 "--phase" $train $tiny --mixer linear --envelope decay --phase learned --out "$dir/x"
+refuse "phases without splats" 2 "--phase" $train $tiny --attention standard --phase learned --out "$dir/x"
+refuse "its bound has a name" 2 "phase" $train $tiny --unbounded phases --out "$dir/x"
+# ---- learned rotations and forget gates: trained, resumed, rounded; where they make no sense
+forget="$run --rope-frequencies learned --forget-gate half"
+check "train with learned rotations and forget gates" $train $forget --out "$dir/fa" --threads 2
+check "gates: one thread" sh -c "$train $forget --out '$dir/fb' --threads 1 &&
+    cmp '$dir/fa/model_00000020.bin' '$dir/fb/model_00000020.bin'"
+check "gates: --recompute" sh -c "$train $forget --recompute --out '$dir/fr' &&
+    cmp '$dir/fa/model_00000020.bin' '$dir/fr/model_00000020.bin'"
+mkdir "$dir/fc" && cp "$dir"/fa/*_00000010.bin "$dir/fc"
+check "gates: resumed" sh -c "$train --resume --out '$dir/fc' &&
+    cmp '$dir/fa/model_00000020.bin' '$dir/fc/model_00000020.bin' &&
+    cmp '$dir/fa/state_00000020.bin' '$dir/fc/state_00000020.bin'"
+check "gates: a rounded model writes" sh -c "$infer quantize '$dir/fa/model_00000020.bin' '$dir/fq.bin' --type int8 &&
+    $infer generate '$dir/fq.bin' Once --tokens 20"
+check "gates: a report" $infer report "$dir/fa/model_00000020.bin" "Once upon a time" -o "$dir/fa.html"
+refuse "gates: not those of the file" 2 "--forget-gate" $train --init-from "$dir/fa/model_00000020.bin" \
+    --forget-gate all --out "$dir/x"
+refuse "rotations: not those of the file" 2 "--rope-frequencies" $train --init-from "$dir/fa/model_00000020.bin" \
+    --rope-frequencies fixed --out "$dir/x"
+refuse "learned rotations without rotations" 2 "--pos learned" $train $tiny --pos learned --rope-frequencies learned \
+    --out "$dir/x"
+refuse "learned rotations without standard heads" 2 "--rope-frequencies" $train $tiny --attention gsa \
+    --rope-frequencies learned --out "$dir/x"
+refuse "gates without standard heads" 2 "--forget-gate" $train $tiny --attention gsa --forget-gate all --out "$dir/x"
+refuse "gates of an encoder" 2 "--objective mlm" $train $tiny --objective mlm --forget-gate all --out "$dir/x"
+refuse "gates beside far splats" 2 "--attention extend" $train $tiny --attention extend --forget-gate half \
+    --out "$dir/x"
+cp "$dir/a/model_00000020.bin" "$dir/v3.bin" && patch "$dir/v3.bin" 4 '\003'
+check "a file of before phases and gates is read" sh -c "$infer perplexity '$dir/v3.bin' README.md >'$dir/v3' &&
+    $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v3'"
+
 # ---- a full disk while saving: one sentence, and the last good checkpoint survives
 rm -rf "$dir/f" && mkdir "$dir/f" && cp "$dir"/a/*_00000010.bin "$dir/f"
 refuse "full disk" 1 "cannot write" sh -c "ulimit -f 100; exec $train --resume --out '$dir/f'"
 check "the good checkpoint is whole and nothing half is left" \
     sh -c "cmp '$dir/f/model_00000010.bin' '$dir/a/model_00000010.bin' && [ \$(ls '$dir/f' | wc -l) = 3 ]"
+printf 's:11 trl:4.0' >>"$dir/f/main.log" # a line that broke off
 check "and can be resumed" $train --resume --out "$dir/f"
+check "a line that broke off in the log is gone" sh -c "! grep -q 'trl:4\.0s\|trl:4\.0\$' '$dir/f/main.log' &&
+    [ \$(grep -c '^s:11 trl' '$dir/f/main.log') = \$(grep -c '^s:11 trl.*clamped' '$dir/f/main.log') ]"
 
 # ---- stopped again and again at random moments, by each signal in turn, a run ends as one that was never stopped
 stopped="--depth 2 --seq 64 --batch 4 --vocab 300 --steps 120 --eval-every 0 --sample-every 0 --save-every 0"
@@ -979,12 +1045,158 @@ model_00000020.bin other.bin.tmp state_00000010.bin state_00000020.bin state_1.b
 check "a program that ends early leaves no temporary file" sh -c "mkdir '$dir/early'; ulimit -f 1
     ! $make_stories --bytes 100k --out '$dir/early/s' 2>/dev/null && [ -z \"\$(ls '$dir/early')\" ]"
 
+# ---- --keep counts whole checkpoints up to the present step, and holds for what a killed run had no time to remove
+rm -rf "$dir/keep" && mkdir "$dir/keep" && cp "$dir"/a/*_00000010.bin "$dir/keep"
+for kind in model state; do head -c 5000 "$dir/a/${kind}_00000020.bin" >"$dir/keep/${kind}_00000099.bin"; done
+check "resume before a damaged checkpoint" $train --resume --keep 1 --out "$dir/keep"
+check "it is not kept in place of the new one" cmp "$dir/keep/model_00000020.bin" "$dir/a/model_00000020.bin"
+check "the one before is not kept" [ ! -e "$dir/keep/model_00000010.bin" ]
+cp "$dir"/a/*_00000010.bin "$dir/keep" && rm "$dir"/keep/*_00000099.bin
+check "too many checkpoints of a run that was killed at its end" sh -c "$train --resume --keep 1 --out '$dir/keep' &&
+    [ \"\$(ls '$dir/keep' | tr '\n' ' ')\" = 'main.log model_00000020.bin state_00000020.bin ' ]"
+
 # ---- --overfit-batch goes on with the batch that it began with
 check "overfit" $train $tiny --overfit-batch --steps 6 --save-every 3 --keep 0 --out "$dir/over"
 mkdir "$dir/over2" && cp "$dir"/over/*_00000003.bin "$dir/over2"
 check "overfit, resumed" sh -c "$train --resume --out '$dir/over2' &&
     cmp '$dir/over/model_00000006.bin' '$dir/over2/model_00000006.bin' &&
     cmp '$dir/over/state_00000006.bin' '$dir/over2/state_00000006.bin'"
+
+# ---- text in: the same text gives the same tokens as a text, as a shard and as a prompt
+tokenize=./${OUT}tokenizer/tokenize plot=./${OUT}dev/plot
+head -c 3000 "$dir/val.txt" | sed 's/$/\r/' >"$dir/crlf.txt"
+check "prepare text with CR LF" $prepare --tokenizer "$dir/t.bin" --out "$dir/crlf" "$dir/crlf.txt"
+check "CR LF: the same tokens as a text and as a shard" sh -c "
+    $infer perplexity '$model' '$dir/crlf.txt' | grep -v tokens/s >'$dir/one' &&
+    $infer perplexity '$model' '$dir/crlf_train_000000.bin' | grep -v tokens/s | cmp - '$dir/one'"
+printf '\r\nOnce upon a time\r\n\n' >"$dir/crlf.txt"
+check "and as a prompt" sh -c "$infer generate '$model' --file '$dir/crlf.txt' --tokens 5 2>/dev/null >'$dir/one' &&
+    $infer generate '$model' 'Once upon a time' --tokens 5 2>/dev/null | cmp - '$dir/one'"
+printf 'Once.\n<|endoftext|>\nUpon a time\n' >"$dir/two.txt"
+check "a prompt of two documents" sh -c "
+    $infer generate '$model' --file '$dir/two.txt' --tokens 2 2>'$dir/said' | head -n 2 >'$dir/one' &&
+    printf 'Once.\n<|endoftext|>\n' | cmp - '$dir/one' && $prepare --tokenizer '$dir/t.bin' --out '$dir/two' \
+    '$dir/two.txt' | grep -qF \" \$(sed -n 's/^prompt \([0-9]*\) .*/\1/p' '$dir/said') tokens\""
+printf '\357\273\277' | cat - "$dir/crlf.txt" >"$dir/bom.txt"
+check "a byte-order mark is no text" sh -c "
+    $infer perplexity '$model' '$dir/bom.txt' 2>'$dir/said' >'$dir/one' && grep -q byte-order '$dir/said' &&
+    $infer perplexity '$model' '$dir/crlf.txt' 2>/dev/null | cmp - '$dir/one' &&
+    $tokenize encode --tokenizer '$dir/t.bin' '$dir/bom.txt' >'$dir/one' &&
+    $tokenize encode --tokenizer '$dir/t.bin' '$dir/crlf.txt' | cmp - '$dir/one'"
+head -n 1 "$dir/val.txt" | tr -d '\n' | sed 's/./&\x00/g' >"$dir/utf16.txt"
+printf '\377\376' | cat - "$dir/utf16.txt" >"$dir/utf16bom.txt"
+for file in utf16.txt utf16bom.txt; do
+    check "a warning of UTF-16: $file" sh -c "$prepare --tokenizer '$dir/t.bin' --out '$dir/u16' '$dir/$file' 2>&1 |
+        grep -q UTF-16"
+done
+printf '\357\273\277name,value\na,1\nb,2\n' >"$dir/bom.csv"
+check "a table with a byte-order mark" $plot bars "$dir/bom.csv" --label name --value value -o "$dir/bars.png"
+
+# ---- files that are no text are refused by what they are; shards come through pipes
+be() {
+    for n; do
+        printf "$(printf '\\%o\\%o\\%o\\%o' $((n >> 24)) $((n >> 16 & 255)) $((n >> 8 & 255)) $((n & 255)))"
+    done
+}
+{
+    be 20240520 1 100
+    head -c 1212 /dev/zero
+} >"$dir/big.bin"
+printf '\241\331\064\001' | cat - "$dir/noise" >"$dir/llama.bin"
+gzip -c "$dir/val.txt" >"$dir/val.gz"
+printf '\3757zXZ\000' | cat - "$dir/noise" >"$dir/val.xz"
+printf '\050\265\057\375' | cat - "$dir/noise" >"$dir/val.zst"
+printf 'PK\003\004' | cat - "$dir/noise" >"$dir/val.zip"
+printf '\020\000\000\000\000\000\000\000{"a":1}' >"$dir/model.safetensors"
+for wrong in "big.bin big-endian" "llama.bin Llama-3" "val.gz gzip" "val.xz xz" "val.zst zstd" "val.zip zip" \
+    "model.safetensors safetensors" "t.bin tokenizer"; do
+    refuse "infer perplexity: $wrong" 1 "${wrong#* }" $infer perplexity "$model" "$dir/${wrong%% *}"
+    refuse "prepare: $wrong" 1 "${wrong#* }" $prepare --tokenizer "$dir/t.bin" --out "$dir/x" "$dir/${wrong%% *}"
+done
+refuse "infer measure: a model as text" 1 "a model" $infer measure "$model" "$model"
+refuse "infer generate: a prompt that is compressed" 1 "gzip" $infer generate "$model" --file "$dir/val.gz"
+refuse "train_bpe: a shard as text" 1 "shard" $train_bpe --vocab 300 --out "$dir/x.bin" "$dir/s_val_000000.bin"
+refuse "train: a big-endian shard" 1 "big-endian" $train --data "$dir/big.bin" --tokenizer "$dir/t.bin" --out "$dir/x"
+rm -f "$dir/pipe" && mkfifo "$dir/pipe"
+$infer perplexity "$model" "$dir/s_val_000000.bin" 2>/dev/null >"$dir/one"
+cat "$dir/s_val_000000.bin" >"$dir/pipe" &
+check "perplexity of a shard through a pipe" sh -c "timeout 60 $infer perplexity '$model' '$dir/pipe' |
+    cmp - '$dir/one'"
+kill $! 2>/dev/null
+check "and from standard input" sh -c "$infer perplexity '$model' - <'$dir/s_val_000000.bin' | cmp - '$dir/one'"
+head -c 3000 "$dir/s_val_000000.bin" >"$dir/cut.bin"
+refuse "a shard that is cut" 1 "truncated" $infer perplexity "$model" "$dir/cut.bin"
+refuse "the same through a pipe" 1 "truncated" sh -c "cat '$dir/cut.bin' | $infer perplexity '$model' -"
+refuse "a shard with more behind it" 1 "more" sh -c "cat '$dir/s_val_000000.bin' '$dir/noise' |
+    $infer perplexity '$model' -"
+refuse "train: a shard through a pipe that nobody writes" 1 "regular file" timeout 20 $train --data "$dir/pipe" \
+    --tokenizer "$dir/t.bin" --out "$dir/x"
+refuse "train: a shard from standard input" 1 "regular file" $train --data - --tokenizer "$dir/t.bin" --out "$dir/x"
+eot=$($tokenize list --tokenizer "$dir/t.bin" | sed -n 's/^\([0-9]*\).*endoftext.*/\1/p')
+{
+    printf '\210\330\064\001\001\000\000\000\144\000\000\000'
+    head -c 1012 /dev/zero
+    for _ in $(seq 100); do printf "\\$(printf %o $((eot & 255)))\\$(printf %o $((eot >> 8)))"; done
+} >"$dir/eot.bin"
+check "a shard of <|endoftext|> only has no bytes to count" sh -c "
+    $infer perplexity '$model' '$dir/eot.bin' >'$dir/one' && ! grep -q 'bits per byte\|inf' '$dir/one'"
+
+# ---- JSON that would lose something, and tasks that are too long for the model
+printf '{"text": "Once upon a time"}\n\n{"text": "Once upon\\u0000 a time"}\n' >"$dir/json"
+refuse "a text with U+0000" 1 "line 3" $infer score "$model" "$dir/json"
+printf '{"text": "Once upon\\uZZZZ a time"}\n' >"$dir/json"
+refuse "an escape that is none" 1 "line 1" $infer score "$model" "$dir/json"
+mkdir -p "$dir/gpt2json" && printf '{"a":0,\n"\\u0000":1}' >"$dir/gpt2json/encoder.json" && : >"$dir/gpt2json/vocab.bpe"
+refuse "the same in encoder.json" 1 "line 2" $train_bpe --gpt2 "$dir/gpt2json" --out "$dir/x.bin"
+long=$(awk 'BEGIN { for (i = 0; i < 200; i++) printf "ab " }')
+printf '{"text":"Once upon a time"}\n{"ctx":"a","endings":["%s","b"],"label":0}\n' "$long" >"$dir/long"
+check "one ending that is too long is left out and counted" sh -c "
+    $infer score '$model' '$dir/long' >'$dir/one' 2>'$dir/said' && grep -q 'line 2' '$dir/said' &&
+    grep -q '^last word: 1 tasks' '$dir/one' && grep -q '^left out: 1 of 2' '$dir/one'"
+tail -n 1 "$dir/long" >"$dir/longer"
+check "nothing but these" sh -c "! $infer score '$model' '$dir/longer' 2>'$dir/said' &&
+    grep -q 'short enough' '$dir/said'"
+
+# ---- output that cannot be written is an error, everywhere but in training
+$make_recall --ask 1 --far 16 --out "$dir/ask.txt" 2>/dev/null
+printf '{"text":"Once upon a time"}\n' >"$dir/word"
+while read -r what command; do
+    check "$what: a full disk" sh -c "! $command >/dev/full 2>'$dir/said' &&
+        [ \$(grep -c 'cannot write' '$dir/said') = 1 ]"
+done <<END
+perplexity $infer perplexity '$model' '$dir/two.txt' --stride 1
+score $infer score '$model' '$dir/word'
+inspect $infer inspect '$model'
+measure $infer measure '$model' '$dir/val.txt' --tokens 200
+recall $infer recall '$model' '$dir/ask.txt'
+fill $infer fill '$dir/u/model_00000003.bin' 'the [MASK] sat'
+generate $infer generate '$model' Once --tokens 2
+help-of-infer $infer --help
+help-of-a-command $infer score --help
+help-of-train $train --help
+prepare $prepare --tokenizer '$dir/t.bin' --out '$dir/pf' '$dir/two.txt'
+train_bpe $train_bpe --vocab 270 --out '$dir/x.bin' '$dir/train.txt'
+tokenize $tokenize list --tokenizer '$dir/t.bin'
+make_stories $make_stories --bytes 1k --out -
+make_recall $make_recall --ask 1 --out -
+plot $plot --help
+END
+check "training goes on" sh -c "$train $tiny --steps 2 --out '$dir/fullscreen' >/dev/full &&
+    [ -e '$dir/fullscreen/model_00000002.bin' ]"
+
+# ---- names and texts of unusual kinds; a log without losses
+mkdir -p "$dir/lr=1e-3" "$dir/nolosses" && cp "$dir/a/main.log" "$dir/lr=1e-3"
+check "plot: a name with =" sh -c "cd '$dir' && '$PWD/$plot' loss 'lr=1e-3/main.log' -o loss.png"
+check "a prompt that begins with a dash" $infer generate "$model" --tokens 2 -- "- Once"
+refuse "the same without --" 2 "behind --" $infer generate "$model" "- Once"
+check "help tells of --" sh -c "$infer generate --help | grep -q '^  -- '"
+cp "$model" "$dir/nolosses/model.bin" && echo 's:0 cfg:1 out=x' >"$dir/nolosses/main.log"
+check "a report beside a log without losses" sh -c "
+    $infer report '$dir/nolosses/model.bin' 'Once upon' -o '$dir/nolosses/r.html' 2>'$dir/said' &&
+    grep -q 'no losses' '$dir/said' && [ -s '$dir/nolosses/r.html' ] && [ ! -e '$dir/nolosses/r.html.tmp' ]"
+refuse "stacks that are too small" 1 "OMP_STACKSIZE" env OMP_STACKSIZE=16k $infer generate "$model" Once
+refuse "another unit" 1 "OMP_STACKSIZE" env "OMP_STACKSIZE=65536 B" $train --help
+check "stacks that are large enough" env OMP_STACKSIZE=1m $infer generate "$model" Once --tokens 2
 
 # ---- empty names, numbers too large, rates that are seldom meant
 for flag in out data val tokenizer init-from splat-init; do

@@ -315,11 +315,29 @@ static Config kind_config(int k) {
         make_config(kinds[k].attention, kinds[k].heads, kinds[k].position, kinds[k].covariance, kinds[k].envelope,
                     kinds[k].HS, kinds[k].S, kinds[k].window, kinds[k].mixer, kinds[k].objective);
     c.raw = kinds[k].raw;
-    /* of all heads with rotations, but for kind 1, so that both are seen, and two linear kinds with few large heads,
-       where bf16 leaves little of a gain's gradient */
-    c.gain = k != 1 && k != 14 && k != 15 && c.position != POSITION_LEARNED;
+    /* of all heads with rotations, but for kind 1, so that both are seen */
+    c.gain = k != 1 && c.position != POSITION_LEARNED;
     if (c.gain && !config_gains(&c)) c.gain = GAIN_NONE;
+    /* of all cosines, but for one kind of each mixer */
+    c.phase = config_has_cosine(&c) && config_gsa_heads(&c) && k != 9 && k != 22 ? PHASE_LEARNED : PHASE_NONE;
+    c.rope = c.gain && k != 2 ? ROPE_LEARNED : ROPE_FIXED;
+    /* half and all in turn, where they fit, but for two linear kinds with few large heads, where bf16 leaves little of
+       some gradients as it is; large heads with gates are kind 2 */
+    bool fits = c.attention != ATTENTION_EXTEND && c.objective == OBJECTIVE_LM && k != 14 && k != 15;
+    c.forget = !fits ? FORGET_NONE : k % 3 == 1 ? FORGET_HALF : FORGET_ALL;
+    if (c.forget && !config_gates(&c)) c.forget = FORGET_NONE;
     return c;
+}
+
+/* Gradients whose terms nearly cancel, so that more of them is rounding. */
+static bool is_wave(int tensor) {
+    return tensor == TENSOR_log_theta || tensor == TENSOR_log_delta || tensor == TENSOR_psi ||
+           tensor == TENSOR_log_rope;
+}
+
+/* Gradients of few numbers, each a sum over all tokens of terms of both signs, of which bf16 leaves less. */
+static bool is_sum(const Tensor *t, int tensor) {
+    return groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE || tensor == TENSOR_forgetb;
 }
 
 /* The same model in both programs, away from its symmetric start, and its tokens. What products read is rounded
@@ -350,6 +368,8 @@ static Pair make_pair(const Config *c, size_t B, uint64_t seed) {
         bool splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
         if (!splat) round_numbers(w, n);
     }
+    for (size_t i = 0; i < p.c->tensors[TENSOR_psi].size; i++) /* within the linear mixer's bound, and at it */
+        p.c->p.psi[i] = (float)(i % (size_t)c->S ? 3 * rng_uniform(&rng) - 1.5 : SPLAT_PHASE_MAX);
     /* else logits are in the hundreds */
     for (size_t i = 0; c->raw && c->mixer == MIXER_SOFTMAX && i < p.c->tensors[TENSOR_log_alpha].size; i++)
         p.c->p.log_alpha[i] -= 5;
@@ -365,6 +385,8 @@ static Pair make_pair(const Config *c, size_t B, uint64_t seed) {
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     cpu::gsa_scales(p.c);
     gsa_scales(p.g);
+    cpu::gsa_rope_waves(p.c, p.c->a.rope_waves, p.T, 0);
+    rope_tables(p.g);
     p.x = (int *)xmalloc(2 * B * p.T * sizeof(int));
     p.y = p.x + B * p.T;
     cpu::random_tokens(p.x, B * p.T, c->V, &rng);
@@ -391,6 +413,7 @@ static float *heads_first(const float *rows, size_t stride, size_t column, size_
 static void mixers_forward(CudaModel *g, size_t l, size_t B, size_t T) {
     CudaSizes z = g->sizes;
     CudaActivations block = block_activations(g, l, B * T);
+    gates_local(g, block, l, B, T);
     if (attends(g, l))
         attention_forward(block.att, block.att_lse, attention_input(g, l, B * T), B, T, z.NH, z.HS, g->stream);
     scans_forward(g, block, l, B, T);
@@ -401,8 +424,8 @@ static float *head_columns(const float *rows, size_t stride, size_t column, size
     return heads_first(rows, stride, column, B, T, 1, HS);
 }
 
-/* The gradients of layer l's splats and gains on both sides; limits are those of single kernels. A gain's is a sum over
-   tokens whose terms nearly cancel, as those of frequencies do. */
+/* The gradients of layer l's splats, gains and rotations on both sides; limits are those of single kernels. A gain's is
+   a sum over tokens whose terms nearly cancel, as those of frequencies do. */
 static void compare_splats(const Pair *p, size_t l, const char *what) {
     const Config *c = &p->c->config;
     const float *grads = cuda_read(p->g, BUFFER_GRADS);
@@ -412,13 +435,18 @@ static void compare_splats(const Pair *p, size_t l, const char *what) {
     if (c->gain && gains)
         COMPARE(grads + p->c->tensors[TENSOR_log_gain].offset + gain, p->c->dp.log_gain + gain, gains, WAVES,
                 "%s, T %zu: gradient of log_gain", what, p->T);
+    size_t half = (size_t)config_head_size(c) / 2;
+    if (c->rope && gains)
+        COMPARE(grads + p->c->tensors[TENSOR_log_rope].offset + gain * half, p->c->dp.log_rope + gain * half,
+                gains * half, (p->T < 100 ? 3 : 1) * WAVES, "%s, T %zu: gradient of log_rope", what, p->T);
+    size_t few = config_head_size(c) == 128 ? 200 : 100; /* tokens: of fewer bf16 leaves less */
     for (int i = 0; i < NUM_TENSORS && heads; i++) {
         const Tensor *t = &p->c->tensors[i];
-        bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta;
+        bool waves = is_wave(i);
         if (!t->size || t->group == GROUP_FIXED || !tensor_is_splat(i)) continue;
         size_t each = tensor_row(t);
         COMPARE(grads + t->offset + first * each, p->c->grads + t->offset + first * each, heads * each,
-                waves ? (p->T < 100 ? 3 : 1) * WAVES : SPLATS, "%s, T %zu: gradient of %s", what, p->T, t->name);
+                waves ? (p->T < few ? 3 : 1) * WAVES : SPLATS, "%s, T %zu: gradient of %s", what, p->T, t->name);
     }
 }
 
@@ -435,6 +463,8 @@ typedef struct {
     bool from[MAX_HEADS]; /* its q and k come from features */
     bool mapped, causal;  /* mapped: some do */
     float *qkv, *dout;    /* (N, 3 A), (N, A) */
+    float *input;         /* (N, C), of the gates */
+    size_t gates;         /* of layer l */
     float *features;      /* (N, 2 A), the GPU's; NULL without mapped */
 } HeadsTest;
 
@@ -457,6 +487,8 @@ static HeadsTest make_heads(int kind, size_t B, size_t T) {
     /* a short query; the first one has no gradient */
     for (size_t k = 0; k < x.z.HS; k++) x.qkv[(T > 9 ? 9 : 0) * 3 * x.A + k] *= 1e-3f;
     round_numbers(x.qkv, x.N * 3 * x.A);
+    x.input = numbers(x.N * x.z.C, 1, &rng);
+    x.gates = layer_gates(&x.config, x.l);
     x.block = block_activations(x.p.g, x.l, x.N);
     for (size_t h = 0; h < x.z.NH; h++) {
         x.kind_of[h] = config_head_kind(&x.config, (int)x.l, (int)h);
@@ -488,7 +520,7 @@ static void check_features(HeadsTest *x) {
     CudaModel *g = x->p.g;
     size_t B = x->B, T = x->T, N = x->N, A = x->A, HS = x->z.HS;
     cpu::gsa_splat_waves(c, c->a.splat_waves, T, 0);
-    cpu::features_forward(c, c->a.fq, c->a.fk, x->qkv, x->l, B, T, c->rope_waves, c->a.splat_waves);
+    cpu::features_forward(c, c->a.fq, c->a.fk, x->qkv, x->l, B, T, c->a.rope_waves, c->a.splat_waves);
     cudaCheck(cudaMemcpy(x->block.qkv, upload<floatX>(x->qkv, N * 3 * A), N * 3 * A * sizeof(floatX),
                          cudaMemcpyDeviceToDevice));
     splat_tables(g);
@@ -509,12 +541,65 @@ static void check_features(HeadsTest *x) {
             set_cpu_head(x, side ? c->a.fk : c->a.fq, x->features, side, h);
 }
 
+/* ln f (N, gates) as the CPU has it, from the GPU's c */
+static float *device_gates(const HeadsTest *x) {
+    size_t n = x->N * x->gates, T = x->T;
+    double *c = (double *)xmalloc(n * sizeof(double));
+    float *to = cpu::numbers(n, 0, NULL);
+    cudaCheck(cudaDeviceSynchronize());
+    cudaCheck(cudaMemcpy(c, x->block.forget, n * sizeof(double), cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < n; i++) { /* (B, gates, T) */
+        size_t t = i % T, gate = i / T % x->gates, b = i / T / x->gates;
+        to[(b * T + t) * x->gates + gate] = (float)(t ? c[i] - c[i - 1] : c[i]);
+    }
+    free(c);
+    return to;
+}
+
+static void check_gates(const HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    size_t N = x->N, C = x->z.C, first = (size_t)config_gates_before(&x->config, (int)x->l, 0);
+    if (!x->gates) return;
+    cpu::forget_forward(c->a.log_forget, x->input, c->p.forgetw + first * C, c->p.forgetb + first, N, C, x->gates);
+    cudaCheck(
+        cudaMemcpy(x->block.ln1, upload<floatX>(x->input, N * C), N * C * sizeof(floatX), cudaMemcpyDeviceToDevice));
+    gates_forward(x->p.g, x->block, x->l, x->B, x->T);
+    gates_local(x->p.g, x->block, x->l, x->B, x->T);
+    float *got = device_gates(x);
+    COMPARE(got, c->a.log_forget, N * x->gates, 1e-5, "%s, T %zu: ln f", x->what, x->T);
+    memcpy(c->a.log_forget, got, N * x->gates * sizeof(float));
+}
+
+/* d ln f times 1 - f, then the gradients of the gates' weights, biases and input. */
+static void check_gates_backward(const HeadsTest *x) {
+    cpu::GSA *c = x->p.c;
+    CudaModel *g = x->p.g;
+    size_t N = x->N, C = x->z.C, T = x->T, first = (size_t)config_gates_before(&x->config, (int)x->l, 0);
+    if (!x->gates || T < 2) return;
+    float *dx = cpu::numbers(N * C, 0, NULL), *du = cpu::numbers(N * x->gates, 0, NULL);
+    cpu::forget_backward(dx, c->dp.forgetw + first * C, c->dp.forgetb + first, c->a.dlog_forget, c->a.log_forget,
+                         x->input, c->p.forgetw + first * C, N, C, x->gates);
+    cudaCheck(cudaMemset(g->a.dln, 0, N * C * sizeof(floatX)));
+    gates_backward(g, g->a.dln, x->block, x->l, x->B, T);
+    float *rows = download(g->a.dforget, N * x->gates);
+    for (size_t i = 0; i < N * x->gates; i++)
+        du[(i / T / x->gates * T + i % T) * x->gates + i / T % x->gates] = rows[i];
+    COMPARE(du, c->a.dlog_forget, N * x->gates, WAVES, "%s, T %zu: gradient of gates", x->what, T);
+    COMPARE(download(g->a.dln, N * C), dx, N * C, WAVES, "%s, T %zu: gradient of gates' input", x->what, T);
+    const float *grads = cuda_read(g, BUFFER_GRADS);
+    COMPARE(grads + c->tensors[TENSOR_forgetw].offset + first * C, c->dp.forgetw + first * C, x->gates * C, WAVES,
+            "%s, T %zu: gradient of forgetw", x->what, T);
+    COMPARE(grads + c->tensors[TENSOR_forgetb].offset + first, c->dp.forgetb + first, x->gates, WAVES,
+            "%s, T %zu: gradient of forgetb", x->what, T);
+}
+
 static void check_attention(const HeadsTest *x) {
     cpu::GSA *c = x->p.c;
     CudaModel *g = x->p.g;
     size_t B = x->B, T = x->T, N = x->N, A = x->A, NH = x->z.NH, HS = x->z.HS, l = x->l;
+    cpu::Gates gates = cpu::layer_gates(c, &c->a, l); /* as if the first block's numbers were this layer's */
     cpu::attention_forward(c->a.att, c->a.att_lse, c->a.fq, c->a.fk, x->qkv, c->scale + l * NH, c->window + l * NH,
-                           x->causal, B, T, NH, HS);
+                           &gates, x->causal, B, T, NH, HS);
     cudaCheck(cudaMemset(x->block.att, 0xFF, N * A * sizeof(floatX)));
     if (attends(g, l))
         attention_forward(x->block.att, x->block.att_lse, attention_input(g, l, N), B, T, NH, HS, g->stream);
@@ -561,8 +646,9 @@ static void check_attention_backward(const HeadsTest *x) {
     cpu::GSA *c = x->p.c;
     CudaModel *g = x->p.g;
     size_t B = x->B, T = x->T, N = x->N, A = x->A, NH = x->z.NH, HS = x->z.HS, l = x->l;
+    cpu::Gates gates = cpu::layer_gates(c, &c->a, l);
     cpu::attention_backward(c->a.dfq, c->a.dfk, c->a.dqkv, x->dout, c->a.att, c->a.att_lse, c->a.fq, c->a.fk, x->qkv,
-                            c->scale + l * NH, c->window + l * NH, x->causal, B, T, NH, HS);
+                            c->scale + l * NH, c->window + l * NH, &gates, x->causal, B, T, NH, HS);
     cudaCheck(cudaMemset(g->a.dqkv, 0xFF, N * 3 * A * sizeof(floatX)));
     if (x->mapped) cudaCheck(cudaMemset(g->a.dfeatures, 0xFF, N * 2 * A * sizeof(floatX)));
     cudaCheck(cudaMemcpy(g->a.datt, upload<floatX>(x->dout, N * A), N * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
@@ -636,10 +722,12 @@ static void check_scans_backward(const HeadsTest *x) {
 static void test_heads(int kind, size_t B, size_t T) {
     HeadsTest x = make_heads(kind, B, T);
     check_features(&x);
+    check_gates(&x);
     check_attention(&x);
     check_scans(&x);
     check_attention_backward(&x);
     check_features_backward(&x);
+    check_gates_backward(&x);
     check_scans_backward(&x);
     free_pair(&x.p);
 }
@@ -660,8 +748,7 @@ static void compare_gradients(const Pair *p, const char *what) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &p->c->tensors[i];
         if (!t->size || t->group == GROUP_FIXED) continue;
-        bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta,
-             splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
+        bool waves = is_wave(i), splat = is_sum(t, i);
         COMPARE(grads + t->offset, p->c->grads + t->offset, t->size,
                 waves   ? MODEL_WAVES
                 : splat ? MODEL_SPLATS
@@ -694,11 +781,12 @@ static void compare_watched(const Pair *p, size_t B, size_t T, const char *what)
 }
 
 /* Without the sphere steps of 1e-3 are chaotic: on the CPU alone noise of 1e-6 in the gradients of "no sphere, full"
-   becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4. */
+   becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4. And with heads of 128 the loss falls from 3.1 to 0.6 within four such
+   steps, where bf16 may be a third of a step behind (fp32 is not), so that they are shorter too. */
 static void compare_updates(const Pair *p, size_t B, size_t T, int updates, const char *what) {
-    bool raw = p->c->config.raw;
+    bool large = sizeof(floatX) == 2 && config_head_size(&p->c->config) == 128, shorter = p->c->config.raw || large;
     for (int step = 1; step <= updates; step++) {
-        Update u = {{raw ? 3e-4 : 1e-3, raw ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
+        Update u = {{shorter ? 3e-4 : 1e-3, shorter ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
         int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
         cpu::gsa_zero_gradients(p->c);
         cuda_zero_gradients(p->g);
@@ -844,15 +932,16 @@ static void check_moments(const Config *config, const CudaModel *g, const char *
     HeadList scans = scan_list(config, 0);
     /* a factor of all amplitudes cancels: sum of Q, and of d ln alpha, is 0 */
     for (int i = 0; i < scans.count && config->attention != ATTENTION_EXTEND; i++) {
-        double *sums = (double *)xmalloc((3 * z.W + 1) * sizeof *sums), sum = 0, size = 0;
-        cudaCheck(cudaMemcpy(sums, g->a.scan_moments + (size_t)i * (3 * z.W + 1), (3 * z.W + 1) * sizeof *sums,
-                             cudaMemcpyDeviceToHost));
+        size_t record = scan_sums_record(z.W);
+        double *sums = (double *)xmalloc(record * sizeof *sums), sum = 0, size = 0;
+        cudaCheck(
+            cudaMemcpy(sums, g->a.scan_moments + (size_t)i * record, record * sizeof *sums, cudaMemcpyDeviceToHost));
         for (size_t k = 0; k < z.S; k++) {
             sum += sums[k];
             size += fabs(sums[k]);
         }
-        CHECK(fabs(sum) + fabs(sums[3 * z.W]) <= 10 * GRADIENT * size && size > 0,
-              "%s: d ln alpha sum up to %.1e, Q to %.1e, their sizes to %.1e", what, sum, sums[3 * z.W], size);
+        CHECK(fabs(sum) + fabs(sums[record - 1]) <= 10 * GRADIENT * size && size > 0,
+              "%s: d ln alpha sum up to %.1e, Q to %.1e, their sizes to %.1e", what, sum, sums[record - 1], size);
         free(sums);
     }
 }
@@ -923,8 +1012,7 @@ static void test_recompute(int kind) {
         for (int i = 0; i < NUM_TENSORS; i++) {
             const Tensor *t = &kept.g->tensors[i];
             if (!t->size || t->group == GROUP_FIXED) continue;
-            bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta,
-                 splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
+            bool waves = is_wave(i), splat = is_sum(t, i);
             CHECK(memcmp(here + t->offset, there + t->offset, t->size * sizeof(float)) == 0,
                   "%s, pieces %d: the same gradient of %s with --recompute", kinds[kind].name, pieces, t->name);
             if (pieces)
@@ -1056,7 +1144,7 @@ static void test_million(void) {
         for (int i = 0; i < NUM_TENSORS; i++) {
             const Tensor *t = &p.g->tensors[i];
             if (t->size && t->group != GROUP_FIXED)
-                COMPARE(got + t->offset, grads + t->offset, t->size, one ? 5e-2 : MODEL,
+                COMPARE(got + t->offset, grads + t->offset, t->size, (one ? 5e-2 : MODEL) * (is_sum(t, i) ? 2 : 1),
                         "a million tokens in %d sequences: gradient of %s", one ? 1 : 16, t->name);
         }
         if (!one) gsa_destroy(p.g);
@@ -1069,14 +1157,15 @@ static void test_million(void) {
 
 /* One head of the linear mixer in double, token by token: of each splat the decayed sums of keys times [v, 1] so
    far, plain (A) and turned (B, complex), and those weighted with the distance (P, U), from which the gradients of
-   decay and frequency follow; then backwards those of queries times rho [do, -Delta]. Responses are given. */
+   decay and frequency follow, as that of psi does from B; then backwards those of queries times rho [do, -Delta].
+   Responses are given. */
 enum { MILLION_S = 8, MILLION_HS = 32, MILLION_D = MILLION_HS + 1 };
 typedef struct {
     const float *r, *phi, *v, *dout;          /* (T, stride of responses), (T, stride of v) and (T, stride of dout) */
     size_t T, responses, values, outs, every; /* strides; what every how-manieth token has is kept */
-    double lambda[MILLION_S], cosine[MILLION_S], sine[MILLION_S];
+    double lambda[MILLION_S], cosine[MILLION_S], sine[MILLION_S], psi[MILLION_S];
     float *out, *dv, *dr, *dphi; /* of the kept tokens: (kept, HS), (kept, HS), (kept, S), (kept, S) */
-    double dtheta[MILLION_S], ddelta[MILLION_S];
+    double dtheta[MILLION_S], ddelta[MILLION_S], dpsi[MILLION_S];
 } ScanReference;
 
 static bool scan_kept(const ScanReference *x, size_t i) { return i % x->every == 0; }
@@ -1087,6 +1176,7 @@ static void scan_reference(ScanReference *x) {
            U[2][MILLION_S][MILLION_D] = {}, *rows = (double *)xmalloc(x->T * MILLION_D * sizeof(double));
     memset(x->dtheta, 0, sizeof x->dtheta);
     memset(x->ddelta, 0, sizeof x->ddelta);
+    memset(x->dpsi, 0, sizeof x->dpsi);
     for (size_t i = 0; i < x->T; i++) {
         const float *r = x->r + i * x->responses, *phi = x->phi + i * x->responses, *dout = x->dout + i * x->outs;
         double value[MILLION_D], N[MILLION_D] = {}, D0 = 0, Q[MILLION_S], total = 0, *row = rows + i * MILLION_D;
@@ -1101,8 +1191,8 @@ static void scan_reference(ScanReference *x) {
                 U[0][s][c] = cosine * pr - sine * pi;
                 U[1][s][c] = sine * pr + cosine * pi;
                 A[s][c] = fade * A[s][c] + key;
-                B[0][s][c] = cosine * br - sine * bi + key;
-                B[1][s][c] = sine * br + cosine * bi;
+                B[0][s][c] = cosine * br - sine * bi + key * cos(x->psi[s]);
+                B[1][s][c] = sine * br + cosine * bi - key * sin(x->psi[s]);
                 N[c] += (double)r[s] * 0.5 * (A[s][c] + B[0][s][c]);
             }
             D0 += (double)r[s] * 0.5 * A[s][HS];
@@ -1114,16 +1204,18 @@ static void scan_reference(ScanReference *x) {
         }
         row[HS] = -rho * delta;
         for (size_t s = 0; s < S; s++) {
-            double q = 0, along = 0, across = 0;
+            double q = 0, along = 0, across = 0, turned = 0;
             for (size_t c = 0; c <= HS; c++) {
                 q += row[c] * (A[s][c] + B[0][s][c]);
                 along += row[c] * (P[s][c] + U[0][s][c]);
                 across += row[c] * U[1][s][c];
+                turned += row[c] * B[1][s][c];
             }
             Q[s] = 0.5 * (double)r[s] * q;
             total += Q[s];
             x->ddelta[s] -= 0.5 * (double)r[s] * along;
             x->dtheta[s] -= 0.5 * (double)r[s] * across;
+            x->dpsi[s] += 0.5 * (double)r[s] * turned;
         }
         for (size_t c = 0; c < HS && scan_kept(x, i); c++) x->out[i / x->every * HS + c] = (float)(N[c] * rho);
         for (size_t s = 0; s < S && scan_kept(x, i); s++)
@@ -1140,8 +1232,8 @@ static void scan_reference(ScanReference *x) {
             for (size_t c = 0; c <= HS; c++) {
                 double br = B[0][s][c], bi = B[1][s][c], query = (double)r[s] * row[c];
                 A[s][c] = fade * A[s][c] + query;
-                B[0][s][c] = cosine * br - sine * bi + query;
-                B[1][s][c] = sine * br + cosine * bi;
+                B[0][s][c] = cosine * br - sine * bi + query * cos(x->psi[s]);
+                B[1][s][c] = sine * br + cosine * bi - query * sin(x->psi[s]);
                 dv[c] += (double)phi[s] * 0.5 * (A[s][c] + B[0][s][c]);
             }
             for (size_t c = 0; c <= HS && scan_kept(x, i); c++)
@@ -1191,6 +1283,7 @@ static void million_reference(const MillionTokens *m, ScanReference *of, int h) 
         of->lambda[s] = exp(-(double)(float)exp((double)m->params[million_index(m, TENSOR_log_delta, h, s)]));
         of->cosine[s] = cos(theta);
         of->sine[s] = sin(theta);
+        of->psi[s] = (double)m->params[million_index(m, TENSOR_psi, h, s)];
     }
     scan_reference(of);
 }
@@ -1199,7 +1292,7 @@ static void million_compare(const MillionTokens *m, const ScanReference *x, int 
     enum { T = MILLION_T, S = MILLION_S, HS = MILLION_HS, KEPT = MILLION_KEPT };
     size_t A = m->z.A, W = m->z.W;
     float *got = cpu::numbers(KEPT * HS, 0, NULL), *gradient = cpu::numbers(KEPT * HS, 0, NULL),
-          *dr = cpu::numbers(KEPT * S, 0, NULL), *dphi = cpu::numbers(KEPT * S, 0, NULL), waves[2][S], expected[2][S];
+          *dr = cpu::numbers(KEPT * S, 0, NULL), *dphi = cpu::numbers(KEPT * S, 0, NULL), waves[3][S], expected[3][S];
     for (size_t i = 0; i < KEPT; i++) {
         size_t n = i * MILLION_EVERY;
         memcpy(got + i * HS, m->out + n * A + h * HS, HS * sizeof(float));
@@ -1213,6 +1306,8 @@ static void million_compare(const MillionTokens *m, const ScanReference *x, int 
         expected[0][s] = (float)(exp((double)m->params[theta]) * x->dtheta[s]);
         waves[1][s] = m->grads[delta];
         expected[1][s] = (float)(exp((double)m->params[delta]) * x->ddelta[s]);
+        waves[2][s] = m->grads[million_index(m, TENSOR_psi, h, s)];
+        expected[2][s] = (float)x->dpsi[s];
     }
     COMPARE(got, x->out, KEPT * HS, OUTPUT, "a million tokens: scan, head %d", h);
     COMPARE(gradient, x->dv, KEPT * HS, MILLION, "a million tokens: gradient of head %d's values", h);
@@ -1220,6 +1315,7 @@ static void million_compare(const MillionTokens *m, const ScanReference *x, int 
     COMPARE(dphi, x->dphi, KEPT * S, MILLION, "a million tokens: gradient of ln phi, head %d", h);
     COMPARE(waves[0], expected[0], S, WAVES, "a million tokens: gradient of log_theta, head %d", h);
     COMPARE(waves[1], expected[1], S, WAVES, "a million tokens: gradient of log_delta, head %d", h);
+    COMPARE(waves[2], expected[2], S, WAVES, "a million tokens: gradient of psi, head %d", h);
 }
 
 /* Linear heads over a million tokens, one of their splats remembering all of them, against that: outputs, gradients
@@ -1234,6 +1330,7 @@ static void test_scan_million(void) {
     config.C = 2 * HS;
     config.L = 1;
     config.recompute = true;
+    config.phase = PHASE_LEARNED;
     const char *wrong = config_head_map(&config, NULL);
     if (wrong) die("%s", wrong);
     size_t bytes[NUM_MEMORY], needed = 0;
@@ -1255,6 +1352,8 @@ static void test_scan_million(void) {
     m.dout = numbers(T * A, 1, &rng);
     model_start(&config, m.params, 43);
     for (int h = 0; h < 2; h++) m.params[million_index(&m, TENSOR_log_delta, h, 0)] = (float)log(1e-6);
+    for (int i = 0; i < 2 * S; i++)
+        m.params[million_index(&m, TENSOR_psi, i / S, i % S)] = (float)(3 * rng_uniform(&rng) - 1.5);
     cuda_write(g, BUFFER_PARAMS, m.params);
     cudaCheck(
         cudaMemcpy(block.qkv, upload<floatX>(m.qkv, T * 3 * A), T * 3 * A * sizeof(floatX), cudaMemcpyDeviceToDevice));
@@ -1292,7 +1391,9 @@ static void test_bounds(int kind) {
         p.c->p.log_alpha[i] += (float)(3 * rng_normal(&rng));
         if (p.c->p.log_theta) p.c->p.log_theta[i] += (float)rng_normal(&rng);
         if (p.c->p.log_delta) p.c->p.log_delta[i] += (float)(2 * rng_normal(&rng));
+        if (p.c->p.psi) p.c->p.psi[i] += (float)(4 * rng_normal(&rng));
     }
+    for (size_t i = 0; i < z.ropes * z.HS / 2; i++) p.c->p.log_rope[i] += (float)rng_normal(&rng);
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
     Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1};
     int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
@@ -1303,14 +1404,16 @@ static void test_bounds(int kind) {
     cuda_update(p.g, &u, device_clamped);
     CHECK(memcmp(clamped, device_clamped, sizeof clamped) == 0 && clamped[BOUND_PRECISION] > 0 &&
               clamped[BOUND_CENTRE] > 0 && clamped[BOUND_AMPLITUDE] > 0 &&
-              (!p.c->p.log_delta || clamped[BOUND_DECAY] > 0),
+              (!p.c->p.log_delta || clamped[BOUND_DECAY] > 0) &&
+              (clamped[BOUND_PHASE] > 0) == (p.c->p.psi && config.mixer == MIXER_LINEAR),
           "%s: as many splats out of bounds on both", kinds[kind].name);
     COMPARE(cuda_read(p.g, BUFFER_PARAMS), p.c->params, p.c->total, 2e-6, "%s: parameters put back into bounds",
             kinds[kind].name);
     double loss = cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T),
            device_loss = cuda_forward(p.g, p.x, p.y, (int)p.B, (int)p.T);
-    CHECK(fabs(device_loss / loss - 1) <= LOSS, "%s, splats at their bounds: loss %.7f, CPU %.7f", kinds[kind].name,
-          device_loss, loss);
+    /* where raised cosines cancel, rounding is what is left: see test_extremes */
+    CHECK(fabs(device_loss / loss - 1) <= (kind == 12 ? 10 : 1) * LOSS,
+          "%s, splats at their bounds: loss %.7f, CPU %.7f", kinds[kind].name, device_loss, loss);
     free_pair(&p);
 }
 
@@ -1381,8 +1484,7 @@ static void test_segments(void) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &p.c->tensors[i];
         if (!t->size || t->group == GROUP_FIXED) continue;
-        bool waves = i == TENSOR_log_theta || i == TENSOR_log_delta,
-             splat = groups[t->group].clip == CLIP_SPLATS || t->group == GROUP_CENTRE;
+        bool waves = is_wave(i), splat = is_sum(t, i);
         COMPARE(grads[1] + t->offset, grads[0] + t->offset, t->size,
                 waves   ? MODEL_WAVES
                 : splat ? MODEL_SPLATS
@@ -1500,7 +1602,9 @@ int main(int argc, char **argv) {
     }
     test_bounds(4);
     test_bounds(10);
+    test_bounds(12);
     test_bounds(13);
+    test_bounds(9);
     test_extremes();
     if (!small) {
         test_segments();

@@ -62,7 +62,7 @@ static void read_by_quantize(char *path) {
 static void read_llmc(char *path) {
     COMMAND(generate, path, (char *)"Once", (char *)"--tokens", (char *)"3", (char *)"--tokenizer", tokenizer_file);
 }
-static void read_text(char *path) { COMMAND(perplexity, model_file, path); } /* a shard, a text */
+static void read_data(char *path) { COMMAND(perplexity, model_file, path); } /* a shard, a text */
 static void read_prompt(char *path) {
     COMMAND(generate, model_file, (char *)"--file", path, (char *)"--tokens", (char *)"1");
 }
@@ -480,9 +480,9 @@ static size_t make_kinds(Kind *list) {
         {"int8", "damaged", int8, read_by_perplexity, BINARY, 0, 0},
         {"int8 encoder", "damaged", int8_encoder, read_by_fill, BINARY, 0, 0},
         {"quantize", "damaged", extend, read_by_quantize, BINARY, 0, 0},
-        {"shard", "damaged", shard_file, read_text, BINARY, 0, 0},
+        {"shard", "damaged", shard_file, read_data, BINARY, 0, 0},
         {"tokenizer", "damaged", tokenizer_file, read_tokenizer, BINARY, 0, 0},
-        {"text", "damaged", text_file, read_text, TEXT, 0, 0},
+        {"text", "damaged", text_file, read_data, TEXT, 0, 0},
         {"prompt", "damaged", prompt_file, read_prompt, TEXT, 0, 0},
         {"choice", "damaged", choice, read_tasks, TEXT, 0, 0},
         {"word", "damaged", last_word, read_tasks, TEXT, 0, 0},

@@ -83,6 +83,7 @@ typedef struct Layer {
     real *in, *weight, *bias, *out, *dout, *scratch[2];
     const int *tokens;
     size_t outputs, B, T, N, C, OC, first, windows[2];
+    Gates gates;
     bool causal;
 } Layer;
 
@@ -217,7 +218,7 @@ static void test_rope(double deviation, double h) {
     l.out = numbers(70, 0, NULL);
     l.dout = numbers(70, 1, &rng);
     l.weight = numbers(70, 0, NULL);
-    rope_table(l.weight, l.T, l.C, 5);
+    rope_table(l.weight, NULL, l.T, l.C, 5);
     real *din = numbers(7 * 30, 0, NULL);
     rope_backward(din + l.C, l.dout, l.in + l.C, 3 * l.C, l.weight, l.T, l.C);
     CHECK_GRADIENT(layer_value, &l, l.in, din, 7 * 30, h, "rope, inputs of deviation %g", deviation);
@@ -226,8 +227,8 @@ static void test_rope(double deviation, double h) {
 
 /* (B, T, NH, HS) = (2, 70, 2, 6): the scales of the two heads differ; fq in `in`, fk in `weight`, qkv in `bias`. */
 static void run_attention(Layer *l) {
-    attention_forward(l->out, l->scratch[0], l->in, l->weight, l->bias, l->scratch[1], l->windows, l->causal, l->B,
-                      l->T, 2, l->C / 2);
+    attention_forward(l->out, l->scratch[0], l->in, l->weight, l->bias, l->scratch[1], l->windows, &l->gates, l->causal,
+                      l->B, l->T, 2, l->C / 2);
 }
 
 static void test_attention(size_t T, size_t window, bool causal) {
@@ -248,14 +249,22 @@ static void test_attention(size_t T, size_t window, bool causal) {
     l.scratch[1] = numbers(2, 0, NULL);
     l.scratch[1][0] = 0.4;
     l.scratch[1][1] = 1;
+    /* the second head has a gate where there is one direction */
+    static const int none[] = {-1, -1}, second[] = {-1, 0};
+    real *log_forget = numbers(l.B * T, 0.3, &rng), *dlog_forget = numbers(l.B * T, 1, &rng);
+    for (size_t i = 0; i < l.B * T; i++) log_forget[i] = -fabs(log_forget[i]);
+    l.gates = (Gates){log_forget, dlog_forget, causal ? second : none, causal};
     /* overwritten */
     real *dfq = numbers(l.outputs, 1, &rng), *dfk = numbers(l.outputs, 1, &rng),
          *dqkv = numbers(3 * l.outputs, 1, &rng);
     l.forward(&l);
     attention_backward(dfq, dfk, dqkv, l.dout, l.out, l.scratch[0], l.in, l.weight, l.bias, l.scratch[1], l.windows,
-                       causal, l.B, T, 2, 6);
+                       &l.gates, causal, l.B, T, 2, 6);
     /* the parts of q and k are not attention's */
     for (size_t i = 0; i < l.B * T; i++) memset(dqkv + i * 36, 0, 24 * sizeof(real));
+    if (causal && T > 1)
+        CHECK_GRADIENT(layer_value, &l, log_forget, dlog_forget, l.B * T, 1e-3, "attention, T = %zu, window %zu, ln f",
+                       T, window);
     CHECK_GRADIENT(layer_value, &l, l.bias, dqkv, 3 * l.outputs, 1e-2, "attention, T = %zu, window %zu, %s, v", T,
                    window, causal ? "causal" : "both sides");
     if (T > 1) {
@@ -278,9 +287,9 @@ static void test_attention(size_t T, size_t window, bool causal) {
 typedef struct {
     size_t B, T, HS, S, P, first;
     bool query, envelope;
-    real *qkv, *mu, *log_precision, *log_alpha, *log_theta, *alive;
+    real *qkv, *mu, *log_precision, *log_alpha, *log_theta, *psi, *alive;
     real *theta, *waves, *fq, *fk, *lse, *out, *dout;
-    real *dqkv, *dfq, *dfk, *moments_q, *moments_k, *dmu, *dlog_precision, *dlog_alpha, *dlog_theta;
+    real *dqkv, *dfq, *dfk, *moments_q, *moments_k, *dmu, *dlog_precision, *dlog_alpha, *dlog_theta, *dpsi;
     real one;
 } Head;
 
@@ -304,6 +313,7 @@ static Head make_head(size_t B, size_t T, size_t HS, size_t S, int covariance, b
     h.log_precision = numbers(S * h.P, 0.5, &rng);
     h.log_alpha = numbers(S, 0.5, &rng);
     h.log_theta = numbers(S, 0.5, &rng);
+    h.psi = numbers(S, 1, &rng);
     for (size_t s = 0; s < S; s++) /* precision 4: full precision keeps half its logarithm, on the diagonal */
         for (size_t i = 0; i < (covariance == COVARIANCE_FULL ? HS : h.P); i++)
             h.log_precision[s * h.P + (covariance == COVARIANCE_FULL ? i * (i + 3) / 2 : i)] +=
@@ -329,6 +339,7 @@ static Head make_head(size_t B, size_t T, size_t HS, size_t S, int covariance, b
     h.dlog_precision = numbers(S * h.P, 0, NULL);
     h.dlog_alpha = numbers(S, 0, NULL);
     h.dlog_theta = numbers(S, 0, NULL);
+    h.dpsi = numbers(S, 0, NULL);
     return h;
 }
 
@@ -337,6 +348,7 @@ static Splats splats_of(const Head *h) {
                     .log_precision = h->log_precision,
                     .log_alpha = h->log_alpha,
                     .log_theta = h->envelope ? h->log_theta : NULL,
+                    .psi = h->envelope ? h->psi : NULL,
                     .alive = h->alive,
                     .S = h->S,
                     .P = h->P};
@@ -345,7 +357,8 @@ static SplatGradients gradients_of(const Head *h) {
     return (SplatGradients){.mu = h->dmu,
                             .log_precision = h->dlog_precision,
                             .log_alpha = h->dlog_alpha,
-                            .log_theta = h->envelope ? h->dlog_theta : NULL};
+                            .log_theta = h->envelope ? h->dlog_theta : NULL,
+                            .psi = h->envelope ? h->dpsi : NULL};
 }
 
 static const real *head_waves(Head *h) {
@@ -388,6 +401,8 @@ static void test_splat_features(size_t T, size_t HS, size_t S, int covariance, b
     if (query) CHECK_GRADIENT(features_value, &h, h.log_alpha, h.dlog_alpha, S, 1e-3, "%s, ln alpha", what);
     else CHECK(norm(h.dlog_alpha, S) == 0, "%s: keys have no amplitude", what);
     if (envelope && T > 1) CHECK_GRADIENT(features_value, &h, h.log_theta, h.dlog_theta, S, 1e-3, "%s, ln theta", what);
+    if (envelope && !query) CHECK_GRADIENT(features_value, &h, h.psi, h.dpsi, S, 1e-3, "%s, psi", what);
+    else CHECK(norm(h.dpsi, S) == 0, "%s: no phase", what);
     free_numbers();
 }
 
@@ -401,7 +416,7 @@ static double head_value(void *of) {
         splat_forward(h->fq + b * h->T * h->HS, x, 3 * h->HS, &w, true, waves, h->T, h->HS);
         splat_forward(h->fk + b * h->T * h->HS, x + h->HS, 3 * h->HS, &w, false, waves, h->T, h->HS);
     }
-    attention_forward(h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, true, h->B, h->T, 1, h->HS);
+    attention_forward(h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, NULL, true, h->B, h->T, 1, h->HS);
     for (size_t i = 0; i < h->B * h->T * h->HS; i++) sum += h->out[i] * h->dout[i];
     return sum;
 }
@@ -409,12 +424,12 @@ static double head_value(void *of) {
 static void head_backward(Head *h) {
     Splats w = splats_of(h);
     size_t record = moments_size(h->S, h->P, h->HS);
-    real *added[] = {h->moments_q, h->moments_k, h->dmu, h->dlog_precision, h->dlog_alpha, h->dlog_theta};
-    const size_t sizes[] = {h->B * record, h->B * record, h->S * h->HS, h->S * h->P, h->S, h->S};
-    for (int i = 0; i < 6; i++) memset(added[i], 0, sizes[i] * sizeof(real));
+    real *added[] = {h->moments_q, h->moments_k, h->dmu, h->dlog_precision, h->dlog_alpha, h->dlog_theta, h->dpsi};
+    const size_t sizes[] = {h->B * record, h->B * record, h->S * h->HS, h->S * h->P, h->S, h->S, h->S};
+    for (int i = 0; i < 7; i++) memset(added[i], 0, sizes[i] * sizeof(real));
     head_value(h);
-    attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, true,
-                       h->B, h->T, 1, h->HS);
+    attention_backward(h->dfq, h->dfk, h->dqkv, h->dout, h->out, h->lse, h->fq, h->fk, h->qkv, &h->one, &h->T, NULL,
+                       true, h->B, h->T, 1, h->HS);
     for (size_t b = 0; b < h->B; b++) {
         size_t x = b * h->T * 3 * h->HS, f = b * h->T * h->HS;
         splat_backward(h->dqkv + x, h->moments_q + b * record, h->dfq + f, h->fq + f, h->qkv + x, 3 * h->HS, &w, true,
@@ -435,6 +450,7 @@ static void check_head(Head *h, double h_x, const char *what) {
     CHECK_GRADIENT(head_value, h, h->log_precision, h->dlog_precision, h->S * h->P, 3e-4, "%s, ln p", what);
     CHECK_GRADIENT(head_value, h, h->log_alpha, h->dlog_alpha, h->S, 3e-4, "%s, ln alpha", what);
     if (h->envelope) CHECK_GRADIENT(head_value, h, h->log_theta, h->dlog_theta, h->S, 3e-5, "%s, ln theta", what);
+    if (h->envelope) CHECK_GRADIENT(head_value, h, h->psi, h->dpsi, h->S, 3e-4, "%s, psi", what);
 }
 
 /* What holds exactly, whatever the loss: softmax does not see a common shift of a query's logits, and a head with
@@ -617,7 +633,7 @@ static void check_model(const Config *c, size_t B, size_t T, const char *what) {
     Run r = make_run(c, B, T, 20);
     GSA *m = r.m;
     /* off the sphere points of any length are left to themselves: near the centres splats respond */
-    for (size_t i = 0; i < m->tensors[TENSOR_qkvw].size && c->raw; i++) m->p.qkvw[i] *= 0.25;
+    for (size_t i = 0; i < m->tensors[TENSOR_qkvw].size && c->raw; i++) m->p.qkvw[i] *= 0.2;
     run_gradients(&r, 1);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
@@ -625,7 +641,7 @@ static void check_model(const Config *c, size_t B, size_t T, const char *what) {
             CHECK(norm(m->grads + t->offset, t->size) == 0, "%s: %s has no gradient", what, t->name);
         else if (t->size)
             CHECK_GRADIENT(run_value, &r, m->params + t->offset, m->grads + t->offset, t->size,
-                           i == TENSOR_log_theta ? 3e-5 : 3e-4, "%s, %s", what, t->name);
+                           i == TENSOR_log_theta || i == TENSOR_log_rope ? 3e-5 : 3e-4, "%s, %s", what, t->name);
     }
     for (int i = 0; i < NUM_TENSORS; i++) /* nobody writes between the tensors */
         for (size_t k = m->tensors[i].offset + m->tensors[i].size;
@@ -723,7 +739,8 @@ static void test_dead(void) {
                  {ATTENTION_GSA, MIXER_SOFTMAX, ENVELOPE_COSINE, 0, OBJECTIVE_MLM},
                  {ATTENTION_GSA, MIXER_LINEAR, ENVELOPE_RAISED, 0, OBJECTIVE_MLM},
                  {ATTENTION_HYBRID, MIXER_LINEAR, ENVELOPE_RAISED, 9, OBJECTIVE_LM}};
-    static const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta, TENSOR_log_delta};
+    static const int splat[] = {TENSOR_mu,        TENSOR_log_precision, TENSOR_log_alpha,
+                                TENSOR_log_theta, TENSOR_log_delta,     TENSOR_psi};
     for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++)
         for (int covariance = 0; covariance <= COVARIANCE_FULL; covariance++) {
             char what[80];
@@ -806,8 +823,8 @@ static void test_checker(void) {
     Config c = small_config(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_DIAG, ENVELOPE_COSINE);
     Run r = make_run(&c, 2, 20, 40);
     run_gradients(&r, 1);
-    const int tensors[] = {TENSOR_wte,           TENSOR_ln1w,      TENSOR_qkvb,      TENSOR_mu,
-                           TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta, TENSOR_fcprojw};
+    const int tensors[] = {TENSOR_wte,       TENSOR_ln1w,      TENSOR_qkvb, TENSOR_mu,     TENSOR_log_precision,
+                           TENSOR_log_alpha, TENSOR_log_theta, TENSOR_psi,  TENSOR_fcprojw};
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
         const Tensor *t = &r.m->tensors[tensors[i]];
         real *x = r.m->params + t->offset, *g = r.m->grads + t->offset, *wrong = numbers(t->size, 0, NULL);

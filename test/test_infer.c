@@ -46,12 +46,28 @@ static double formula_loss(const real *logits, size_t V, int target, bool *likel
 
 /* ---------------------------------------------------------------------- the loss of a text */
 
+/* What measure_losses makes of tokens in a shard. */
+static Losses losses_of(const Model *m, const int *tokens, size_t count, size_t stride, size_t batch) {
+    char *path = in_folder("losses.bin");
+    ShardWriter *w = shard_create(path);
+    for (size_t i = 0; i < count; i++) {
+        uint16_t token = (uint16_t)tokens[i];
+        shard_append(w, &token, 1);
+    }
+    shard_close(w);
+    TokenSource *source = source_open(path, m->tokenizer);
+    Losses l = measure_losses(m, source, stride, batch);
+    source_close(source);
+    free(path);
+    return l;
+}
+
 static void check_losses(const Model *m, GSA *net, const int *tokens, size_t count, size_t stride, size_t batch,
                          const char *what) {
     size_t Vp = (size_t)net->config.Vp, V = (size_t)net->config.V, rows = 0;
     double *loss = (double *)xmalloc(count * sizeof *loss), sum = 0, by_row[POSITIONS] = {0}, squares[POSITIONS] = {0},
-           counts[POSITIONS] = {0}, worst = 0, stretch_error = 0;
-    Losses l = measure_losses(m, tokens, count, stride, batch);
+           counts[POSITIONS] = {0}, worst = 0, square = 0;
+    Losses l = losses_of(m, tokens, count, stride, batch);
     for (size_t i = 1; i < count; i++) { /* token i, from the first window that reaches it */
         size_t begin = 0;
         while (begin + T < i) begin += stride;
@@ -76,15 +92,22 @@ static void check_losses(const Model *m, GSA *net, const int *tokens, size_t cou
     }
     CHECK(worst <= 1e-5 && rows >= 4, "%s: %zu rows of the table, off by %g", what, rows, worst);
     size_t stretches = (count - 2) / T + 1;
-    for (size_t s = 0; s < stretches && s < l.stretches; s++) {
-        double expected = 0;
-        for (size_t i = s * T; i < (s + 1) * T && i < count - 1; i++) expected += loss[i];
-        stretch_error = fmax(stretch_error, fabs(expected - l.stretch[s]));
+    for (size_t k = 0; k < stretches; k++) {
+        double beyond = 0;
+        for (size_t i = k * T; i < (k + 1) * T && i < count - 1; i++) beyond += loss[i] - sum / (double)(count - 1);
+        square += beyond * beyond;
     }
-    CHECK(l.stretches == stretches && stretch_error <= 1e-4, "%s: sums of %zu stretches, off by %g", what, l.stretches,
-          stretch_error);
+    double n = (double)stretches, error = n > 1 ? sqrt(square * n / (n - 1)) / (double)(count - 1) : 0;
+    CHECK(l.stretches == stretches && fabs(l.error - error) <= 1e-5 * error + 1e-12,
+          "%s: the standard error of %zu stretches is %g, by definition %g", what, l.stretches, l.error, error);
+    size_t bytes = 0, length;
+    for (size_t i = 1; i < count; i++)
+        if (tokens[i] != tokenizer_eot(m->tokenizer)) {
+            tokenizer_piece(m->tokenizer, tokens[i], &length);
+            bytes += length;
+        }
+    CHECK(l.bytes == (double)bytes, "%s: %g bytes, not %zu", what, l.bytes, bytes);
     free(loss);
-    free(l.stretch);
 }
 
 /* ---------------------------------------------------------------------- tasks */
@@ -102,14 +125,38 @@ static const char tasks_text[] =
     "{\"text\":\"He told it again and again and again, and he told it over and over, until nobody in the house or in "
     "the town wanted to hear it\"}";
 
-static Task *read_tasks(size_t *count) {
+static Task *read_these(const char *text, size_t *count) {
     char *path = xasprintf("%s/tasks.jsonl", folder);
     FILE *f = xfopen(path, "wb");
-    xfwrite(tasks_text, 1, sizeof tasks_text - 1, f, path);
+    xfwrite(text, 1, strlen(text), f, path);
     fclose(f);
     Task *tasks = tasks_read(path, count);
     free(path);
     return tasks;
+}
+
+static Task *read_tasks(size_t *count) { return read_these(tasks_text, count); }
+
+/* Context and ending are the text, byte for byte, and the space before a word goes with it. */
+static void test_white_space(void) {
+    static const struct {
+        const char *json, *context, *ending;
+    } words[] = {{"{\"text\":\"a red  ball\"}", "a red ", " ball"},
+                 {"{\"text\":\"a red\\t ball\\n\"}", "a red\t", " ball"},
+                 {"{\"text\":\"a red \\tball \"}", "a red \t", "ball"},
+                 {"{\"text\":\" red ball\"}", " red", " ball"},
+                 {"{\"ctx\":\"a red \",\"endings\":[\"ball\",\" x\"],\"label\":0}", "a red", " ball"},
+                 {"{\"ctx\":\"a red \",\"endings\":[\" ball\",\"x\"],\"label\":0}", "a red", "  ball"},
+                 {"{\"ctx\":\"a red  \",\"endings\":[\"ball\",\"x\"],\"label\":0}", "a red ", " ball"},
+                 {"{\"ctx\":\"a red\\t\",\"endings\":[\"ball\",\"x\"],\"label\":0}", "a red\t", "ball"},
+                 {"\xEF\xBB\xBF{\"ctx\":\"a red\",\"endings\":[\"ball\",\"x\"],\"label\":0}", "a red", " ball"}};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        size_t count;
+        Task *t = read_these(words[i].json, &count);
+        CHECK(count == 1 && strcmp(t->context, words[i].context) == 0 && strcmp(t->endings[0], words[i].ending) == 0,
+              "%s became '%s' and '%s'", words[i].json, t->context, t->endings[0]);
+        tasks_free(t, count);
+    }
 }
 
 static void test_reading(void) {
@@ -305,11 +352,10 @@ static void test_trained(void) {
     for (int i = 0; i < 2; i++) {
         Model *m = model_open(i ? small : model, NULL, OBJECTIVE_LM);
         CHECK(m->matrix[TENSOR_fcw].type == (i ? TYPE_I8 : TYPE_F32), "the type of the weights");
-        int *tokens = perplexity_tokens(text, m->tokenizer, &n);
-        Losses l = measure_losses(m, tokens, n, (size_t)m->net.config.T, 8);
+        TokenSource *source = source_open(text, m->tokenizer);
+        Losses l = measure_losses(m, source, (size_t)m->net.config.T, 8);
         perplexity[i] = exp(l.sum / (double)l.predictions);
-        free(tokens);
-        free(l.stretch);
+        source_close(source);
         model_close(m);
     }
     CHECK(perplexity[0] < 20 && fabs(perplexity[1] / perplexity[0] - 1) < 0.001,
@@ -321,6 +367,29 @@ static void test_trained(void) {
     free(errors);
     free(runs);
     free(story);
+}
+
+/* Perplexity of a shard takes the same memory however long it is. */
+static void check_memory(const Tokenizer *tokenizer) {
+    char *model = in_folder("model.bin"), *shard = in_folder("long.bin"), *out = in_folder("out"),
+         *errors = in_folder("errors");
+    char *arguments[] = {NULL, WORD("perplexity"), model, shard, WORD("--threads"), WORD("1"), NULL};
+    long peak[2];
+    for (int i = 0; i < 2; i++) {
+        ShardWriter *w = shard_create(shard);
+        for (int k = 0; k < (i ? 200000 : 2000); k++) {
+            uint16_t token = (uint16_t)(k % tokenizer_vocab_size(tokenizer));
+            shard_append(w, &token, 1);
+        }
+        shard_close(w);
+        peak[i] = run("infer", arguments, out, errors);
+    }
+    CHECK(peak[0] > 0 && peak[1] > 0 && peak[1] - peak[0] < 500,
+          "perplexity of 2,000 tokens took %ld KiB, of 200,000 %ld", peak[0], peak[1]);
+    free(model);
+    free(shard);
+    free(out);
+    free(errors);
 }
 
 /* ---------------------------------------------------------------------- golden texts */
@@ -379,6 +448,7 @@ static void test_llmc(void) {
     Config c;
     const char *wrong = try_config(&c, ATTENTION_STANDARD, NULL, POSITION_LEARNED, 0, 0, 0, 0, OBJECTIVE_LM);
     if (wrong) die("%s", wrong);
+    c.forget = FORGET_NONE; /* GPT-2 has none */
     GSA *m = scattered_model(&c, 1, 90);
     const ParameterTensors *p = &m->p;
     size_t L = (size_t)c.L, C = (size_t)c.C;
@@ -464,6 +534,7 @@ int main(int argc, char **argv) {
     Tokenizer *tokenizer = tokenizer_train(text, bytes, 300, false);
     free(text);
     test_reading();
+    test_white_space();
     test_llmc();
     test_found();
 
@@ -487,7 +558,10 @@ int main(int argc, char **argv) {
         const char *wrong = try_config(&c, kinds[i].attention, NULL, kinds[i].position, kinds[i].mixer, COVARIANCE_ISO,
                                        kinds[i].envelope, kinds[i].window, OBJECTIVE_LM);
         if (wrong) die("%s", wrong);
-        c.gain = GAIN_NONE; /* these texts are older than gains */
+        c.gain = GAIN_NONE; /* these texts are older than gains, phases, learned rotations and forget gates */
+        c.phase = PHASE_NONE;
+        c.rope = ROPE_FIXED;
+        c.forget = FORGET_NONE;
         c.T = T;
         c.V = tokenizer_vocab_size(tokenizer);
         c.Vp = 384;
@@ -503,6 +577,7 @@ int main(int argc, char **argv) {
                 check_losses(m, net, tokens, counts[a], strides[b], batches[(a + b) % 4], what);
             }
         check_scores(m, net, kinds[i].name);
+        if (i == 0) check_memory(tokenizer);
         check_golden(&c, tokenizer, kinds[i].seed, kinds[i].name, kinds[i].golden);
         model_close(m);
         gsa_destroy(net);

@@ -203,11 +203,11 @@ typedef struct {
     Config c;
     Tensor tensors[NUM_TENSORS];
     double *params;
+    const double *log_forget; /* (T, NH): ln f of the layer at hand, 0 of heads without a gate; NULL: none has one */
 } Formula;
 
 static Formula make_formula(const GSA *m) {
-    Formula f;
-    f.c = m->config;
+    Formula f = {.c = m->config};
     memcpy(f.tensors, m->tensors, sizeof f.tensors);
     f.params = (double *)xmalloc(m->total * sizeof(double));
     widen(f.params, m->params, m->total);
@@ -231,7 +231,7 @@ static double logit_formula(const Formula *f, int l, int h, const double *q, con
         kk += k[i] * k[i];
     }
     double nq = sqrt(qq), nk = sqrt(kk);
-    if (c->gsa_heads[l] >> h & 1) { /* equations (1) to (4), (6), (7) */
+    if (c->gsa_heads[l] >> h & 1) { /* equations (1) to (4), (6), (7), (7b) */
         size_t heads = 0, g = 0;
         for (int i = 0; i < c->L * c->NH; i++) {
             if (i == l * c->NH + h) g = heads;
@@ -247,7 +247,9 @@ static double logit_formula(const Formula *f, int l, int h, const double *q, con
                 square_q += p * (q[i] / nq - m) * (q[i] / nq - m);
                 square_k += p * (k[i] / nk - m) * (k[i] / nk - m);
             }
-            double e = c->envelope == ENVELOPE_COSINE ? cos(exp(part(f, TENSOR_log_theta, g, heads)[s]) * distance) : 1;
+            double e = 1;
+            if (c->envelope == ENVELOPE_COSINE)
+                e = cos(exp(part(f, TENSOR_log_theta, g, heads)[s]) * distance - part(f, TENSOR_psi, g, heads)[s]);
             sum += exp(log_alpha[s]) * e * exp(-0.5 * square_q) * exp(-0.5 * square_k);
         }
         return sum;
@@ -256,17 +258,15 @@ static double logit_formula(const Formula *f, int l, int h, const double *q, con
         for (size_t i = 0; i < d; i++) sum += q[i] * k[i];
         return sum / sqrt((double)d);
     }
+    size_t index = 0; /* gains and frequencies of standard heads lie in the order of layer and head */
+    for (int i = 0; i < l * c->NH + h; i++) index += !(c->gsa_heads[i / c->NH] >> (i % c->NH) & 1);
     for (size_t i = 0; i < d / 2; i++) { /* pairs as complex numbers: the real part of q k* exp(i theta distance) */
-        double angle = pow(10000, -2.0 * (double)i / (double)d) * distance;
+        double angle = distance * (c->rope ? exp(part(f, TENSOR_log_rope, 0, 1)[index * d / 2 + i])
+                                           : pow(10000, -2.0 * (double)i / (double)d));
         double re = q[i] * k[i] + q[d / 2 + i] * k[d / 2 + i], im = q[d / 2 + i] * k[i] - q[i] * k[d / 2 + i];
         sum += re * cos(angle) - im * sin(angle);
     }
-    double gain = 1; /* equation (7c): the gains of standard heads lie in the order of layer and head */
-    if (c->gain) {
-        size_t index = 0;
-        for (int i = 0; i < l * c->NH + h; i++) index += !(c->gsa_heads[i / c->NH] >> (i % c->NH) & 1);
-        gain = exp(part(f, TENSOR_log_gain, 0, 1)[index]);
-    }
+    double gain = c->gain ? exp(part(f, TENSOR_log_gain, 0, 1)[index]) : 1; /* equation (7c) */
     return gain * sum / (nq * nk) * sqrt((double)d);
 }
 
@@ -280,6 +280,7 @@ static void attention_formula(const Formula *f, int l, double *out, const double
             for (size_t j = 0; j <= i; j++) {
                 z[j] = logit_formula(f, l, (int)h, qkv + i * 3 * C + h * d, qkv + j * 3 * C + C + h * d,
                                      (double)(i - j), epsilon);
+                for (size_t t = j + 1; t <= i && f->log_forget; t++) z[j] += f->log_forget[t * (size_t)f->c.NH + h];
                 most = max_of(most, z[j]);
             }
             for (size_t j = 0; j <= i; j++) sum += z[j] = exp(z[j] - most);
@@ -295,9 +296,11 @@ static void attention_formula(const Formula *f, int l, double *out, const double
 /* The heads of a layer, as the model runs them, on qkv. */
 static void run_heads(GSA *m, size_t l, real *out, const real *qkv, size_t B, size_t T) {
     gsa_splat_waves(m, m->a.splat_waves, T, 0);
-    features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->rope_waves, m->a.splat_waves);
+    gsa_rope_waves(m, m->a.rope_waves, T, 0);
+    features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->a.rope_waves, m->a.splat_waves);
+    Gates gates = layer_gates(m, &m->a, l);
     attention_forward(out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale + l * (size_t)m->config.NH,
-                      m->window + l * (size_t)m->config.NH, true, B, T, (size_t)m->config.NH,
+                      m->window + l * (size_t)m->config.NH, &gates, true, B, T, (size_t)m->config.NH,
                       (size_t)config_head_size(&m->config));
 }
 
@@ -331,6 +334,11 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
     widen(x, qkv, T * 3 * C);
     widen(d, dout, T * C);
 
+    /* ln f of head 0, the only one with a gate, and of head 1 without */
+    double *log_forget = (double *)xcalloc(T * NH, sizeof(double));
+    for (size_t t = 0; t < T && c.forget; t++)
+        log_forget[t * NH] = (double)(m->a.log_forget[t] = (real)(-0.2 * fabs(rng_normal(&rng))));
+    if (c.forget) f.log_forget = log_forget;
     run_heads(m, 0, out, qkv, 1, T);
     attention_formula(&f, 0, o, x, T, epsilon);
     double error = error_of(out, o, T * C);
@@ -338,8 +346,9 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
 
     m->grads = (real *)xcalloc(m->total, sizeof(real));
     point_parameters(&m->dp, m->grads, m->tensors);
+    Gates gates = layer_gates(m, &m->a, 0);
     attention_backward(m->a.dfq, m->a.dfk, dqkv, dout, out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window,
-                       true, 1, T, NH, HS);
+                       &gates, true, 1, T, NH, HS);
     features_backward(m, dqkv, m->a.dfq, m->a.dfk, m->a.fq, m->a.fk, qkv, 0, 1, T);
     splats_backward(m, 0, 1);
     for (size_t i = 0; i < T * 3 * C; i++) {
@@ -352,9 +361,22 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
     }
     error = error_of(dqkv, difference, T * 3 * C);
     CHECK(error < 5e-5, "%s: gradient of qkv %g", what, error);
-    const int splat[] = {TENSOR_mu, TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta};
-    for (int i = 0; i < 4; i++) {
-        const Tensor *t = &f.tensors[splat[i]];
+    for (size_t t = 0; t < T && c.forget; t++) {
+        double *p = &log_forget[t * NH], keep = *p, h = 1e-4;
+        *p = keep + h;
+        difference[t] = heads_value(&f, x, d, o, T, epsilon) / (2 * h);
+        *p = keep - h;
+        difference[t] -= heads_value(&f, x, d, o, T, epsilon) / (2 * h);
+        *p = keep;
+    }
+    if (c.forget) {
+        error = error_of(m->a.dlog_forget, difference, T);
+        CHECK(error < 5e-5, "%s: gradient of ln f %g", what, error);
+    }
+    const int scalars[] = {TENSOR_mu,  TENSOR_log_precision, TENSOR_log_alpha, TENSOR_log_theta,
+                           TENSOR_psi, TENSOR_log_gain,      TENSOR_log_rope};
+    for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++) {
+        const Tensor *t = &f.tensors[scalars[i]];
         if (!t->size) continue;
         for (size_t k = 0; k < t->size; k++) {
             double *p = &f.params[t->offset + k], keep = *p, h = 1e-4;
@@ -365,10 +387,11 @@ static void check_heads(Config c, size_t T, double length, double epsilon, const
             *p = keep;
         }
         error = error_of(m->grads + t->offset, difference, t->size);
-        CHECK(error < (splat[i] == TENSOR_log_theta ? 1e-3 : 1e-4), "%s: gradient of %s %g", what, t->name, error);
+        CHECK(error < (scalars[i] == TENSOR_log_theta ? 1e-3 : 1e-4), "%s: gradient of %s %g", what, t->name, error);
     }
     gsa_destroy(m);
     free(f.params);
+    free(log_forget);
     free(x);
     free(d);
     free(o);
@@ -391,6 +414,110 @@ static void test_heads(void) {
         }
 }
 
+/* ---------------------------------------------------------------------- phases */
+
+enum { PHASE_T = 7, PHASE_HS = 8, PHASE_S = 3 };
+
+/* Equation (7b) of one head of an encoder, in the plainest form: sum of out (T, HS) times dout. x (T, 3 HS): q, k, v.
+   Logits (softmax) or weights (linear) are sum_s alpha e phi(q) phi(k), e = cos(theta (i - j) - psi), or
+   exp(-delta |i - j|) (1 + that) / 2. */
+static double phase_value(const GSA *m, const double *psi, const double *x, const double *dout, double *out) {
+    enum { T = PHASE_T, HS = PHASE_HS, S = PHASE_S };
+    bool linear = m->config.mixer == MIXER_LINEAR;
+    double value = 0;
+    for (int i = 0; i < T; i++) {
+        double w[T], sum = 0, most = -INFINITY;
+        for (int j = 0; j < T; j++) {
+            const double *q = x + i * 3 * HS, *k = x + j * 3 * HS + HS;
+            double qq = 1e-6, kk = 1e-6;
+            for (int e = 0; e < HS; e++) qq += q[e] * q[e];
+            for (int e = 0; e < HS; e++) kk += k[e] * k[e];
+            w[j] = 0;
+            for (int s = 0; s < S; s++) {
+                double apart = 0, angle = exp((double)m->p.log_theta[s]) * (i - j) - psi[s];
+                for (int e = 0; e < HS; e++) {
+                    double mu = (double)m->p.mu[s * HS + e];
+                    apart += pow(q[e] / sqrt(qq) - mu, 2) + pow(k[e] / sqrt(kk) - mu, 2);
+                }
+                double e = cos(angle);
+                if (linear) e = exp(-exp((double)m->p.log_delta[s]) * abs(i - j)) * (1 + e) / 2;
+                w[j] += e * exp((double)m->p.log_alpha[s] - 0.5 * exp((double)m->p.log_precision[s]) * apart);
+            }
+            most = max_of(most, w[j]);
+        }
+        for (int j = 0; j < T; j++) sum += w[j] = linear ? w[j] : exp(w[j] - most);
+        for (int e = 0; e < HS; e++) {
+            double o = 0;
+            for (int j = 0; j < T; j++) o += w[j] / sum * x[j * 3 * HS + 2 * HS + e];
+            value += o * dout[i * HS + e];
+            if (out) out[i * HS + e] = o;
+        }
+    }
+    return value;
+}
+
+/* An encoder's head sees keys on both sides, whose distances have opposite signs. One splat's psi is at the linear
+   mixer's bound. */
+static void test_phase(int mixer) {
+    enum { T = PHASE_T, HS = PHASE_HS, S = PHASE_S };
+    Config c;
+    const char *problem = try_config(&c, ATTENTION_GSA, NULL, POSITION_ROPE, mixer, COVARIANCE_ISO,
+                                     mixer ? ENVELOPE_RAISED : ENVELOPE_COSINE, 0, OBJECTIVE_MLM);
+    if (problem) die("%s", problem);
+    c.T = T;
+    c.L = c.NH = 1;
+    c.C = HS;
+    c.gsa_heads[0] = 1;
+    c.gsa_heads[1] = 0;
+    GSA *m = scattered_model(&c, 1, 31);
+    uint64_t rng = 32;
+    m->p.psi[0] = (real)SPLAT_PHASE_MAX;
+    m->p.psi[1] = -1.1f;
+    m->p.psi[2] = 0.4f;
+    real *qkv = numbers(T * 3 * HS, 1, &rng), *dout = numbers(T * HS, 1, &rng), *out = numbers(T * HS, 0, NULL),
+         *dqkv = numbers(T * 3 * HS, 0, NULL);
+    double x[T * 3 * HS], d[T * HS], o[T * HS], psi[S], difference[S], dx[T * 3 * HS];
+    widen(x, qkv, T * 3 * HS);
+    widen(d, dout, T * HS);
+    widen(psi, m->p.psi, S);
+    gsa_splat_waves(m, m->a.splat_waves, T, 0);
+    features_forward(m, m->a.fq, m->a.fk, qkv, 0, 1, T, m->a.rope_waves, m->a.splat_waves);
+    attention_forward(out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, NULL, false, 1, T, 1, HS);
+    scans_forward(m, out, m->a.att_lse, m->a.scan_rho, qkv, 0, 1, T);
+    phase_value(m, psi, x, d, o);
+    CHECK(error_of(out, o, T * HS) < 2e-5, "phases, mixer %d: output %g", mixer, error_of(out, o, T * HS));
+
+    m->grads = (real *)xcalloc(m->total, sizeof(real));
+    point_parameters(&m->dp, m->grads, m->tensors);
+    attention_backward(m->a.dfq, m->a.dfk, dqkv, dout, out, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window,
+                       NULL, false, 1, T, 1, HS);
+    features_backward(m, dqkv, m->a.dfq, m->a.dfk, m->a.fq, m->a.fk, qkv, 0, 1, T);
+    scans_backward(m, dqkv, dout, out, m->a.scan_rho, qkv, 0, 1, T);
+    splats_backward(m, 0, 1);
+    for (int s = 0; s < S; s++) {
+        double keep = psi[s], h = 1e-5;
+        psi[s] = keep + h;
+        difference[s] = phase_value(m, psi, x, d, NULL) / (2 * h);
+        psi[s] = keep - h;
+        difference[s] -= phase_value(m, psi, x, d, NULL) / (2 * h);
+        psi[s] = keep;
+    }
+    for (int i = 0; i < T * 3 * HS; i++) {
+        double keep = x[i], h = 1e-5;
+        x[i] = keep + h;
+        dx[i] = phase_value(m, psi, x, d, NULL) / (2 * h);
+        x[i] = keep - h;
+        dx[i] -= phase_value(m, psi, x, d, NULL) / (2 * h);
+        x[i] = keep;
+    }
+    CHECK(error_of(m->dp.psi, difference, S) < 1e-4, "phases, mixer %d: gradient of psi %g", mixer,
+          error_of(m->dp.psi, difference, S));
+    CHECK(error_of(dqkv, dx, T * 3 * HS) < 1e-4, "phases, mixer %d: gradient of qkv %g", mixer,
+          error_of(dqkv, dx, T * 3 * HS));
+    gsa_destroy(m);
+    free_numbers();
+}
+
 /* Attention alone, across its blocks of queries. */
 static void test_attention(size_t T, double deviation) {
     uint64_t rng = T;
@@ -402,7 +529,7 @@ static void test_attention(size_t T, double deviation) {
     const size_t window[NH] = {T, T};
     double *expected = (double *)xcalloc(B * T * C, sizeof(double)),
            *ln_sum = (double *)xcalloc(B * NH * T, sizeof(double)), *z = (double *)xmalloc(T * sizeof(double));
-    attention_forward(out, lse, fq, fk, qkv, scale, window, true, B, T, NH, HS);
+    attention_forward(out, lse, fq, fk, qkv, scale, window, NULL, true, B, T, NH, HS);
     for (size_t i = 0; i < B * NH * T; i++) { /* (b, h, t) */
         size_t b = i / T / NH, h = i / T % NH, t = i % T;
         double most = -INFINITY, sum = 0;
@@ -436,11 +563,34 @@ static void matmul_formula(double *out, const double *in, const double *weight, 
     }
 }
 
+/* ln f (NH) of layer l for one token: of each gated head log sigmoid(w . x + b). The gates of all layers lie in the
+   order of layer and head; of each layer the first half of the standard heads has one, rounded up, or all. */
+static void forget_formula(const Formula *f, int l, double *log_forget, const double *x) {
+    const Config *c = &f->c;
+    size_t gate = 0, C = (size_t)c->C;
+    for (int i = 0; i <= l; i++) {
+        int standard = 0, seen = 0;
+        for (int h = 0; h < c->NH; h++) standard += !(c->gsa_heads[i] >> h & 1);
+        for (int h = 0; h < c->NH; h++) {
+            bool gated = !(c->gsa_heads[i] >> h & 1) && (c->forget == FORGET_ALL || 2 * seen < standard);
+            seen += !(c->gsa_heads[i] >> h & 1);
+            if (i == l) log_forget[h] = 0;
+            if (!gated) continue;
+            double u = part(f, TENSOR_forgetb, 0, 1)[gate];
+            for (size_t k = 0; k < C; k++) u += part(f, TENSOR_forgetw, 0, 1)[gate * C + k] * x[k];
+            if (i == l) log_forget[h] = -log(1 + exp(-u));
+            gate++;
+        }
+    }
+}
+
 /* GPT-2's network on one sequence, with the heads above: logits (T, V); returns the mean loss. */
-static double model_formula(const Formula *f, const int *x, const int *y, size_t T, double *logits) {
+static double model_formula(Formula *f, const int *x, const int *y, size_t T, double *logits) {
     size_t C = (size_t)f->c.C, L = (size_t)f->c.L, V = (size_t)f->c.V;
-    double *stream = (double *)xmalloc((T * 5 * C + 9 * C) * sizeof(double)), *qkv = stream + T * C,
-           *att = qkv + T * 3 * C, *norm = att + T * C, *wide = norm + C, *back = wide + 4 * C;
+    double *stream = (double *)xmalloc((T * 5 * C + 9 * C + T * (size_t)f->c.NH) * sizeof(double)),
+           *qkv = stream + T * C, *att = qkv + T * 3 * C, *norm = att + T * C, *wide = norm + C, *back = wide + 4 * C,
+           *log_forget = back + 4 * C;
+    f->log_forget = f->c.forget ? log_forget : NULL;
     const double *wte = part(f, TENSOR_wte, 0, 1);
     double loss = 0;
     for (size_t i = 0; i < T * C; i++)
@@ -451,6 +601,7 @@ static double model_formula(const Formula *f, const int *x, const int *y, size_t
         for (size_t t = 0; t < T; t++) {
             layernorm_formula(norm, stream + t * C, P(ln1w), P(ln1b), C);
             matmul_formula(qkv + t * 3 * C, norm, P(qkvw), P(qkvb), C, 3 * C);
+            if (f->log_forget) forget_formula(f, (int)l, log_forget + t * (size_t)f->c.NH, norm);
         }
         attention_formula(f, (int)l, att, qkv, T, 1e-6);
         for (size_t t = 0; t < T; t++) {
@@ -563,15 +714,16 @@ static void test_shift(void) {
     GSA *m = scattered_model(&c, 1, 9);
     size_t C = (size_t)c.C, HS = (size_t)config_head_size(&c), S = (size_t)c.S, NH = (size_t)c.NH;
     real *qkv = numbers(T * 3 * C, 1, &rng), *near = numbers(T * C, 0, NULL), *far = numbers(T * C, 0, NULL);
-    real *rope = numbers(T * HS, 0, NULL), *splat = numbers((size_t)config_gsa_heads(&c) * T * 2 * S, 0, NULL);
+    real *rope = numbers(config_sizes(&c).R * T * HS, 0, NULL),
+         *splat = numbers((size_t)config_gsa_heads(&c) * T * 2 * S, 0, NULL);
     run_heads(m, 0, near, qkv, 1, T);
-    rope_table(rope, T, HS, FAR);
+    gsa_rope_waves(m, rope, T, FAR);
     gsa_splat_waves(m, splat, T, FAR);
-    CHECK(memcmp(rope, m->rope_waves, T * HS * sizeof(real)) != 0 &&
+    CHECK(memcmp(rope, m->a.rope_waves, T * HS * sizeof(real)) != 0 &&
               memcmp(splat, m->a.splat_waves, T * 2 * S * sizeof(real)) != 0,
           "waves depend on the position");
     features_forward(m, m->a.fq, m->a.fk, qkv, 0, 1, T, rope, splat);
-    attention_forward(far, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, true, 1, T, NH, HS);
+    attention_forward(far, m->a.att_lse, m->a.fq, m->a.fk, qkv, m->scale, m->window, NULL, true, 1, T, NH, HS);
     CHECK(relative_error(far, near, T * C) < 2e-6, "heads a million tokens on: %g", relative_error(far, near, T * C));
     double worst = 0;
     for (size_t i = 0; i < T; i++)
@@ -652,9 +804,11 @@ static bool named(const char *name, const char *names) { /* in a list "a b c" */
 /* AdamW by its formula: which tensors decay, who has which rate and who is clipped with whom stands here once more,
    by name. */
 static void test_adamw(void) {
-    static const char *const decaying = "wte wpe qkvw attprojw fcw fcprojw",
-                             *const scalars = "log_precision log_alpha log_theta log_gain";
+    static const char *const decaying = "wte wpe qkvw forgetw attprojw fcw fcprojw",
+                             *const scalars = "log_precision log_alpha log_theta psi log_gain log_rope";
     Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
+    c.rope = ROPE_LEARNED;
+    c.forget = FORGET_ALL;
     GSA *m = gsa_create(&c, 1);
     model_start(&c, m->params, 12);
     m->grads = (real *)xcalloc(m->total, sizeof(real));
@@ -718,9 +872,11 @@ static void check_bounds(const GSA *m, const char *what) {
         good &= sqrt(square) <= 2 * (1 + 1e-6) && sqrt(slope) <= 40 * (1 + 2e-6);
         good &= fabs(m->p.log_alpha[s] - start) <= log(10) * (1 + 1e-6);
         if (m->p.log_theta) good &= exp(m->p.log_theta[s]) <= 3.14159266;
+        if (m->p.psi) good &= fabs((double)m->p.psi[s]) <= 3.1415928;
     }
     CHECK(good,
-          "%s: precision in [0.4, 40], |mu| <= 2, |Lambda mu| <= 40, ln alpha within ln 10 of its start, theta <= pi",
+          "%s: precision in [0.4, 40], |mu| <= 2, |Lambda mu| <= 40, ln alpha within ln 10 of its start, theta and "
+          "|psi| <= pi",
           what);
 }
 
@@ -730,8 +886,8 @@ static void test_unbounded(void) {
     c.mixer = MIXER_LINEAR;
     c.envelope = ENVELOPE_RAISED;
     GSA *m = gsa_create(&c, 1);
-    static const int tensors[NUM_BOUNDS] = {TENSOR_log_precision, TENSOR_mu,        TENSOR_log_alpha,
-                                            TENSOR_log_theta,     TENSOR_log_delta, TENSOR_log_gain};
+    static const int tensors[NUM_BOUNDS] = {TENSOR_log_precision, TENSOR_mu,       TENSOR_log_alpha, TENSOR_log_theta,
+                                            TENSOR_log_delta,     TENSOR_log_gain, TENSOR_psi};
     for (int off = -1; off < NUM_BOUNDS; off++) {
         model_start(&c, m->params, 15);
         m->p.log_precision[0] = (real)log(60);
@@ -740,14 +896,18 @@ static void test_unbounded(void) {
         m->p.log_theta[0] = 2;
         m->p.log_delta[0] = -1;
         m->p.log_gain[0] = 3;
+        m->p.psi[0] = 1.6f;
+        m->p.log_rope[1] = 2; /* of a frequency too */
         m->config.unbounded = off < 0 ? 0 : 1 << off;
         int64_t outside[NUM_BOUNDS] = {0};
         scalar_bounds(m, outside);
         for (int b = 0; b < NUM_BOUNDS; b++) {
-            static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1, 3};
+            static const double was[NUM_BOUNDS] = {4.0943445622221, 50, 4, 2, -1, 3, 1.6};
             bool same = fabs((double)m->params[m->tensors[tensors[b]].offset] - was[b]) < 1e-5;
-            CHECK(outside[b] == (b != off) && same == (b == off), "bound %d where bound %d is off: %lld outside, %s", b,
-                  off, (long long)outside[b], same ? "kept" : "put back");
+            if (b == BOUND_FREQUENCY) same = same && m->p.log_rope[1] == 2;
+            CHECK(outside[b] == (b != off) * (b == BOUND_FREQUENCY ? 2 : 1) && same == (b == off),
+                  "bound %d where bound %d is off: %lld outside, %s", b, off, (long long)outside[b],
+                  same ? "kept" : "put back");
         }
     }
     gsa_destroy(m);
@@ -771,6 +931,7 @@ static void test_bounds(int covariance, int envelope) {
         for (size_t k = 0; k < z.HS; k++) m->p.mu[s * z.HS + k] *= length;
         m->p.log_alpha[s] = start + (real)(2.3 * (2 * rng_uniform(&rng) - 1));
         if (envelope) m->p.log_theta[s] = (real)(1.14 - 12 * rng_uniform(&rng));
+        if (envelope) m->p.psi[s] = (real)(6.28 * (rng_uniform(&rng) - 0.5));
     }
     memcpy(keep, m->params, m->total * sizeof(real));
     scalar_bounds(m, clamped);
@@ -789,6 +950,7 @@ static void test_bounds(int covariance, int envelope) {
     m->p.log_alpha[4] = start + 5;
     m->p.log_alpha[5] = start - 5;
     if (envelope) m->p.log_theta[6] = 4;
+    if (envelope) m->p.psi[7] = 16; /* no bound, but an angle that is written in another way */
     memcpy(keep, m->params, m->total * sizeof(real));
     scalar_bounds(m, clamped);
     check_bounds(m, "out of bounds");
@@ -811,8 +973,9 @@ static void test_bounds(int covariance, int envelope) {
     CHECK(fabs(exp(log_precision[z.P]) - 40) < 1e-4 && fabs(exp(log_precision[2 * z.P]) - 0.4) < 1e-6,
           "precisions at their bounds");
     if (envelope) CHECK(fabs(exp(m->p.log_theta[6]) - 3.1415927) < 1e-6, "theta at its bound");
+    if (envelope) CHECK(fabs((double)m->p.psi[7] - (16 - 6 * 3.141592653589793)) < 2e-6, "psi within half a turn");
     for (int i = 0; i < NUM_TENSORS; i++)
-        if (!named(m->tensors[i].name, "mu log_precision log_alpha log_theta"))
+        if (!named(m->tensors[i].name, "mu log_precision log_alpha log_theta psi"))
             CHECK(memcmp(keep + m->tensors[i].offset, m->params + m->tensors[i].offset,
                          m->tensors[i].size * sizeof(real)) == 0,
                   "%s has no bounds", m->tensors[i].name);
@@ -1060,7 +1223,11 @@ static void test_config_check(void) {
     REFUSED(c.S = 0, "--splats");
     REFUSED(c.S = -3, "--splats");
     REFUSED(c.S = 6, "--splats"); /* heads of size 10 hold 5 with an envelope */
-    REFUSED((c.envelope = ENVELOPE_NONE, c.S = 11), "--splats");
+    REFUSED((c.envelope = ENVELOPE_NONE, c.phase = PHASE_NONE, c.S = 11), "--splats");
+    REFUSED(c.envelope = ENVELOPE_NONE, "--phase");
+    REFUSED((c.mixer = MIXER_LINEAR, c.envelope = ENVELOPE_DECAY), "--phase");
+    REFUSED(c.phase = 2, "phase");
+    REFUSED(c.phase = -1, "phase");
     REFUSED(c.gsa_heads[0] = 4, "head");
     REFUSED(c.gsa_heads[2] = 1, "head");
 #undef REFUSED
@@ -1069,6 +1236,7 @@ static void test_config_check(void) {
     CHECK(config_check(&c) == NULL, "half the head size in splats");
     c.S = 10;
     c.envelope = ENVELOPE_NONE;
+    c.phase = PHASE_NONE;
     CHECK(config_check(&c) == NULL, "the head size in splats without an envelope");
     c.S = 0;
     c.attention = ATTENTION_STANDARD;
@@ -1127,6 +1295,8 @@ int main(void) {
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) test_attention(lengths[i], 1);
     test_attention(70, 30); /* logits up to thousands */
     test_heads();
+    test_phase(MIXER_SOFTMAX);
+    test_phase(MIXER_LINEAR);
     test_model(ATTENTION_STANDARD, NULL, POSITION_LEARNED, COVARIANCE_ISO, ENVELOPE_NONE);
     test_model(ATTENTION_GSA, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_NONE);
     test_model(ATTENTION_HYBRID, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE);

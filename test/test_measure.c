@@ -16,11 +16,13 @@ static void network_weights(const GSA *m, size_t l, real *w) {
     real *qkv = numbers(T * 3 * A, 0, NULL), *fq = numbers(T * A, 0, NULL), *fk = numbers(T * A, 0, NULL),
          *att = numbers(T * A, 0, NULL), *lse = numbers(z.NH * T, 0, NULL), *rho = numbers(z.NH * T, 0, NULL);
     memcpy(qkv, m->a.qkv + l * T * 3 * A, T * 3 * A * sizeof(real));
-    features_forward(m, fq, fk, qkv, l, 1, T, m->rope_waves, m->a.splat_waves);
+    features_forward(m, fq, fk, qkv, l, 1, T, m->a.rope_waves, m->a.splat_waves);
+    ActivationTensors block = block_activations(m, l, T);
+    Gates gates = layer_gates(m, &block, l);
     for (size_t j0 = 0; j0 < T; j0 += HS) {
         for (size_t t = 0; t < T; t++)
             for (size_t a = 0; a < A; a++) qkv[t * 3 * A + 2 * A + a] = t == j0 + a % HS;
-        attention_forward(att, lse, fq, fk, qkv, m->scale + l * z.NH, m->window + l * z.NH,
+        attention_forward(att, lse, fq, fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, &gates,
                           m->config.objective == OBJECTIVE_LM, 1, T, z.NH, HS);
         scans_forward(m, att, lse, rho, qkv, l, 1, T);
         for (size_t h = 0; h < z.NH; h++)
@@ -42,7 +44,11 @@ static void network_weights(const GSA *m, size_t l, real *w) {
 static void read_head(void *model, int l, int h, int part, float *out) {
     const GSA *m = (const GSA *)model;
     Sizes z = config_sizes(&m->config);
-    for (size_t t = 0; t < m->used_T; t++)
+    ActivationTensors block = block_activations(m, (size_t)l, m->used_T);
+    Gates gates = layer_gates(m, &block, (size_t)l);
+    for (size_t t = 0; t < m->used_T && part == PART_FORGET; t++)
+        out[t] = (float)gates.log_forget[t * gates.count + (size_t)gates.column[h]];
+    for (size_t t = 0; t < m->used_T && part != PART_FORGET; t++)
         for (size_t k = 0; k < z.HS; k++)
             out[t * z.HS + k] =
                 (float)m->a.qkv[((size_t)l * m->used_T + t) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS + k];
@@ -69,7 +75,7 @@ static void check_mode(int attention, const char *heads, int position, int mixer
     gsa_forward(m, x, NULL, 1, T);
     HeadMeasure each[8], mean = measure_heads(&c, params, T, read_head, m, each);
     real *w = numbers(NH * T * T, 0, NULL), *all = numbers(T, 0, NULL);
-    float *q = (float *)xmalloc(2 * T * HS * sizeof *q);
+    float *q = (float *)xmalloc((2 * T * HS + T) * sizeof *q), *log_forget = q + 2 * T * HS;
     double *row = (double *)xmalloc(T * sizeof *row), entropies = 0, distances = 0, worst = 0;
     bool measured = true;
     for (size_t l = 0; l < (size_t)c.L; l++) {
@@ -80,7 +86,8 @@ static void check_mode(int attention, const char *heads, int position, int mixer
             size_t reach = 0, queries = 64;
             read_head(m, (int)l, (int)h, 0, q);
             read_head(m, (int)l, (int)h, 1, q + T * HS);
-            HeadWeights *view = head_weights_open(&c, params, (int)l, (int)h, q, q + T * HS, T);
+            if (config_is_gated(&c, (int)l, (int)h)) read_head(m, (int)l, (int)h, PART_FORGET, log_forget);
+            HeadWeights *view = head_weights_open(&c, params, (int)l, (int)h, q, q + T * HS, log_forget, T);
             for (size_t i = 0; i < T; i++) {
                 head_weights_row(view, i, row);
                 for (size_t j = 0; j < T; j++) {
@@ -139,8 +146,12 @@ static void check_operations(void) {
     try_config(&c, ATTENTION_STANDARD, NULL, POSITION_ROPE, MIXER_SOFTMAX, COVARIANCE_ISO, ENVELOPE_NONE, 0,
                OBJECTIVE_LM);
     /* 2 layers, 2 heads of 10, 20 channels, vocabulary 13: 2 (12 20^2) + 13 20 weights, 2 x 2 x 10 a layer and key,
-       50.5 keys */
+       50.5 keys; a forget gate has 20 weights */
     c.T = 100;
+    c.forget = FORGET_HALF;
+    double gated = config_operations(&c);
+    c.forget = FORGET_NONE;
+    CHECK(gated - config_operations(&c) == 6 * 2 * 20, "operations of gates: %g", gated - config_operations(&c));
     CHECK(config_operations(&c) == 6 * (9600 + 260 + 2 * 2 * 20 * 50.5), "operations of standard attention: %g",
           config_operations(&c));
     c.window = 10; /* 9 tokens see fewer: 9.55 keys */

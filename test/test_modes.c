@@ -22,14 +22,16 @@ static double error_of(const real *a, const double *b, size_t n) {
 /* ---------------------------------------------------------------------- one head, two ways */
 
 /* What a head is computed from; x in double for the formula, r the same numbers for the code. */
-enum { QKV, MU, LOG_PRECISION, LOG_ALPHA, LOG_THETA, LOG_DELTA, LOG_FAR, NUM_INPUTS };
+enum { QKV, MU, LOG_PRECISION, LOG_ALPHA, LOG_THETA, LOG_DELTA, PSI, LOG_FAR, NUM_INPUTS };
 static const char *const input_names[] = {"qkv",       "mu",        "log_precision", "log_alpha",
-                                          "log_theta", "log_delta", "log_far"};
+                                          "log_theta", "log_delta", "psi",           "log_far"};
 
 typedef struct {
     size_t T, HS, S, P, W;  /* W: the window of the near part; 0: the head has none */
     bool far, causal, rope; /* far: the head has splats; rope: of the near part's q and k */
     double gain;            /* of the near part's logits */
+    const real *log_rope;   /* (HS/2): of its rotations; NULL: the fixed ones */
+    const double *forget;   /* (T): sums of ln f; NULL: no gate */
     int covariance, envelope;
     size_t n[NUM_INPUTS];
     double *x[NUM_INPUTS];
@@ -57,10 +59,10 @@ static Head make_head(size_t T, size_t HS, size_t S, int covariance, int envelop
               .covariance = covariance,
               .envelope = envelope};
     h.P = covariance == COVARIANCE_ISO ? 1 : covariance == COVARIANCE_DIAG ? HS : HS * (HS + 1) / 2;
-    const size_t n[] = {
-        T * 3 * HS,      S * HS, S * h.P, S, envelope == ENVELOPE_RAISED ? S : 0, envelope == ENVELOPE_NONE ? 0 : S,
-        W && far ? 1 : 0};
-    const double deviation[] = {1, 1 / sqrt((double)HS), covariance == COVARIANCE_FULL ? 0.2 : 0.5, 0.5, 0, 0, 0};
+    const size_t waves = envelope == ENVELOPE_RAISED ? S : 0,
+                 n[] = {T * 3 * HS, S * HS,          S * h.P, S, waves, envelope == ENVELOPE_NONE ? 0 : S,
+                        waves,      W && far ? 1 : 0};
+    const double deviation[] = {1, 1 / sqrt((double)HS), covariance == COVARIANCE_FULL ? 0.2 : 0.5, 0.5, 0, 0, 0, 0};
     for (int i = 0; i < NUM_INPUTS; i++) {
         h.n[i] = n[i];
         h.r[i] = numbers(n[i], deviation[i], &rng);
@@ -77,6 +79,7 @@ static Head make_head(size_t T, size_t HS, size_t S, int covariance, int envelop
         if (n[LOG_DELTA])
             h.r[LOG_DELTA][s] = (real)(s == 1 ? log(1e-6) : log(SPLAT_DECAY_MAX) * (1 - along) + log(5e-4) * along);
     }
+    for (size_t s = 0; s < n[PSI]; s++) h.r[PSI][s] = (real)(s == 2 ? SPLAT_PHASE_MAX : cos((double)(5 * s)));
     if (n[LOG_FAR]) h.r[LOG_FAR][0] = 0.7f;
     h.alive = numbers(S, 0, NULL);
     for (size_t s = 0; s < S; s++) h.alive[s] = 1;
@@ -117,8 +120,8 @@ static double quadratic(const double *matrix, const double *x, size_t d) {
 /* out (T, HS) of the head by equations (1), (2), (8), (11) and then (5), (4) within a window, or (12). */
 static void formula(const Head *h, double *out, double *lse) {
     size_t T = h->T, d = h->HS, S = h->S;
-    double *unit = (double *)xmalloc((2 * T * d + 4 * T * S + T * S + d * d + 2 * d + 3 * T) * sizeof(double)),
-           *q_phi = unit + 2 * T * d, *k_phi = q_phi + T * S, *e = k_phi + T * S, *precision = e + T * S;
+    double *unit = (double *)xmalloc((2 * T * d + 4 * T * S + d * d + 2 * d + 3 * T) * sizeof(double)),
+           *q_phi = unit + 2 * T * d, *k_phi = q_phi + T * S, *e = k_phi + T * S, *precision = e + 2 * T * S;
     double *apart = precision + d * d, *z = apart + 2 * d, *w = z + T, *constant = w + T, typical = -INFINITY;
     for (size_t i = 0; i < 2 * T; i++) { /* queries, then keys */
         const double *x = h->x[QKV] + (i % T) * 3 * d + i / T * d;
@@ -136,9 +139,11 @@ static void formula(const Head *h, double *out, double *lse) {
             for (size_t k = 0; k < d; k++) apart[k] = unit[i * d + k] - mu[k];
             (i < T ? q_phi : k_phi)[i % T * S + s] = -0.5 * quadratic(precision, apart, d);
         }
-        for (size_t n = 0; n < T; n++) {
-            e[n * S + s] = h->n[LOG_DELTA] ? exp(-exp(h->x[LOG_DELTA][s]) * (double)n) : 1;
-            if (h->n[LOG_THETA]) e[n * S + s] *= (1 + cos(exp(h->x[LOG_THETA][s]) * (double)n)) / 2;
+        for (size_t n = 0; n < 2 * T; n++) { /* distances to keys before the query, then to those after it */
+            double distance = n < T ? (double)n : -(double)(n - T);
+            e[n * S + s] = h->n[LOG_DELTA] ? exp(-exp(h->x[LOG_DELTA][s]) * fabs(distance)) : 1;
+            if (h->n[LOG_THETA])
+                e[n * S + s] *= (1 + cos(exp(h->x[LOG_THETA][s]) * distance - (h->n[PSI] ? h->x[PSI][s] : 0))) / 2;
         }
     }
     for (size_t i = 0; i < T && h->far; i++) { /* responsibilities */
@@ -160,17 +165,18 @@ static void formula(const Head *h, double *out, double *lse) {
                 double dot = 0;
                 /* rotating both by their positions is rotating one by the distance */
                 for (size_t k = 0; k < d / 2; k++) {
-                    double angle = h->rope ? pow(10000, -2.0 * (double)k / (double)d) * ((double)i - (double)j) : 0,
-                           c = cos(angle), sine = sin(angle);
+                    double theta = h->log_rope ? exp((double)h->log_rope[k]) : pow(10000, -2.0 * (double)k / (double)d);
+                    double angle = h->rope ? theta * ((double)i - (double)j) : 0, c = cos(angle), sine = sin(angle);
                     dot += c * (a[k] * b[k] + a[d / 2 + k] * b[d / 2 + k]) -
                            sine * (a[d / 2 + k] * b[k] - a[k] * b[d / 2 + k]);
                 }
                 z[j] = h->gain * (h->rope ? (double)d : 1) * dot / sqrt((double)d);
+                if (h->forget) z[j] += h->forget[i] - h->forget[j];
             } else if (h->far) {
                 double weight = 0;
                 double half = 0;
                 for (size_t s = 0; s < S; s++) {
-                    weight += q_phi[i * S + s] * k_phi[j * S + s] * e[n * S + s];
+                    weight += q_phi[i * S + s] * k_phi[j * S + s] * e[((i < j ? T : 0) + n) * S + s];
                     half += q_phi[i * S + s] * k_phi[j * S + s] *
                             (h->n[LOG_DELTA] ? exp(-exp(h->x[LOG_DELTA][s]) * (double)n) : 1) *
                             (h->n[LOG_THETA] ? 0.5 : 1);
@@ -199,6 +205,7 @@ static Splats splats_of(const Head *h) {
                     .log_alpha = h->r[LOG_ALPHA],
                     .log_theta = h->n[LOG_THETA] ? h->r[LOG_THETA] : NULL,
                     .log_delta = h->n[LOG_DELTA] ? h->r[LOG_DELTA] : NULL,
+                    .psi = h->n[PSI] ? h->r[PSI] : NULL,
                     .log_far = h->n[LOG_FAR] ? h->r[LOG_FAR] : NULL,
                     .alive = h->alive,
                     .S = h->S,
@@ -213,7 +220,7 @@ static void run_head(Head *h, size_t chunk, bool backward) {
          *waves = dfk + n, *moments = waves + n;
     real *q = h->r[QKV], *dq = h->g[QKV], scale = 1 / (real)sqrt((double)d);
     bool merged = h->W && h->far;
-    rope_table(waves, T, d, 0);
+    rope_table(waves, h->log_rope, T, d, 0);
     for (size_t t = 0; t < T && h->W && !h->rope; t++) {
         memcpy(fq + t * d, q + t * 3 * d, d * sizeof(real));
         memcpy(fk + t * d, q + t * 3 * d + d, d * sizeof(real));
@@ -222,14 +229,15 @@ static void run_head(Head *h, size_t chunk, bool backward) {
         rope_forward(fq, q, 3 * d, waves, T, d);
         rope_forward(fk, q + d, 3 * d, waves, T, d);
     }
-    if (h->W) attention_forward(h->out, h->lse, fq, fk, q, &scale, &h->W, h->causal, 1, T, 1, d);
+    if (h->W) attention_forward(h->out, h->lse, fq, fk, q, &scale, &h->W, NULL, h->causal, 1, T, 1, d);
     if (h->far)
         scan_head_forward(h->out, d, merged ? h->lse : NULL, h->rho, q, q + d, q + 2 * d, 3 * d, &w, h->W, h->causal,
                           chunk, T, d);
     if (backward) {
         for (int i = 0; i < NUM_INPUTS; i++) memset(h->g[i], 0, h->n[i] * sizeof(real));
         if (h->W)
-            attention_backward(dfq, dfk, dq, h->dout, h->out, h->lse, fq, fk, q, &scale, &h->W, h->causal, 1, T, 1, d);
+            attention_backward(dfq, dfk, dq, h->dout, h->out, h->lse, fq, fk, q, &scale, &h->W, NULL, h->causal, 1, T,
+                               1, d);
         for (size_t t = 0; t < T && h->W && !h->rope; t++) {
             memcpy(dq + t * 3 * d, dfq + t * d, d * sizeof(real));
             memcpy(dq + t * 3 * d + d, dfk + t * d, d * sizeof(real));
@@ -244,6 +252,7 @@ static void run_head(Head *h, size_t chunk, bool backward) {
                                 .log_alpha = h->g[LOG_ALPHA],
                                 .log_theta = h->n[LOG_THETA] ? h->g[LOG_THETA] : NULL,
                                 .log_delta = h->n[LOG_DELTA] ? h->g[LOG_DELTA] : NULL,
+                                .psi = h->n[PSI] ? h->g[PSI] : NULL,
                                 .log_far = h->n[LOG_FAR] ? h->g[LOG_FAR] : NULL};
             scan_head_backward(dq, dq + d, dq + 2 * d, moments, h->dout, h->out, d, h->rho, q, q + d, q + 2 * d, 3 * d,
                                &w, h->W, h->causal, merged, chunk, T, d);
@@ -385,7 +394,7 @@ static void test_continued(size_t T, int envelope, size_t late) {
             double weight = 0;
             for (size_t s = 0; s < S; s++) {
                 double e = h.n[LOG_DELTA] ? exp(-exp(h.x[LOG_DELTA][s]) * (double)(i - j)) : 1;
-                if (h.n[LOG_THETA]) e *= (1 + cos(exp(h.x[LOG_THETA][s]) * (double)(i - j))) / 2;
+                if (h.n[LOG_THETA]) e *= (1 + cos(exp(h.x[LOG_THETA][s]) * (double)(i - j) - h.x[PSI][s])) / 2;
                 weight += (double)r[i * S + s] * (double)phi[j * S + s] * e;
             }
             for (size_t k = 0; k < d; k++) exact[i * d + k] += weight * (double)v[j * d + k];
@@ -741,10 +750,13 @@ static void test_model_heads(size_t mode) {
     real *qkv = numbers(B * T * 3 * A, 1, &rng), *out = numbers(B * T * A, 0, NULL),
          *lse = numbers(B * z.NH * T, 0, NULL), *rho = numbers(B * z.NH * T, 0, NULL);
     gsa_splat_waves(m, m->a.splat_waves, T, 0);
+    gsa_rope_waves(m, m->a.rope_waves, T, 0);
     for (size_t l = 0; l < L; l++) {
-        features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->rope_waves, m->a.splat_waves);
-        attention_forward(out, lse, m->a.fq, m->a.fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, causal, B, T,
-                          z.NH, d);
+        features_forward(m, m->a.fq, m->a.fk, qkv, l, B, T, m->a.rope_waves, m->a.splat_waves);
+        Gates gates = layer_gates(m, &m->a, l); /* as if their numbers were those of this layer */
+        for (size_t i = 0; i < B * T * gates.count; i++) m->a.log_forget[i] = (real)(-0.1 * fabs(rng_normal(&rng)));
+        attention_forward(out, lse, m->a.fq, m->a.fk, qkv, m->scale + l * z.NH, m->window + l * z.NH, &gates, causal, B,
+                          T, z.NH, d);
         scans_forward(m, out, lse, rho, qkv, l, B, T);
         for (size_t i = 0; i < B * z.NH; i++) {
             size_t b = i / z.NH, n = i % z.NH, g = 0; /* g: which of all GSA heads it is */
@@ -757,15 +769,27 @@ static void test_model_heads(size_t mode) {
                                                  : T,
                                splats, causal, 17);
             h.rope = c.position != POSITION_LEARNED;
-            if (c.gain && h.W) h.gain = exp((double)m->p.log_gain[extend ? l * z.NH + n : l * z.NH + n - g]);
+            size_t standard = extend ? l * z.NH + n : l * z.NH + n - g;
+            if (c.gain && h.W) h.gain = exp((double)m->p.log_gain[standard]);
+            if (c.rope && h.W) h.log_rope = m->p.log_rope + standard * d / 2;
             const real *from[NUM_INPUTS] = {NULL,           m->p.mu,        m->p.log_precision, m->p.log_alpha,
-                                            m->p.log_theta, m->p.log_delta, m->p.log_far};
+                                            m->p.log_theta, m->p.log_delta, m->p.psi,           m->p.log_far};
             for (int k = MU; k < NUM_INPUTS && splats; k++)
                 if (h.n[k]) memcpy(h.r[k], from[k] + g * h.n[k], h.n[k] * sizeof(real));
             /* rows of q, k, v in turn */
             for (size_t t = 0; t < 3 * T; t++)
                 memcpy(h.r[QKV] + t * d, qkv + b * T * 3 * A + t * A + n * d, d * sizeof(real));
             take_numbers(&h);
+            double forget[T] = {0};
+            size_t before = 0, all = 0; /* standard heads of the layer */
+            for (size_t k = 0; k < z.NH; k++) {
+                before += k < n && !(c.gsa_heads[l] >> k & 1);
+                all += !(c.gsa_heads[l] >> k & 1);
+            }
+            bool gated = !splats && (c.forget == FORGET_ALL || (c.forget == FORGET_HALF && 2 * before < all));
+            for (size_t t = 0; t < T && gated; t++)
+                forget[t] = (t ? forget[t - 1] : 0) + (double)m->a.log_forget[(b * T + t) * gates.count + before];
+            if (gated) h.forget = forget;
             formula(&h, h.expected, h.expected_lse);
             for (size_t t = 0; t < T; t++) memcpy(h.out + t * d, out + (b * T + t) * A + n * d, d * sizeof(real));
             double error = error_of(h.out, h.expected, T * d);

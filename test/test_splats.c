@@ -115,7 +115,7 @@ static void test_offsets(int mixer, int envelope) {
     for (int i = 0; i < T * d; i++) q[i] = (float)rng_normal(&rng);
     for (int i = 0; i < T * d; i++) k[i] = (float)rng_normal(&rng);
     double got[S * T] = {0}, want[S * T] = {0};
-    HeadWeights *w = head_weights_open(&c, p, 0, 0, q, k, T);
+    HeadWeights *w = head_weights_open(&c, p, 0, 0, q, k, NULL, T);
     head_offsets(w, got);
     head_weights_close(w);
     for (int i = 0; i < T; i++) {

@@ -27,9 +27,16 @@ run() {
     mkdir "$dir/$name"
     "$@" "$out/data/prepare" --tokenizer "$dir/t.bin" --out "$dir/$name/shard" "$dir/s.txt" >"$dir/log" 2>&1 ||
         fail "$name: prepare: $(tail -n 1 "$dir/log")"
-    for kind in standard hybrid linear; do
+    "$@" "$out/tokenizer/train_bpe" --vocab 400 --out "$dir/$name/bpe" "$dir/s.txt" >"$dir/log" 2>&1 ||
+        fail "$name: train_bpe: $(tail -n 1 "$dir/log")"
+    "$@" "$out/tokenizer/tokenize" encode --tokenizer "$dir/t.bin" "$dir/val.txt" >"$dir/$name/tokens" 2>"$dir/log" ||
+        fail "$name: tokenize: $(tail -n 1 "$dir/log")"
+    for kind in standard hybrid linear extend encoder; do
         case $kind in
         linear) flags="--attention gsa --mixer linear" ;;
+        extend) flags="--attention extend --window 8 --splats-alive 4 --adapt grow --recompute
+            --adapt-rules every=5,life=5,activation=0.95" ;;
+        encoder) flags="--attention gsa --objective mlm --splat-init kmeans --accum 2" ;;
         *) flags="--attention $kind" ;;
         esac
         runs=$dir/$name.$kind
@@ -38,11 +45,17 @@ run() {
             fail "$name: train $kind: $(tail -n 1 "$dir/log")"
         model=$runs/model_00000020.bin
         cp "$model" "$dir/$name/$kind.bin"
+        cp "$runs/state_00000020.bin" "$dir/$name/$kind.state"
         for command in "perplexity $model $dir/val.txt" "measure $model $dir/val.txt --tokens 512" \
-            "score $model $dir/tasks.jsonl" "generate $model Once --tokens 20 --samples 2 --seed 1"; do
+            "score $model $dir/tasks.jsonl" "generate $model Once --tokens 20 --samples 2 --seed 1" \
+            "inspect $model" "quantize $model $dir/$name/$kind.int8 --type int8" "fill $model The_[MASK]_sat."; do
+            case $kind.$command in
+            encoder.inspect* | encoder.quantize* | encoder.fill*) ;;
+            encoder.* | *.fill* | standard.inspect*) continue ;; # of decoders, of encoders, of splats
+            esac
             "$@" "$out/infer" $command >"$dir/log" 2>"$dir/err" || fail "$name: $command: $(tail -n 1 "$dir/err")"
             # speeds differ, and the folder's name
-            grep -v 'tokens/s' "$dir/log" | sed "s,$dir/$name,,g" >"$dir/$name/$kind.${command%% *}"
+            grep -av 'tokens/s' "$dir/log" | sed "s,$dir/$name,,g" >"$dir/$name/$kind.${command%% *}"
         done
     done
 }

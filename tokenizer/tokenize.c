@@ -1,4 +1,5 @@
 /* Text to token ids and back, and a look at a vocabulary. */
+#include "../data/text.h"
 #include "../gsa/flags.h"
 #include "tokenizer.h"
 
@@ -30,7 +31,7 @@ static void write_token(const Tokenizer *t, long id, const char *path) {
     if (!piece)
         die("%s: the id %ld is not in the vocabulary, which has 0 to %d; use the tokenizer that made the ids", path, id,
             tokenizer_vocab_size(t) - 1);
-    fwrite(piece, 1, n, stdout); /* main looks once, at the end, whether all writing went well */
+    fwrite(piece, 1, n, stdout);
 }
 
 static void decode(const Tokenizer *t, const char *file, size_t bytes, bool binary, const char *path) {
@@ -125,13 +126,11 @@ int main(int argc, char **argv) {
         list(t);
     } else {
         size_t bytes;
-        char *file = read_file(input, &bytes);
+        char *file = encoding ? read_text(input, &bytes) : read_file(input, &bytes);
         if (encoding) encode(t, file, bytes, special, binary);
-        else decode(t, file, bytes, binary, strcmp(input, "-") == 0 ? "standard input" : input);
+        else decode(t, file, bytes, binary, input_name(input));
         free(file);
     }
     tokenizer_free(t);
-    if (fflush(stdout) != 0 || ferror(stdout))
-        die("cannot write standard output; is the disk full or the pipe closed?");
     return 0;
 }

@@ -1,8 +1,9 @@
 /* Learns a byte-level BPE vocabulary from text, or takes GPT-2's as it was published. */
+#include "../data/json.h"
+#include "../data/text.h"
 #include "../gsa/flags.h"
 #include "tokenizer.h"
 
-#include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,12 +51,11 @@ static bool append(Entry *entry, const char *text, size_t count, const int byte_
 static Tokenizer *read_gpt2(const char *folder) {
     char *json_path = xasprintf("%s/encoder.json", folder), *merges_path = xasprintf("%s/vocab.bpe", folder);
     size_t json_bytes, merges_bytes;
-    char *json = read_file(json_path, &json_bytes), *merges = read_file(merges_path, &merges_bytes);
+    char *json = read_text(json_path, &json_bytes), *merges = read_text(merges_path, &merges_bytes);
     int byte_of[512], order[256];
     byte_characters(byte_of, order);
 
-    cJSON *root = cJSON_ParseWithLength(json, json_bytes);
-    if (!root || !cJSON_IsObject(root)) die("%s is not a JSON object; download it again", json_path);
+    cJSON *root = json_object(json, json_bytes, json_path, 1);
     int V = cJSON_GetArraySize(root);
     if (V < 257 || V > 65535) die("%s has %d entries, not 257 to 65535; download it again", json_path, V);
     Entry *entries = xcalloc((size_t)V, sizeof *entries);
@@ -120,22 +120,25 @@ static Tokenizer *read_gpt2(const char *folder) {
 
 /* ---------------------------------------------------------------------- main */
 
-/* All files after each other; a document never goes on in the next file. */
+/* The documents of all files, with <|endoftext|> between them. */
 static char *read_texts(int count, char **paths, size_t *bytes) {
     const char border[] = "<|endoftext|>";
-    char *text = xmalloc(1);
+    size_t room = 1;
+    char *text = xmalloc(room);
     *bytes = 0;
     for (int i = 0; i < count; i++) {
-        size_t n;
-        char *one = read_file(paths[i], &n);
-        text = xrealloc(text, *bytes + n + sizeof border);
-        if (i > 0) {
-            memcpy(text + *bytes, border, strlen(border));
-            *bytes += strlen(border);
+        Documents *d = documents_open(paths[i]);
+        while (documents_next(d)) {
+            if (*bytes + d->bytes + sizeof border > room)
+                text = xrealloc(text, room = 2 * (*bytes + d->bytes + sizeof border));
+            if (d->begins && *bytes > 0) {
+                memcpy(text + *bytes, border, sizeof border - 1);
+                *bytes += sizeof border - 1;
+            }
+            memcpy(text + *bytes, d->text, d->bytes);
+            *bytes += d->bytes;
         }
-        memcpy(text + *bytes, one, n);
-        *bytes += n;
-        free(one);
+        documents_close(d);
     }
     return text;
 }

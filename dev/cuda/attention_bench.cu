@@ -92,7 +92,12 @@ static Problem problem_new(Case c, uint64_t seed) {
     check(cudaMemcpy(p.scale, scale.data(), c.NH * sizeof(float), cudaMemcpyHostToDevice));
     check(cudaMemcpy(p.window, window.data(), c.NH * sizeof(int), cudaMemcpyHostToDevice));
     check(cudaMemcpy(p.from_features, from_features.data(), c.NH * sizeof(int), cudaMemcpyHostToDevice));
-    p.in = {p.qkv, c.source ? p.features : NULL, c.source ? p.from_features : NULL, p.scale, p.window, c.causal};
+    p.in.qkv = p.qkv; /* no head has a gate */
+    p.in.features = c.source ? p.features : NULL;
+    p.in.from_features = c.source ? p.from_features : NULL;
+    p.in.scale = p.scale;
+    p.in.window = p.window;
+    p.in.causal = c.causal;
     return p;
 }
 

@@ -12,7 +12,27 @@ struct AttentionInput {
     /* (NH): number of keys a query sees, itself included; >= T for all; 0 leaves the head out */
     const int *window;
     bool causal; /* query i sees keys i - window < j <= i, else |i - j| < window */
+    /* forget gates: c and, where rounding to fp32 must not tell, what forget_local makes of it; all NULL: no head has
+       one */
+    const double *forget;      /* (B, gates, T) */
+    const float *forget_local; /* (B, gates, forget_row(T)) */
+    const int *gate;           /* (NH): which of the gates is head h's; -1: none */
+    int gates;
+    float *dforget; /* (B, gates, T): dc, which the backward pass overwrites */
 };
+
+/* The gate of one head of one sequence; c NULL: none. */
+struct AttentionGate {
+    const double *c;
+    const float *local;
+    float *dc;
+};
+
+__device__ static inline AttentionGate attention_gate(const AttentionInput &in, size_t b, size_t h, size_t T) {
+    if (!in.forget || in.gate[h] < 0) return {NULL, NULL, NULL};
+    size_t row = b * in.gates + in.gate[h];
+    return {in.forget + row * T, in.forget_local + row * forget_row(T), in.dforget + row * T};
+}
 
 #ifdef GSA_FP32
 
@@ -35,6 +55,7 @@ __global__ static void attention_forward_kernel(floatX *out, float *lse, Attenti
     size_t at = attention_at(in, b, 0, h, T, C, HS, &stride), window = (size_t)in.window[h];
     const floatX *q = (stride == 2 * C ? in.features : in.qkv) + at, *k = q + C,
                  *v = in.qkv + b * T * 3 * C + 2 * C + h * HS;
+    AttentionGate gate = attention_gate(in, b, h, T);
     float most = -INFINITY, sum = 0, o[HS / 32] = {};
     size_t end = in.causal ? i + 1 : i + window < T ? i + window : T;
     for (size_t j0 = i < window ? 0 : i - window + 1; j0 < end; j0 += 32) {
@@ -44,6 +65,7 @@ __global__ static void attention_forward_kernel(floatX *out, float *lse, Attenti
             z = 0;
             for (int e = 0; e < HS; e++) z += q[i * stride + e] * k[j * stride + e];
             z *= in.scale[h];
+            if (gate.c) z += (float)(gate.c[i] - gate.c[j]);
         }
         float higher = fmaxf(most, warp_max(z)), weight = expf(z - higher), keep = expf(most - higher);
         sum = sum * keep + warp_sum(weight);
@@ -72,7 +94,8 @@ __global__ static void attention_backward_kernel(floatX *dqkv, floatX *dfeatures
                  *v = in.qkv + b * T * 3 * C + 2 * C + h * HS, *d = dout + b * T * C + h * HS;
     floatX *dq = (stride == 2 * C ? dfeatures : dqkv) + at;
     const float *row_lse = lse + row - mine;
-    float *row_delta = delta + row - mine, first[HS / 32] = {}, second[HS / 32] = {};
+    float *row_delta = delta + row - mine, first[HS / 32] = {}, second[HS / 32] = {}, gate_sum = 0;
+    AttentionGate gate = attention_gate(in, b, h, T);
     if (QUERIES) {
         float sum = 0;
         for (int e = lane; e < HS; e += 32) sum += d[mine * C + e] * out[(b * T + mine) * C + h * HS + e];
@@ -91,8 +114,11 @@ __global__ static void attention_backward_kernel(floatX *dqkv, floatX *dfeatures
                 z += q[i * stride + e] * k[j * stride + e];
                 dweight += d[i * C + e] * v[j * 3 * C + e];
             }
-            weight = expf(in.scale[h] * z - row_lse[i]);
+            z *= in.scale[h];
+            if (gate.c) z += (float)(gate.c[i] - gate.c[j]);
+            weight = expf(z - row_lse[i]);
             dz = in.scale[h] * weight * (dweight - row_delta[i]);
+            gate_sum += weight * (dweight - row_delta[i]);
         }
         for (int l = 0; l < 32 && o0 + l < end; l++) {
             float w = __shfl_sync(~0u, weight, l), s = __shfl_sync(~0u, dz, l);
@@ -106,6 +132,9 @@ __global__ static void attention_backward_kernel(floatX *dqkv, floatX *dfeatures
         dq[mine * stride + (QUERIES ? 0 : C) + lane + 32 * e] = first[e];
         if (!QUERIES) dqkv[(b * T + mine) * 3 * C + 2 * C + h * HS + lane + 32 * e] = second[e];
     }
+    if (!gate.c) return;
+    gate_sum = warp_sum(gate_sum); /* dc: sums of dz over a query's keys, less those over a key's queries */
+    if (lane == 0) gate.dc[mine] = QUERIES ? gate_sum : gate.dc[mine] - gate_sum;
 }
 
 /* out (B, T, C), lse (B, NH, T) */
@@ -115,7 +144,7 @@ static void attention_forward(floatX *out, float *lse, AttentionInput in, size_t
                  (attention_forward_kernel<H><<<CEIL_DIV(B * NH * T, 4), 128, 0, stream>>>(out, lse, in, B, T, NH)));
 }
 
-/* Overwrites dv in dqkv, and dq, dk where the head's q, k came from. delta (B, NH, T): scratch */
+/* Overwrites dv in dqkv, and dq, dk where the head's q, k came from, and in.dforget. delta (B, NH, T): scratch */
 static void attention_backward(floatX *dqkv, floatX *dfeatures, float *delta, const floatX *dout, const floatX *out,
                                const float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
                                cudaStream_t stream) {
@@ -232,6 +261,29 @@ __device__ inline bool sees_any(int i0, int ni, int j0, int nj, int behind, int 
 }
 __device__ inline bool sees_all(int i0, int ni, int j0, int nj, int behind, int ahead, int T) {
     return j0 + nj - 1 <= i0 + ahead && j0 >= i0 + ni - 1 - behind && j0 + nj <= T;
+}
+
+/* Gated heads, rows queries: adds c_i0 - c_j to the logits of keys j0 and on, as scores; inverse: 1 / scale. What c_i
+   differs from c_i0, that of the block's first row, is the same for all keys of a row: it belongs to the lse. */
+template <int N>
+__device__ inline void forget_keys(float (&s)[N][4], const AttentionGate &gate, int i0, int j0, float inverse) {
+    float offset = (float)(gate.c[i0] - gate.c[j0 / FORGET_TILE * FORGET_TILE]);
+    const float *local = gate.local + j0 + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        float2 d = *(const float2 *)(local + 8 * n);
+        d.x = (offset + d.x) * inverse;
+        d.y = (offset + d.y) * inverse;
+        s[n][0] += d.x;
+        s[n][1] += d.y;
+        s[n][2] += d.x;
+        s[n][3] += d.y;
+    }
+}
+
+/* c of query i less that of row0: what forget_keys left to the lse; in the backward pass row0 may be a key */
+__device__ inline float forget_rest(const AttentionGate &gate, int i, int row0) {
+    return gate.c ? (float)(gate.c[i] - gate.c[row0]) : 0;
 }
 
 /* Scores s become weights 2^(scale2 s - m), where m is the row's running maximum as described above, in base 2. True if
@@ -360,7 +412,7 @@ __device__ inline void product_columns(float (&o)[M][HS / 8][4], const uint32_t 
    stages of shared memory: one is filled while the other is used. Two tiles of 16 queries a warp (M = 2) halve what is
    read of keys from shared memory, which limits this kernel. All blocks of a head are neighbours in the grid, so that
    its keys stay in the L2 cache; the last blocks, which see the most keys, start first. */
-template <int HS>
+template <int HS, bool GATED>
 __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *lse, AttentionInput in, int T, int NH) {
     constexpr int M = 2, ROWS = 64 * M, KEYS = HS == 128 ? 32 : 64, TILE = KEYS * HS * 2;
     /* queries (ROWS, HS), then two stages of keys and values (KEYS, HS) each */
@@ -374,6 +426,8 @@ __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *l
         end = min(T, i0 + ROWS + ahead);
     uint32_t q_tile = shared_address(memory), stages = q_tile + ROWS * HS * 2;
     float scale2 = head.scale * ATTENTION_LOG2E;
+    AttentionGate gate = {};
+    if (GATED) gate = attention_gate(in, b, h, T);
 
     float o[M][HS / 8][4] = {}, m_row[M][2], sum[M][2] = {};
 #pragma unroll
@@ -397,6 +451,9 @@ __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *l
         float s[M][KEYS / 8][4];
         uint32_t p[M][KEYS / 16][4];
         product_rows<HS, M, KEYS / 8>(s, q_tile, warp * 16 * M, k_tile, 0);
+        if (GATED && gate.c)
+#pragma unroll
+            for (int m = 0; m < M; m++) forget_keys(s[m], gate, i0, j0, 1 / head.scale);
         if (!sees_all(row0, 16 * M, j0, KEYS, behind, ahead, T))
 #pragma unroll
             for (int m = 0; m < M; m++) hide<false>(s[m], row0 + 16 * m, j0, behind, ahead, T);
@@ -419,7 +476,8 @@ __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *l
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             int i = row0 + 16 * m + lane / 4 + 8 * r;
-            if (lane % 4 == 0 && i < T) lse[bh * T + i] = (m_row[m][r] + log2f(total[r])) / ATTENTION_LOG2E;
+            if (lane % 4 == 0 && i < T)
+                lse[bh * T + i] = (m_row[m][r] + log2f(total[r])) / ATTENTION_LOG2E + forget_rest(gate, i, i0);
         }
         store_rows<HS>(out + b * T * C + (size_t)h * HS, C, row0 + 16 * m, T, o[m], 1 / total[0], 1 / total[1], q_tile,
                        (warp * M + m) * 16);
@@ -434,7 +492,8 @@ __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *l
 
 /* Entry by entry on 16 rows: weights p = exp(logit - lse) from scores, then ds = p (do . v - delta), both ready to be
    left operands of a product. lse2 (base 2) and delta belong to queries: to the thread's two rows, or where rows are
-   KEYS to columns, in shared memory from the tile's first column on. ds uses p as rounded to bf16, which is at hand. */
+   KEYS to columns, in shared memory from the tile's first column on. ds uses p as rounded to bf16, which is at hand.
+   GATED: sum gets the sums of ds of the thread's two rows, of its own columns. */
 template <bool KEYS, int N>
 __device__ inline void weights(uint32_t (&p)[N / 2][4], const float (&s)[N][4], float scale2, const float (&lse2)[2],
                                const float *lse2_columns) {
@@ -447,18 +506,19 @@ __device__ inline void weights(uint32_t (&p)[N / 2][4], const float (&s)[N][4], 
                                            exp2_fast(s[n][2 * r + 1] * scale2 - (KEYS ? l.y : lse2[r])));
     }
 }
-template <bool KEYS, int N>
+template <bool KEYS, bool GATED, int N>
 __device__ inline void score_gradients(uint32_t (&ds)[N / 2][4], const float (&dp)[N][4], const uint32_t (&p)[N / 2][4],
-                                       const float (&delta)[2], const float *delta_columns) {
+                                       const float (&delta)[2], const float *delta_columns, float (&sum)[2]) {
 #pragma unroll
     for (int n = 0; n < N; n++) {
         float2 d = KEYS ? *(const float2 *)(delta_columns + 8 * n + threadIdx.x % 4 * 2) : make_float2(0, 0);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             uint32_t both = p[n / 2][n % 2 * 2 + r]; /* two bf16; each is the upper half of a float */
-            ds[n / 2][n % 2 * 2 + r] =
-                pack(__uint_as_float(both << 16) * (dp[n][2 * r] - (KEYS ? d.x : delta[r])),
-                     __uint_as_float(both & 0xFFFF0000) * (dp[n][2 * r + 1] - (KEYS ? d.y : delta[r])));
+            float first = __uint_as_float(both << 16) * (dp[n][2 * r] - (KEYS ? d.x : delta[r])),
+                  second = __uint_as_float(both & 0xFFFF0000) * (dp[n][2 * r + 1] - (KEYS ? d.y : delta[r]));
+            ds[n / 2][n % 2 * 2 + r] = pack(first, second);
+            if (GATED) sum[r] += first + second;
         }
     }
 }
@@ -492,10 +552,38 @@ __device__ inline void row_deltas(float *shared_delta, float *delta, const bf16 
 }
 
 /* What thread t of 128 keeps of the queries from i0 on: t < 64: lse of query i0 + t in base 2; else delta of query
-   i0 + t - 64. Zeros from T on: q and do are zeros there, so ds is zero. */
-__device__ inline float column_statistic(const float *lse, const float *delta, int i0, int T) {
+   i0 + t - 64. Zeros from T on: q and do are zeros there, so ds is zero. Gated: the lse of logits with c of key j0 in
+   place of c_i. */
+__device__ inline float column_statistic(const float *lse, const float *delta, const AttentionGate &gate, int j0,
+                                         int i0, int T) {
     int i = i0 + threadIdx.x % 64;
-    return i >= T ? 0 : threadIdx.x < 64 ? lse[i] * ATTENTION_LOG2E : delta[i];
+    return i >= T ? 0 : threadIdx.x < 64 ? (lse[i] - forget_rest(gate, i, j0)) * ATTENTION_LOG2E : delta[i];
+}
+
+/* Gated heads, rows keys: c_r0 - c_j of the thread's two rows, as scores, and added to those. */
+__device__ inline void forget_own(float (&own)[2], const AttentionGate &gate, int r0, int row0, float inverse, int T) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int j = row0 + threadIdx.x % 32 / 4 + 8 * r;
+        own[r] = j < T ? -forget_rest(gate, j, r0) * inverse : 0;
+    }
+}
+template <int N> __device__ inline void forget_add(float (&s)[N][4], const float (&own)[2]) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] += own[e / 2];
+}
+
+/* dc from the sums of ds of a thread's rows: queries first, then keys */
+template <bool KEYS>
+__device__ inline void forget_store(const AttentionGate &gate, const float (&sum)[2], int row0, int T) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int t = row0 + threadIdx.x % 32 / 4 + 8 * r;
+        float all = quad_sum(sum[r]);
+        if (threadIdx.x % 4 == 0 && t < T) gate.dc[t] = KEYS ? gate.dc[t] - all : all;
+    }
 }
 
 /* where a head's dq, dk, dv (part 0, 1, 2) go, from token 0 on */
@@ -506,7 +594,7 @@ __device__ inline bf16 *gradient_of(bf16 *dqkv, bf16 *dfeatures, const Attention
     return base + part * C + (size_t)h * HS;
 }
 
-template <int HS, bool KEYS>
+template <int HS, bool KEYS, bool GATED>
 __global__ void __launch_bounds__(128)
     attention_backward_mma(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
                            const float *lse, AttentionInput in, int T, int NH) {
@@ -531,6 +619,8 @@ __global__ void __launch_bounds__(128)
     /* KEYS: lse, delta of a stage's columns; else delta of the rows */
     float *statistics = (float *)(memory + 2 * ROWS * HS * 2 + 4 * TILE);
     float scale2 = head.scale * ATTENTION_LOG2E;
+    AttentionGate gate = {};
+    if (GATED) gate = attention_gate(in, b, h, T);
     lse += bh * T;
     delta += bh * T;
 
@@ -538,7 +628,7 @@ __global__ void __launch_bounds__(128)
         load_tile<HS>(stages + stage * 2 * TILE, columns1, head.qk_stride, c0, COLUMNS, T);
         load_tile<HS>(stages + stage * 2 * TILE + TILE, columns2, columns2_stride, c0, COLUMNS, T);
         copy_commit();
-        if (KEYS) statistics[stage * 2 * COLUMNS + threadIdx.x] = column_statistic(lse, delta, c0, T);
+        if (KEYS) statistics[stage * 2 * COLUMNS + threadIdx.x] = column_statistic(lse, delta, gate, r0, c0, T);
     };
     load_tile<HS>(tile1, rows1, head.qk_stride, r0, ROWS, T);
     load_tile<HS>(tile2, rows2, rows2_stride, r0, ROWS, T);
@@ -553,12 +643,15 @@ __global__ void __launch_bounds__(128)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 int row = (warp * M + m) * 16 + lane / 4 + 8 * r;
-                lse2[m][r] = r0 + row < T ? lse[r0 + row] * ATTENTION_LOG2E : 0;
+                lse2[m][r] = r0 + row < T ? (lse[r0 + row] - forget_rest(gate, r0 + row, r0)) * ATTENTION_LOG2E : 0;
                 delta_row[m][r] = statistics[row];
             }
     }
 
     float sum1[M][HS / 8][4] = {}, sum2[M][HS / 8][4] = {}; /* dq, or dk and dv */
+    float gate_sum[M][2] = {}, own[M][2] = {};
+#pragma unroll
+    for (int m = 0; m < M && GATED && KEYS; m++) forget_own(own[m], gate, r0, row0 + 16 * m, 1 / head.scale, T);
     for (int c0 = first, stage = 0; c0 < end; c0 += COLUMNS, stage ^= 1) {
         copy_wait();
         __syncthreads();
@@ -573,6 +666,12 @@ __global__ void __launch_bounds__(128)
             uint32_t p[M][N / 2][4], ds[M][N / 2][4];
             product_rows<HS, M, N>(s, tile1, warp * 16 * M, stage1, part);
             product_rows<HS, M, N>(dp, tile2, warp * 16 * M, stage2, part);
+            if (GATED && gate.c)
+#pragma unroll
+                for (int m = 0; m < M; m++) {
+                    if (KEYS) forget_add(s[m], own[m]);
+                    else forget_keys(s[m], gate, r0, column0, 1 / head.scale);
+                }
             if (!sees_all(i0, ni, j0, nj, behind, ahead, T))
 #pragma unroll
                 for (int m = 0; m < M; m++) hide<KEYS>(s[m], row0 + 16 * m, column0, behind, ahead, T);
@@ -580,7 +679,7 @@ __global__ void __launch_bounds__(128)
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 weights<KEYS>(p[m], s[m], scale2, lse2[m], lse_columns);
-                score_gradients<KEYS>(ds[m], dp[m], p[m], delta_row[m], lse_columns + COLUMNS);
+                score_gradients<KEYS, GATED>(ds[m], dp[m], p[m], delta_row[m], lse_columns + COLUMNS, gate_sum[m]);
             }
             product_columns<HS, M, N>(sum1, ds, stage1, part);
             if (KEYS) product_columns<HS, M, N>(sum2, p, stage2, part);
@@ -590,6 +689,7 @@ __global__ void __launch_bounds__(128)
          *d2 = gradient_of(dqkv, dfeatures, head, b, h, 2, T, NH, HS);
 #pragma unroll
     for (int m = 0; m < M; m++) {
+        if (GATED && gate.c) forget_store<KEYS>(gate, gate_sum[m], row0 + 16 * m, T);
         store_rows<HS>(d1, head.qk_stride, row0 + 16 * m, T, sum1[m], head.scale, head.scale, tile1,
                        (warp * M + m) * 16);
         if (KEYS) store_rows<HS>(d2, head.v_stride, row0 + 16 * m, T, sum2[m], 1, 1, tile2, (warp * M + m) * 16);
@@ -713,6 +813,7 @@ static __device__ int attention_has_wgmma = 0;
    waiting for each other. (A ninth warp for this job would leave 96 registers to each thread instead of 128.) */
 #define ATTENTION_FORWARD_STAGES 4
 #define ATTENTION_FORWARD_BYTES ((2 + 2 * ATTENTION_FORWARD_STAGES) * TILE64 + 128)
+template <bool GATED>
 __global__ void __launch_bounds__(256, 2)
     attention_forward_wgmma(bf16 *out, float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T,
                             int NH) {
@@ -757,6 +858,8 @@ __global__ void __launch_bounds__(256, 2)
     int group_end = min(end, i0 + 64 * (group + 1) + ahead);
     float scale2 = head.scale * ATTENTION_LOG2E, o[8][4] = {}, m[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     uint64_t q = wgmma_tile(q_tiles + group * TILE64);
+    AttentionGate gate = {};
+    if (GATED) gate = attention_gate(in, b, h, T);
     barrier_wait(q_full, 0);
     do {
         int stage = block % STAGES, j0 = first + block * KEYS;
@@ -774,6 +877,7 @@ __global__ void __launch_bounds__(256, 2)
             copy_keys(block + LEAD);
         }
         __syncwarp();
+        if (GATED && gate.c) forget_keys(s, gate, i0, j0, 1 / head.scale);
         if (!sees_all(row0, 16, j0, KEYS, behind, ahead, T)) hide<false>(s, row0, j0, behind, ahead, T);
         float factor[2];
         if (online_softmax(s, m, sum, factor, scale2))
@@ -796,7 +900,8 @@ __global__ void __launch_bounds__(256, 2)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int i = row0 + lane / 4 + 8 * r;
-        if (lane % 4 == 0 && i < T) lse[bh * T + i] = (m[r] + log2f(total[r])) / ATTENTION_LOG2E;
+        if (lane % 4 == 0 && i < T)
+            lse[bh * T + i] = (m[r] + log2f(total[r])) / ATTENTION_LOG2E + forget_rest(gate, i, i0);
     }
     store_rows<HS>(out + b * T * C + (size_t)h * HS, C, row0, T, o, 1 / total[0], 1 / total[1], q_tiles, warp * 16);
 #endif
@@ -806,8 +911,8 @@ __global__ void __launch_bounds__(256, 2)
    attention_backward_mma. The product do . v is started only when the scores have become weights: it then takes the
    registers of the scores, and one more warpgroup fits a multiprocessor. */
 #define ATTENTION_BACKWARD_BYTES (6 * TILE64 + 2 * 128 * 4 + 64)
-template <bool KEYS>
-__global__ void __launch_bounds__(128, KEYS ? 3 : 4)
+template <bool KEYS, bool GATED>
+__global__ void __launch_bounds__(128, KEYS || GATED ? 3 : 4)
     attention_backward_wgmma(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
                              const float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T,
                              int NH) {
@@ -826,6 +931,8 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     /* KEYS: lse, delta of a stage's columns; else delta of the rows */
     float *statistics = (float *)(memory + (2 + 2 * STAGES) * TILE64);
     uint32_t rows_full = shared_address(statistics + 256), full = rows_full + 8;
+    AttentionGate gate = {};
+    if (GATED) gate = attention_gate(in, b, h, T);
     lse += bh * T;
     delta += bh * T;
 
@@ -842,12 +949,12 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
         copy(!KEYS, first, stages, full);
     }
     float lse2[2] = {}, delta_row[2] = {};
-    if (KEYS) statistics[threadIdx.x] = column_statistic(lse, delta, first, T);
+    if (KEYS) statistics[threadIdx.x] = column_statistic(lse, delta, gate, r0, first, T);
     else {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             int i = row0 + lane / 4 + 8 * r;
-            lse2[r] = i < T ? lse[i] * ATTENTION_LOG2E : 0;
+            lse2[r] = i < T ? (lse[i] - forget_rest(gate, i, r0)) * ATTENTION_LOG2E : 0;
         }
         row_deltas<HS>(statistics, delta, dout + b * T * C + (size_t)h * HS,
                        out ? out + b * T * C + (size_t)h * HS : NULL, C, r0, BLOCK, T);
@@ -858,6 +965,8 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
         for (int r = 0; r < 2; r++) delta_row[r] = statistics[16 * warp + lane / 4 + 8 * r];
 
     float scale2 = head.scale * ATTENTION_LOG2E, sum1[8][4] = {}, sum2[8][4] = {}; /* dq, or dk and dv */
+    float gate_sum[2] = {}, own[2] = {};
+    if (GATED && KEYS) forget_own(own, gate, r0, row0, 1 / head.scale, T);
     uint64_t rows1 = wgmma_tile(tile1), rows2 = wgmma_tile(tile2);
     barrier_wait(rows_full, 0);
     int c0 = first, stage = 0, parity = 0;
@@ -865,7 +974,7 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
         uint64_t columns1 = wgmma_tile(stages + stage * 2 * TILE64),
                  columns2 = wgmma_tile(stages + stage * 2 * TILE64 + TILE64);
         /* of the next block */
-        float s[8][4], dp[8][4], statistic = KEYS ? column_statistic(lse, delta, c0 + BLOCK, T) : 0;
+        float s[8][4], dp[8][4], statistic = KEYS ? column_statistic(lse, delta, gate, r0, c0 + BLOCK, T) : 0;
         barrier_wait(full + 8 * stage, parity);
         wgmma_begin();
         wgmma_rows(s, rows1, columns1);
@@ -875,6 +984,10 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
         if (KEYS) statistics[(stage ^ 1) * 128 + threadIdx.x] = statistic;
         if (threadIdx.x == 0 && c0 + BLOCK < end)
             copy(!KEYS, c0 + BLOCK, stages + (stage ^ 1) * 2 * TILE64, full + 8 * (stage ^ 1));
+        if (GATED && gate.c) {
+            if (KEYS) forget_add(s, own);
+            else forget_keys(s, gate, r0, c0, 1 / head.scale);
+        }
         int i0 = KEYS ? c0 : row0, ni = KEYS ? BLOCK : 16, j0 = KEYS ? row0 : c0, nj = KEYS ? 16 : BLOCK;
         if (!sees_all(i0, ni, j0, nj, behind, ahead, T)) hide<KEYS>(s, row0, c0, behind, ahead, T);
         uint32_t p[4][4], ds[4][4];
@@ -887,7 +1000,7 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
             wgmma_commit();
         }
         wgmma_wait<KEYS>(dp);
-        score_gradients<KEYS>(ds, dp, p, delta_row, statistics + stage * 128 + 64);
+        score_gradients<KEYS, GATED>(ds, dp, p, delta_row, statistics + stage * 128 + 64, gate_sum);
         wgmma_begin();
         wgmma_columns(sum1, ds, columns1);
         wgmma_commit();
@@ -897,6 +1010,7 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     } while (c0 < end); /* do, not while: as in the forward pass */
     wgmma_wait<0>(sum1);
     if (KEYS) wgmma_wait<0>(sum2);
+    if (GATED && gate.c) forget_store<KEYS>(gate, gate_sum, row0, T);
     __syncthreads();
     bf16 *d1 = gradient_of(dqkv, dfeatures, head, b, h, KEYS ? 1 : 0, T, NH, HS),
          *d2 = gradient_of(dqkv, dfeatures, head, b, h, 2, T, NH, HS);
@@ -905,31 +1019,30 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
 #endif
 }
 
-/* ---- launchers */
+/* ---- launchers; GATED where some head has a gate */
 
-template <int HS>
+template <int HS, bool GATED>
 static void attention_forward_launch(bf16 *out, float *lse, AttentionInput in, size_t B, int T, int NH,
                                      cudaStream_t stream) {
     int rows = 128, keys = HS == 128 ? 32 : 64, bytes = (rows + 4 * keys) * HS * 2;
-    cudaCheck(cudaFuncSetAttribute(attention_forward_mma<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    attention_forward_mma<HS>
-        <<<(unsigned)(B * NH * ((T + rows - 1) / rows)), 128, bytes, stream>>>(out, lse, in, T, NH);
+    auto kernel = attention_forward_mma<HS, GATED>;
+    cudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    kernel<<<(unsigned)(B * NH * ((T + rows - 1) / rows)), 128, bytes, stream>>>(out, lse, in, T, NH);
     cudaCheck(cudaGetLastError());
 }
 
-template <int HS>
+template <int HS, bool GATED>
 static void attention_backward_launch(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
                                       const float *lse, AttentionInput in, size_t B, int T, int NH,
                                       cudaStream_t stream) {
     int rows = HS == 128 ? 64 : 128, bytes = (2 * rows + 4 * ATTENTION_BLOCK) * HS * 2 + 4 * ATTENTION_BLOCK * 4;
     unsigned grid = (unsigned)(B * NH * ((T + rows - 1) / rows));
-    cudaCheck(
-        cudaFuncSetAttribute(attention_backward_mma<HS, false>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    cudaCheck(
-        cudaFuncSetAttribute(attention_backward_mma<HS, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    auto queries = attention_backward_mma<HS, false, GATED>, keys = attention_backward_mma<HS, true, GATED>;
+    cudaCheck(cudaFuncSetAttribute(queries, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    cudaCheck(cudaFuncSetAttribute(keys, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     /* writes delta */
-    attention_backward_mma<HS, false><<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, T, NH);
-    attention_backward_mma<HS, true><<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, T, NH);
+    queries<<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, T, NH);
+    keys<<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, T, NH);
     cudaCheck(cudaGetLastError());
 }
 
@@ -963,55 +1076,71 @@ static CUtensorMap attention_map(const bf16 *x, size_t B, size_t T, size_t colum
     return map;
 }
 
+template <bool GATED>
 static void attention_forward_hopper(bf16 *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH,
                                      cudaStream_t stream) {
     AttentionMaps maps = {attention_map(in.qkv, B, T, 3 * NH * 64), attention_map(in.features, B, T, 2 * NH * 64), {}};
-    cudaCheck(cudaFuncSetAttribute(attention_forward_wgmma, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   ATTENTION_FORWARD_BYTES));
-    attention_forward_wgmma<<<(unsigned)(B * NH * ((T + 127) / 128)), 256, ATTENTION_FORWARD_BYTES, stream>>>(
-        out, lse, in, maps, (int)T, (int)NH);
+    auto kernel = attention_forward_wgmma<GATED>;
+    cudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, ATTENTION_FORWARD_BYTES));
+    kernel<<<(unsigned)(B * NH * ((T + 127) / 128)), 256, ATTENTION_FORWARD_BYTES, stream>>>(out, lse, in, maps, (int)T,
+                                                                                             (int)NH);
     cudaCheck(cudaGetLastError());
 }
 
+template <bool GATED>
 static void attention_backward_hopper(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
                                       const float *lse, AttentionInput in, size_t B, size_t T, size_t NH,
                                       cudaStream_t stream) {
     AttentionMaps maps = {attention_map(in.qkv, B, T, 3 * NH * 64), attention_map(in.features, B, T, 2 * NH * 64),
                           attention_map(dout, B, T, NH * 64)};
     unsigned grid = (unsigned)(B * NH * ((T + 63) / 64));
-    cudaCheck(cudaFuncSetAttribute(attention_backward_wgmma<false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   ATTENTION_BACKWARD_BYTES));
-    cudaCheck(cudaFuncSetAttribute(attention_backward_wgmma<true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   ATTENTION_BACKWARD_BYTES));
+    auto queries = attention_backward_wgmma<false, GATED>, keys = attention_backward_wgmma<true, GATED>;
+    const int bytes = ATTENTION_BACKWARD_BYTES;
+    cudaCheck(cudaFuncSetAttribute(queries, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    cudaCheck(cudaFuncSetAttribute(keys, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     /* writes delta */
-    attention_backward_wgmma<false><<<grid, 128, ATTENTION_BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out,
-                                                                                     lse, in, maps, (int)T, (int)NH);
-    attention_backward_wgmma<true><<<grid, 128, ATTENTION_BACKWARD_BYTES, stream>>>(dqkv, dfeatures, delta, dout, out,
-                                                                                    lse, in, maps, (int)T, (int)NH);
+    queries<<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, maps, (int)T, (int)NH);
+    keys<<<grid, 128, bytes, stream>>>(dqkv, dfeatures, delta, dout, out, lse, in, maps, (int)T, (int)NH);
     cudaCheck(cudaGetLastError());
+}
+
+template <bool GATED>
+static void attention_forward_by_size(bf16 *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH,
+                                      size_t HS, cudaStream_t stream) {
+    if (HS == 64 && attention_wgmma()) attention_forward_hopper<GATED>(out, lse, in, B, T, NH, stream);
+    else if (HS == 32) attention_forward_launch<32, GATED>(out, lse, in, B, (int)T, (int)NH, stream);
+    else if (HS == 64) attention_forward_launch<64, GATED>(out, lse, in, B, (int)T, (int)NH, stream);
+    else if (HS == 128) attention_forward_launch<128, GATED>(out, lse, in, B, (int)T, (int)NH, stream);
+    else die("internal error: attention has heads of 32, 64 and 128, not %zu", HS);
 }
 
 static void attention_forward(bf16 *out, float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
                               cudaStream_t stream) {
-    if (HS == 64 && attention_wgmma()) attention_forward_hopper(out, lse, in, B, T, NH, stream);
-    else if (HS == 32) attention_forward_launch<32>(out, lse, in, B, (int)T, (int)NH, stream);
-    else if (HS == 64) attention_forward_launch<64>(out, lse, in, B, (int)T, (int)NH, stream);
-    else if (HS == 128) attention_forward_launch<128>(out, lse, in, B, (int)T, (int)NH, stream);
+    if (in.forget) attention_forward_by_size<true>(out, lse, in, B, T, NH, HS, stream);
+    else attention_forward_by_size<false>(out, lse, in, B, T, NH, HS, stream);
+}
+
+template <bool GATED>
+static void attention_backward_by_size(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
+                                       const float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
+                                       cudaStream_t stream) {
+    int t = (int)T, heads = (int)NH;
+    if (HS == 64 && attention_wgmma())
+        attention_backward_hopper<GATED>(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH, stream);
+    else if (HS == 32)
+        attention_backward_launch<32, GATED>(dqkv, dfeatures, delta, dout, out, lse, in, B, t, heads, stream);
+    else if (HS == 64)
+        attention_backward_launch<64, GATED>(dqkv, dfeatures, delta, dout, out, lse, in, B, t, heads, stream);
+    else if (HS == 128)
+        attention_backward_launch<128, GATED>(dqkv, dfeatures, delta, dout, out, lse, in, B, t, heads, stream);
     else die("internal error: attention has heads of 32, 64 and 128, not %zu", HS);
 }
 
 static void attention_backward(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
                                const float *lse, AttentionInput in, size_t B, size_t T, size_t NH, size_t HS,
                                cudaStream_t stream) {
-    if (HS == 64 && attention_wgmma())
-        attention_backward_hopper(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH, stream);
-    else if (HS == 32)
-        attention_backward_launch<32>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
-    else if (HS == 64)
-        attention_backward_launch<64>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
-    else if (HS == 128)
-        attention_backward_launch<128>(dqkv, dfeatures, delta, dout, out, lse, in, B, (int)T, (int)NH, stream);
-    else die("internal error: attention has heads of 32, 64 and 128, not %zu", HS);
+    if (in.forget) attention_backward_by_size<true>(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH, HS, stream);
+    else attention_backward_by_size<false>(dqkv, dfeatures, delta, dout, out, lse, in, B, T, NH, HS, stream);
 }
 
 #endif

@@ -47,7 +47,7 @@ template <int HS, int SP> struct ScanShape {
     static constexpr bool WIDE = sizeof(floatX) == 4;
     static constexpr int F = 3 * SP, PAD = WIDE ? 4 : 8, FROW = F + PAD, VROW = HS + PAD, TROW = F + 4, TILES = F / 8,
                          M = HS > 64 ? 2 : 1, PAIRS = TILES / 2, OWN = (PAIRS + 3) / 4;
-    static constexpr int STAGES = WIDE ? 1 : 2, TASKS = SP / 16, RECORD = 3 * SP + 1;
+    static constexpr int STAGES = WIDE ? 1 : 2, TASKS = SP / 16;
     static constexpr size_t STATE = 64 * M * F + F;
     /* in fp32 table, shift, lag, z, delta and rho; then features, state, r, and stages of `tiles` tiles of values */
     static constexpr size_t bytes(int tiles) {
@@ -94,12 +94,17 @@ __device__ static inline void scan_shift_table(float *shift, const ScanInput &in
 }
 
 /* table (CHUNK, TROW), what phi is multiplied by at each position a of a chunk, in the order of the features' columns:
-   the growth e^(delta a) sqrt(1/2) (without waves 1 in place of the root), then the cosines and sines of theta a. lag
-   (3, SP) makes the queries' of it: their decay is lag[0] / growth, and their angle is further by theta late. */
+   the growth e^(delta a) sqrt(1/2) (without waves 1 in place of the root), then the cosines and sines of theta a + psi,
+   in a reversed scan theta a - psi. lag (3, SP) makes the queries' of it: their decay is lag[0] / growth, and their
+   angle is further by theta late less the keys' psi. */
 template <int HS, int SP>
 __device__ static inline void scan_tables(const ScanRoom<HS, SP> &m, const ScanInput &in, size_t splats) {
     constexpr int TROW = ScanShape<HS, SP>::TROW;
     bool waves = in.tables.steps != NULL;
+    auto phase = [&](int s) -> uint32_t {
+        uint32_t psi = in.tables.phases ? in.tables.phases[splats + s] : 0;
+        return in.reverse ? 0 - psi : psi;
+    };
     for (int i = threadIdx.x; i < CHUNK * SP; i += 128) {
         int s = i % SP, a = i / SP, at = a - CHUNK / 2;
         float *pair = m.table + a * TROW + SP + 2 * s;
@@ -107,14 +112,15 @@ __device__ static inline void scan_tables(const ScanRoom<HS, SP> &m, const ScanI
             (waves ? 0.70710678f : 1) * expf(in.tables.decay[splats + s] * (float)at);
         pair[0] = pair[1] = 0;
         /* a position before the middle is negative: as a phase it wraps (MODEL.md 4.1) */
-        if (waves) fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)(uint32_t)at), pair + 1, pair);
+        if (waves) fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)(uint32_t)at, phase(s)), pair + 1, pair);
     }
     for (int s = threadIdx.x; s < SP; s += 128) {
         m.lag[s] = (waves ? 0.5f : 1) * expf(-in.tables.decay[splats + s] * (float)in.late);
         m.lag[SP + s] = 1;
         m.lag[2 * SP + s] = 0;
         if (waves)
-            fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)in.late), m.lag + 2 * SP + s, m.lag + SP + s);
+            fast_sincos(wave_angle(in.tables.steps[splats + s], (size_t)in.late, 0 - phase(s)), m.lag + 2 * SP + s,
+                        m.lag + SP + s);
     }
 }
 
@@ -126,6 +132,7 @@ struct ScanPlace {
     size_t b, h, bh, splats, rows;
     int T, keys, start, chunks, late, g; /* keys: so many are ever met; g: the segment */
     int query0, key0, sign;              /* tokens of position 0, and the step to the next */
+    bool turned;                         /* the queries' waves are not the keys': see scan_tables */
     /* the query's token at p; not in 0 .. T - 1: there is none */
     __device__ inline int query(int p) const { return query0 + sign * p; }
     __device__ inline int key(int p) const { return key0 + sign * p; } /* likewise, 0 .. keys - 1 */
@@ -147,6 +154,7 @@ __device__ static inline ScanPlace scan_place(const ScanInput &in) {
     w.start = (int)first;
     w.chunks = first < end ? (int)CEIL_DIV(end - first, (size_t)CHUNK) : 0;
     w.late = in.late;
+    w.turned = in.late > 0 || in.tables.phases;
     w.sign = in.reverse ? -1 : 1;
     w.query0 = in.reverse ? w.T - 1 : 0;
     w.key0 = in.reverse ? w.T - 1 : -w.late;
@@ -194,10 +202,10 @@ __device__ static inline ScanResponses<SP> scan_fetch(const ScanInput &in, const
 }
 
 /* Features (CHUNK, FROW) of the queries and of the keys of a chunk, each if wanted: responses (times rho, of queries)
-   times the table. late: the queries' waves are further on than the keys' */
+   times the table. turned: the queries' waves are not the keys' */
 template <int HS, int SP>
 __device__ static inline void scan_features(const ScanRoom<HS, SP> &m, const ScanResponses<SP> &response, bool queries,
-                                            bool keys, bool late) {
+                                            bool keys, bool turned) {
     using Shape = ScanShape<HS, SP>;
     int a = scan_row();
 #pragma unroll
@@ -234,7 +242,7 @@ __device__ static inline void scan_features(const ScanRoom<HS, SP> &m, const Sca
                 f[c] = x[s] = number(response.q[u], s) * response.rho * lag[s] * fast_reciprocal(growth[c]);
             }
             *(Pack *)(to + 8 * group) = make_pack(f);
-            if (late) { /* turned on by theta late */
+            if (turned) {
                 float cosine[8], sine[8];
                 load_floats(cosine, m.lag + SP + 8 * group);
                 load_floats(sine, m.lag + 2 * SP + 8 * group);
@@ -475,7 +483,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
         copies_wait();
         /* the values have arrived, and all have finished with the chunk before (at first: the tables are there) */
         __syncthreads();
-        scan_features(m, next, mode != SCAN_SUMS, true, w.late > 0);
+        scan_features(m, next, mode != SCAN_SUMS, true, w.turned);
         if (mode != SCAN_SUMS) state.share(m);
         next = scan_fetch<SP>(in, w, NULL, p0 + CHUNK);
         if (Shape::STAGES == 2 && c + 1 < w.chunks)
@@ -623,15 +631,16 @@ __global__ static void __launch_bounds__(128)
 template <int SP>
 __device__ static inline float *scan_record_at(float *records, const ScanInput &in, const ScanPlace &w, int sweep) {
     return records + (((w.bh % in.heads.count * in.sweeps + 2 * in.reverse + sweep) * in.B + w.b) * in.segments + w.g) *
-                         (3 * SP + 1);
+                         scan_sums_record(SP);
 }
 
-/* One record of a sweep: d ln alpha (SP), d theta (SP), d delta (SP), d ln g, summed over the block's threads in a
+/* One record of a sweep: d ln alpha, d theta, d delta, d psi (SP each), d ln g, summed over the block's threads in a
    fixed order. */
 template <int SP>
 __device__ static inline void scan_record(float *record, float *shared, float (&amplitude)[SP / 4],
-                                          float (&frequency)[SP / 4], float (&decay)[SP / 4], float gain) {
-    constexpr int RECORD = 3 * SP + 1;
+                                          float (&frequency)[SP / 4], float (&decay)[SP / 4], float (&psi)[SP / 4],
+                                          float gain) {
+    constexpr int RECORD = scan_sums_record(SP);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     __syncthreads();
     auto put = [&](float x, int at, bool all) {
@@ -644,8 +653,9 @@ __device__ static inline void scan_record(float *record, float *shared, float (&
         put(amplitude[j], 4 * j, false);
         put(frequency[j], SP + 4 * j, false);
         put(decay[j], 2 * SP + 4 * j, false);
+        put(psi[j], 3 * SP + 4 * j, false);
     }
-    put(gain, 3 * SP, true);
+    put(gain, 4 * SP, true);
     __syncthreads();
     for (int i = threadIdx.x; i < RECORD; i += 128)
         record[i] = ((shared[i] + shared[RECORD + i]) + shared[2 * RECORD + i]) + shared[3 * RECORD + i];
@@ -690,7 +700,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
     ScanState<HS, SP> state;
     state.clear();
     if (states) state.load(states + blockIdx.x * Shape::STATE, false);
-    float amplitude[SP / 4] = {}, frequency[SP / 4] = {}, decay[SP / 4] = {}, gain = 0;
+    float amplitude[SP / 4] = {}, frequency[SP / 4] = {}, decay[SP / 4] = {}, psi[SP / 4] = {}, gain = 0;
     scan_tables(m, in, w.splats);
     scan_shift_table<SP>(m.shift, in, w.splats, CHUNK);
     auto load = [&](int stage, int p0) {
@@ -715,7 +725,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
         float row_factor = w.has_query(token) ? rho[w.rows + token] : 0;
         copies_wait();
         __syncthreads();
-        scan_features(m, next, true, true, w.late > 0);
+        scan_features(m, next, true, true, w.turned);
 #pragma unroll
         for (int u = 0; u < Shape::TASKS; u++) *(Pack *)(m.r + scan_row() * SP + 8 * scan_group(u)) = next.q[u];
         state.share(m);
@@ -813,15 +823,15 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
             if (c + 1 < w.chunks) load(0, p0 + CHUNK);
         }
     }
-    scan_record<SP>(scan_record_at<SP>(records, in, w, 0), (float *)memory, amplitude, frequency, decay, gain);
+    scan_record<SP>(scan_record_at<SP>(records, in, w, 0), (float *)memory, amplitude, frequency, decay, psi, gain);
 }
 
 /* The second sweep, backwards in time, for keys and values (MODEL.md 3.2, 3.3). It carries the gradient of the state,
    dH = sum f_q rho do^T and dz = -sum f_q rho Delta, so f_q is made with its factor rho.
      df_k(j) = sum_i dw_ij f_q(i), K = f_k df_k: into gradients (B, heads, T, SP), or added to it where `add`;
      dv_j = sum_i w_ij rho_i do_i: into the third part of dqkv, or added to it where `add_values`;
-     the keys' part of d theta and d delta. Positions count within spans of SCAN_BLOCK tokens; what pairs of tokens in
-     different spans add besides is SCAN_BLOCK times a product of H and dH at each border between two (MODEL.md 4.5).
+     the keys' part of d theta and d delta, and d psi. Positions count within spans of SCAN_BLOCK tokens; what pairs of
+     tokens in different spans add besides is SCAN_BLOCK times a product of H and dH at each border (MODEL.md 4.5).
    sums not NULL: none of this, only the gradient of the state at the start of each segment, from zero at its end.
    Long, because its steps share what a lane holds of dH, dz, df_k and the sums in registers. */
 template <int HS, int SP>
@@ -840,7 +850,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
     ScanState<HS, SP> state; /* the gradient of the state */
     state.clear();
     if (states) state.load(states + blockIdx.x * Shape::STATE, false);
-    float amplitude[SP / 4] = {}, frequency[SP / 4] = {}, decay[SP / 4] = {};
+    float amplitude[SP / 4] = {}, frequency[SP / 4] = {}, decay[SP / 4] = {}, psi[SP / 4] = {};
     scan_tables(m, in, w.splats);
     scan_shift_table<SP>(m.shift, in, w.splats, CHUNK);
     auto load = [&](int stage, int p0) {
@@ -871,7 +881,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
         state.shift(m.shift, true);
         copies_wait();
         __syncthreads();
-        scan_features(m, next, true, !sums, w.late > 0);
+        scan_features(m, next, true, !sums, w.turned);
         if (threadIdx.x < CHUNK) m.delta[threadIdx.x] = -next_delta;
         if (!sums) state.share(m);
         if (c + 1 < w.chunks) {
@@ -966,7 +976,9 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
                     float dc = df[SP / 8 + j][2 * r], ds = df[SP / 8 + j][2 * r + 1];
                     K[r][j] =
                         (j % 2 ? constants.y : constants.x) * df[j / 2][2 * r + j % 2] + wave.x * dc + wave.y * ds;
-                    frequency[j] += at * (wave.x * ds - wave.y * dc);
+                    float across = wave.x * ds - wave.y * dc;
+                    frequency[j] += at * across;
+                    psi[j] += in.reverse ? -across : across;
                     decay[j] += at * K[r][j];
                 }
             }
@@ -1013,7 +1025,7 @@ __global__ static void __launch_bounds__(128, scan_ctas<HS, SP>)
         }
     }
     if (sums) state.store(sums + blockIdx.x * Shape::STATE);
-    else scan_record<SP>(scan_record_at<SP>(records, in, w, 1), (float *)memory, amplitude, frequency, decay, 0);
+    else scan_record<SP>(scan_record_at<SP>(records, in, w, 1), (float *)memory, amplitude, frequency, decay, psi, 0);
 }
 
 /* ---- launchers */
@@ -1067,7 +1079,7 @@ typedef struct {
     float *sums;   /* (2, B, heads, segments, state): scratch, like the rest */
     float *blocks; /* (B, heads, spans of SCAN_BLOCK tokens, state) */
     float *records;
-    double *moments; /* (heads, 3 SP + 1): for d ln alpha, d theta, d delta, d ln g, see splat_gradients_kernel */
+    double *moments; /* (heads, scan_sums_record): see splat_gradients_kernel */
 } ScanScratch;
 
 /* Equation (5), or merged into what softmax has left in out and lse, equation (12). out (B, T, C), lse and rho (B,
@@ -1094,7 +1106,7 @@ static void scan_forward(floatX *out, float *lse, float *rho, const float *log_f
 static void scan_backward(floatX *dresponses, floatX *dqkv, float *delta, const floatX *dout, const floatX *out,
                           const float *rho, ScanScratch scratch, ScanInput in, bool causal, bool merged, size_t HS,
                           size_t SP, cudaStream_t stream) {
-    size_t states = in.B * in.heads.count * in.segments * scan_state_size(HS, SP), record = 3 * SP + 1;
+    size_t states = in.B * in.heads.count * in.segments * scan_state_size(HS, SP), record = scan_sums_record(SP);
     floatX *dkeys = dresponses + in.B * in.heads.count * in.T * SP;
     float *sums = scratch.sums, *ends = in.segments > 1 ? sums + states : NULL;
     in.sweeps = causal ? 2 : 4;

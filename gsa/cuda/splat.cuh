@@ -2,14 +2,14 @@
 
    What the kernels need of the splats of all G heads, made anew in each forward pass, with S padded to SP, a multiple
    of 32: slope = Lambda mu (G, SP, HS), precision (G, SP, P), centre = mu . Lambda mu (G, SP), log_alpha (G, SP),
-   steps (G, SP), which are frequencies as integer phases (MODEL.md 4.1), decay = delta (G, SP), typical (G, SP) and
-   key_scale = c (G) (MODEL.md 4.3). The centre of a dead splat and of padding is infinite: its responses,
-   exp(-infinity), are 0. Kernels for full precision use neither slope nor precision: they read mu and log_precision,
-   the parameters themselves. */
+   steps and phases (G, SP), which are frequencies and psi as integer phases (MODEL.md 4.1), decay = delta (G, SP),
+   typical (G, SP) and key_scale = c (G) (MODEL.md 4.3). The centre of a dead splat and of padding is infinite: its
+   responses, exp(-infinity), are 0. Kernels for full precision use neither slope nor precision: they read mu and
+   log_precision, the parameters themselves. */
 typedef struct {
     float *slope, *precision, *centre, *log_alpha, *decay, *typical, *key_scale;
     const float *mu, *log_precision;
-    uint32_t *steps; /* NULL: no cosine */
+    uint32_t *steps, *phases; /* NULL: no cosine; no psi in it */
     size_t SP;
     bool raw; /* x^ = x in place of equation (1) */
 } SplatTables;
@@ -56,6 +56,7 @@ __global__ static void splat_tables_kernel(SplatTables w, SplatTensors p, int S,
     w.log_alpha[to] = lives ? p.log_alpha[from] : 0;
     w.decay[to] = lives && p.log_delta ? (float)exp((double)p.log_delta[from]) : 0;
     if (w.steps) w.steps[to] = lives ? wave_step(exp((double)p.log_theta[from])) : 0;
+    if (w.phases) w.phases[to] = lives ? wave_step((double)p.psi[from]) : 0;
 }
 
 /* One warp a head. */
@@ -178,10 +179,10 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
     float4 *slope = (float4 *)memory, *spreads = slope + SP * HS / 4;
     /* (SP) where not diagonal, (2, SP): of queries, of keys */
     float *precision = (float *)(slope + SP * HS / 4 * (DIAGONAL ? 2 : 1)), *constant = precision + SP;
-    uint32_t *steps = (uint32_t *)(constant + 2 * SP);
+    uint32_t *steps = (uint32_t *)(constant + 2 * SP), *phases = steps + SP;
     size_t h = heads.head[blockIdx.x], head = (first_head + blockIdx.x) * w.SP;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    bool aligned = S % 8 == 0, envelope = w.steps != NULL && !SCAN;
+    bool aligned = S % 8 == 0, envelope = w.steps != NULL && !SCAN, phased = w.phases != NULL && !SCAN;
     float key_scale = SCAN ? w.key_scale[first_head + blockIdx.x] : 0;
     for (int at = threadIdx.x; at < SP * HS / 4; at += 128) { /* at % 32 is the lane */
         int i = at / 32 % (E / 4) * 2, step = at / 32 / (E / 4) % STEPS,
@@ -198,6 +199,7 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
         constant[i] = w.log_alpha[head + i] - 0.5f * w.centre[head + i];
         constant[SP + i] = -0.5f * w.centre[head + i] - key_scale;
         steps[i] = envelope ? w.steps[head + i] : 0;
+        phases[i] = phased ? w.phases[head + i] : 0;
     }
     __syncthreads();
 
@@ -222,7 +224,7 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
     for (int pass = 0; pass < passes; pass++) { /* for each tile, for each group of 4E splats: queries, then keys */
         int side = pass % 2, c = pass / 2 % GROUPS * GROUP;
         bool done = pass % (2 * GROUPS) == 2 * GROUPS - 1;
-        if (side == 0 && !SCAN)
+        if (!SCAN && (side == 0 || phased)) /* keys' waves are the queries' unless psi turns them, equation (7b) */
 #pragma unroll
             for (int r = 0; r < 2; r++)
 #pragma unroll
@@ -230,8 +232,9 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
                     wave_c[r][e] = 1;
                     wave_s[r][e] = 0;
                     if (envelope)
-                        fast_sincos(wave_angle(steps[c + E * t + e], token[r].position()), &wave_s[r][e],
-                                    &wave_c[r][e]);
+                        fast_sincos(
+                            wave_angle(steps[c + E * t + e], token[r].position(), side ? phases[c + E * t + e] : 0),
+                            &wave_s[r][e], &wave_c[r][e]);
                 }
         float square[2] = {0, 0}, product[E / 2][4] = {}, spread[E / 2][4] = {};
         Pack x[2][HS / 32];
@@ -313,8 +316,10 @@ __global__ static void __launch_bounds__(128, splat_forward_blocks<HS, SP, DIAGO
 }
 
 /* Numbers in a head's record of moments (MODEL.md 3.4), in the order of train_gsa.c: M0 (S), M1 (S, HS), M2 (S) or (S,
-   HS), d ln alpha (S), d theta (S) */
-__host__ __device__ static inline size_t moments_record(size_t S, size_t P, size_t HS) { return S * (HS + P + 3); }
+   HS), d ln alpha (S), d theta (S), d psi (S) */
+__host__ __device__ static inline size_t moments_record(size_t S, size_t P, size_t HS) { return S * (HS + P + 4); }
+/* and in its record of the scan's own sums: d ln alpha, d theta, d delta, d psi (SP each), d ln g */
+__host__ __device__ static constexpr size_t scan_sums_record(size_t SP) { return 4 * SP + 1; }
 
 /* A block's shared memory: first tables of slope and precision in the order in which lanes read them (iso: slope, and
    the precisions as they are); then stages, each for a tile of 64 tokens: x, where diagonal also x .* x / |x|; G / |x|,
@@ -323,7 +328,7 @@ __host__ __device__ static inline size_t moments_record(size_t S, size_t P, size
 template <int HS, int SP, bool DIAGONAL, bool SCAN> struct SplatBackwardShape {
     static constexpr bool WIDE = sizeof(floatX) == 4;
     static constexpr int STAGES = WIDE || HS * SP * (DIAGONAL ? 2 : 1) > 4096 ? 1 : 2, PAD = WIDE ? 4 : 8,
-                         XROW = HS + PAD, GROW = SP + PAD, PARTS = WIDE ? 1 : 2, SUMS = 4 * SP * 4;
+                         XROW = HS + PAD, GROW = SP + PAD, PARTS = WIDE ? 1 : 2, SUMS = 4 * SP * 5;
     static constexpr int X = 64 * XROW * (DIAGONAL ? 2 : 1), G = 64 * GROW * PARTS, RAW = SCAN ? 64 * SP : 0,
                          STAGE = X + G + RAW;
     static constexpr size_t TABLES = (SP * HS * (DIAGONAL ? 2 : 1) + SP) * sizeof(float),
@@ -332,12 +337,12 @@ template <int HS, int SP, bool DIAGONAL, bool SCAN> struct SplatBackwardShape {
 };
 
 /* The gradients of MODEL.md 3.3 and 3.4. For each tile of 64 tokens, queries then keys, lanes as above:
-     G = f df, the gradient of ln phi, and its sums M0, d ln alpha and d theta: in the lanes that hold it;
+     G = f df, the gradient of ln phi, and its sums M0, d ln alpha, d theta and d psi: in the lanes that hold it;
      dL / dx^ = G slope - x^ .* (G precision), then dx: each warp for its own 16 tokens;
      M1 += G^T x^, M2 += G^T (x^ .* x^) over all 64 tokens: each warp has its own 16 x 16 blocks of the (SP, HS) sums.
    G is stored divided by |x|, so that plain x serves as x^. A block covers `tiles` tiles of one head and writes one
-   record. For the scan G is read, and d ln alpha and d theta come from the scan's own sums. Long, because its sums live
-   in registers through the whole loop: a function that had them would be this one. */
+   record. For the scan G is read, and d ln alpha, d theta and d psi come from the scan's own sums. Long, because its
+   sums live in registers through the whole loop: a function that had them would be this one. */
 template <int HS, int SP, bool DIAGONAL, bool SCAN>
 __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAGONAL>)
     splat_backward_kernel(floatX *__restrict__ dqkv, float *records, const floatX *__restrict__ dfeatures,
@@ -403,7 +408,8 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
         };
 
     /* sums over this lane's tokens; M1 and M2: the warp's blocks */
-    float M0[GROUPS][E] = {}, square_sum[GROUPS][E] = {}, amplitude[GROUPS][E] = {}, frequency[GROUPS][E] = {};
+    float M0[GROUPS][E] = {}, square_sum[GROUPS][E] = {}, amplitude[GROUPS][E] = {}, frequency[GROUPS][E] = {},
+          psi[GROUPS][E] = {};
     float M1[OWN][2][4] = {}, M2[OWN][2][4] = {};
     if (Shape::STAGES == 2) {
         load(0);
@@ -468,6 +474,7 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
                         of[e] = fc * dc + fs * ds;
                         frequency[c][e] += middle * (fc * ds - fs * dc);
                         if (side == 0) amplitude[c][e] += of[e];
+                        else psi[c][e] += fc * ds - fs * dc;
                     }
                 }
 #pragma unroll
@@ -570,7 +577,8 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
     }
 
     float *record = records + (blockIdx.x * (size_t)gridDim.y + blockIdx.y) * moments_record(S, P, HS);
-    float *to_M1 = record + S, *to_M2 = to_M1 + S * HS, *to_amplitude = to_M2 + S * P, *to_frequency = to_amplitude + S;
+    float *to_M1 = record + S, *to_M2 = to_M1 + S * HS, *to_amplitude = to_M2 + S * P, *to_frequency = to_amplitude + S,
+          *to_psi = to_frequency + S;
 #pragma unroll
     for (int i = 0; i < OWN; i++)
 #pragma unroll
@@ -581,28 +589,29 @@ __global__ static void __launch_bounds__(128, splat_backward_blocks<HS, SP, DIAG
             to_M1[s * HS + column] = M1[i][e / 4][e % 4];
             if (DIAGONAL) to_M2[s * HS + column] = M2[i][e / 4][e % 4];
         }
-    float *sums = (float *)stages; /* (4 warps, SP, 4) */
+    float *sums = (float *)stages; /* (4 warps, SP, 5) */
     __syncthreads();
 #pragma unroll
     for (int c = 0; c < GROUPS; c++)
 #pragma unroll
         for (int e = 0; e < E; e++) {
-            float all[4] = {M0[c][e], amplitude[c][e], frequency[c][e], square_sum[c][e]};
+            float all[5] = {M0[c][e], amplitude[c][e], frequency[c][e], square_sum[c][e], psi[c][e]};
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
+            for (int i = 0; i < 5; i++) {
                 for (int row = 4; row < 32; row *= 2) all[i] += __shfl_xor_sync(~0u, all[i], row);
-                if (g == 0) sums[(warp * SP + GROUP * c + E * t + e) * 4 + i] = all[i];
+                if (g == 0) sums[(warp * SP + GROUP * c + E * t + e) * 5 + i] = all[i];
             }
         }
     __syncthreads();
     for (int s = threadIdx.x; s < S; s += 128)
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 5; i++) {
             float sum = 0;
-            for (int from = 0; from < 4; from++) sum += sums[(from * SP + s) * 4 + i];
+            for (int from = 0; from < 4; from++) sum += sums[(from * SP + s) * 5 + i];
             if (i == 0) record[s] = sum;
             if (i == 1) to_amplitude[s] = sum;
             if (i == 2) to_frequency[s] = sum;
             if (i == 3 && !DIAGONAL) to_M2[s] = sum;
+            if (i == 4) to_psi[s] = sum;
         }
 }
 
@@ -623,17 +632,18 @@ __global__ static void moments_sums_kernel(double *sums, const float *records, s
 }
 
 /* One warp a splat: adds to d the gradients of the parameters p that follow from its moments (MODEL.md 3.4), as
-   splat_gradients in train_gsa.c. scan (heads, 3 scan_SP + 1): the scan's own sums for d ln alpha, d theta, d delta and
-   d ln g; NULL: the first two are among the moments. */
+   splat_gradients in train_gsa.c. scan (heads, scan_sums_record): the scan's own sums; NULL: those for d ln alpha,
+   d theta and d psi are among the moments. */
 __global__ static void splat_gradients_kernel(SplatTensors d, SplatTensors p, const double *sums, const double *scan,
                                               size_t scan_SP, int S, int P, int HS) {
     size_t s = blockIdx.x, splat = (size_t)blockIdx.y * S + s;
     const double *M0 = sums + blockIdx.y * moments_record(S, P, HS), *M1 = M0 + S, *M2 = M1 + S * HS,
-                 *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = NULL;
+                 *amplitude = M2 + S * P, *frequency = amplitude + S, *decay = NULL, *psi = frequency + S;
     if (scan) {
-        amplitude = scan + blockIdx.y * (3 * scan_SP + 1);
+        amplitude = scan + blockIdx.y * scan_sums_record(scan_SP);
         frequency = amplitude + scan_SP;
         decay = frequency + scan_SP;
+        psi = decay + scan_SP;
     }
     double along = 0;
     for (int k = threadIdx.x; k < HS; k += 32) {
@@ -652,7 +662,8 @@ __global__ static void splat_gradients_kernel(SplatTensors d, SplatTensors p, co
     d.log_alpha[splat] += (float)amplitude[s];
     if (d.log_theta) d.log_theta[splat] += (float)(exp((double)p.log_theta[splat]) * frequency[s]);
     if (d.log_delta) d.log_delta[splat] += (float)(exp((double)p.log_delta[splat]) * decay[s]);
-    if (d.log_far && s == 0) d.log_far[blockIdx.y] += (float)decay[scan_SP];
+    if (d.psi) d.psi[splat] += (float)psi[s];
+    if (d.log_far && s == 0) d.log_far[blockIdx.y] += (float)psi[scan_SP];
 }
 
 /* ---- full precision: Lambda = L L^T, ln phi = -1/2 |L^T (x^ - mu)|^2
@@ -766,7 +777,8 @@ __global__ static void __launch_bounds__(128)
         float f = fast_exp(x[s]), sine, cosine;
         to[s] = (floatX)f;
         if (!w.steps) continue;
-        fast_sincos(wave_angle(w.steps[head * w.SP + s], (uint32_t)n % (uint32_t)T), &sine, &cosine);
+        uint32_t phase = side && w.phases ? w.phases[head * w.SP + s] : 0;
+        fast_sincos(wave_angle(w.steps[head * w.SP + s], (uint32_t)n % (uint32_t)T, phase), &sine, &cosine);
         to[s] = (floatX)(f * cosine);
         to[S + s] = (floatX)(f * sine);
     }
@@ -860,7 +872,7 @@ __global__ static void __launch_bounds__(128)
     }
 }
 
-/* One block a splat: its sums over all tokens, in order: dmu, dL, d ln alpha, d theta */
+/* One block a splat: its sums over all tokens, in order: dmu, dL, d ln alpha, d theta, d psi */
 template <int HS>
 __global__ static void __launch_bounds__(128)
     splat_full_moments_kernel(double *sums, const floatX *dfeatures, const floatX *features, const floatX *qkv,
@@ -872,7 +884,7 @@ __global__ static void __launch_bounds__(128)
     int s = blockIdx.x, k = threadIdx.x % HS, part = threadIdx.x / HS;
     size_t head = first_head + blockIdx.y;
     float dL[ROWS] = {}, sum = 0; /* of dL the part's rows in column k; the sum over tokens of dy_k */
-    double amplitude = 0, frequency = 0;
+    double amplitude = 0, frequency = 0, psi = 0;
     full_load_splat(m, w, head * S + s);
     for (size_t first = 0; first < N; first += FULL_TOKENS)
         for (size_t side = 0; side < 2; side++) {
@@ -886,6 +898,7 @@ __global__ static void __launch_bounds__(128)
                                                       heads.count, column, N, T, C, S, s);
                 m.response[threadIdx.x] = gradient;
                 if (side == 0) amplitude += (double)gradient;
+                else psi += (double)cross;
                 frequency += ((double)((uint32_t)n % (uint32_t)T) - 0.5 * (double)(T - 1)) * (double)cross;
             }
             __syncthreads();
@@ -915,9 +928,11 @@ __global__ static void __launch_bounds__(128)
     if (threadIdx.x >= 32) return;
     amplitude = warp_sum(amplitude);
     frequency = warp_sum(frequency);
+    psi = warp_sum(psi);
     if (threadIdx.x == 0) {
         to[s] = amplitude;
         to[S + s] = frequency;
+        to[2 * S + s] = psi;
     }
 }
 
@@ -971,8 +986,8 @@ static size_t splat_tiles(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 
 static size_t splat_records(size_t N, size_t heads) { return CEIL_DIV(CEIL_DIV(N, 64), splat_tiles(N, heads)); }
 
 /* Equations (2), (6), (7), (9): features of q and k of the listed heads, the first of which is GSA head first_head:
-   f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for queries and 1 for keys; or
-   the scan's responses. P: numbers per precision */
+   f = [a phi_s(x^) cos(theta_s n), a phi_s(x^) sin(theta_s n), 0 ...], a = alpha_s for queries and 1 for keys, whose
+   angles are theta_s n + psi_s; or the scan's responses. P: numbers per precision */
 static void splat_forward(floatX *features, ScanResponsesAt scan, const floatX *qkv, SplatTables w, HeadList heads,
                           size_t first_head, size_t B, size_t T, size_t NH, size_t HS, size_t S, size_t P,
                           cudaStream_t stream) {
@@ -986,7 +1001,7 @@ static void splat_forward(floatX *features, ScanResponsesAt scan, const floatX *
     /* heads first: blocks that run at one time read neighbours in memory */
     dim3 grid((unsigned)heads.count, (unsigned)splat_records(N, heads.count));
 #define LAUNCH(H, SP, DIAGONAL, SCAN)                                                         \
-    constexpr size_t bytes = (SP * H * (DIAGONAL ? 2 : 1) + 4 * SP) * sizeof(float);          \
+    constexpr size_t bytes = (SP * H * (DIAGONAL ? 2 : 1) + 5 * SP) * sizeof(float);          \
     cudaCheck(cudaFuncSetAttribute(splat_forward_kernel<H, SP, DIAGONAL, SCAN>,               \
                                    cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes)); \
     splat_forward_kernel<H, SP, DIAGONAL, SCAN>                                               \

@@ -9,11 +9,15 @@
 #include "report.h"
 #include "splats.h"
 
-/* Queries (part 0) or keys (part 1) of a head in the last forward pass of one text: (T, HS) */
+/* A part (PART_...) of a head in the last forward pass of one text: (T, HS), or of the forget gate (T) */
 static void report_head(void *model, int l, int h, int part, float *out) {
     const GSA *m = (const GSA *)model;
     Sizes z = config_sizes(&m->config);
-    for (size_t t = 0; t < m->used_T; t++)
+    ActivationTensors block = block_activations(m, (size_t)l, m->used_T);
+    Gates gates = layer_gates(m, &block, (size_t)l);
+    for (size_t t = 0; t < m->used_T && part == PART_FORGET; t++)
+        out[t] = gates.log_forget[t * gates.count + (size_t)gates.column[h]];
+    for (size_t t = 0; t < m->used_T && part != PART_FORGET; t++)
         memcpy(out + t * z.HS, m->a.qkv + ((size_t)l * m->used_T + t) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS,
                z.HS * sizeof(float));
 }
@@ -122,8 +126,10 @@ static void print_snippets(const char *title, const Tokenizer *t, const SplatStu
 
 /* The distances at which the envelope is largest. */
 static void print_envelope(const GSA *m, size_t i, size_t T) {
-    if (m->p.log_theta) {
-        double turn = 6.283185307179586 / exp((double)m->p.log_theta[i]), peak = 0;
+    if (m->p.log_theta) { /* cos(theta n - psi) */
+        double theta = exp((double)m->p.log_theta[i]), turn = 6.283185307179586 / theta,
+               peak = m->p.psi ? (double)m->p.psi[i] / theta : 0;
+        if (peak < 0) peak += turn;
         printf("  a turn of %.1f tokens favours distances", turn);
         for (int n = 0; n < 5 && peak < (double)T; n++) {
             printf("%s %.0f", n ? "," : "", peak);
@@ -183,10 +189,12 @@ static void print_meaning(const GSA *m, const Tokenizer *t, const SplatStudy *a,
 
 /* The splats on the first tokens of a text or shard. */
 static SplatStudy *study_text(GSA *m, const Tokenizer *t, const char *path, size_t tokens) {
-    size_t count, T = (size_t)m->config.T;
-    int *text = perplexity_tokens(path, t, &count);
-    if (count < 2) die("%s holds no text to look at", path);
-    if (count > tokens) count = tokens;
+    size_t T = (size_t)m->config.T;
+    int *text = (int *)xmalloc((tokens + 1) * sizeof *text);
+    TokenSource *source = source_open(path, t);
+    size_t count = source_read(source, text, tokens);
+    source_close(source);
+    if (count < 1) die("%s holds no text to look at", path);
     if (T > count) T = count;
     SplatStudy *a = study_splats(m, text, count / T, T, T);
     free(text);

@@ -11,10 +11,12 @@ struct HeadWeights {
     bool causal;
     size_t T, d, S, window; /* window: of the softmax part; T where it sees all */
     double *q, *k;          /* softmax part: features (T, d) or (T, 2S), their product being the logit */
+    double *forget;         /* of a gated head: sums of ln f (T), equation (4a) */
     size_t features;
     /* scan part: responsibilities (T, S) of queries, ln phi (T, S) of keys less its largest value */
     double *r, *phi;
-    double *envelope, gain; /* (S, T) by distance; ln g plus that largest value */
+    /* (2, T, S) by distance to keys before a query, then after it; ln g plus that largest value */
+    double *envelope, gain;
 };
 
 /* x^ (d) by equation (1), or x itself */
@@ -56,7 +58,7 @@ static const float *of_head(const Tensor *tensors, const float *params, int tens
 }
 
 HeadWeights *head_weights_open(const Config *c, const float *params, int l, int h, const float *q, const float *k,
-                               size_t T) {
+                               const float *log_forget, size_t T) {
     HeadWeights *w = (HeadWeights *)xcalloc(1, sizeof *w);
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
@@ -67,9 +69,14 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
     w->d = d;
     w->window = w->kind == HEAD_SPLAT || !c->window ? T : (size_t)c->window;
     double *x = (double *)xmalloc(d * sizeof *x);
+    if (config_is_gated(c, l, h)) {
+        w->forget = (double *)xmalloc(T * sizeof(double));
+        for (size_t t = 0; t < T; t++) w->forget[t] = (t ? w->forget[t - 1] : 0) + (double)log_forget[t];
+    }
     if (w->kind == HEAD_STANDARD || w->kind == HEAD_EXTEND) {
         bool rope = c->position != POSITION_LEARNED;
         const float *log_gain = of_head(tensors, params, TENSOR_log_gain, (size_t)config_standard_before(c, l, h));
+        const float *log_rope = of_head(tensors, params, TENSOR_log_rope, (size_t)config_standard_before(c, l, h));
         double gain = log_gain ? exp((double)*log_gain) : 1; /* equation (7c) */
         w->features = d;
         w->q = (double *)xmalloc(2 * T * d * sizeof(double));
@@ -79,8 +86,9 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
             double *f = (t < T ? w->q : w->k) + t % T * d, size = t < T ? gain / sqrt((double)d) : 1;
             point(x, (t < T ? q : k) + t % T * d, d, rope);
             for (size_t i = 0; i < d / 2; i++) {
-                double angle = rope ? pow(10000, -2.0 * (double)i / (double)d) * (double)(t % T) : 0, a = cos(angle),
-                       b = sin(angle), norm = rope ? sqrt((double)d) * size : size;
+                double theta = log_rope ? exp((double)log_rope[i]) : rope_frequency((int)i, (int)d),
+                       angle = rope ? theta * (double)(t % T) : 0, a = cos(angle), b = sin(angle),
+                       norm = rope ? sqrt((double)d) * size : size;
                 f[i] = norm * (x[i] * a - x[d / 2 + i] * b);
                 f[d / 2 + i] = norm * (x[i] * b + x[d / 2 + i] * a);
             }
@@ -96,7 +104,7 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
                 *log_alpha = of_head(tensors, params, TENSOR_log_alpha, g);
     const float *log_theta = of_head(tensors, params, TENSOR_log_theta, g),
                 *log_delta = of_head(tensors, params, TENSOR_log_delta, g),
-                *log_far = of_head(tensors, params, TENSOR_log_far, g),
+                *psi = of_head(tensors, params, TENSOR_psi, g), *log_far = of_head(tensors, params, TENSOR_log_far, g),
                 *alive = of_head(tensors, params, TENSOR_alive, g);
     /* ln alpha + ln phi of queries, ln phi of keys */
     double *response = (double *)xmalloc(2 * T * S * sizeof *response), *of_keys = response + T * S;
@@ -117,6 +125,7 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
                 double *f = (t < T ? w->q : w->k) + t % T * w->features,
                        angle = log_theta ? exp((double)log_theta[s]) * (double)(t % T) : 0,
                        size = exp(response[t * S + s]);
+                if (psi && t >= T) angle += (double)psi[s]; /* equation (7b) */
                 f[s] = size * cos(angle);
                 if (log_theta) f[S + s] = size * sin(angle);
             }
@@ -130,16 +139,19 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
     w->r = response;
     w->phi = of_keys;
     w->gain = most + (log_far ? (double)*log_far : 0);
-    w->envelope = (double *)xmalloc(S * T * sizeof(double));
+    w->envelope = (double *)xmalloc(2 * S * T * sizeof(double));
     for (size_t s = 0; s < S; s++)
-        for (size_t n = 0; n < T; n++)
-            w->envelope[n * S + s] = (log_delta ? exp(-exp((double)log_delta[s]) * (double)n) : 1) *
-                                     (log_theta ? 0.5 * (1 + cos(exp((double)log_theta[s]) * (double)n)) : 1);
+        for (size_t n = 0; n < 2 * T; n++) {
+            double apart = (double)(n % T), angle = log_theta ? exp((double)log_theta[s]) * apart : 0;
+            if (psi) angle += n < T ? -(double)psi[s] : (double)psi[s];
+            w->envelope[n * S + s] = (log_delta ? exp(-exp((double)log_delta[s]) * apart) : 1) * 0.5 * (1 + cos(angle));
+        }
     return w;
 }
 
 void head_weights_close(HeadWeights *w) {
     free(w->q);
+    free(w->forget);
     free(w->r);
     free(w->envelope);
     free(w);
@@ -154,10 +166,11 @@ void head_weights_row(const HeadWeights *w, size_t i, double *row) {
         double sum = 0;
         if (w->kind != HEAD_SCAN && n < w->window) {
             for (size_t f = 0; f < w->features; f++) sum += w->q[i * w->features + f] * w->k[j * w->features + f];
+            if (w->forget) sum += w->forget[i] - w->forget[j];
             most = fmax(most, row[j] = sum);
         } else if (w->kind == HEAD_SCAN || w->kind == HEAD_EXTEND) {
-            for (size_t s = 0; s < w->S; s++)
-                sum += w->r[i * w->S + s] * w->envelope[n * w->S + s] * w->phi[j * w->S + s];
+            const double *envelope = w->envelope + ((i < j ? w->T : 0) + n) * w->S;
+            for (size_t s = 0; s < w->S; s++) sum += w->r[i * w->S + s] * envelope[s] * w->phi[j * w->S + s];
             far += row[j] = fabs(sum);
         }
     }
@@ -190,7 +203,7 @@ void head_offsets(const HeadWeights *w, double *sum) {
                     size_t n = i > j ? i - j : j - i;
                     *a = n < w->window && w->kind == HEAD_EXTEND
                              ? 0
-                             : w->r[i * S + s] * w->envelope[n * S + s] * w->phi[j * S + s];
+                             : w->r[i * S + s] * w->envelope[((i < j ? T : 0) + n) * S + s] * w->phi[j * S + s];
                     total += *a;
                 }
             }
@@ -279,7 +292,7 @@ HeadMeasure measure_heads(const Config *c, const float *params, size_t T,
                           HeadMeasure *heads) {
     size_t d = (size_t)config_head_size(c), queries = T < MEASURE_QUERIES ? T : MEASURE_QUERIES,
            NH = (size_t)config_heads(c), L = (size_t)c->L;
-    float *q = (float *)xmalloc(2 * T * d * sizeof *q), *k = q + T * d;
+    float *q = (float *)xmalloc((2 * T * d + T) * sizeof *q), *k = q + T * d, *log_forget = k + T * d;
     /* mass by distance, of a head and of all */
     double *rows = (double *)xmalloc((queries + 2) * T * sizeof *rows), *mass = rows + queries * T, *all = mass + T;
     HeadMeasure mean = {0, 0, 0};
@@ -287,9 +300,10 @@ HeadMeasure measure_heads(const Config *c, const float *params, size_t T,
     for (size_t l = 0; l < L; l++)
         for (size_t h = 0; h < NH; h++) {
             HeadMeasure *m = &heads[l * NH + h];
-            read(model, (int)l, (int)h, 0, q);
-            read(model, (int)l, (int)h, 1, k);
-            HeadWeights *w = head_weights_open(c, params, (int)l, (int)h, q, k, T);
+            read(model, (int)l, (int)h, PART_QUERIES, q);
+            read(model, (int)l, (int)h, PART_KEYS, k);
+            if (config_is_gated(c, (int)l, (int)h)) read(model, (int)l, (int)h, PART_FORGET, log_forget);
+            HeadWeights *w = head_weights_open(c, params, (int)l, (int)h, q, k, log_forget, T);
 #pragma omp parallel for schedule(dynamic)
             for (size_t n = 0; n < queries; n++) head_weights_row(w, (n + 1) * T / queries - 1, rows + n * T);
             head_weights_close(w);
@@ -318,6 +332,7 @@ double config_operations(const Config *c) {
     double d = config_head_size(c), C = c->C, A = config_width(c), S = c->S, T = c->T,
            sum = c->L * (4 * A * C + 8 * C * C) + (double)c->V * C;
     bool causal = c->objective == OBJECTIVE_LM;
+    sum += config_gates(c) * C;
     for (int l = 0; l < c->L; l++)
         for (int h = 0; h < config_heads(c); h++) {
             int kind = config_head_kind(c, l, h);

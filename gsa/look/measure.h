@@ -11,10 +11,10 @@ extern "C" {
 #endif
 
 /* Head (l, h) of the model with these flat parameters on a text of T tokens; q, k (T, HS) are its queries and keys
-   before any feature map. */
+   before any feature map; log_forget (T): ln f of a gated head, else not looked at. */
 typedef struct HeadWeights HeadWeights;
 HeadWeights *head_weights_open(const Config *c, const float *params, int l, int h, const float *q, const float *k,
-                               size_t T);
+                               const float *log_forget, size_t T);
 /* w (T): the weights of query i, o_i = sum_j w_j v_j: equation (4), (5) or (12), the latter two by |w_ij| and
    without the epsilon of the row sum. Not negative; their sum is 1, or all are 0 where every weight underflows. */
 void head_weights_row(const HeadWeights *w, size_t i, double *row);
@@ -39,8 +39,7 @@ typedef struct {
 } HeadMeasure;
 
 /* Measures all heads: heads (L, config_heads) and their mean, whose reach is that of all heads' weight together.
-   read copies the queries (part 0) or keys (part 1) of a head, (T, HS), to out. T of at most MEASURE_TOKENS is
-   enough. */
+   read copies a part (PART_...) of a head to out. T of at most MEASURE_TOKENS is enough. */
 enum { MEASURE_TOKENS = 1024, MEASURE_QUERIES = 64 };
 HeadMeasure measure_heads(const Config *c, const float *params, size_t T,
                           void (*read)(void *model, int l, int h, int part, float *out), void *model,

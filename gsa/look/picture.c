@@ -1008,8 +1008,8 @@ static void series_free(Series *s) {
     free(s->y);
 }
 
-/* Losses by step: "s:N trl:X ..." of training, "s:N tel:X" of validation. */
-static void read_losses(const char *path, Series *training, Series *validation) {
+/* Losses by step: "s:N trl:X ..." of training, "s:N tel:X" of validation. False where there are none. */
+static bool read_losses(const char *path, Series *training, Series *validation) {
     size_t bytes;
     char *text = read_file(path, &bytes), *next;
     for (char *line = text; *line; line = next) {
@@ -1023,9 +1023,15 @@ static void read_losses(const char *path, Series *training, Series *validation) 
         if (strcmp(name, "tel") == 0) series_add(validation, step, loss);
     }
     free(text);
-    if (!training->count && !validation->count)
-        die("%s holds no losses: lines such as 's:100 trl:3.5' or 's:100 tel:3.4', as in the main.log of a training",
-            path);
+    return training->count || validation->count;
+}
+
+bool log_has_losses(const char *log) {
+    Series training = {NULL, NULL, 0, 0}, validation = training;
+    bool has = read_losses(log, &training, &validation);
+    series_free(&training);
+    series_free(&validation);
+    return has;
 }
 
 /* The average of a series within `steps` to either side of each point. */
@@ -1062,7 +1068,10 @@ Canvas *picture_losses(const char *title, const char *const *logs, const char *c
     double last = 0, bottom = INFINITY, top = -INFINITY;
     for (int i = 0; i < count; i++) {
         Series *training = &series[3 * i], *validation = training + 1, *average = training + 2, *shown = validation;
-        read_losses(logs[i], training, validation);
+        if (!read_losses(logs[i], training, validation))
+            die("%s holds no losses: lines such as 's:100 trl:3.5' or 's:100 tel:3.4', as in the main.log of a "
+                "training",
+                logs[i]);
         if (validation->count < 2) { /* none, or only that at the start: the training loss, averaged */
             shown = training->count ? average : validation;
             if (training->count) smooth(average, training, training->x[training->count - 1] / 100);

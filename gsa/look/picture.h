@@ -140,9 +140,10 @@ Canvas *picture_curves(const char *title, const char *x_label, const char *y_lab
 
 /* Losses of trainings from their main.log: validation as a line, or where there is none the averaged training loss;
    the training loss of each step is pale. names (count); where NULL, the folders that the logs are in. Dies with a
-   sentence where a file has no losses. */
+   sentence where a file has no losses, which log_has_losses answers. */
 Canvas *picture_losses(const char *title, const char *const *logs, const char *const *names, int count, double low,
                        double high);
+bool log_has_losses(const char *log);
 
 /* Birth and death of splats in a training, from the adp lines of its main.log: how many live, coverage, events of
    each kind so far, and in which heads. Dies with a sentence where there are none, which log_has_adaptation answers. */

@@ -20,13 +20,14 @@ static void gather_head(Report *r, const float *params, size_t i,
     const Config *c = &r->config;
     size_t T = (size_t)r->T, d = (size_t)config_head_size(c), S = (size_t)c->S, NH = (size_t)config_heads(c);
     int l = (int)(i / NH), h = (int)(i % NH);
-    float *q = (float *)xmalloc((2 * T * d + 3 * d) * sizeof *q), *k = q + T * d, *mean = k + T * d, *plane = mean + d,
-          *points = r->points + i * T * 2;
+    float *q = (float *)xmalloc((2 * T * d + 3 * d + T) * sizeof *q), *k = q + T * d, *mean = k + T * d,
+          *plane = mean + d, *log_forget = plane + 2 * d, *points = r->points + i * T * 2;
     /* weights of a query; responsibilities (T, S) */
     double *row = (double *)xmalloc(T * (S + 1) * sizeof *row), share[2];
-    read(model, l, h, 0, q);
-    read(model, l, h, 1, k);
-    HeadWeights *w = head_weights_open(c, params, l, h, q, k, T);
+    read(model, l, h, PART_QUERIES, q);
+    read(model, l, h, PART_KEYS, k);
+    if (config_is_gated(c, l, h)) read(model, l, h, PART_FORGET, log_forget);
+    HeadWeights *w = head_weights_open(c, params, l, h, q, k, log_forget, T);
     for (size_t t = 0; t < T; t++) {
         head_weights_row(w, t, row);
         for (size_t j = 0; j < T; j++) r->weights[(i * T + t) * T + j] = (float)row[j];
@@ -76,6 +77,7 @@ static void gather_head(Report *r, const float *params, size_t i,
             if (tensors[TENSOR_log_delta].size)
                 f->half_life =
                     (float)(0.6931471805599453 / exp((double)params[tensors[TENSOR_log_delta].offset + g * S + s]));
+            if (tensors[TENSOR_psi].size) f->phase = params[tensors[TENSOR_psi].offset + g * S + s];
             if (f->alive) largest = fmax(largest, (double)f->amplitude);
         }
         for (size_t s = 0; s < S; s++)
@@ -421,14 +423,14 @@ static void put_splats(Page *p, const Report *r, int g) {
     uint8_t *shares = (uint8_t *)xmalloc((size_t)T * (size_t)S);
     count = living(r, g, splats, slots);
     put(p, "{\"splats\":[");
-    /* slot, x, y, a, b, angle, relative amplitude, amplitude, width, period, half-life, |mu| */
+    /* slot, x, y, a, b, angle, relative amplitude, amplitude, width, period, half-life, |mu|, phase */
     for (int s = 0; s < count; s++) {
         const PlaneSplat *e = &splats[s];
         const SplatFacts *f = &r->facts[g * S + slots[s]];
-        const double numbers[12] = {slots[s],     e->x,         e->y,     e->a,      e->b,         e->angle,
-                                    e->amplitude, f->amplitude, f->width, f->period, f->half_life, f->norm};
+        const double numbers[] = {slots[s],     e->x,     e->y,      e->a,         e->b,    e->angle, e->amplitude,
+                                  f->amplitude, f->width, f->period, f->half_life, f->norm, f->phase};
         put(p, s ? ",[" : "[");
-        for (int i = 0; i < 12; i++) {
+        for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
             if (i) put(p, ",");
             put_number(p, numbers[i], i ? 4 : 0);
         }
@@ -582,8 +584,10 @@ static void put_pictures(Page *p, const Report *r, const char *log) {
     put_picture(p, heads_picture(r, &grid));
     snprintf(text, sizeof text, ",\"grid\":[%d,%d,%d,%d],\n\"training\":[", grid.left, grid.top, grid.pitch, grid.cell);
     put(p, text);
-    if (log) put_picture(p, picture_losses("Loss of the training", &log, NULL, 1, 0, 0));
-    if (log && log_has_adaptation(log)) {
+    bool losses = log && log_has_losses(log);
+    if (log && !losses) warn("%s holds no losses: the page is written without their picture", log);
+    if (losses) put_picture(p, picture_losses("Loss of the training", &log, NULL, 1, 0, 0));
+    if (losses && log_has_adaptation(log)) {
         put(p, ",");
         put_picture(p, picture_adaptation(log));
     }

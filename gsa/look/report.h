@@ -14,8 +14,8 @@ extern "C" {
 enum { REPORT_GUESSES = 3, REPORT_SNIPPETS = 6 };
 
 typedef struct {
-    /* alpha; root mean variance; tokens of a turn and until half is left, 0: none; |mu| */
-    float amplitude, width, period, half_life, norm;
+    /* alpha; root mean variance; tokens of a turn and until half is left, 0: none; |mu|; psi, in radians */
+    float amplitude, width, period, half_life, norm, phase;
     bool alive;
 } SplatFacts;
 

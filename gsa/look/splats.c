@@ -53,15 +53,16 @@ void splats_add(SplatStudy *a, const float *params, const int *x,
         int l = (int)(i / NH), h = (int)(i % NH);
         if (!config_is_gsa(c, l, h)) continue;
         size_t g = (size_t)config_gsa_before(c, l, h);
-        float *in = (float *)xmalloc(2 * T * d * sizeof *in);
+        float *in = (float *)xmalloc((2 * d + 1) * T * sizeof *in), *log_forget = in + 2 * T * d;
         double *r = (double *)xmalloc(T * S * sizeof *r);
         for (int side = 0; side < 2; side++) {
             float *out = (side ? a->keys : a->queries) + (g * a->room + a->N) * S;
-            read(model, l, h, side, in + (size_t)side * T * d);
+            read(model, l, h, side ? PART_KEYS : PART_QUERIES, in + (size_t)side * T * d);
             head_responsibilities(c, params, l, h, in + (size_t)side * T * d, T, r);
             for (size_t n = 0; n < T * S; n++) out[n] = (float)r[n];
         }
-        HeadWeights *w = head_weights_open(c, params, l, h, in, in + T * d, T);
+        if (config_is_gated(c, l, h)) read(model, l, h, PART_FORGET, log_forget);
+        HeadWeights *w = head_weights_open(c, params, l, h, in, in + T * d, log_forget, T);
         head_offsets(w, a->offsets + g * S * T);
         add_meetings(a->met + g * S * S, w, a->queries + (g * a->room + a->N) * S, a->keys + (g * a->room + a->N) * S,
                      T, S);

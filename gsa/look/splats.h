@@ -21,8 +21,7 @@ typedef struct {
 } SplatStudy;
 
 SplatStudy *splats_open(const Config *c, size_t T, size_t windows);
-/* One window x (T) that the model has just seen: read copies the queries (part 0) or keys (part 1) of a head, (T, HS),
-   to out. */
+/* One window x (T) that the model has just seen: read copies a part (PART_...) of a head to out. */
 void splats_add(SplatStudy *a, const float *params, const int *x,
                 void (*read)(void *model, int l, int h, int part, float *out), void *model);
 void splats_close(SplatStudy *a);

@@ -29,17 +29,13 @@ static void named_heads(uint64_t heads[MAX_LAYERS], const char *list, const Conf
     }
 }
 
-/* The text as tokens, at most as many as the page can hold; *note says so where it was longer. Every document stands
-   behind <|endoftext|>, as in training. */
+/* The text as tokens, at most as many as the page can hold; *note says so where it was longer. */
 static int *report_tokens(const Options *o, const Config *c, const Tokenizer *t, const char *argument, size_t *count,
                           char **note) {
-    size_t bytes, room = 1024, T = (size_t)o->tokens, heads = (size_t)c->L * (size_t)config_heads(c);
-    char *text = given_text(argument, o->file, &bytes);
+    size_t bytes, T = (size_t)o->tokens, heads = (size_t)c->L * (size_t)config_heads(c);
+    char *text;
+    int *x = given_tokens(argument, o->file, t, c->objective == OBJECTIVE_MLM, count, &text, &bytes);
     if (bytes == 0) die("%s is empty: the report needs a text to show", o->file ? o->file : "the text");
-    int *x = (int *)xmalloc(room * sizeof *x);
-    x[0] = tokenizer_eot(t);
-    *count = 1;
-    tokenizer_encode(t, text, bytes, c->objective == OBJECTIVE_MLM, &x, count, &room);
     free(text);
     while (T > 2 && heads * T * T > 24 << 20) T--; /* the page stays below some 40 MB */
     if (T > (size_t)c->T) T = (size_t)c->T;
@@ -123,8 +119,8 @@ static int report(const Options *o, char **argv) {
 
     const char *slash = strrchr(path, '/'); /* the training's log lies beside the model */
     char *log = xasprintf("%.*smain.log", slash ? (int)(slash - path) + 1 : 0, path);
-    FILE *there = fopen(log, "r");
-    if (there) fclose(there);
+    struct stat st;
+    bool there = stat(log, &st) == 0 && S_ISREG(st.st_mode) && access(log, R_OK) == 0;
     report_write(r, there ? log : NULL, o->out);
     fprintf(stderr, "%s: %zu tokens, %zu heads\n", o->out, count, (size_t)c->L * (size_t)config_heads(c));
     if (o->pictures) fprintf(stderr, "%s: %d pictures\n", o->pictures, report_pictures(r, heads, o->pictures));
@@ -214,6 +210,7 @@ static void print_splat(const GSA *m, const Adapt *a, size_t g, size_t s, double
            1 / sqrt(mean_precision(c, m->p.log_precision + i * (size_t)config_precisions(c))));
     if (m->p.log_theta) printf(" %8.1f", 6.283185307179586 / exp((double)m->p.log_theta[i]));
     if (m->p.log_delta) printf(" %8.1f", log(2) / exp((double)m->p.log_delta[i]));
+    if (m->p.psi) printf(" %6.2f", (double)m->p.psi[i]);
     printf("   %7lld ", step - (long long)a->born[i]);
 }
 
@@ -249,9 +246,9 @@ static int inspect(const Options *o, char **argv) {
         if (!config_is_gsa(c, l, h) || !(heads[l] >> h & 1)) continue;
         size_t g = (size_t)config_gsa_before(c, l, h);
         head_responsibilities(c, m->params, l, h, keys + g * V * HS, V, r);
-        printf("\nlayer %d, head %d: %d of %zu alive\n slot   act %%    amp  width%s%s   %7s  tokens\n", l, h,
+        printf("\nlayer %d, head %d: %d of %zu alive\n slot   act %%    amp  width%s%s%s   %7s  tokens\n", l, h,
                adapt_alive(c, (int)g, m->params + a->first), S, m->p.log_theta ? "   period" : "",
-               m->p.log_delta ? "     half" : "", "age");
+               m->p.log_delta ? "     half" : "", m->p.psi ? "  phase" : "", "age");
         for (size_t s = 0; s < S; s++) {
             if (!(m->p.alive[g * S + s] > 0)) {
                 printf(" %4zu   dead\n", s);
@@ -312,15 +309,23 @@ static double window_loss(GSA *m, const int *windows, size_t n, size_t T, size_t
 
 /* The text's first `tokens` tokens or so as windows (n, T + 1), each with the token to predict after it. */
 static int *text_windows(const Loaded *s, const char *path, size_t tokens, size_t *n) {
-    size_t T = (size_t)s->model->config.T, count;
-    int *text = perplexity_tokens(path, s->tokenizer, &count);
-    size_t windows = count > 1 ? (count - 1) / T : 0, wanted = (tokens + T - 1) / T;
-    if (windows < 1)
-        die("%s has %zu tokens; one window of this model is %zu, and one token to predict after it", path, count, T);
-    *n = windows < wanted ? windows : wanted;
-    int *out = (int *)xmalloc(*n * (T + 1) * sizeof *out);
-    for (size_t w = 0; w < *n; w++) memcpy(out + w * (T + 1), text + w * T, (T + 1) * sizeof *out);
-    free(text);
+    size_t T = (size_t)s->model->config.T, wanted = (tokens + T - 1) / T, count, room = 0;
+    int *out = NULL, last;
+    TokenSource *source = source_open(path, s->tokenizer);
+    count = source_read(source, &last, 1);
+    for (*n = 0; *n < wanted; ++*n) {
+        if (*n == room) out = (int *)xrealloc(out, (room = 2 * room + 64) * (T + 1) * sizeof *out);
+        int *window = out + *n * (T + 1);
+        window[0] = last; /* the last target is the next window's first input */
+        size_t got = source_read(source, window + 1, T);
+        count += got;
+        if (got < T) break;
+        last = window[T];
+    }
+    if (*n < 1)
+        die("%s has %zu tokens; one window of this model is %zu, and one token to predict after it", source->name,
+            count, T);
+    source_close(source);
     return out;
 }
 
@@ -455,7 +460,7 @@ typedef struct {
 typedef struct {
     Loaded loaded;
     const char *model, *path; /* of the files, for sentences */
-    size_t lines;             /* read so far */
+    size_t lines, left_out;   /* read so far; of them not asked */
     int *x;                   /* (B, T): the texts of a batch; T apart until they are asked */
     Question *asked;          /* (B) */
     size_t waiting, most;     /* in the batch; tokens of the longest text */
@@ -472,7 +477,7 @@ static int recall_kind(Recall *r, char *kind) {
     return k;
 }
 
-/* One line of the file joins the batch. */
+/* One line of the file joins the batch, where the model can be asked it. */
 static void recall_add(Recall *r, char *line) {
     const Tokenizer *t = r->loaded.tokenizer;
     char *kind, *text;
@@ -492,10 +497,17 @@ static void recall_add(Recall *r, char *line) {
         at += length;
     }
     size_t left_out = count > T ? count - T : 0; /* of a longer text the beginning */
-    if (q.begin <= told) die("%s, line %zu: the two words in brackets share a token", r->path, r->lines);
-    if (left_out > told)
-        die("%s, line %zu: the word was told %zu tokens ago; the model was trained for %zu", r->path, r->lines,
-            q.begin - told, T);
+    if (q.begin <= told || left_out > told) {
+        if (q.begin <= told)
+            warn("%s, line %zu: the two words in brackets share a token: the question is left out", r->path, r->lines);
+        else
+            warn("%s, line %zu: the word was told %zu tokens ago; the model was trained for %zu: the question is left "
+                 "out",
+                 r->path, r->lines, q.begin - told, T);
+        r->left_out++;
+        free(ids);
+        return;
+    }
     q.distance = q.begin - told;
     q.begin -= left_out;
     q.end -= left_out;
@@ -546,10 +558,10 @@ static int recall(const Options *o, char **argv) {
     Recall *r = (Recall *)xcalloc(1, sizeof *r);
     r->loaded = load(argv[1], o->tokenizer, B, OBJECTIVE_LM);
     r->model = argv[1];
-    r->path = argv[2];
+    r->path = input_name(argv[2]);
     r->x = (int *)xmalloc(B * (size_t)r->loaded.model->config.T * sizeof *r->x);
     r->asked = (Question *)xmalloc(B * sizeof *r->asked);
-    char *file = read_file(r->path, &bytes);
+    char *file = read_text(argv[2], &bytes);
     for (const char *p = file; *p; p++) total += *p == '\n';
     for (char *line = file, *next; *line; line = next) {
         next = line + strcspn(line, "\n");
@@ -560,6 +572,7 @@ static int recall(const Options *o, char **argv) {
         progress("recall", (double)r->lines, (double)(total > r->lines ? total : r->lines));
     }
     if (!r->lines) die("%s holds no questions; data/make_recall --ask 200 --out FILE writes some", r->path);
+    if (r->left_out == r->lines) die("%s holds no question that %s can be asked", r->path, r->model);
     printf("kind      distance questions  accuracy        +- probability\n");
     for (int k = 0; k < r->kind_count; k++)
         for (int i = 0; i < RECALL_OCTAVES; i++) {
@@ -569,6 +582,7 @@ static int recall(const Options *o, char **argv) {
                 printf("%-8s %9.1f %9.0f %9.4f %9.4f %11.4f\n", r->kinds[k], a->distance / a->questions, a->questions,
                        share, sqrt(share * (1 - share) / a->questions), a->probability / a->questions);
         }
+    if (r->left_out) printf("left out: %zu of %zu questions\n", r->left_out, r->lines);
     unload(r->loaded);
     free(file);
     free(r->x);

@@ -95,6 +95,7 @@ enum {
     ALIVE = ROW(alive),
     LOG_THETA = ROW(log_theta),
     LOG_DELTA = ROW(log_delta),
+    PSI = ROW(psi),
     NUM_ROWS = ROW(log_far)
 };
 
@@ -182,7 +183,7 @@ Adapt *adapt_create(const Config *c, int64_t every) {
     a->c = *c;
     a->G = (size_t)config_gsa_heads(c);
     a->S = a->G ? (size_t)c->S : 0;
-    /* from mu to log_delta; log_far, the next tensor, belongs to a head and not to a splat */
+    /* from mu to psi; log_far, the next tensor, belongs to a head and not to a splat */
     a->first = tensors[TENSOR_mu].offset;
     a->count = tensors[TENSOR_log_far].offset - a->first;
     a->numbers[ADAPT_NEXT] = every;
@@ -374,6 +375,7 @@ void adapt_merge(const Config *c, int g, int s, int t, double weight, const floa
     Slots h = slots_of(c, g, splats);
     static const int mixed[] = {MU, LOG_PRECISION, LOG_THETA, LOG_DELTA};
     double alpha_s = (double)h.rows[LOG_ALPHA][s], alpha_t = (double)h.rows[LOG_ALPHA][t];
+    if (h.rows[PSI] && weight < 0.5) h.rows[PSI][s] = h.rows[PSI][t]; /* an angle: the mean of two could be neither */
     /* a splat contributes alpha phi(q) phi(k): its mean response counts twice */
     if (n) {
         alpha_s += 2 * log_mean_response(c, &h, (size_t)s, x, n);
@@ -403,9 +405,9 @@ static void set_precision(const Config *c, float *log_precision, double precisio
         log_precision[k * (k + 1) / 2 + k] = (float)(0.5 * log(precision));
 }
 
-/* A new splat in a free slot, with the frequency and decay that the slot had and the amplitude of the others. A
-   softmax head's logits grow with the number of its splats: where they are larger than those that a head of so many
-   starts with, all amplitudes go down. */
+/* A new splat in a free slot, with the frequency and decay that the slot had, no phase, and the amplitude of the
+   others. A softmax head's logits grow with the number of its splats: where they are larger than those that a head of
+   so many starts with, all amplitudes go down. */
 static void give_birth(const Config *c, Slots *h, size_t t, const float *centre) {
     size_t d = h->width[MU];
     int alive = count_alive(h);
@@ -420,6 +422,7 @@ static void give_birth(const Config *c, Slots *h, size_t t, const float *centre)
     memcpy(h->rows[MU] + t * d, centre, d * sizeof *centre);
     set_precision(c, h->rows[LOG_PRECISION] + t * h->width[LOG_PRECISION], SPLAT_PRECISION_START);
     h->rows[LOG_ALPHA][t] = h->rows[LOG_REFERENCE][t] = (float)(amplitude - excess);
+    if (h->rows[PSI]) h->rows[PSI][t] = 0;
     h->rows[ALIVE][t] = 1;
 }
 
@@ -504,12 +507,14 @@ static int weakest(const Head *p) {
     return found;
 }
 
-/* Envelopes that differ by no more than a tenth in log_theta and log_delta, half the usual spacing: such are the two
-   splats that a split has made. */
+/* Envelopes that differ by no more than a tenth in log_theta and log_delta, half the usual spacing, and in psi: such
+   are the two splats that a split has made. */
 static bool alike(const Head *p, size_t s, size_t t) {
     for (int i = LOG_THETA; i <= LOG_DELTA; i++)
         if (p->h.rows[i] && fabs((double)p->h.rows[i][s] - (double)p->h.rows[i][t]) > 0.1) return false;
-    return true;
+    const double turn = 6.283185307179586;
+    double apart = p->h.rows[PSI] ? (double)p->h.rows[PSI][s] - (double)p->h.rows[PSI][t] : 0;
+    return fabs(apart - turn * rint(apart / turn)) <= 0.1;
 }
 
 /* How much two splats overlap: the Bhattacharyya coefficient of their responses, taken as distributions over the

@@ -13,7 +13,8 @@ extern "C" {
 typedef struct {
     const Settings *settings;
     const Backend *backend;
-    void *model; /* the back end's */
+    Ranks *ranks; /* the processes of this run; one of them may be all */
+    void *model;  /* the back end's */
     Config config;
     Tensor tensors[NUM_TENSORS];
     size_t total; /* numbers in a flat buffer of all tensors */
@@ -22,6 +23,7 @@ typedef struct {
     int64_t step;       /* updates done */
     int64_t first_step; /* at which this program began: above 0 when resumed */
     int64_t saved;      /* the last step that is on disk; -1: none */
+    bool stop;          /* all ranks know that one was interrupted */
     /* data: the made-up stories' tokens are NULL where there are shards, val where nothing is evaluated */
     Loader *train, *val;
     uint16_t *train_tokens, *val_tokens;
@@ -31,6 +33,7 @@ typedef struct {
     /* splats: adapt is NULL where there are none */
     Adapt *adapt;
     AdaptRules rules;
+    double norms[NUM_CLIPS];     /* of the last update's gradients */
     int64_t clamped[NUM_BOUNDS]; /* by kind, parameters that the last update put back into bounds */
     /* what is printed and logged */
     FILE *log;
@@ -54,8 +57,11 @@ void remove_leftovers(const char *out);
 void open_newest(Settings *s, Checkpoint **model, Checkpoint **state);
 /* Step, place in the data and AdamW's moments from a state file. */
 void restore(Run *r, const Checkpoint *state);
-/* Writes state and model of the present step; removes those that --keep does not keep. */
+/* Writes state and model of the present step; removes those that --keep does not keep. Called by all ranks: the first
+   one writes. */
 void save(Run *r);
+/* Removes the checkpoints of the present step and before that --keep does not keep. The present step must be saved. */
+void remove_old(const Run *r);
 
 /* ---- memory.c */
 

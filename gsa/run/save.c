@@ -216,9 +216,10 @@ static void save_model(Run *r) {
     free(path);
 }
 
-static void remove_old(const Run *r) {
+void remove_old(const Run *r) {
     int count;
     int64_t *steps = saved_steps(r->settings->out, &count);
+    while (count > 0 && steps[count - 1] > r->step) count--; /* not whole: this run passed over it */
     for (int i = 0; r->settings->keep > 0 && i < count - r->settings->keep; i++) {
         char *model = run_path(r->settings->out, "model", steps[i]),
              *state = run_path(r->settings->out, "state", steps[i]);
@@ -230,9 +231,18 @@ static void remove_old(const Run *r) {
     free(steps);
 }
 
+/* What other ranks do meanwhile: they hand over their part of the numbers. */
+static void help_to_save(Run *r) {
+    const int buffers[] = {BUFFER_ADAM_M, BUFFER_ADAM_V, BUFFER_PARAMS}; /* in the order in which they are saved */
+    for (int i = 0; i < 3 && r->settings->shard_optimiser; i++) r->backend->read(r->model, buffers[i]);
+}
+
 void save(Run *r) {
-    save_state(r);
-    save_model(r); /* last: a step is looked for by its model, and counts when both files are whole */
-    remove_old(r);
+    if (r->ranks->rank > 0) help_to_save(r);
+    else {
+        save_state(r);
+        save_model(r); /* last: a step is looked for by its model, and counts when both files are whole */
+        remove_old(r);
+    }
     r->saved = r->step;
 }

@@ -160,7 +160,10 @@ void resolve_shape(Settings *s) {
     static const struct {
         const char *name;
         int64_t layers, heads, channels;
-    } presets[] = {{"gpt2-124m", 12, 12, 768}, {"gpt2-350m", 24, 16, 1024}, {"gpt2-774m", 36, 20, 1280}};
+    } presets[] = {{"gpt2-124m", 12, 12, 768},
+                   {"gpt2-350m", 24, 16, 1024},
+                   {"gpt2-774m", 36, 20, 1280},
+                   {"gpt2-1558m", 48, 25, 1600}};
     int64_t layers = s->depth, heads = s->depth, channels = 64 * s->depth;
     if (s->preset && is_given(s, SETTING_depth)) die_usage("--depth and --preset both set the shape: give one of them");
     for (size_t i = 0; s->preset && i < sizeof presets / sizeof *presets; i++)
@@ -182,6 +185,7 @@ static void resolve_splats(Settings *s) {
     if (linear && is_given(s, SETTING_splat_amplitude))
         die_usage("--splat-amplitude is for softmax; the linear mixer divides by the sum of its weights");
     if (!s->envelope) s->envelope = linear ? "raised" : "cosine";
+    if (!s->phase) s->phase = "none";
     int64_t d = s->heads > 0 && s->channels % s->heads == 0 ? s->channels / s->heads : 0; /* size of a head */
     if (!s->splats) s->splats = linear ? 16 : strcmp(s->envelope, "cosine") == 0 ? d / 2 : d;
     if (s->splats_alive > s->splats)
@@ -196,11 +200,12 @@ static double six_digits(double x) { /* the number that is printed is the number
 
 /* The smaller the model, the larger its rate: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Splats' scalars are
    logarithms, so their best rate does not depend on the model's size; above 0.01 some seeds end far worse than others
-   (dev/LOG.md). */
+   (dev/LOG.md). A start of amplitudes that depends on the rate belongs here too: --lr is known now, and splats start
+   afterwards. */
 void resolve_rates(Settings *s, const Config *c) {
-    bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0;
+    bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0 || config_ropes(c) > 0;
     if (!scalars && is_given(s, SETTING_splat_lr))
-        die_usage("--splat-lr is for splats and gains, and this model has neither");
+        die_usage("--splat-lr is for splats, gains and learned rotations, and this model has none");
     if (!is_given(s, SETTING_lr)) s->lr = six_digits(0.384 / c->C);
     if (!is_given(s, SETTING_min_lr)) s->min_lr = six_digits(s->lr / 10);
     if (!is_given(s, SETTING_splat_lr)) s->splat_lr = scalars ? six_digits(fmin(10 * s->lr, 0.01)) : 0;
@@ -264,7 +269,10 @@ Config config_from_file(Settings *s, const Checkpoint *k) {
             else if (f->kind == FLAG_SWITCH) strcpy(value, field ? "yes" : "no");
             else snprintf(value, sizeof value, "%d", field);
             if (f->given && strcmp(text, value) != 0)
-                die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
+                die_usage("--%s %s contradicts %s, where it is %s%s", f->name, text, k->path, value,
+                          i == SETTING_attention && c.attention == ATTENTION_STANDARD
+                              ? "; dev/pytorch/into_splats.py turns heads of such a model into splats"
+                              : "");
             /* a choice is a copy, because the flag points at it */
             if (!set_flag(f, f->kind == FLAG_CHOICE ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
             free(text);

@@ -32,7 +32,7 @@ enum {
     ROOM(model, "model") \
     X(INT, depth, "depth", 2, RANGE(1, 64), NONE, NEW_MODEL, \
       "one dial for the shape: N layers, N heads, 64 N channels") \
-    X(CHOICE, preset, "preset", NULL, CHOICES("gpt2-124m|gpt2-350m|gpt2-774m"), NONE, NEW_MODEL, \
+    X(CHOICE, preset, "preset", NULL, CHOICES("gpt2-124m|gpt2-350m|gpt2-774m|gpt2-1558m"), NONE, NEW_MODEL, \
       "a shape of GPT-2 instead: layers, heads, channels, --seq 1024") \
     X(INT, layers, "layers", 0, RANGE(1, MAX_LAYERS), MODEL(L), 0, \
       "layers; from --depth or --preset if not given") \
@@ -47,6 +47,11 @@ enum {
     X(CHOICE, gain, "gain", "none", CHOICES(GAIN_CHOICES), MODEL(gain), 0, \
       "of standard heads with rotations: a factor of their logits that each head learns; without it no logit exceeds " \
       "the square root of the head size") \
+    X(CHOICE, rope, "rope-frequencies", "fixed", CHOICES(ROPE_CHOICES), MODEL(rope), 0, \
+      "of standard heads with rotations: 10000^(-2k/d), or learned from there on, each head its own") \
+    X(CHOICE, forget, "forget-gate", "none", CHOICES(FORGET_CHOICES), MODEL(forget), 0, \
+      "of the first half of each layer's standard heads, or all: a learned share of what lies before each token is " \
+      "forgotten there") \
     X(CHOICE, objective, "objective", "lm", CHOICES(OBJECTIVE_CHOICES), MODEL(objective), 0, \
       "predict the next token, or masked ones from both sides (BERT)") \
     X(CHOICE, attention, "attention", "hybrid", CHOICES(ATTENTION_CHOICES), MODEL(attention), 0, \
@@ -61,6 +66,9 @@ enum {
       "splats per GSA head; 0: as many as softmax takes, 16 for linear") \
     X(CHOICE, envelope, "envelope", NULL, CHOICES(ENVELOPE_CHOICES), MODEL(envelope), SPLATS, \
       "contribution by distance; cosine for softmax and raised for linear if not given") \
+    X(CHOICE, phase, "phase", NULL, CHOICES(PHASE_CHOICES), MODEL(phase), SPLATS, \
+      "of the envelope's cosine: none, or one that each splat learns, so that it may favour a distance; none if not " \
+      "given") \
     X(CHOICE, covariance, "covariance", "iso", CHOICES(COVARIANCE_CHOICES), MODEL(covariance), SPLATS, \
       "a splat's precision: one number, one for each dimension, or a matrix") \
     X(TEXT, splat_init, "splat-init", "random", ANY("random|ball|kmeans|pca|FILE"), NONE, SPLATS | NEW_MODEL, \
@@ -86,7 +94,8 @@ enum {
     \
     ROOM(data, "data") \
     X(TEXT, data, "data", NULL, ANY("GLOB"), NONE, PLACE, \
-      "training shards, from data/prepare; made-up stories if not given. With --resume: their new place, if they moved") \
+      "training shards, from data/prepare; made-up stories if not given. With --resume: their new place, if they " \
+      "moved") \
     X(TEXT, val, "val", NULL, ANY("GLOB"), NONE, PLACE, \
       "validation shards; none: no evaluation. With --resume: likewise") \
     X(TEXT, tokenizer, "tokenizer", NULL, ANY("FILE"), NONE, PLACE, \
@@ -102,14 +111,14 @@ enum {
     X(INT, batch, "batch", 4, RANGE(1, 65536), NONE, 0, \
       "sequences per pass") \
     X(INT, accum, "accum", 1, RANGE(1, 65536), NONE, 0, \
-      "passes per update, gradients averaged") \
+      "passes per update, gradients averaged; GPUs share them out; one a GPU if not given") \
     X(REAL, lr, "lr", 0, RANGE(0, 10), NONE, 0, \
       "highest learning rate; 0.384 / channels if not given") \
     X(REAL, min_lr, "min-lr", 0, RANGE(0, 10), NONE, 0, \
       "learning rate at the end; a tenth of --lr if not given") \
     X(REAL, splat_lr, "splat-lr", 0, RANGE(0, 10), NONE, 0, \
-      "highest rate of scalars (splats' precision, amplitude, envelope; gains), in the schedule of --lr; ten times " \
-      "--lr, but at most 0.01, if not given") \
+      "highest rate of scalars (splats' precision, amplitude, envelope; gains; learned rotations), in the schedule " \
+      "of --lr; ten times --lr, but at most 0.01, if not given") \
     X(INT, warmup, "warmup", 100, RANGE(0, 1e9), NONE, 0, \
       "steps until the highest rate is reached") \
     X(CHOICE, schedule, "schedule", "cosine", CHOICES("cosine|wsd|constant"), NONE, 0, \
@@ -147,7 +156,14 @@ enum {
     X(INT, keep, "keep", 2, RANGE(0, 1e9), NONE, FREE, \
       "checkpoints kept, the newest; 0: all") \
     X(INT, threads, "threads", 0, RANGE(0, 4096), NONE, FREE, \
-      "CPU threads; 0: what OpenMP chooses, as a rule one a core")
+      "CPU threads; 0: what OpenMP chooses, as a rule one a core") \
+    X(INT, gpus, "gpus", 1, RANGE(0, 1024), NONE, FREE | UNSAVED, \
+      "train_gsacu: GPUs of this machine, a process each; 0: all. On several machines torchrun, srun or mpirun start " \
+      "them") \
+    X(CHOICE, reduce, "reduce", "fp32", CHOICES("fp32|bf16"), NONE, FREE | UNSAVED, \
+      "several GPUs: how their gradients are added; bf16: half the traffic, and rounded") \
+    X(SWITCH, shard_optimiser, "shard-optimiser", false, NO_VALUE, NONE, FREE | UNSAVED, \
+      "several GPUs: each keeps a part of the fp32 weights and of AdamW's moments: less memory, same numbers")
 // clang-format on
 
 /* SETTING_depth ...: a row's place in the table and in Settings.flags. */

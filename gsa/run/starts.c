@@ -125,6 +125,7 @@ void start_from_file(const Config *c, float *params, const Checkpoint *other) {
         const Tensor *t = &tensors[i];
         if (!tensor_is_splat(i)) continue;
         if (!t->size && !checkpoint_has(other, t->name)) continue; /* neither model has it */
+        if (i == TENSOR_psi && !other->config.phase) continue;     /* without phases they are 0, as at any start */
         memcpy(params + t->offset, checkpoint_find(other, t->name, TYPE_F32, 3, t->shape, NULL),
                t->size * sizeof *params);
     }

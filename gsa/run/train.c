@@ -125,10 +125,12 @@ static void start_from_keys(Run *r, float *params) {
             size_t g = (size_t)config_gsa_before(c, l, h);
             float *mu = params + r->tensors[TENSOR_mu].offset + g * centres;
             uint64_t seed = rng_mix((uint64_t)r->settings->seed, g);
-            r->backend->head(r->model, l, h, 1, (int)n, keys);
+            r->backend->head(r->model, l, h, PART_KEYS, (int)n, keys);
             if (kmeans) start_kmeans(mu, c->S, keys, n, d, seed);
             else start_components(mu, c->S, keys, n, d, seed);
         }
+    /* keys are a GPU's arithmetic, which another kind of GPU may round in another way */
+    ranks_broadcast(r->ranks, params + r->tensors[TENSOR_mu].offset, r->tensors[TENSOR_mu].size * sizeof *params, 0);
     free(x);
     free(keys);
 }
@@ -169,6 +171,35 @@ static void start_model(Run *r, float *flat) {
     r->backend->write(r->model, BUFFER_PARAMS, flat);
 }
 
+static uint64_t hash_of(const void *data, size_t bytes) {
+    uint64_t hash = bytes;
+    for (size_t i = 0; i < bytes; i += 8) {
+        uint64_t word = 0;
+        memcpy(&word, (const char *)data + i, bytes - i < 8 ? bytes - i : 8);
+        hash = (hash ^ word) * 0x9E3779B97F4A7C15ull;
+        hash ^= hash >> 29;
+    }
+    return hash;
+}
+
+/* All ranks must begin alike. flat: the weights. */
+static void compare_starts(Run *r, const float *flat) {
+    static const char *const what[] = {"settings", "weights", "training data"};
+    enum { COMPARED = sizeof what / sizeof *what };
+    char *settings = settings_text(r->settings);
+    uint64_t mine[COMPARED] = {hash_of(settings, strlen(settings)), hash_of(flat, r->total * sizeof *flat),
+                               loader_tokens(r->train)};
+    uint64_t *all = (uint64_t *)xmalloc((size_t)r->ranks->count * sizeof mine);
+    ranks_gather(r->ranks, mine, all, sizeof mine);
+    for (int q = 1; q < r->ranks->count; q++)
+        for (int i = 0; i < COMPARED; i++)
+            if (all[q * COMPARED + i] != all[i] && r->ranks->rank == 0)
+                die("%s has other %s than rank 0: give all ranks the same flags, files and program",
+                    ranks_name(r->ranks, q), what[i]);
+    free(all);
+    free(settings);
+}
+
 /* start: the model file that gives the weights, or NULL. */
 static void make_model(Run *r, const Checkpoint *start) {
     r->model = r->backend->create(&r->config, (int)r->settings->batch);
@@ -177,6 +208,7 @@ static void make_model(Run *r, const Checkpoint *start) {
         checkpoint_read_tensors(start, "", flat);
         r->backend->write(r->model, BUFFER_PARAMS, flat);
     } else start_model(r, flat);
+    if (r->ranks->count > 1) compare_starts(r, flat);
     free(flat);
 }
 
@@ -196,6 +228,8 @@ static void make_adapt(Run *r, const Checkpoint *start, bool resumed) {
 
 /* ---------------------------------------------------------------------- evaluation, samples */
 
+/* Each rank takes its batches as in a step, and the losses are added in the order of these: the sum is the same for any
+   number of ranks. */
 static double evaluate(Run *r) {
     int B = (int)r->settings->batch, T = r->config.T;
     uint64_t windows = loader_windows(r->val), batches;
@@ -204,12 +238,21 @@ static double evaluate(Run *r) {
     if (batches > windows / (uint64_t)B) batches = windows / (uint64_t)B;
     if (batches < 1) batches = 1;
     LoaderState start = {0, 0};
-    double sum = 0;
+    size_t count = (size_t)r->ranks->count, each = ((size_t)batches + count - 1) / count;
+    double sum = 0, *mine = (double *)xcalloc(each, sizeof *mine), *all = (double *)xmalloc(count * each * sizeof *all);
     loader_set_state(r->val, start);
     for (uint64_t i = 0; i < batches; i++) {
+        if (ranks_of_batch(r->ranks, (int64_t)i) != r->ranks->rank) {
+            loader_skip(r->val, (uint64_t)B);
+            continue;
+        }
         next_batch(r, r->val, r->x, r->y, B, ~i); /* the same masks in every evaluation */
-        sum += r->backend->forward(r->model, r->x, r->y, B, T);
+        mine[i / count] = r->backend->forward(r->model, r->x, r->y, B, T);
     }
+    ranks_gather(r->ranks, mine, all, each * sizeof *mine);
+    for (uint64_t i = 0; i < batches; i++) sum += all[i % count * each + i / count];
+    free(mine);
+    free(all);
     return sum / (double)batches;
 }
 
@@ -224,8 +267,8 @@ static void read_head(void *from, int l, int h, int part, float *out) { /* of al
 }
 
 /* Entropy, distance and reach of all heads on the first tokens of the validation data: one line of the log, the
-   heads in order of layer and head. */
-static HeadMeasure measure(Run *r) {
+   heads in order of layer and head. params: all parameters. */
+static HeadMeasure measure(Run *r, const float *params) {
     size_t T = (size_t)r->config.T, n = T < MEASURE_TOKENS ? T : MEASURE_TOKENS,
            heads = (size_t)r->config.L * (size_t)config_heads(&r->config);
     LoaderState start = {0, 0};
@@ -234,7 +277,7 @@ static HeadMeasure measure(Run *r) {
     next_batch(r, r->val, r->x, r->y, 1, ~0ull);
     r->backend->forward(r->model, r->x, NULL, 1, (int)n);
     Measured from = {r, (int)n};
-    HeadMeasure mean = measure_heads(&r->config, r->backend->read(r->model, BUFFER_PARAMS), n, read_head, &from, each);
+    HeadMeasure mean = measure_heads(&r->config, params, n, read_head, &from, each);
     fprintf(r->log, "s:%lld ent:%.5g dst:%.5g rch:%.5g ents:", (long long)r->step, mean.entropy, mean.distance,
             mean.reach);
     for (size_t h = 0; h < heads; h++) fprintf(r->log, "%s%.4g", h ? "," : "", each[h].entropy);
@@ -274,10 +317,12 @@ static void print_sample(Run *r) {
 
 /* ---------------------------------------------------------------------- birth and death of splats */
 
-/* A window of statistics from the last forward and backward pass. True: the data has shifted. */
+/* A window of statistics from the last forward and backward pass, whose rank tells it to the others. True: the data has
+   shifted. */
 static bool watch_splats(Run *r) {
     Adapt *a = r->adapt;
     const Backend *b = r->backend;
+    const int from = ranks_of_batch(r->ranks, r->settings->accum - 1);
     int available =
         (int)(r->settings->batch * r->config.T < ADAPT_TOKENS ? r->settings->batch * r->config.T : ADAPT_TOKENS);
     float *rows = (float *)xmalloc(((size_t)available * (size_t)config_head_size(&r->config) + a->count + a->G * a->S) *
@@ -286,7 +331,9 @@ static bool watch_splats(Run *r) {
     for (int l = 0; l < r->config.L; l++)
         for (int h = 0; h < config_heads(&r->config); h++)
             for (int part = 0; part < 2 && config_is_gsa(&r->config, l, h); part++) {
-                b->head(r->model, l, h, part, available, rows);
+                if (from == r->ranks->rank) b->head(r->model, l, h, part, available, rows);
+                ranks_broadcast(r->ranks, rows, (size_t)available * (size_t)config_head_size(&r->config) * sizeof *rows,
+                                from);
                 adapt_sample(a, config_gsa_before(&r->config, l, h), part, rows, available);
             }
     b->get(r->model, BUFFER_PARAMS, a->first, a->count, splats);
@@ -368,6 +415,9 @@ static void report_splats(Run *r) {
 
 /* ---------------------------------------------------------------------- one step */
 
+static atomic_bool looping;    /* there is something to save, and the loop looks at the next */
+static atomic_int interrupted; /* the signal that asked for the end; 0: none */
+
 /* The schedule between the rates `high` and `low`. */
 static double learning_rate(const Settings *s, double high, double low, int64_t step) {
     double share = s->steps > s->warmup ? (double)(step - s->warmup) / (double)(s->steps - s->warmup) : 1;
@@ -404,8 +454,11 @@ static void write_log(Run *r) {
 /* What is measured of the model as it stands; the losses of training need no evaluation. */
 static void evaluation(Run *r) {
     double loss = evaluate(r);
+    bool first = r->ranks->rank == 0;
+    const float *params = first || r->settings->shard_optimiser ? r->backend->read(r->model, BUFFER_PARAMS) : NULL;
+    if (!first) return;
     fprintf(r->log, "s:%lld tel:%.9g\n", (long long)r->step, loss);
-    HeadMeasure heads = measure(r);
+    HeadMeasure heads = measure(r, params);
     rewrite_line(NULL);
     printf("step %lld/%lld | validation loss %.6f | perplexity %.3f | attention entropy %.2f, distance %.1f\n",
            (long long)r->step, (long long)r->settings->steps, loss, exp(loss), heads.entropy, heads.distance);
@@ -414,8 +467,32 @@ static void evaluation(Run *r) {
     write_log(r);
 }
 
-/* The gradients of one update, over --accum batches; watched: with the sums that adapt.h needs. Returns the mean
-   loss. */
+/* While the GPUs still work on the last backward pass the ranks tell each other the sums of their losses and whether
+   they were interrupted. Returns the sum of all, and makes sure that the last update was the same everywhere. */
+static double exchange(Run *r, double loss) {
+    typedef struct {
+        double loss, norms[NUM_CLIPS];
+        int64_t interrupted;
+    } Report;
+    if (r->ranks->count == 1) return loss;
+    Report mine = {loss, {r->norms[0], r->norms[1]}, interrupted};
+    Report *all = (Report *)xmalloc((size_t)r->ranks->count * sizeof *all);
+    ranks_gather(r->ranks, &mine, all, sizeof mine);
+    loss = 0;
+    for (int q = 0; q < r->ranks->count; q++) {
+        loss += all[q].loss;
+        r->stop = r->stop || all[q].interrupted;
+        if (r->ranks->rank == 0 && memcmp(all[q].norms, all[0].norms, sizeof mine.norms) != 0)
+            die("step %lld: the gradient norm of %s was %.9g and that of rank 0 %.9g, which should be the same bit for "
+                "bit: a GPU or a connection is faulty; go on from the last checkpoint",
+                (long long)r->step, ranks_name(r->ranks, q), all[q].norms[CLIP_WEIGHTS], all[0].norms[CLIP_WEIGHTS]);
+    }
+    free(all);
+    return loss;
+}
+
+/* The gradients of one update, over --accum batches, of which each rank takes its own; watched: with the sums that
+   adapt.h needs. Returns the mean loss. */
 static double forward_backward(Run *r, bool watched) {
     const Settings *s = r->settings;
     const int B = (int)s->batch, T = r->config.T;
@@ -424,13 +501,19 @@ static double forward_backward(Run *r, bool watched) {
     r->backend->zero_gradients(r->model);
     if (r->adapt) r->backend->watch(r->model, watched);
     for (int64_t i = 0; i < s->accum; i++) {
+        if (ranks_of_batch(r->ranks, i) != r->ranks->rank) {
+            if (!r->overfit_x) loader_skip(r->train, (uint64_t)B);
+            continue;
+        }
         if (r->overfit_x) memcpy(r->x, r->overfit_x, 2 * (size_t)B * T * sizeof *r->x);
         else next_batch(r, r->train, r->x, r->y, B, (uint64_t)(r->step * s->accum + i));
         if (r->backend->expect) r->backend->expect(r->model, share);
         loss += r->backend->forward(r->model, r->x, r->y, B, T) / (double)s->accum;
+        if (r->ranks->count > 1 && i == ranks_last_batch(r->ranks, s->accum)) r->backend->share(r->model);
         r->backend->backward(r->model, share);
+        ranks_doing(r->ranks, RANKS_WORKING);
     }
-    return loss;
+    return exchange(r, loss);
 }
 
 static void check_finite(const Run *r, double loss, const double norms[NUM_CLIPS]) {
@@ -465,15 +548,11 @@ static void adapt_step(Run *r, bool shifted) {
     adapt_schedule(r->adapt, &r->rules, r->step, shifted);
 }
 
-/* " | MFU 41.2 %"; "" for a back end that does not know its machine. */
-static void mfu_text(const Run *r, char *out, size_t room) {
+/* " | MFU 41.2 %", of each GPU; "" for a back end that does not know its machine. */
+static void mfu_text(const Run *r, double mfu, char *out, size_t room) {
     out[0] = 0;
-    if (!r->backend->peak_flops) return;
-    double peak = r->backend->peak_flops();
-    if (peak > 0)
-        snprintf(out, room, " | MFU %.1f %%",
-                 100 * r->tokens_a_step / r->recent * config_operations(&r->config) / peak);
-    else snprintf(out, room, " | MFU n/a");
+    if (mfu > 0) snprintf(out, room, " | MFU %.1f %%", mfu);
+    else if (r->backend->peak_flops) snprintf(out, room, " | MFU n/a");
 }
 
 /* A step's line: of a terminal always the same one, else one every few seconds; always the first and the last. */
@@ -505,22 +584,27 @@ static void report_step(Run *r, double loss, const double norms[NUM_CLIPS], cons
     /* the first two steps are slower: they touch all memory for the first time */
     r->recent = r->step > r->first_step + 2 ? 0.9 * r->recent + 0.1 * took : took;
     duration(r->recent * (double)(r->settings->steps - r->step), left, sizeof left);
-    mfu_text(r, share, sizeof share);
+    double peak = r->backend->peak_flops ? r->backend->peak_flops() : 0, speed = r->tokens_a_step / r->recent,
+           mfu = peak > 0 ? 100 * speed * config_operations(&r->config) / peak / r->ranks->count : 0;
+    mfu_text(r, mfu, share, sizeof share);
     char *line = xasprintf(
         "step %lld/%lld | loss %.6f | %s left | %.0f ms | %.0f tok/s%s | norm %.4f, splats %.4f | lr %.2e%s%s",
-        (long long)r->step, (long long)r->settings->steps, loss, left, 1e3 * took, r->tokens_a_step / r->recent, share,
-        norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], u->rate[CLIP_WEIGHTS], since ? " | put back into bounds: " : "",
+        (long long)r->step, (long long)r->settings->steps, loss, left, 1e3 * took, speed, share, norms[CLIP_WEIGHTS],
+        norms[CLIP_SPLATS], u->rate[CLIP_WEIGHTS], since ? " | put back into bounds: " : "",
         since ? bounds_text(r->outside) : "");
     print_step(r, line);
     free(line);
     fprintf(r->log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)r->step, loss,
             u->rate[CLIP_WEIGHTS], norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
+    if (r->step % 10 == 0 || r->step == r->settings->steps)
+        fprintf(r->log, "s:%lld tps:%.0f mfu:%.4g gpus:%d\n", (long long)r->step, speed, mfu, r->ranks->count);
     write_log(r);
 }
 
 /* One update. A loss or gradient that is not finite ends the program with a sentence. */
 static void train_step(Run *r) {
-    double began = now_seconds(), norms[NUM_CLIPS];
+    double began = now_seconds(), *norms = r->norms;
+    ranks_doing(r->ranks, RANKS_WORKING);
     bool watched = r->adapt && adapt_due(r->adapt, &r->rules, r->step + 1), shifted = false;
     double loss = forward_backward(r, watched);
     r->backend->gradient_norms(r->model, norms);
@@ -533,12 +617,10 @@ static void train_step(Run *r) {
     double computed = now_seconds();
     report_step(r, loss, norms, &u, computed - began + r->reporting);
     r->reporting = now_seconds() - computed; /* a part of the step too, which the next one's line shows */
+    ranks_doing(r->ranks, RANKS_FREE);
 }
 
 /* ---------------------------------------------------------------------- the loop */
-
-static atomic_bool looping;    /* there is something to save, and the loop looks at the next */
-static atomic_int interrupted; /* the signal that asked for the end; 0: none */
 
 static void *wait_for_signals(void *signals) {
     for (int number; sigwait((const sigset_t *)signals, &number) == 0;)
@@ -558,7 +640,6 @@ static void catch_signals(void) {
     signal(SIGINT, SIG_DFL); /* a shell's background jobs begin with this one ignored, and kill -INT should save */
     struct sigaction old;
     if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaddset(&signals, SIGHUP); /* not by nohup */
-    signal(SIGPIPE, SIG_IGN); /* the run outlives a reader of its screen, such as head */
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
     int error = pthread_create(&thread, NULL, wait_for_signals, &signals);
     if (error) die("cannot start a thread: %s", strerror(error));
@@ -573,7 +654,7 @@ static void print_end(const Run *r) {
         printf("%lld steps in %.1f s, %.0f tokens/s; the model is %s/model_%08lld.bin\n", (long long)steps,
                r->training_time, r->tokens_a_step * (double)steps / r->training_time, out, (long long)r->step);
     else printf("%s: nothing was left to do at step %lld\n", out, (long long)r->step);
-    if (interrupted) printf("interrupted; go on with --resume --out %s\n", out);
+    if (r->stop) printf("interrupted; go on with --resume --out %s\n", shell_quoted(out));
 }
 
 /* `every` steps, and after the last; 0: never */
@@ -581,28 +662,65 @@ static bool is_due(const Run *r, int64_t every) {
     return every > 0 && (r->step == r->settings->steps || r->step % every == 0);
 }
 
+/* Several ranks find out together, in a step (exchange). */
+static bool stops(Run *r) {
+    if (r->ranks->count == 1) r->stop = interrupted != 0;
+    return r->stop;
+}
+
+/* What is chosen by timing is chosen by rank 0, in a rehearsal with the first batch, and then the others' too. */
+static void rehearse(Run *r) {
+    if (r->ranks->count == 1 || !r->backend->choices) return;
+    const int B = (int)r->settings->batch, T = r->config.T;
+    size_t length = 0;
+    char *text = NULL;
+    if (r->ranks->rank == 0) {
+        LoaderState before = loader_state(r->train);
+        next_batch(r, r->train, r->x, r->y, B, 0);
+        loader_set_state(r->train, before);
+        if (r->adapt) r->backend->watch(r->model, false);
+        if (r->backend->expect) r->backend->expect(r->model, 1);
+        r->backend->forward(r->model, r->x, r->y, B, T);
+        r->backend->backward(r->model, 1);
+        r->backend->zero_gradients(r->model);
+        text = r->backend->choices(r->model);
+        length = strlen(text) + 1;
+    }
+    ranks_broadcast(r->ranks, &length, sizeof length, 0);
+    if (!text) text = (char *)xmalloc(length);
+    ranks_broadcast(r->ranks, text, length, 0);
+    if (r->ranks->rank > 0) r->backend->choose(r->model, text);
+    free(text);
+}
+
 /* Updates until the last step or an interrupt. Returns the exit status. */
 static int train_loop(Run *r) {
     const Settings *s = r->settings;
-    bool samples = r->config.objective == OBJECTIVE_LM;
+    bool samples = r->config.objective == OBJECTIVE_LM && r->ranks->rank == 0;
     looping = true;
-    while (!interrupted) {
+    while (!stops(r)) {
         if (r->val && is_due(r, s->eval_every)) evaluation(r);
         if (samples && r->step > r->first_step && is_due(r, s->sample_every)) print_sample(r);
         if (r->step == s->steps) break;
         train_step(r);
         if (r->step == s->steps || is_due(r, s->save_every)) save(r);
     }
-    if (interrupted && r->saved != r->step) save(r);
+    if (r->stop && r->saved != r->step) save(r);
+    /* a run that was killed between the two has left too many */
+    if (r->saved == r->step && r->ranks->rank == 0) remove_old(r);
     print_end(r);
-    return interrupted ? 130 : 0;
+    return r->stop ? 130 : 0;
 }
 
 /* ---------------------------------------------------------------------- the run */
 
-/* OUT/main.log, which is also the lock of OUT. */
+/* OUT/main.log, which is also the lock of OUT. Other ranks than the first write nothing. */
 static void lock_out(Run *r) {
-    r->log = xfopen(r->log_path, "a");
+    if (r->ranks->rank > 0) {
+        r->log = xfopen("/dev/null", "a");
+        return;
+    }
+    r->log = xfopen(r->log_path, "a+");
     lock_file(r->log, r->settings->out);
     remove_leftovers(r->settings->out);
 }
@@ -618,6 +736,45 @@ static void open_checkpoints(Run *r, Settings *s, Checkpoint **start, Checkpoint
     }
     refuse_used_folder(s->out);
     if (s->init_from) *start = checkpoint_open(s->init_from, CHECKPOINT_MODEL);
+}
+
+/* This process among those of the run. With --gpus, the processes: the first one does not return. */
+static Ranks *start_ranks(const Settings *s, const Backend *backend) {
+    RankPlace place;
+    const char *wrong = ranks_place(&place, getenv);
+    if (!backend->devices) {
+        if (is_given(s, SETTING_gpus))
+            die_usage("--gpus is for train_gsacu; this program runs on the CPU, where --threads says how many threads");
+        memset(&place, 0, sizeof place);
+    } else if (wrong) die_usage("%s", wrong);
+    else if (place.count && is_given(s, SETTING_gpus))
+        die_usage("--gpus %lld: %s has started this process as rank %d of %d already; leave --gpus out",
+                  (long long)s->gpus, place.source, place.rank, place.count);
+    else if (s->gpus != 1) {
+        int devices = ranks_ask(backend->devices), count = s->gpus ? (int)s->gpus : devices;
+        if (count > devices)
+            die_usage("--gpus %d: this machine shows %d (CUDA_VISIBLE_DEVICES may hide some)", count, devices);
+        if (count > 1) place = ranks_launch(count);
+    }
+    catch_signals();
+    Ranks *k = ranks_join(&place);
+    if (k->count == 1 && is_given(s, SETTING_shard_optimiser))
+        die_usage("--shard-optimiser shares the optimiser out among GPUs, and this run has one (--gpus)");
+    if (k->count == 1 && is_given(s, SETTING_reduce))
+        die_usage("--reduce says how the gradients of several GPUs are added, and this run has one (--gpus)");
+    if (k->rank > 0 && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null: %s", strerror(errno));
+    Sharing sharing = {k, strcmp(s->reduce, "bf16") == 0, s->shard_optimiser};
+    if (backend->join) backend->join(&sharing);
+    return k;
+}
+
+/* One batch a rank, unless --accum says how many there are: that is a property of the run, which may go on with another
+   number of ranks. */
+static void share_batches(Settings *s, const Ranks *k) {
+    if (!s->resume && !is_given(s, SETTING_accum)) s->accum = k->count;
+    if (s->accum < k->count)
+        die_usage("a step of this run has %lld batches (--accum), so that %d GPUs have nothing to do: use at most %lld",
+                  (long long)s->accum, k->count - (int)s->accum, (long long)s->accum);
 }
 
 static void use_threads(int64_t threads) {
@@ -668,10 +825,13 @@ static void configure(Run *r, Settings *s, const Checkpoint *start, const Checkp
 }
 
 /* Rates that are seldom meant. */
-static void print_doubts(const Settings *s) {
+static void print_doubts(const Settings *s, int ranks) {
     if (s->warmup > s->steps)
         printf("warning       the warm-up of %lld steps never reaches --lr: the run has %lld (--warmup)\n",
                (long long)s->warmup, (long long)s->steps);
+    if (s->accum % ranks)
+        printf("warning       %d GPUs share %lld batches a step (--accum) unevenly: some wait for others\n", ranks,
+               (long long)s->accum);
     if (s->min_lr > s->lr) printf("warning       --min-lr %g is above --lr %g: the rate will rise\n", s->min_lr, s->lr);
 }
 
@@ -681,10 +841,14 @@ static void print_run(const Run *r) {
     for (int i = 0; i < NUM_TENSORS; i++)
         if (r->tensors[i].group == GROUP_SCALAR || r->tensors[i].group == GROUP_CENTRE) splats += r->tensors[i].size;
     printf("%s\n", r->backend->name());
+    if (r->ranks->count > 1)
+        printf("GPUs          %d, gradients added in %s%s\n", r->ranks->count, r->settings->reduce,
+               r->settings->shard_optimiser ? ", optimiser shared out" : "");
+    for (int q = 0; q < r->ranks->count && r->ranks->count > 1; q++) printf("%14s%s\n", "", ranks_name(r->ranks, q));
     check_memory(r);
     printf("parameters    %zu, of them %zu in the splats of %d GSA heads (of %d heads)\n", model_parameters(c), splats,
            config_gsa_heads(c), c->L * config_heads(c));
-    print_doubts(r->settings);
+    print_doubts(r->settings, r->ranks->count);
     printf("operations    %.3g MFLOP a token in training\n", config_operations(c) / 1e6);
     printf("tokens        %llu for training, %llu for validation, vocabulary %d; %.0f a step, %.2f epochs\n",
            (unsigned long long)loader_tokens(r->train), r->val ? (unsigned long long)loader_tokens(r->val) : 0ull, c->V,
@@ -692,15 +856,27 @@ static void print_run(const Run *r) {
     fflush(stdout);
 }
 
+/* A run that was killed, or had no room left, may have written a part of a line, which nobody should take for a whole
+   one: the log is cut behind its last whole line. */
+static void cut_torn_line(Run *r) {
+    int64_t size = file_bytes(r->log, r->log_path), whole = size;
+    char last;
+    while (whole > 0 && pread(fileno(r->log), &last, 1, (off_t)whole - 1) == 1 && last != '\n') whole--;
+    if (whole < size && ftruncate(fileno(r->log), (off_t)whole) != 0)
+        die("cannot write %s: %s", r->log_path, strerror(errno));
+}
+
 static void open_log(Run *r) {
     const Settings *s = r->settings;
     if (!r->log) { /* a new folder, as a rule; but another run may have begun there just now */
-        make_folder(s->out);
+        if (r->ranks->rank == 0) make_folder(s->out);
         lock_out(r);
         if (!s->resume) refuse_used_folder(s->out);
     }
+    if (r->ranks->rank > 0) return;
     if (!s->resume && ftruncate(fileno(r->log), 0) != 0 && errno != EINVAL) /* of a device */
         die("cannot write %s: %s", r->log_path, strerror(errno));
+    if (s->resume) cut_torn_line(r);
     print_settings(s, r->log, r->step);
     write_log(r);
 }
@@ -717,6 +893,7 @@ static void close_run(Run *r) {
     free(r->x);
     free(r->overfit_x);
     free(r->log_path);
+    ranks_leave(r->ranks);
 }
 
 int train(int argc, char **argv, const Backend *backend) {
@@ -729,9 +906,11 @@ int train(int argc, char **argv, const Backend *backend) {
     run.saved = -1;
 
     program_name(argv[0]);
-    catch_signals();
     settings_from_command_line(&settings, argc, argv);
+    output_may_fail(); /* the run outlives a reader of its screen, such as head */
+    run.ranks = start_ranks(&settings, backend);
     open_checkpoints(&run, &settings, &start, &state);
+    share_batches(&settings, run.ranks);
     use_threads(settings.threads);
     check_data_flags(&settings, start);
     configure(&run, &settings, start, state);
@@ -744,6 +923,7 @@ int train(int argc, char **argv, const Backend *backend) {
     checkpoint_close(state);
     open_log(&run);
     make_batch(&run);
+    rehearse(&run);
 
     int status = train_loop(&run);
     close_run(&run);

@@ -2,7 +2,7 @@
 #ifndef GSA_TRAIN_H
 #define GSA_TRAIN_H
 
-#include "../model.h"
+#include "ranks.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,6 +35,13 @@ typedef struct {
     int64_t step;            /* 1 for the first update */
 } Update;
 
+/* How several processes work on one run. */
+typedef struct {
+    Ranks *ranks;
+    bool narrow; /* gradients are added in bf16 */
+    bool shard;  /* each rank keeps a part of the fp32 weights and of AdamW's moments (ranks_cut) */
+} Sharing;
+
 /* A back end: the network's arithmetic. B and T of a call may be smaller than those given to create. */
 typedef struct {
     /* machine, threads, libraries: for the first line of a run */
@@ -58,8 +65,7 @@ typedef struct {
     /* AdamW, then the bounds of the splats; how many values were outside */
     void (*update)(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]);
     void (*logits)(void *model, int b, int t, float *out); /* of the last forward without y, V numbers */
-    /* of the last forward: queries (part 0) or keys (1) of head (l, h) before any feature map, (count, HS), of every
-       (B T / count)-th token */
+    /* of the last forward: a part (PART_...) of head (l, h), count rows, of every (B T / count)-th token */
     void (*head)(void *model, int l, int h, int part, int count, float *out);
     /* on: backward also adds sum |dL / d ln phi_s| over the queries and keys of the batch, or an even sample of
        them, to the gradients of `alive` */
@@ -74,6 +80,15 @@ typedef struct {
        its first pass. NULL: nothing is */
     char *(*choices)(void *model);
     void (*choose)(void *model, const char *choices);
+    /* The rest is for several processes, a GPU each (ranks.h); NULL: the back end has none of it.
+       devices: GPUs that this process sees. join, before all else but name: this process is one of sharing->ranks and
+       uses GPU ranks->local. */
+    int (*devices)(void);
+    void (*join)(const Sharing *sharing);
+    /* The next backward pass is this rank's last of the step: its gradients, and those of the passes before, are added
+       to those of all other ranks, and gradient_norms waits for the sums. Called by all ranks. With sharing->shard all
+       of them call read together too, and only rank 0 gets the numbers, others NULL. */
+    void (*share)(void *model);
 } Backend;
 
 /* The whole program: flags, data, training. Returns the exit status. */

@@ -1,0 +1,206 @@
+/* ranks_bench: what several GPUs gain, and what the sum of their gradients costs.
+
+     make build/release/ranks_bench && build/release/ranks_bench --gpus 2 --attention hybrid; ... --help
+
+   Whole steps of one model on random tokens, in turn: with no sums (each GPU by itself), with sums in fp32 and bf16 at
+   the end of the backward pass and while it runs; then the sums alone, and with --shard-optimiser what sharing out the
+   weights takes. Times are medians of rank 0's clock. Bus bandwidth, as NCCL's tests have it: what each GPU sends,
+   2 (N - 1) / N times the bytes, over the time. */
+#define GSA_NO_MAIN
+#include "../../train_gsa.cu"
+
+#include "../../gsa/flags.h"
+
+#include <algorithm>
+#include <vector>
+
+typedef struct {
+    const char *attention, *mixer, *position;
+    int64_t gpus, batch, seq, layers, heads, channels, vocab, runs;
+    bool shard, recompute;
+} Options;
+
+static Options read_options(int argc, char **argv) {
+    static Options o = {"standard", "softmax", "rope", 2, 64, 1024, 12, 12, 768, 50257, 15, false, false};
+    static Flag flags[] = {
+        {FLAG_INT, "gpus", &o.gpus, 1, 1024, NULL, "GPUs", false},
+        {FLAG_CHOICE, "attention", &o.attention, 0, 0, ATTENTION_CHOICES, "kind of attention", false},
+        {FLAG_CHOICE, "mixer", &o.mixer, 0, 0, MIXER_CHOICES, "what mixes the values of GSA heads", false},
+        {FLAG_CHOICE, "pos", &o.position, 0, 0, POSITION_CHOICES, "kind of positions", false},
+        {FLAG_INT, "batch", &o.batch, 1, 65536, NULL, "sequences a GPU", false},
+        {FLAG_INT, "seq", &o.seq, 1, 1 << 24, NULL, "tokens a sequence", false},
+        {FLAG_INT, "layers", &o.layers, 1, MAX_LAYERS, NULL, "layers", false},
+        {FLAG_INT, "heads", &o.heads, 1, MAX_HEADS, NULL, "heads", false},
+        {FLAG_INT, "channels", &o.channels, 32, 65536, NULL, "channels", false},
+        {FLAG_INT, "vocab", &o.vocab, 1, 65536, NULL, "vocabulary", false},
+        {FLAG_INT, "runs", &o.runs, 1, 1000, NULL, "steps of each kind", false},
+        {FLAG_SWITCH, "shard-optimiser", &o.shard, 0, 0, NULL, "the optimiser shared out", false},
+        {FLAG_SWITCH, "recompute", &o.recompute, 0, 0, NULL, "blocks computed again in the backward pass", false},
+        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
+    if (parse_flags(flags, argc, argv, "ranks_bench [flags]: what several GPUs gain\n\n") > 0)
+        die_usage("'%s' is no flag; --help lists them all", argv[1]);
+    return o;
+}
+
+static Config make_bench_config(const Options *o) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.T = (int)o->seq;
+    c.V = (int)o->vocab;
+    c.Vp = (c.V + 127) / 128 * 128;
+    c.L = (int)o->layers;
+    c.NH = (int)o->heads;
+    c.C = (int)o->channels;
+    c.recompute = o->recompute;
+    c.position = choice_index(POSITION_CHOICES, o->position);
+    c.attention = choice_index(ATTENTION_CHOICES, o->attention);
+    c.mixer = choice_index(MIXER_CHOICES, o->mixer);
+    c.envelope = c.mixer == MIXER_LINEAR ? ENVELOPE_RAISED : ENVELOPE_COSINE;
+    c.S = c.attention == ATTENTION_STANDARD ? 0 : c.mixer == MIXER_LINEAR ? 16 : c.C / c.NH / 2;
+    const char *wrong = config_head_map(&c, NULL);
+    if (!wrong) wrong = config_check(&c);
+    if (wrong) die_usage("%s", wrong);
+    return c;
+}
+
+struct Bench {
+    Ranks *ranks;
+    CudaModel *m;
+    int *x, *y;
+    size_t B, T;
+    int64_t step;
+};
+
+static void meet(Ranks *k) {
+    char mine = 0, all[1024];
+    ranks_gather(k, &mine, all, 1);
+}
+
+/* Seconds of one whole step; sums: with those of other GPUs. */
+static double step(Bench *b, bool sums) {
+    Update u = {{1e-4, 1e-3}, 0.9, 0.95, 0.1, {1, 1}, ++b->step};
+    double norms[NUM_CLIPS];
+    int64_t clamped[NUM_BOUNDS];
+    meet(b->ranks);
+    double began = now_seconds();
+    gsa_zero_gradients(b->m);
+    b->m->expected = 1;
+    gsa_forward(b->m, b->x, b->y, b->B, b->T);
+    b->m->share = sums;
+    gsa_backward(b->m, 1);
+    gsa_gradient_norms(b->m, norms);
+    gsa_update(b->m, &u, clamped);
+    cudaCheck(cudaDeviceSynchronize());
+    return now_seconds() - began;
+}
+
+static double median(std::vector<double> times) {
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+/* Seconds of f, which works on the stream of the sums. */
+template <typename F> static double time_alone(Bench *b, F f) {
+    std::vector<double> times;
+    for (int i = 0; i < 12; i++) {
+        cudaCheck(cudaDeviceSynchronize());
+        meet(b->ranks);
+        double began = now_seconds();
+        f();
+        cudaCheck(cudaDeviceSynchronize());
+        if (i > 1) times.push_back(now_seconds() - began);
+    }
+    return median(times);
+}
+
+enum { KINDS = 5 };
+static const struct {
+    const char *name;
+    bool sums, late, narrow;
+} kinds[KINDS] = {{"no sums", false, false, false},
+                  {"sums in fp32, at the end", true, true, false},
+                  {"sums in fp32, meanwhile", true, false, false},
+                  {"sums in bf16, at the end", true, true, true},
+                  {"sums in bf16, meanwhile", true, false, true}};
+static void time_steps(Bench *b, int runs) {
+    std::vector<double> times[KINDS];
+    int count = b->ranks->count > 1 ? KINDS : 1;
+    for (int i = 0; i < runs + 2; i++)
+        for (int k = 0; k < count; k++) {
+            b->m->late = kinds[k].late;
+            team.narrow = kinds[k].narrow;
+            double seconds = step(b, kinds[k].sums);
+            if (i > 1) times[k].push_back(seconds);
+        }
+    double tokens = (double)(b->ranks->count * b->B * b->T), alone = median(times[0]);
+    for (int k = 0; k < count; k++) {
+        double seconds = median(times[k]);
+        printf("%-28s %8.2f ms, %9.0f tokens/s on %d GPUs, %+.2f ms\n", kinds[k].name, 1e3 * seconds, tokens / seconds,
+               b->ranks->count, 1e3 * (seconds - alone));
+    }
+}
+
+static void time_sums(Bench *b) {
+    CudaModel *m = b->m;
+    const Range all = {0, m->total};
+    double n = (double)m->total, sent = 2.0 * (team_count() - 1) / team_count();
+    double wide = time_alone(b, [&]() { sum_wide(m->grads, &all, 1); }),
+           narrow = time_alone(b, [&]() { sum_narrow(m->grads, m->piece, &all, 1); });
+    printf("%-28s %8.2f ms, bus %.0f GB/s\n", "the sums alone, fp32", 1e3 * wide, 1e-9 * 4 * n * sent / wide);
+    printf("%-28s %8.2f ms, bus %.0f GB/s, rounding included\n", "the sums alone, bf16", 1e3 * narrow,
+           1e-9 * 2 * n * sent / narrow);
+    if (team.shard) {
+        double shared = time_alone(b, [&]() { share_weights(m); });
+        printf("%-28s %8.2f ms\n", "sharing out the weights", 1e3 * shared);
+    }
+}
+
+int main(int argc, char **argv) {
+    program_name(argv[0]);
+    Options o = read_options(argc, argv);
+    RankPlace place;
+    memset(&place, 0, sizeof place);
+    if (o.gpus > 1) place = ranks_launch((int)o.gpus);
+    Bench b = {};
+    b.ranks = ranks_join(&place);
+    if (b.ranks->rank > 0 && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
+    Sharing sharing = {b.ranks, true, o.shard}; /* with room for bf16 */
+    cuda_join(&sharing);
+    Config c = make_bench_config(&o);
+    b.B = (size_t)o.batch;
+    b.T = (size_t)o.seq;
+    printf("%s\n%d GPUs, %zu x %zu tokens each, %zu parameters\n", cuda_name(), b.ranks->count, b.B, b.T,
+           model_parameters(&c));
+    b.m = (CudaModel *)cuda_create(&c, (int)o.batch);
+    float *params = (float *)xcalloc(b.m->total, sizeof *params);
+    model_start(&c, params, 1);
+    cuda_write(b.m, BUFFER_PARAMS, params);
+    free(params);
+    size_t N = b.B * b.T;
+    b.x = (int *)xmalloc(2 * N * sizeof *b.x);
+    b.y = b.x + N;
+    uint64_t rng = 1 + (uint64_t)b.ranks->rank;
+    for (size_t i = 0; i < N; i++) b.x[i] = (int)(c.V * pow(rng_uniform(&rng), 4));
+    for (size_t i = 0; i < N; i++) b.y[i] = b.x[(i + 1) % N];
+
+    /* rank 0 chooses algorithms, the others take them */
+    if (b.ranks->rank == 0) {
+        gsa_forward(b.m, b.x, b.y, b.B, b.T);
+        gsa_backward(b.m, 1);
+        cudaCheck(cudaDeviceSynchronize());
+    }
+    char *text = b.ranks->rank ? NULL : cuda_choices(b.m);
+    size_t length = text ? strlen(text) + 1 : 0;
+    ranks_broadcast(b.ranks, &length, sizeof length, 0);
+    if (!text) text = (char *)xmalloc(length);
+    ranks_broadcast(b.ranks, text, length, 0);
+    if (b.ranks->rank) cuda_choose(b.m, text);
+    free(text);
+
+    time_steps(&b, (int)o.runs);
+    if (b.ranks->count > 1) time_sums(&b);
+    gsa_destroy(b.m);
+    free(b.x);
+    ranks_leave(b.ranks);
+    return 0;
+}
