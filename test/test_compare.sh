@@ -150,8 +150,16 @@ if mean < 0:
     mean = -mean
 assert re.search(rf"\| [+-]{mean:.3f} ± {error:.3f} \|", table), (mean, error, table)
 PYTHON
+sort "$dir/g/results.csv" >"$dir/all"
+check "what is done is shown" rates --out "$dir/g" --show
+check "all of it" sh -c "sort '$dir/g/results.csv' | cmp - '$dir/all'"
+rm "$dir"/g/no-gain.*.2/trained.txt "$dir"/g/no-gain.*.2/model_*.bin
+check "and no more" sh -c "mv '$dir/runs.tar.xz' '$dir/whole' && dev/compare fair $tiny --tokens 3200 --show \
+    --rows 'standard no-gain' --train '$dir/a/data_train_*.bin' --val '$dir/a/data_val_*.bin' \
+    --tokenizer '$dir/a/tokenizer.bin' --out '$dir/g' && mv '$dir/whole' '$dir/runs.tar.xz' &&
+    grep -q 'no gain (1 of 2 seeds)' '$dir/g/table.md'"
 check "elsewhere nothing is trained again" rates --out "$dir/h"
-check "the same results" cmp "$dir/g/results.csv" "$dir/h/results.csv"
+check "the same results" sh -c "sort '$dir/h/results.csv' | cmp - '$dir/all'"
 check "no model came along" sh -c "! ls '$dir'/h/*/model_*.bin"
 check "curves with bands" sh -c "head -c 8 '$dir/h/curves.png' | grep -ac PNG"
 refuse "a file that is no archive" 1 "cannot read" rates --out "$dir/i" --archive "$0"
