@@ -101,11 +101,11 @@ TOKENIZER := tokenizer/tokenizer
 GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader data/text $(COMMON)
 MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts gsa/run/ranks \
              gsa/look/measure data/stories $(GROUND)
+LOOK      := gsa/look/classes gsa/look/splats gsa/look/picture gsa/look/report
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
 train_gsa.parts            := $(MODEL)
-infer.parts                := gsa/run/adapt gsa/look/measure gsa/look/picture gsa/look/report data/tasks data/json \
-                              $(GROUND)
+infer.parts                := gsa/run/adapt gsa/run/starts gsa/look/measure $(LOOK) data/tasks data/json $(GROUND)
 tokenizer/train_bpe.parts  := data/json data/text $(TOKENIZER) $(COMMON)
 tokenizer/tokenize.parts   := data/text $(TOKENIZER) $(COMMON)
 data/prepare.parts         := data/loader data/text $(TOKENIZER) $(COMMON)
@@ -119,9 +119,9 @@ dev/scan_bench.libs         = $(NETWORK_LIBS)
 dev/infer_bench.parts      := $(infer.parts)
 dev/infer_bench.libs        = $(infer.libs)
 dev/logits.libs             = $(NETWORK_LIBS)
-test/fuzz/fuzz.parts       := test/fuzz/targets test/fuzz/table test/fuzz/vocabulary data/tasks gsa/look/picture \
-                              gsa/look/report data/json $(MODEL)
-$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks data/json gsa/look/picture gsa/look/report))
+test/fuzz/fuzz.parts       := test/fuzz/targets test/fuzz/table test/fuzz/vocabulary data/tasks $(LOOK) \
+                              data/json $(MODEL)
+$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks data/json $(LOOK)))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc -lpthread
 train_gsa.libs             := $(NETWORK_LIBS)

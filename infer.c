@@ -87,6 +87,7 @@ typedef struct {
     Head *heads;                /* (L, NH) */
     Tokenizer *tokenizer;
     Checkpoint *file;
+    real *alive; /* (G, S): net.p.alive, where splats are silenced */
 } Model;
 
 /* For a model whose net.config, net.p and matrices are set: the rest. */
@@ -142,13 +143,62 @@ static Model *model_open(const char *path, const char *tokenizer, int objective)
     return m;
 }
 
-static void model_close(Model *m) {
+static void model_unprepare(Model *m) {
     for (size_t i = 0; i < (size_t)m->net.config.L * (size_t)config_heads(&m->net.config); i++) {
         if (m->heads[i].constants.slope) free(m->heads[i].constants.slope);
         if (m->heads[i].step.w) scan_close(&m->heads[i].step);
         free(m->heads[i].theta);
     }
     free(m->heads);
+}
+
+/* Silences the splats of a list such as 0:1:17,1:0:2-5 (layer:head:slot): alive (G, S) becomes 0 there, so that they
+   take no part. Dies with a sentence where the list or a splat is wrong, or a head would be left without a splat. */
+static void silence_splats(const Config *c, real *alive, const char *list) {
+    for (const char *p = list;;) {
+        int layer, head, first, last, used = 0, more = 0;
+        if (sscanf(p, "%9d:%9d:%9d%n", &layer, &head, &first, &used) != 3)
+            die_usage("--without '%.80s' is not a list such as 0:1:17,1:0:2-5 (layer:head:splat)", list);
+        last = first;
+        p += used;
+        if (sscanf(p, "-%9d%n", &last, &more) == 1) p += more;
+        if (layer < 0 || layer >= c->L || head < 0 || head >= config_heads(c) || !config_is_gsa(c, layer, head))
+            die_usage("--without '%.80s': the model has no splats in layer %d, head %d; infer inspect lists its splats",
+                      list, layer, head);
+        real *slots = alive + (size_t)config_gsa_before(c, layer, head) * (size_t)c->S;
+        int left = 0;
+        if (last < first) die_usage("--without '%.80s': splats %d-%d: the first is behind the last", list, first, last);
+        for (int s = first; s <= last; s++) {
+            if (s < 0 || s >= c->S || !(slots[s] > 0))
+                die_usage("--without '%.80s': no splat %d lives in layer %d, head %d, or it is named twice", list, s,
+                          layer, head);
+            slots[s] = 0;
+        }
+        for (int s = 0; s < c->S; s++) left += slots[s] > 0;
+        if (!left)
+            die_usage("--without '%.80s' leaves layer %d, head %d without a splat; leave one out of the list", list,
+                      layer, head);
+        if (*p == 0) return;
+        if (*p++ != ',') die_usage("--without '%.80s': entries are separated by commas", list);
+    }
+}
+
+/* list: what --without was given, or NULL */
+static void model_silence(Model *m, const char *list) {
+    const Config *c = &m->net.config;
+    if (!list) return;
+    size_t slots = (size_t)config_gsa_heads(c) * (size_t)c->S;
+    m->alive = (real *)xmalloc((slots + 1) * sizeof *m->alive);
+    if (slots) memcpy(m->alive, m->net.p.alive, slots * sizeof *m->alive);
+    silence_splats(c, m->alive, list);
+    m->net.p.alive = m->alive;
+    model_unprepare(m);
+    model_prepare(m);
+}
+
+static void model_close(Model *m) {
+    model_unprepare(m);
+    free(m->alive);
     tokenizer_free(m->tokenizer);
     checkpoint_close(m->file);
     free(m);
@@ -1260,8 +1310,8 @@ static Scores score_tasks(const Model *m, const Task *tasks, size_t count, const
 typedef struct {
     int64_t batch, context, samples, seed, show, stride, threads, tokens, top_k;
     double min_p, repetition, temperature, top_p;
-    const char *file, *heads, *out, *pictures, *tokenizer, *type;
-    bool endless;
+    const char *classes, *examples, *file, *heads, *out, *pictures, *text, *tokenizer, *type, *without;
+    bool endless, silence;
     Texts stops;
 } Options;
 
@@ -1461,6 +1511,7 @@ static int generate(const Options *o, char **argv) {
     for (int i = 0; i < o->stops.count; i++)
         if (!o->stops.text[i][0]) die_usage("--stop needs a text of at least one letter");
     Generation g = {.o = o, .path = argv[1], .model = model_open(argv[1], o->tokenizer, OBJECTIVE_LM)};
+    model_silence(g.model, o->without);
     encode_prompt(&g, argv[2]);
     double prefill = start_writers(&g), start = now_seconds();
     size_t fed = 0;
@@ -1479,6 +1530,7 @@ static int generate(const Options *o, char **argv) {
 
 static int perplexity(const Options *o, char **argv) {
     Model *m = model_open(argv[1], o->tokenizer, OBJECTIVE_LM);
+    model_silence(m, o->without);
     size_t T = (size_t)m->net.config.T;
     if ((size_t)o->stride > T)
         die_usage("--stride %lld exceeds the windows of %s, %zu tokens", (long long)o->stride, argv[1], T);
@@ -1519,6 +1571,7 @@ static void print_mean(const char *what, const Mean *m) {
 
 static int score(const Options *o, char **argv) {
     Model *m = model_open(argv[1], o->tokenizer, OBJECTIVE_LM);
+    model_silence(m, o->without);
     size_t count;
     Task *tasks = tasks_read(argv[2], &count);
     double start = now_seconds();
@@ -1644,6 +1697,9 @@ static Options options; /* where the parser puts what the flags say; each comman
 #define TOKENIZER_HELP "the tokenizer of a model file that holds none, as those of llm.c"
 #define TOKENIZER_FLAG \
     { FLAG_TEXT, "tokenizer", &options.tokenizer, 0, 0, "FILE", TOKENIZER_HELP, false }
+#define WITHOUT_HELP "silence these splats, layer:head:splat such as 0:1:17,1:0:2-5"
+#define WITHOUT_FLAG \
+    { FLAG_TEXT, "without", &options.without, 0, 0, "LIST", WITHOUT_HELP, false }
 #define THREADS_HELP "CPU threads; 0: what OpenMP chooses"
 #define THREADS_FLAG \
     { FLAG_INT, "threads", &options.threads, 0, 4096, NULL, THREADS_HELP, false }
@@ -1698,6 +1754,7 @@ static const Command commands[] = {
                {FLAG_INT, "seed", &options.seed, 0, 9e15, NULL,
                 "same seed, same text, whatever the threads and samples", false},
                HEADING("machine and files"),
+               WITHOUT_FLAG,
                TOKENIZER_FLAG,
                THREADS_FLAG},
      .run = generate},
@@ -1721,6 +1778,7 @@ static const Command commands[] = {
                 "windows begin every N tokens and all but the first count their last N; 0: windows side by side",
                 false},
                {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "windows per pass", false},
+               WITHOUT_FLAG,
                TOKENIZER_FLAG,
                THREADS_FLAG},
      .run = perplexity},
@@ -1738,7 +1796,7 @@ static const Command commands[] = {
      .least = 2,
      .most = 2,
      .too_few = "score needs a model and a file of tasks: infer score MODEL TASKS.jsonl",
-     .flags = {HEADING("flags"), TOKENIZER_FLAG, THREADS_FLAG},
+     .flags = {HEADING("flags"), WITHOUT_FLAG, TOKENIZER_FLAG, THREADS_FLAG},
      .run = score},
 
     {.name = "quantize",
@@ -1787,6 +1845,8 @@ static const Command commands[] = {
                {FLAG_TEXT, "out", &options.out, 0, 0, "FILE", "the page; -o for short", false},
                {FLAG_TEXT, "file", &options.file, 0, 0, "FILE", "read the text from FILE; - is standard input", false},
                {FLAG_INT, "tokens", &options.tokens, 2, 512, NULL, "how much of the text is shown, at most", false},
+               {FLAG_TEXT, "examples", &options.examples, 0, 0, "FILE",
+                "name splats, and show what they own, by the first 16,384 tokens of FILE; else by TEXT itself", false},
                {FLAG_TEXT, "pictures", &options.pictures, 0, 0, "DIR",
                 "write PNG pictures of the heads into DIR as well", false},
                {FLAG_TEXT, "heads", &options.heads, 0, 0, "MAP",
@@ -1804,7 +1864,12 @@ static const Command commands[] = {
          "loss without the GSA\n"
          "heads and without the standard ones, and of each head entropy (nats), mean distance and the distance within "
          "which 90 % of its weight\n"
-         "lies (tokens). The effective context is the shortest history with a loss within 1 % of the longest's.\n",
+         "lies (tokens). The effective context is the shortest history with a loss within 1 % of the longest's.\n"
+         "With --classes also what a token's strongest splat says about its class, on the first 16,384 tokens: the "
+         "mutual information, beside\n"
+         "k-means of the same keys and of those of the layer's standard heads, an untrained model and chance. Classes "
+         "come from the lists of the\n"
+         "made-up stories' grammar, or for English text from closed lists of words and from endings.\n",
      .least = 2,
      .most = 2,
      .too_few = "measure needs a model and a file: infer measure MODEL FILE",
@@ -1813,6 +1878,12 @@ static const Command commands[] = {
                {FLAG_INT, "tokens", &options.tokens, 1, 1e12, NULL,
                 "tokens of the file that are used, from its start, in whole windows", false},
                {FLAG_INT, "batch", &options.batch, 1, 65536, NULL, "windows per pass", false},
+               {FLAG_CHOICE, "classes", &options.classes, 0, 0, CLASSES_CHOICES,
+                "what splats say about classes of tokens: the grammar's of the made-up stories, or words and endings",
+                false},
+               {FLAG_SWITCH, "silence", &options.silence, 0, 0, NULL,
+                "silence every splat in its turn: which class of tokens suffers? A pass over the tokens for each",
+                false},
                TOKENIZER_FLAG,
                THREADS_FLAG},
      .run = measure},
@@ -1844,17 +1915,24 @@ static const Command commands[] = {
               "against its reference; width: of a splat on the unit sphere; period, half: of its envelope, in tokens; "
               "phase: of its cosine, in\n"
               "radians; age: steps it has lived. Then the tokens whose keys it owns, nearest first: keys of each entry "
-              "of the "
-              "vocabulary at the\n"
-              "beginning of a text.\n",
+              "of the vocabulary at the\n"
+              "beginning of a text.\n"
+              "With --text, what each splat does in a text: a name from its most typical tokens, its share of use, "
+              "what it adds by distance, the\n"
+              "splats that it works with, and the tokens in context whose keys and queries it has most of.\n",
      .least = 1,
      .most = 1,
      .too_few = "inspect needs a model file and nothing else: infer inspect MODEL",
-     .defaults = {.tokens = 4096, .show = 5},
+     .defaults = {.tokens = 16384, .show = 6},
      .flags = {HEADING("flags"),
-               {FLAG_INT, "tokens", &options.tokens, 1, 1 << 20, NULL,
-                "entries of the vocabulary that are looked at, from the first", false},
-               {FLAG_INT, "show", &options.show, 0, 100, NULL, "tokens listed for each splat", false},
+               {FLAG_TEXT, "text", &options.text, 0, 0, "FILE", "show what the splats own in this text or shard",
+                false},
+               {FLAG_TEXT, "heads", &options.heads, 0, 0, "MAP", "these heads only, layer:head such as 0:3,2:1-4",
+                false},
+               {FLAG_INT, "tokens", &options.tokens, 1, 1 << 20,
+                NULL, "entries of the vocabulary, or tokens of the text, that are looked at, from the first", false},
+               {FLAG_INT, "show", &options.show, 0, 100,
+                NULL, "tokens listed for each splat; with --text, snippets of its keys and of its queries", false},
                TOKENIZER_FLAG,
                THREADS_FLAG},
      .run = inspect},

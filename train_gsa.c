@@ -1880,10 +1880,27 @@ static void block_forward(GSA *m, size_t l, size_t B, size_t T) {
     gelu_forward(a.gelu, a.fc, N * 4 * C);
 }
 
+/* From the input of block l, which is there already, to the logits. */
+static void forward_from(GSA *m, size_t l, size_t B, size_t T) {
+    Sizes z = config_sizes(&m->config);
+    size_t C = z.C, N = B * T, L = z.L;
+    ParameterTensors p = m->p;
+    ActivationTensors a = m->a;
+    for (; l < L; l++) {
+        ActivationTensors block = block_activations(m, l, N);
+        real *out = block.residual + N * C;
+        block_forward(m, l, B, T);
+        matmul_forward(out, block.gelu, p.fcprojw + l * 4 * C * C, p.fcprojb + l * C, N, 4 * C, C);
+        residual_forward(out, block.middle, N * C);
+    }
+    layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, a.residual + L * N * C, p.lnfw, p.lnfb, N, C);
+    matmul_forward(a.logits, a.lnf, p.wte, NULL, N, C, z.Vp);
+}
+
 /* x, y (B, T); a y of -1 is not predicted; y NULL: logits only. Returns the mean loss of what is predicted, in nats. */
 static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T) {
     Sizes z = config_sizes(&m->config);
-    size_t C = z.C, N = B * T, L = z.L;
+    size_t N = B * T;
     ParameterTensors p = m->p;
     ActivationTensors a = m->a;
     m->used_B = B;
@@ -1893,16 +1910,8 @@ static double gsa_forward(GSA *m, const int *x, const int *y, size_t B, size_t T
     gsa_splat_waves(m, a.splat_waves, T, 0);
     if (p.log_rope) gsa_rope_waves(m, a.rope_waves, T, 0);
     gsa_scales(m);
-    encoder_forward(a.residual, m->x, p.wte, p.wpe, B, T, C, 0);
-    for (size_t l = 0; l < L; l++) {
-        ActivationTensors block = block_activations(m, l, N);
-        real *out = block.residual + N * C;
-        block_forward(m, l, B, T);
-        matmul_forward(out, block.gelu, p.fcprojw + l * 4 * C * C, p.fcprojb + l * C, N, 4 * C, C);
-        residual_forward(out, block.middle, N * C);
-    }
-    layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, a.residual + L * N * C, p.lnfw, p.lnfb, N, C);
-    matmul_forward(a.logits, a.lnf, p.wte, NULL, N, C, z.Vp);
+    encoder_forward(a.residual, m->x, p.wte, p.wpe, B, T, z.C, 0);
+    forward_from(m, 0, B, T);
     if (!y) return 0;
     classifier_forward(a.losses, a.lse, a.logits, m->y, N, z.V, z.Vp);
     double loss = 0;

@@ -561,6 +561,37 @@ else
     skipped=$((skipped + 1))
 fi
 
+# ---- what splats mean
+loss_of() { $infer perplexity "$model" "$dir/val.txt" "$@" 2>/dev/null | sed -n 's/^loss \([0-9.]*\) .*/\1/p'; }
+last=$(($($infer inspect "$model" --heads 0:1 2>/dev/null | sed -n 's/.* of \([0-9]*\) alive$/\1/p') - 1))
+check "silenced splats change the loss" \
+    sh -c "[ -n '$(loss_of)' ] && [ '$(loss_of)' != '$(loss_of --without 0:1:1-$last)' ]"
+check "those of several heads change it more" \
+    sh -c "[ '$(loss_of --without 0:1:1-$last,1:1:1-$last)' != '$(loss_of --without 0:1:1-$last)' ]"
+check "generate without a splat" $infer generate "$model" "Once" --tokens 5 --without 0:1:0-2
+refuse "generate: no splats there" 2 "layer 0, head 0" $infer generate "$model" "a" --without 0:0:1
+refuse "perplexity: a splat too many" 2 "no splat 99" $infer perplexity "$model" "$dir/val.txt" --without 0:1:99
+refuse "score: no list" 2 "layer:head:splat" $infer score "$model" "$dir/val.txt" --without 0:1
+refuse "generate: a splat twice" 2 "named twice" $infer generate "$model" "a" --without 0:1:1,0:1:1
+refuse "generate: a range backwards" 2 "behind" $infer generate "$model" "a" --without 0:1:3-1
+refuse "generate: no splat left" 2 "without a splat" $infer generate "$model" "a" --without "0:1:0-$last"
+check "inspect --text" $infer inspect "$model" --text "$dir/val.txt" --tokens 500 --show 2 --heads 0:1
+cp "$dir/out" "$dir/meaning"
+check "each splat has a name, a share, contributions and snippets" \
+    sh -c "[ \$(grep -c '^splat 0:1:' '$dir/meaning') -gt 1 ] && ! grep -q '^splat 1:' '$dir/meaning' &&
+    [ \$(grep -c '^splat' '$dir/meaning') = \$(grep -c 'adds to logits' '$dir/meaning') ] &&
+    grep -q '% .*\[.*\]' '$dir/meaning'"
+check "measure --classes --silence" $infer measure "$model" "$dir/val.txt" --tokens 1k --classes english --silence
+cp "$dir/out" "$dir/meaning"
+check "information of splats is below the entropy of classes, and above chance" \
+    awk '/in nats of/ { gsub(";", ""); for (i = 1; i < NF; i++) if ($i == "nats") most = $(i + 2) }
+    /^  all keys/ { sub(/\(/, " "); known = $3; chance = $NF }
+    END { exit !(most > 0 && known > 0 && known < most && chance > 0 && chance < known) }' "$dir/meaning"
+check "ten effects, or one a splat, each with its chance" \
+    sh -c "[ \$(grep -c '^[01]:1:[0-9]* .*  *[01]\.[0-9]*  ' '$dir/meaning') = 10 ] &&
+    grep -q 'have an effect' '$dir/meaning'"
+refuse "measure: --silence alone" 2 "--classes" $infer measure "$model" "$dir/val.txt" --silence
+
 # ---- what heads do: the loss of the longest history is the loss of all; a GSA head taken out costs something; a short
 # text is refused
 check "measure" $infer measure "$model" "$dir/val.txt" --tokens 1k

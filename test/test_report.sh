@@ -52,7 +52,7 @@ printf '%s\n' "$text" >"$dir/text"
 check "text from a file" $infer report "$model" --file "$dir/text" -o "$dir/r.html"
 check "pictures of chosen heads" \
     sh -c "$infer report '$model' '$text' -o '$dir/r.html' --pictures '$dir/q' --heads 0:1,1:0-1 && \
-    [ \$(ls '$dir/q' | wc -l) = 9 ] && [ ! -e '$dir/q/attention_0_0.png' ]"
+    [ \$(ls '$dir/q' | wc -l) = 11 ] && [ ! -e '$dir/q/attention_0_0.png' ]"
 for type in bf16 int8; do # rounded weights: nearly the same page
     check "quantize to $type" $infer quantize "$model" "$dir/$type.bin" --type $type
     check "report of $type" $infer report "$dir/$type.bin" "$text" -o "$dir/$type.html"
@@ -64,6 +64,9 @@ done
 mkdir "$dir/alone" && cp "$model" "$dir/alone/m.bin"
 check "a model without a log beside it" sh -c "$infer report '$dir/alone/m.bin' '$text' -o '$dir/alone/r.html' && \
     grep -q '\"training\":\\[\\]' '$dir/alone/r.html'"
+check "names and snippets of a longer text" sh -c "$infer report '$model' '$text' --examples '$dir/text' \
+    -o '$dir/r.html' && grep -q '\"means\":\[{\"name\":' '$dir/r.html'"
+refuse "report: no examples" 1 "$dir/none" $infer report "$model" "$text" --examples "$dir/none"
 refuse "report: no text" 2 "text" $infer report "$model"
 refuse "report: empty text" 1 "empty" $infer report "$model" ""
 refuse "report: empty file" 1 "empty" $infer report "$model" --file /dev/null
@@ -152,12 +155,27 @@ $("overview").decode().then(() => {
   seen.push("next " + $("layer").value + ":" + $("number").value + " " + $("splats").rows.length);
   const w = weights()[3], sum = Array.from(w, share).reduce((a, b) => a + b);
   seen.push("sum " + (Math.abs(sum - 1) < 0.03));
+  const own = splats().means.findIndex(e => e.k.length > 0);
+  $("splats").rows[1 + own].click();
+  seen.push("chosen " + (state.s === own && $("chosen-name").textContent.startsWith("Splat ")));
+  seen.push("snippets " + (document.querySelectorAll("#owned b").length >= splats().means[own].k.length));
+  seen.push("painted " + $("painted").textContent.includes("queries") + " " + location.hash.includes("&s="));
+  $("side").value = "k";
+  $("side").dispatchEvent(new Event("change"));
+  seen.push("keys " + $("painted").textContent.includes("share of keys"));
+  const adds = $("adds").getBoundingClientRect(), other = own ? 0 : 1;
+  const middle = adds.top + 20 + (other + 0.5) * add_high;
+  $("adds").dispatchEvent(new MouseEvent("click", {clientX: adds.left + 9, clientY: middle}));
+  seen.push("row " + (state.s === other));
+  $("leave").click();
+  seen.push("left " + ($("chosen").style.display === "none" && $("painted").textContent === ""));
   $("seen").textContent = seen.join("|");
 });
 </script></body></html>
 PAGE
     look --virtual-time-budget=4000 --dump-dom "file://$dir/act.html" >"$dir/dom"
-    want='<pre id="seen">hover 2|held 4|free 1|head 1:0 standard|no splats true|next 1:1 9|sum true</pre>'
+    want='<pre id="seen">hover 2|held 4|free 1|head 1:0 standard|no splats true|next 1:1 9|sum true|'
+    want="${want}chosen true|snippets true|painted true true|keys true|row true|left true</pre>"
     check "pointer and clicks do what they should: $(grep -o '<pre id="seen">[^<]*' "$dir/dom")" \
         grep -qF "$want" "$dir/dom"
     look --screenshot="$dir/page.png" --window-size=1300,1600 "file://$dir/r.html" >/dev/null

@@ -187,6 +187,35 @@ void head_weights_row(const HeadWeights *w, size_t i, double *row) {
         row[j] *= (w->kind != HEAD_SCAN && (i > j ? i - j : j - i) < w->window ? near_share : far_share) / sum;
 }
 
+void head_offsets(const HeadWeights *w, double *sum) {
+    size_t S = w->S, T = w->T;
+    double *row = (double *)xmalloc((T * S + 1) * sizeof *row);
+    for (size_t i = 0; i < T; i++) {
+        size_t end = w->causal ? i + 1 : T;
+        double total = w->kind == HEAD_SPLAT ? 1 : 0;
+        for (size_t j = 0; j < end; j++)
+            for (size_t s = 0; s < S; s++) {
+                double *a = &row[j * S + s];
+                if (w->kind == HEAD_SPLAT) {
+                    const double *q = w->q + i * w->features, *k = w->k + j * w->features;
+                    *a = q[s] * k[s] + (w->features > S ? q[S + s] * k[S + s] : 0);
+                } else {
+                    size_t n = i > j ? i - j : j - i;
+                    *a = n < w->window && w->kind == HEAD_EXTEND
+                             ? 0
+                             : w->r[i * S + s] * w->envelope[((i < j ? T : 0) + n) * S + s] * w->phi[j * S + s];
+                    total += *a;
+                }
+            }
+        for (size_t j = 0; j < end && total > 0; j++) {
+            size_t n = i > j ? i - j : j - i;
+            double pairs = (double)(T - n) * (w->causal || n == 0 ? 1 : 2);
+            for (size_t s = 0; s < S; s++) sum[s * T + n] += row[j * S + s] / total / pairs;
+        }
+    }
+    free(row);
+}
+
 void head_responsibilities(const Config *c, const float *params, int l, int h, const float *x, size_t T, double *r) {
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);

@@ -18,6 +18,9 @@ HeadWeights *head_weights_open(const Config *c, const float *params, int l, int 
 /* w (T): the weights of query i, o_i = sum_j w_j v_j: equation (4), (5) or (12), the latter two by |w_ij| and
    without the epsilon of the row sum. Not negative; their sum is 1, or all are 0 where every weight underflows. */
 void head_weights_row(const HeadWeights *w, size_t i, double *row);
+/* sum (S, T) grows by what each splat adds at each distance, the mean over the pairs of tokens that far apart: to the
+   logit, A_s(i,j) of equation (3) in nats; of the linear mixer to the weight, its share of the row's sum. */
+void head_offsets(const HeadWeights *w, double *sum);
 void head_weights_close(HeadWeights *w);
 
 /* r (T, S): responsibilities of a GSA head's splats for its queries or its keys x (T, HS), softmax over s of ln

@@ -800,6 +800,34 @@ Canvas *picture_responsibilities(const char *title, const float *r, const int *s
     return c;
 }
 
+Canvas *picture_distances(const char *title, const float *adds, const char *const *labels, int S, const size_t *first,
+                          int bins) {
+    const int high = 24, wide = 52;
+    int left = MARGIN + (int)longest_label(labels, S, TEXT) + 12, top = MARGIN + 48 + 2 * LINE;
+    Canvas *c =
+        canvas_create((int)fmax(left + bins * wide + MARGIN, 720), top + (int)fmax(S * high, 60) + 2 * LINE + MARGIN);
+    float most = 0;
+    draw_title(c, title);
+    draw_text(c, left, MARGIN + 44, "distance in tokens, from", TEXT, TEXT_START, grey);
+    for (int i = 0; i < S * bins; i++) most = fmaxf(most, fabsf(adds[i]));
+    for (int b = 0; b < bins; b++) {
+        char text[24];
+        snprintf(text, sizeof text, "%zu", first[b]);
+        draw_text(c, left + b * wide + wide / 2, top - LINE, text, TEXT, TEXT_MIDDLE, ink);
+    }
+    for (int s = 0; s < S; s++) {
+        draw_label(c, left - 8, top + s * high + (high - 7 * TEXT) / 2 - 1, labels[s], TEXT, false);
+        for (int b = 0; b < bins && most > 0; b++)
+            draw_rectangle(c, left + b * wide, top + s * high, wide, high, colour_of(adds[s * bins + b] < 0),
+                           sqrt((double)(fabsf(adds[s * bins + b]) / most)));
+    }
+    draw_frame(c, left - 2, top - 2, bins * wide + 4, S * high + 4, 2, grey);
+    char text[64];
+    snprintf(text, sizeof text, "the largest: %.3g; blue above 0, orange below", (double)most);
+    draw_text(c, left, top + S * high + LINE, text, TEXT, TEXT_START, grey);
+    return c;
+}
+
 /* The band around a curve, column by column of the canvas, each as high as the band is there. */
 static void draw_band(const Plot *p, const Curve *v, bool doubling) {
     for (size_t k = 1; k < v->count; k++) {

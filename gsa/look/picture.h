@@ -118,6 +118,11 @@ Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const
 Canvas *picture_responsibilities(const char *title, const float *r, const int *slots, int S, const char *const *labels,
                                  int T);
 
+/* What the splats of a head add by distance: adds (S, bins), bin b from distance first[b] on; blue above 0, orange
+   below, by the square root of its share of the largest. labels (S). */
+Canvas *picture_distances(const char *title, const float *adds, const char *const *labels, int S, const size_t *first,
+                          int bins);
+
 /* Curves of training: any number of them, each of points in order of x, as lines; thin ones are drawn pale and have
    no entry in the legend. */
 typedef struct {

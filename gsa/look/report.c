@@ -105,6 +105,9 @@ Report *report_create(const Config *c, const float *params, int T,
     r->keys = r->queries + slots * t;
     r->splats = (PlaneSplat *)xcalloc(slots + 1, sizeof *r->splats);
     r->facts = (SplatFacts *)xcalloc(slots + 1, sizeof *r->facts);
+    r->names = (char **)xcalloc(slots + 1, sizeof *r->names);
+    r->snippets = (Snippet *)xcalloc(slots * 2 * REPORT_SNIPPETS + 1, sizeof *r->snippets);
+    r->adds = (float *)xcalloc(slots * DISTANCE_BINS + 1, sizeof *r->adds);
     r->measures = (HeadMeasure *)xmalloc(heads * sizeof *r->measures);
     measure_heads(c, params, t, read, model, r->measures);
     for (size_t i = 0; i < heads; i++) gather_head(r, params, i, read, model);
@@ -117,6 +120,9 @@ void report_free(Report *r) {
     free(r->splats);
     free(r->facts);
     free(r->measures);
+    free(r->names);
+    free(r->snippets);
+    free(r->adds);
     free(r);
 }
 
@@ -199,6 +205,31 @@ static Canvas *heads_picture(const Report *r, HeadGrid *grid) {
     return c;
 }
 
+/* What the splats of GSA head (l, h) add by distance; returns the number of pictures. */
+static int distances_picture(const Report *r, const char *folder, int l, int h, const int *slots, int alive) {
+    size_t g = (size_t)config_gsa_before(&r->config, l, h), S = (size_t)r->config.S, bins = r->bins;
+    if (!bins) return 0;
+    float *adds = (float *)xmalloc((size_t)alive * bins * sizeof *adds);
+    char title[128], **labels = (char **)xmalloc((size_t)alive * sizeof *labels);
+    for (int s = 0; s < alive; s++) {
+        size_t i = g * S + (size_t)slots[s];
+        labels[s] = xasprintf("%d %s", slots[s], r->names[i] ? r->names[i] : "");
+        memcpy(adds + (size_t)s * bins, r->adds + i * DISTANCE_BINS, bins * sizeof *adds);
+    }
+    bool logits = config_head_kind(&r->config, l, h) == HEAD_SPLAT;
+    snprintf(title, sizeof title, "What splats add by distance: layer %d, head %d (%s)", l, h,
+             logits ? "nats of logit" : "share of weight");
+    char *path = xasprintf("%s/distances_%d_%d.png", folder, l, h);
+    Canvas *c = picture_distances(title, adds, (const char *const *)labels, alive, r->first, (int)bins);
+    canvas_write(c, path);
+    canvas_free(c);
+    free(path);
+    for (int s = 0; s < alive; s++) free(labels[s]);
+    free(labels);
+    free(adds);
+    return 1;
+}
+
 int report_pictures(const Report *r, const uint64_t heads[MAX_LAYERS], const char *folder) {
     int NH = config_heads(&r->config), S = r->config.S, T = r->T, count = 1,
         *slots = (int *)xmalloc((size_t)(S + T + 1) * sizeof *slots), *owner = slots + S;
@@ -245,7 +276,7 @@ int report_pictures(const Report *r, const uint64_t heads[MAX_LAYERS], const cha
         canvas_write(c, path);
         canvas_free(c);
         free(path);
-        count++;
+        count += 1 + distances_picture(r, folder, l, h, slots, alive);
     }
     free(slots);
     free(splats);
@@ -360,6 +391,32 @@ static void put_model(Page *p, const Report *r) {
     put_row(p, "splats", "%d alive of %d slots, %d in each of %d heads", alive, slots, c->S, config_gsa_heads(c));
 }
 
+/* Of splat i its typical tokens, what it adds by distance, and the tokens that it has most of. */
+static void put_meaning(Page *p, const Report *r, int i) {
+    put(p, "{\"name\":");
+    put_string(p, r->names[i] ? r->names[i] : "");
+    put(p, ",\"adds\":[");
+    for (size_t b = 0; b < r->bins; b++) {
+        put(p, b ? "," : "");
+        put_number(p, r->adds[(size_t)i * DISTANCE_BINS + b], 4);
+    }
+    for (int side = 0; side < 2; side++) {
+        const Snippet *own = r->snippets + (2 * i + side) * REPORT_SNIPPETS;
+        put(p, side ? "],\"q\":[" : "],\"k\":[");
+        for (int n = 0; n < REPORT_SNIPPETS && own[n].token; n++) {
+            const char *const parts[3] = {own[n].before, own[n].token, own[n].after};
+            put(p, n ? ",[" : "[");
+            for (int k = 0; k < 3; k++) {
+                put_string(p, parts[k]);
+                put(p, ",");
+            }
+            put_number(p, own[n].share, 3);
+            put(p, "]");
+        }
+    }
+    put(p, "]}");
+}
+
 static void put_splats(Page *p, const Report *r, int g) {
     int S = r->config.S, T = r->T, count = 0, *slots = (int *)xmalloc((size_t)(S + 1) * sizeof *slots);
     PlaneSplat *splats = (PlaneSplat *)xmalloc((size_t)(S + 1) * sizeof *splats);
@@ -386,7 +443,12 @@ static void put_splats(Page *p, const Report *r, int g) {
         put(p, k ? "\",\"k\":\"" : "],\"q\":\"");
         put_base64(p, shares, (size_t)(T * count));
     }
-    put(p, "\"}");
+    put(p, "\",\"means\":[");
+    for (int s = 0; s < count; s++) {
+        put(p, s ? ",\n" : "");
+        put_meaning(p, r, g * S + slots[s]);
+    }
+    put(p, "]}");
     free(slots);
     free(splats);
     free(shares);
@@ -500,6 +562,17 @@ static void put_heads(Page *p, const Report *r) {
         put(p, i ? ",\n" : "");
         if (config_is_gsa(c, i / NH, i % NH)) put_splats(p, r, g++);
         else put(p, "null");
+    }
+    put(p, "],\"first\":[");
+    for (size_t b = 0; b < r->bins; b++) {
+        put(p, b ? "," : "");
+        put_number(p, (double)r->first[b], 0);
+    }
+    put(p, "],\"nats\":[");
+    for (int i = 0, any = 0; i < heads; i++) { /* heads whose splats add to logits */
+        if (config_head_kind(c, i / NH, i % NH) != HEAD_SPLAT) continue;
+        put(p, any++ ? "," : "");
+        put_number(p, i, 0);
     }
 }
 

@@ -5,18 +5,25 @@
 
 #include "measure.h"
 #include "picture.h"
+#include "splats.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { REPORT_GUESSES = 3 };
+enum { REPORT_GUESSES = 3, REPORT_SNIPPETS = 6 };
 
 typedef struct {
     /* alpha; root mean variance; tokens of a turn and until half is left, 0: none; |mu|; psi, in radians */
     float amplitude, width, period, half_life, norm, phase;
     bool alive;
 } SplatFacts;
+
+/* A token in its context. */
+typedef struct {
+    char *before, *token, *after; /* UTF-8, as tokens are shown; NULL: there is none */
+    float share;                  /* of the token that a splat has */
+} Snippet;
 
 /* G counts GSA heads in order of layer and head, S slots of a head, NH all heads; T tokens. */
 typedef struct {
@@ -36,11 +43,17 @@ typedef struct {
     PlaneSplat *splats;    /* (G, S): in that plane */
     SplatFacts *facts;     /* (G, S) */
     HeadMeasure *measures; /* (L, NH) */
+    /* Of each splat (G, S) its typical tokens, or NULL; tokens that it has most of, as keys, then as queries (.., 2,
+       REPORT_SNIPPETS); and what it adds by distance (.., DISTANCE_BINS): bin b begins at first[b] */
+    char **names;
+    Snippet *snippets;
+    float *adds;
+    size_t bins, first[DISTANCE_BINS];
 } Report;
 
 /* What all heads do on a text of T tokens, from the flat parameters, queries and keys: read copies those (part 0,
-   part 1) of a head, (T, HS), to out. Names, texts, losses and guesses are the caller's to fill in, and the strings'
-   bytes its own. */
+   part 1) of a head, (T, HS), to out. Names, texts, losses, guesses and what splats own (from the names on) are the
+   caller's to fill in, and the strings' bytes its own. */
 Report *report_create(const Config *c, const float *params, int T,
                       void (*read)(void *model, int l, int h, int part, float *out), void *model);
 void report_free(Report *r);
@@ -52,7 +65,7 @@ char *token_label(const char *piece, size_t bytes);
 /* The page, whole or not at all. log: the main.log of the training, for its curves, or NULL. */
 void report_write(const Report *r, const char *log, const char *path);
 /* heads.png, and of each head (l, h) in the masks of `heads` attention_L_H.png, splats_L_H.png and, of GSA heads,
-   responsibilities_L_H.png; returns their number. */
+   responsibilities_L_H.png and distances_L_H.png; returns their number. */
 int report_pictures(const Report *r, const uint64_t heads[MAX_LAYERS], const char *folder);
 
 #ifdef __cplusplus

@@ -4,6 +4,7 @@
 #ifndef GSA_STUDY_H
 #define GSA_STUDY_H
 
+#include "meaning.h"
 #include "measure.h"
 #include "report.h"
 
@@ -26,19 +27,6 @@ static void named_heads(uint64_t heads[MAX_LAYERS], const char *list, const Conf
         if (*p == 0) return;
         if (*p++ != ',') die_usage("--heads '%.80s': entries are separated by commas", list);
     }
-}
-
-/* Queries (part 0) or keys (part 1) of a head in the last forward pass of one text: (T, HS) */
-static void report_head(void *model, int l, int h, int part, float *out) {
-    const GSA *m = (const GSA *)model;
-    Sizes z = config_sizes(&m->config);
-    ActivationTensors block = block_activations(m, (size_t)l, m->used_T);
-    Gates gates = layer_gates(m, &block, (size_t)l);
-    for (size_t t = 0; t < m->used_T && part == PART_FORGET; t++)
-        out[t] = gates.log_forget[t * gates.count + (size_t)gates.column[h]];
-    for (size_t t = 0; t < m->used_T && part != PART_FORGET; t++)
-        memcpy(out + t * z.HS, m->a.qkv + ((size_t)l * m->used_T + t) * 3 * z.A + (size_t)part * z.A + (size_t)h * z.HS,
-               z.HS * sizeof(float));
 }
 
 /* The text as tokens, at most as many as the page can hold; *note says so where it was longer. */
@@ -100,6 +88,8 @@ static Report *report_gather(GSA *m, const Tokenizer *t, const int *x, size_t co
     return r;
 }
 
+enum { EXAMPLE_TOKENS = 16384 };
+
 static int report(const Options *o, char **argv) {
     const char *path = argv[1];
     if ((argv[2] != NULL) == (o->file != NULL))
@@ -118,6 +108,11 @@ static int report(const Options *o, char **argv) {
     GSA *m = gsa_create(c, 1);
     checkpoint_read_tensors(k, "", m->params);
     Report *r = report_gather(m, t, x, count, path);
+    if (config_gsa_heads(c)) {
+        SplatStudy *a = o->examples ? study_text(m, t, o->examples, EXAMPLE_TOKENS) : study_splats(m, x, 1, count, 0);
+        report_meaning(r, t, a);
+        splats_close(a);
+    }
     r->model = path;
     r->note = note;
     r->step = k->step;
@@ -130,6 +125,7 @@ static int report(const Options *o, char **argv) {
     fprintf(stderr, "%s: %zu tokens, %zu heads\n", o->out, count, (size_t)c->L * (size_t)config_heads(c));
     if (o->pictures) fprintf(stderr, "%s: %d pictures\n", o->pictures, report_pictures(r, heads, o->pictures));
     for (size_t i = 0; i < count * (1 + REPORT_GUESSES); i++) free((char *)r->tokens[i]);
+    report_meaning_free(r);
     report_free(r);
     gsa_destroy(m);
     tokenizer_free(t);
@@ -225,8 +221,18 @@ static int inspect(const Options *o, char **argv) {
     size_t G = (size_t)config_gsa_heads(c), S = (size_t)c->S, HS = (size_t)config_head_size(c),
            V = (size_t)(o->tokens < c->V ? o->tokens : c->V);
     if (!G) die("%s has standard heads only, and no splats to show", argv[1]);
+    uint64_t heads[MAX_LAYERS];
+    for (int l = 0; l < MAX_LAYERS; l++) heads[l] = ~0ull;
+    if (o->heads) named_heads(heads, o->heads, c);
     GSA *m = gsa_create(c, 1);
     checkpoint_read_tensors(k, "", m->params);
+    if (o->text) {
+        inspect_text(m, t, o, heads);
+        gsa_destroy(m);
+        tokenizer_free(t);
+        checkpoint_close(k);
+        return 0;
+    }
     Adapt *a = adapt_create(c, 1);
     adapt_read(a, k, false);
     float *keys = vocabulary_keys(m, t, V);
@@ -237,7 +243,7 @@ static int inspect(const Options *o, char **argv) {
     double *r = (double *)xmalloc(V * S * sizeof *r);
     for (int i = 0; i < c->L * config_heads(c); i++) {
         int l = i / config_heads(c), h = i % config_heads(c);
-        if (!config_is_gsa(c, l, h)) continue;
+        if (!config_is_gsa(c, l, h) || !(heads[l] >> h & 1)) continue;
         size_t g = (size_t)config_gsa_before(c, l, h);
         head_responsibilities(c, m->params, l, h, keys + g * V * HS, V, r);
         printf("\nlayer %d, head %d: %d of %zu alive\n slot   act %%    amp  width%s%s%s   %7s  tokens\n", l, h,
@@ -388,9 +394,12 @@ static void measure_without(GSA *m, const int *windows, size_t n) {
 }
 
 static int measure(const Options *o, char **argv) {
+    if (o->silence && !o->classes)
+        die_usage("--silence compares classes of tokens; say which by --classes stories or --classes english");
     Loaded s = load(argv[1], o->tokenizer, (size_t)o->batch, OBJECTIVE_LM);
     const Config *c = &s.model->config;
     size_t T = (size_t)c->T, n;
+    if (o->classes && !config_gsa_heads(c)) die("--classes: %s has standard heads only, and no splats", argv[1]);
     int *windows = text_windows(&s, argv[2], (size_t)o->tokens, &n);
     double loss = window_loss(s.model, windows, n, T, T, T);
     if (!isfinite(loss)) die("%s gives a loss that is not finite on %s: it is not a usable model", argv[1], argv[2]);
@@ -408,6 +417,7 @@ static int measure(const Options *o, char **argv) {
     }
     printf("\nhistory      loss\n");
     for (size_t i = 0; i < history.steps; i++) printf("%7zu %9.5f\n", history.length[i], history.loss[i]);
+    if (o->classes) measure_classes(s.model, s.tokenizer, o, windows, n);
     unload(s);
     free(windows);
     free(heads);
