@@ -597,6 +597,9 @@ static void test_adaptation(void) {
     fclose(f);
     check_and_free(picture_adaptation(adapt), "adaptation");
     CHECK(log_has_adaptation(adapt) && !log_has_adaptation(plain), "which log tells of adaptation");
+    write_file(adapt,
+               "s:-1 adp:birth l:0 h:0 slot:3\ns:nan adp:birth l:0 h:0 slot:3\ns:1e300 adp:birth l:0 h:0 slot:1\n");
+    CHECK(!log_has_adaptation(adapt), "events at steps that cannot be are none"); /* one wrote before an array */
     write_file(adapt, "s:5 adp:state alive:3 fewest:1 coverage:nan");
     check_and_free(picture_adaptation(adapt), "adaptation, states only");
     /* one head of two slots: half of the time equal, then one dead; what a resumed run does again replaces what it

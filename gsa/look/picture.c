@@ -1008,6 +1008,9 @@ static void series_free(Series *s) {
     free(s->y);
 }
 
+/* false: the line was damaged */
+static bool is_step(double step) { return step >= 0 && step < 1e15; }
+
 /* Losses by step: "s:N trl:X ..." of training, "s:N tel:X" of validation. False where there are none. */
 static bool read_losses(const char *path, Series *training, Series *validation) {
     size_t bytes;
@@ -1017,7 +1020,7 @@ static bool read_losses(const char *path, Series *training, Series *validation) 
         char name[8], number[64];
         next = line + strcspn(line, "\n");
         if (*next) *next++ = 0;
-        if (sscanf(line, "s:%lf %7[a-z]:%63s", &step, name, number) != 3) continue;
+        if (sscanf(line, "s:%lf %7[a-z]:%63s", &step, name, number) != 3 || !is_step(step)) continue;
         loss = strtod(number, NULL);
         if (strcmp(name, "trl") == 0) series_add(training, step, loss);
         if (strcmp(name, "tel") == 0) series_add(validation, step, loss);
@@ -1168,7 +1171,7 @@ static Adaptation read_adaptation(const char *path) {
         char name[16];
         next = line + strcspn(line, "\n");
         if (*next) *next++ = 0;
-        if (sscanf(line, "s:%lf", &e.step) != 1) continue;
+        if (sscanf(line, "s:%lf", &e.step) != 1 || !is_step(e.step)) continue;
         while (a.count && a.events[a.count - 1].step > e.step) a.count--; /* a resumed run does its last steps again */
         while (a.head_count && a.heads[a.head_count - 1].step > e.step) free(a.heads[--a.head_count].activation);
         a.last = fmax(a.last, e.step);
