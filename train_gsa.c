@@ -1542,10 +1542,10 @@ static Sizes config_sizes(const Config *c) {
 
 typedef struct {
     Config config;
-    size_t B; /* largest batch */
-    Tensor tensors[NUM_TENSORS];
-    size_t total;                           /* length of the flat buffers */
-    real *params, *grads, *adam_m, *adam_v; /* the last three are allocated when they are first needed */
+    size_t B;                                         /* largest batch */
+    Tensor tensors[NUM_TENSORS], second[NUM_TENSORS]; /* second: where adam_v has them */
+    size_t total, seconds;                            /* lengths of the flat buffers; of adam_v */
+    real *params, *grads, *adam_m, *adam_v;           /* the last three are allocated when they are first needed */
     ParameterTensors p, dp;
     real *activations;
     ActivationTensors a;
@@ -1643,6 +1643,7 @@ static GSA *gsa_create(const Config *c, size_t B) {
     m->config = *c;
     m->B = B;
     m->total = model_tensors(c, m->tensors);
+    m->seconds = model_second_moments(c, m->second);
     m->params = (real *)xcalloc(m->total, sizeof(real));
     point_parameters(&m->p, m->params, m->tensors);
     size_t count = carve_activations(&m->a, NULL, c, B, NULL);
@@ -2090,21 +2091,105 @@ static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
         clamped[BOUND_FREQUENCY] += clamp(&p.log_rope[i], -INFINITY, (real)log(SPLAT_FREQUENCY_MAX));
 }
 
-/* AdamW, then the bounds. m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: divided
-   by 1 - beta^step */
+/* Numbers that muon_steps needs beside x (rows, columns) itself. */
+static size_t muon_room(size_t rows, size_t columns) {
+    size_t least = rows < columns ? rows : columns;
+    return rows * columns + 2 * least * least;
+}
+
+/* Numbers that a thread needs for any of the matrices: itself and that room. 0: without Muon. */
+static size_t muon_workspace(const Config *c) {
+    Tensor tensors[NUM_TENSORS];
+    size_t most = 0;
+    model_tensors(c, tensors);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        if (!config_muon_matrices(c, i)) continue;
+        MuonMatrix x = config_muon_matrix(c, tensors, i, 0);
+        size_t room = x.rows * x.columns + muon_room(x.rows, x.columns);
+        if (room > most) most = room;
+    }
+    return most;
+}
+
+/* All singular values of x (rows, columns), which is overwritten and where none exceeds 1, become about 1, by steps
+   x <- a x + (b G + c G^2) x with G = x x^T, or from the right with x^T x where that is smaller: equation (13). On the
+   calling thread. Returns where the result is: in x or in room. */
+static const real *muon_steps(real *x, size_t rows, size_t columns, real *room) {
+    const real a = (real)MUON_A, b = (real)MUON_B, c = (real)MUON_C;
+    bool tall = rows > columns;
+    size_t n = rows * columns, k = tall ? columns : rows;
+    real *y = room, *gram = room + n, *square = gram + k * k;
+    for (int step = 0; step < MUON_STEPS; step++) {
+        gemm_block(tall, !tall, k, k, tall ? rows : columns, x, columns, x, columns, gram, k, false);
+        gemm_block(false, false, k, k, k, gram, k, gram, k, square, k, false);
+        for (size_t i = 0; i < k * k; i++) square[i] = b * gram[i] + c * square[i];
+        for (size_t i = 0; i < n; i++) y[i] = a * x[i];
+        if (tall) gemm_block(false, false, rows, k, k, x, columns, square, k, y, columns, true);
+        else gemm_block(false, false, k, columns, k, square, k, x, columns, y, columns, true);
+        real *other = x;
+        x = y;
+        y = other;
+    }
+    return x;
+}
+
+/* The same from any x on: no singular value exceeds the root of the sum of squares. */
+static const real *muon_orthogonal(real *x, size_t rows, size_t columns, real *room) {
+    size_t n = rows * columns;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    real scale = sum > 0 ? (real)(1 / sqrt(sum)) : 0;
+    for (size_t i = 0; i < n; i++) x[i] *= scale;
+    return muon_steps(x, rows, columns, room);
+}
+
+/* Muon, for each matrix of the blocks: u a running mean of g, p -= rate (0.2 sqrt(max(rows, columns)) O + decay p) with
+   O the orthogonal matrix of momentum u + (1 - momentum) g. A matrix has one thread. */
+static void muon_update(GSA *m, const Update *u) {
+    const Config *c = &m->config;
+    size_t first[NUM_TENSORS + 1] = {0}, room = muon_workspace(c); /* first: of all matrices, in order */
+    for (int i = 0; i < NUM_TENSORS; i++) first[i + 1] = first[i] + config_muon_matrices(c, i);
+    real mean = (real)u->momentum, scale = (real)u->scale[CLIP_WEIGHTS], decay = (real)u->weight_decay;
+#pragma omp parallel
+    {
+        real *x = (real *)xmalloc(room * sizeof(real));
+#pragma omp for schedule(dynamic)
+        for (size_t left = first[NUM_TENSORS]; left > 0; left--) { /* the largest first */
+            int i = NUM_TENSORS - 1;
+            while (first[i] >= left) i--;
+            MuonMatrix at = config_muon_matrix(c, m->tensors, i, left - 1 - first[i]);
+            size_t n = at.rows * at.columns;
+            real *p = m->params + at.at, *momentum = m->adam_m + at.at;
+            const real *grads = m->grads + at.at;
+            for (size_t k = 0; k < n; k++) {
+                real g = scale * grads[k];
+                momentum[k] = mean * momentum[k] + (1 - mean) * g;
+                x[k] = mean * momentum[k] + (1 - mean) * g;
+            }
+            const real *o = muon_orthogonal(x, at.rows, at.columns, x + n);
+            real rate = (real)u->rate[CLIP_WEIGHTS], step = (real)muon_scale(at.rows, at.columns);
+            for (size_t k = 0; k < n; k++) p[k] -= rate * (step * o[k] + decay * p[k]);
+        }
+        free(x);
+    }
+}
+
+/* AdamW and Muon, then the bounds. m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats:
+   divided by 1 - beta^step */
 static void gsa_update(GSA *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
     if (!m->adam_m) {
         m->adam_m = (real *)xcalloc(m->total, sizeof(real));
-        m->adam_v = (real *)xcalloc(m->total, sizeof(real));
+        m->adam_v = (real *)xcalloc(m->seconds, sizeof(real));
     }
     real beta1 = (real)u->beta1, beta2 = (real)u->beta2;
     real correct1 = (real)(1 / (1 - pow(u->beta1, (double)u->step))),
          correct2 = (real)(1 / (1 - pow(u->beta2, (double)u->step)));
+    if (m->config.muon) muon_update(m, u);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
-        if (!group->trained) continue;
-        real *p = m->params + t->offset, *am = m->adam_m + t->offset, *av = m->adam_v + t->offset;
+        if (!group->trained || config_muon_matrices(&m->config, i)) continue;
+        real *p = m->params + t->offset, *am = m->adam_m + t->offset, *av = m->adam_v + m->second[i].offset;
         const real *grads = m->grads + t->offset;
         real rate = (real)u->rate[group->clip], decay = group->decay ? (real)u->weight_decay : 0,
              scale = (real)u->scale[group->clip];
@@ -2148,34 +2233,41 @@ static const char *cpu_name(void) {
 }
 
 static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
-    Tensor tensors[NUM_TENSORS];
+    Tensor tensors[NUM_TENSORS], second[NUM_TENSORS];
     ActivationTensors a;
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = bytes[MEMORY_GRADS] = model_tensors(c, tensors) * sizeof(real);
-    bytes[MEMORY_OPTIMISER] = 2 * bytes[MEMORY_PARAMS];
-    bytes[MEMORY_WORKSPACE] = (size_t)cpu_threads() * head_workspace(c) * sizeof(real);
+    size_t room = head_workspace(c), muon = muon_workspace(c);
+    bytes[MEMORY_OPTIMISER] = bytes[MEMORY_PARAMS] + model_second_moments(c, second) * sizeof(real);
+    bytes[MEMORY_WORKSPACE] = (size_t)cpu_threads() * (room > muon ? room : muon) * sizeof(real);
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
 static void *cpu_create(const Config *c, int B) { return gsa_create(c, (size_t)B); }
 static void cpu_destroy(void *model) { gsa_destroy((GSA *)model); }
 
+static size_t cpu_length(const GSA *m, int buffer) { return buffer == BUFFER_ADAM_V ? m->seconds : m->total; }
 static real **cpu_buffer(GSA *m, int buffer) {
     real **all[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
-    if (!*all[buffer]) *all[buffer] = (real *)xcalloc(m->total, sizeof(real));
+    if (!*all[buffer]) *all[buffer] = (real *)xcalloc(cpu_length(m, buffer), sizeof(real));
     if (buffer == BUFFER_GRADS) point_parameters(&m->dp, m->grads, m->tensors);
     return all[buffer];
 }
 
 static void cpu_write(void *model, int buffer, const float *from) {
-    memcpy(*cpu_buffer((GSA *)model, buffer), from, ((GSA *)model)->total * sizeof(real));
+    memcpy(*cpu_buffer((GSA *)model, buffer), from, cpu_length((GSA *)model, buffer) * sizeof(real));
 }
 static const float *cpu_read(void *model, int buffer) { return *cpu_buffer((GSA *)model, buffer); }
+/* Where number `first` of the parameters has its like in a buffer. */
+static real *cpu_place(GSA *m, int buffer, size_t first) {
+    real *start = *cpu_buffer(m, buffer);
+    return buffer == BUFFER_ADAM_V ? start + model_second_moment(m->tensors, m->second, first) : start + first;
+}
 static void cpu_put(void *model, int buffer, size_t first, size_t count, const float *from) {
-    memcpy(*cpu_buffer((GSA *)model, buffer) + first, from, count * sizeof(float));
+    memcpy(cpu_place((GSA *)model, buffer, first), from, count * sizeof(float));
 }
 static void cpu_get(void *model, int buffer, size_t first, size_t count, float *to) {
-    memcpy(to, *cpu_buffer((GSA *)model, buffer) + first, count * sizeof(float));
+    memcpy(to, cpu_place((GSA *)model, buffer, first), count * sizeof(float));
 }
 static void cpu_watch(void *model, bool on) { ((GSA *)model)->watch = on; }
 static double cpu_forward(void *model, const int *x, const int *y, int B, int T) {

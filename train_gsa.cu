@@ -1,6 +1,6 @@
 /* train_gsa.cu: the network of train_gsa.c on the GPU. Same layers, same names, same order, plus a stream:
      matrix products -> encoder -> layernorm -> gelu -> matmul -> feature maps: rope and splats -> the two mixers:
-     attention and scan -> classifier -> norm, bounds, AdamW -> the model: forward, backward, update -> main
+     attention and scan -> classifier -> norm, bounds, AdamW, Muon -> the model: forward, backward, update -> main
    Read train_gsa.c first: it says what is computed; here the comments say how. What makes splats and the two mixers
    fast fills gsa/cuda/, behind six functions: splat_forward, attention_forward, scan_forward and their backwards.
 
@@ -153,14 +153,16 @@ __global__ static void convert_kernel(floatX *to, const float *from, size_t n) {
 /* ---------------------------------------------------------------------- matrix products
 
    All large products are cuBLASLt's. It counts in columns, so a row-major (N, C) is its (C, N): D (m, n) = alpha
-   op(A) op(B) + C, where D's m is the contiguous dimension. An epilogue does what would else be a pass over memory
+   op(A) op(B) + add C, where D's m is the contiguous dimension. An epilogue does what would else be a pass over memory
    of its own: the bias, GELU or its derivative. Where cuBLASLt has no algorithm with the epilogue, callers do that
    pass. */
 
 typedef struct {
     int m, n, k;
-    bool ta, tb, wide, add; /* wide: C and D are fp32; add: C is added, else there is none */
+    bool ta, tb, wide; /* wide: C and D are fp32 */
+    float add;         /* what C is multiplied by; 0: there is none */
     int epilogue;
+    int batch; /* products at once, each of the next matrices */
 } MatmulShape;
 
 typedef struct {
@@ -187,7 +189,7 @@ enum { WORKSPACE = 32 << 20, CANDIDATES = 8 };
 enum { CHOICE_ROOM = 400 };
 static size_t matmul_line(char line[CHOICE_ROOM], const MatmulShape *s, const cublasLtMatmulAlgo_t *algorithm) {
     int at = snprintf(line, CHOICE_ROOM, FLOATX_NAME " %d %d %d %d%d%d%d %d ", s->m, s->n, s->k, s->ta, s->tb, s->wide,
-                      s->add, s->epilogue);
+                      s->add != 0, s->epilogue);
     const unsigned char *bytes = (const unsigned char *)algorithm;
     for (size_t i = 0; algorithm && i < sizeof *algorithm; i++)
         at += snprintf(line + at, CHOICE_ROOM - (size_t)at, "%02x", bytes[i]);
@@ -336,7 +338,7 @@ static char *matmul_choices(const Matmul *mm) {
     return text;
 }
 
-/* D = alpha op(A) op(B) + C with the epilogue of s; vector: bias; aux: what GELU was applied to. false: there is no
+/* D = alpha op(A) op(B) + add C with the epilogue of s; vector: bias; aux: what GELU was applied to. false: there is no
    algorithm for it and nothing was done. */
 static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const void *B, const void *C,
                        const void *vector, const void *aux, float alpha, cudaStream_t stream) {
@@ -345,7 +347,7 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
     for (int i = 0; i < mm->count && !p; i++) {
         const MatmulShape *o = &mm->plans[i].shape;
         if (o->m == s.m && o->n == s.n && o->k == s.k && o->ta == s.ta && o->tb == s.tb && o->wide == s.wide &&
-            o->add == s.add && o->epilogue == s.epilogue)
+            o->add == s.add && o->epilogue == s.epilogue && o->batch == s.batch)
             p = &mm->plans[i];
     }
     fresh = !p;
@@ -374,6 +376,14 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
         cublasCheck(cublasLtMatrixLayoutCreate(&p->b, FLOATX_TYPE, (uint64_t)(s.tb ? s.n : s.k),
                                                (uint64_t)(s.tb ? s.k : s.n), s.tb ? s.n : s.k));
         cublasCheck(cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)s.m, (uint64_t)s.n, s.m));
+        const cublasLtMatrixLayout_t layouts[] = {p->a, p->b, p->d};
+        const int64_t apart[] = {(int64_t)s.m * s.k, (int64_t)s.k * s.n, (int64_t)s.m * s.n};
+        for (int i = 0; i < 3 && s.batch > 1; i++) {
+            cublasCheck(cublasLtMatrixLayoutSetAttribute(layouts[i], CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &s.batch,
+                                                         sizeof s.batch));
+            cublasCheck(cublasLtMatrixLayoutSetAttribute(layouts[i], CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                         &apart[i], sizeof apart[i]));
+        }
     }
     if (vector)
         cublasCheck(
@@ -404,7 +414,7 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
         if (p->possible) p->algorithm = proposals[0].algo;
         p->tuned = false;
         for (int i = 0; i < 2; i++)
-            p->tuned |= mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
+            p->tuned |= s.batch == 1 && mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
         if (p->possible && p->tuned) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
     }
     if (!p->possible) return false;
@@ -813,11 +823,9 @@ static void matmul_forward(Matmul *mm, floatX *out, const floatX *in, const floa
                            pre ? pre + i * OC : NULL, i + piece < N ? piece : N - i, C, OC, stream);
         return;
     }
-    MatmulShape s = {
-        (int)OC,     (int)N,
-        (int)C,      true,
-        false,       false,
-        add != NULL, pre ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT};
+    MatmulShape s = {(int)OC, (int)N, (int)C, true, false, false, add ? 1.0f : 0, CUBLASLT_EPILOGUE_DEFAULT, 1};
+    if (pre) s.epilogue = CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+    else if (bias) s.epilogue = CUBLASLT_EPILOGUE_BIAS;
     if (matmul_run(mm, s, out, weight, in, add, bias, pre, 1, stream)) return;
     s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     floatX *sum = pre ? pre : out;
@@ -840,11 +848,10 @@ static void matmul_backward(Matmul *mm, floatX *din, float *dweight, float *dbia
                             pre ? pre + i * C : NULL, scale, i + piece < N ? piece : N - i, C, OC, stream);
         return;
     }
-    MatmulShape s = {(int)C, (int)OC, (int)N, false, true, true, true, CUBLASLT_EPILOGUE_DEFAULT};
+    MatmulShape s = {(int)C, (int)OC, (int)N, false, true, true, 1, CUBLASLT_EPILOGUE_DEFAULT, 1};
     matmul_run(mm, s, dweight, in, dout, dweight, NULL, NULL, scale, stream);
     if (dbias) add_column_sums(dbias, partials, dout, N, OC, stream);
-    s = {(int)C, (int)N, (int)OC, false,
-         false,  false,  false,   pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT};
+    s = {(int)C, (int)N, (int)OC, false, false, false, 0, pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT, 1};
     if (matmul_run(mm, s, din, weight, dout, NULL, NULL, pre, scale, stream)) return;
     s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     matmul_run(mm, s, din, weight, dout, NULL, NULL, NULL, scale, stream);
@@ -1162,14 +1169,23 @@ __global__ static void __launch_bounds__(1024) total_kernel(double *sum, const N
     if (threadIdx.x == 0) *sum = mine;
 }
 
-/* ---------------------------------------------------------------------- norm, bounds, AdamW */
+/* ---------------------------------------------------------------------- norm, bounds, AdamW, Muon */
 
 enum { NORM_PIECE = 1 << 15 };
+
+/* The sum over a block of 256 threads, in a fixed order; the first thread gets it. */
+__device__ static inline double block_sum(double mine) {
+    __shared__ double partial[8];
+    mine = warp_sum(mine);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = mine;
+    __syncthreads();
+    for (int i = 1; i < 8 && threadIdx.x == 0; i++) mine += partial[i];
+    return mine;
+}
 
 /* sums[block] = sum of squares of the block's piece of g (n); eight loads of a thread under way at once, or it waits
    for memory */
 __global__ static void square_sums_kernel(double *sums, const float *g, size_t n) {
-    __shared__ double partial[8];
     size_t first = (size_t)blockIdx.x * NORM_PIECE, count = n - first < NORM_PIECE ? n - first : NORM_PIECE;
     double mine = 0;
     for (size_t i = threadIdx.x; i < count; i += 8 * 256) {
@@ -1179,12 +1195,8 @@ __global__ static void square_sums_kernel(double *sums, const float *g, size_t n
 #pragma unroll
         for (int k = 0; k < 8; k++) mine += (double)x[k] * (double)x[k];
     }
-    mine = warp_sum(mine);
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = mine;
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    for (int i = 1; i < 8; i++) mine += partial[i];
-    sums[blockIdx.x] = mine;
+    mine = block_sum(mine);
+    if (threadIdx.x == 0) sums[blockIdx.x] = mine;
 }
 
 __device__ static inline int clamp(float *x, float low, float high) { /* a NaN stays one, for the loss to report */
@@ -1312,6 +1324,74 @@ __global__ static void adamw_kernel(float *p, floatX *copy, float *m, float *v, 
     copy[i] = (floatX)weight;
 }
 
+/* Muon, for several matrices of n numbers one behind the other, see train_gsa.c. Row y of the grid has matrix y. */
+enum { MUON_BLOCKS = 64 };
+
+/* What becomes orthogonal: momentum runs ahead by one gradient. */
+__device__ static inline float muon_ahead(float momentum, float g, float mean) {
+    return mean * momentum + (1 - mean) * g;
+}
+
+/* momentum: the running mean of scale * grads; sums (matrices, MUON_BLOCKS): parts of the sum of squares of what
+   becomes orthogonal */
+__global__ static void muon_momentum_kernel(double *sums, float *momentum, const float *grads, size_t n, float scale,
+                                            float mean) {
+    double mine = 0;
+    for (size_t i = blockIdx.x * 256 + threadIdx.x; i < n; i += MUON_BLOCKS * 256) {
+        size_t at = blockIdx.y * n + i;
+        float g = scale * grads[at], now = mean * momentum[at] + (1 - mean) * g, x = muon_ahead(now, g, mean);
+        momentum[at] = now;
+        mine += (double)x * (double)x;
+    }
+    mine = block_sum(mine);
+    if (threadIdx.x == 0) sums[blockIdx.y * MUON_BLOCKS + blockIdx.x] = mine;
+}
+
+/* x = what becomes orthogonal, divided by the root of its sum of squares */
+__global__ static void muon_start_kernel(floatX *x, const double *sums, const float *momentum, const float *grads,
+                                         size_t n, float scale, float mean) {
+    const double *parts = sums + blockIdx.y * MUON_BLOCKS + threadIdx.x % 32;
+    double sum = warp_sum(parts[0] + parts[32]);
+    float factor = sum > 0 ? (float)(1 / sqrt(sum)) : 0;
+    for (size_t i = blockIdx.x * 256 + threadIdx.x; i < n; i += MUON_BLOCKS * 256) {
+        size_t at = blockIdx.y * n + i;
+        x[at] = (floatX)(factor * muon_ahead(momentum[at], scale * grads[at], mean));
+    }
+}
+
+/* p -= rate (size orthogonal + decay p), all (n); copy: p as floatX */
+__global__ static void muon_apply_kernel(float *p, floatX *copy, const floatX *orthogonal, size_t n, float rate,
+                                         float size, float decay) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    float weight = p[i];
+    weight -= rate * (size * (float)orthogonal[i] + decay * weight);
+    p[i] = weight;
+    copy[i] = (floatX)weight;
+}
+
+/* train_gsa.c's steps for each of `count` matrices x (rows, columns). y: as large as x; gram, square (count, least,
+   least). Returns where the result is, x or y. Both halves of a symmetric product are computed, because cuBLASLt has no
+   product that computes one. */
+static floatX *muon_steps(Matmul *mm, floatX *x, floatX *y, floatX *gram, floatX *square, size_t rows, size_t columns,
+                          size_t count, cudaStream_t stream) {
+    const float a = (float)MUON_A, b = (float)MUON_B, c = (float)MUON_C;
+    bool tall = rows > columns;
+    int r = (int)rows, k = (int)columns, least = tall ? k : r, most = tall ? r : k, batch = (int)count;
+    MatmulShape inner = {least, least, most, !tall, tall, false, 0, CUBLASLT_EPILOGUE_DEFAULT, batch},
+                again = {least, least, least, false, false, false, b, CUBLASLT_EPILOGUE_DEFAULT, batch},
+                outer = {k, r, least, false, false, false, a, CUBLASLT_EPILOGUE_DEFAULT, batch};
+    for (int step = 0; step < MUON_STEPS; step++) {
+        matmul_run(mm, inner, gram, x, x, NULL, NULL, NULL, 1, stream);
+        matmul_run(mm, again, square, gram, gram, gram, NULL, NULL, c, stream);
+        matmul_run(mm, outer, y, tall ? square : x, tall ? x : square, x, NULL, NULL, 1, stream);
+        floatX *other = x;
+        x = y;
+        y = other;
+    }
+    return x;
+}
+
 /* ---------------------------------------------------------------------- the model */
 
 /* The parameters as fp32 masters (or their gradients) and as the copies that matrix products read. */
@@ -1330,12 +1410,18 @@ typedef struct {
    linear mixer: scans, the most heads that a layer scans; W, their splats as padded; state, the numbers of a state;
    directions; segments, the most of all sequences and scanned heads of a layer together, where they are cut, for the
    largest batch or a smaller one. features: numbers a token, 0 if no head has a feature map. records: the most records
-   of splat_backward in a layer. norm_pieces: of square_sums_kernel. gates: the most of a
-   layer. */
+   of splat_backward in a layer. norm_pieces: of square_sums_kernel. gates: the most of a layer. muon_batch: the most
+   matrices at once; muon, their numbers, and muon_gram, those of their products with themselves. */
 typedef struct {
     size_t T, V, Vp, L, NH, C, A, HS, S, SP, P, G, scans, W, state, directions, segments, features, records,
-        norm_pieces, gains, ropes, gates;
+        norm_pieces, gains, ropes, gates, muon_batch, muon, muon_gram;
 } CudaSizes;
+
+/* Of so many equal matrices Muon works on as many at once as fill the device. */
+static size_t muon_batch(MuonMatrix x, size_t count) {
+    const size_t most = (8 << 20) / (x.rows * x.columns);
+    return most < 1 ? 1 : most < count ? most : count;
+}
 
 /* The heads of layer l of one kind; standard heads whose q and k are used as they are have no feature map. Nearby an
    extended head is a standard one. */
@@ -1400,7 +1486,16 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     if (z.segments > (size_t)SCAN_SEGMENTS_MOST) z.segments = SCAN_SEGMENTS_MOST;
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
-    for (int i = 0; i < NUM_TENSORS; i++) z.norm_pieces += CEIL_DIV(tensors[i].size, (size_t)NORM_PIECE);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        z.norm_pieces += CEIL_DIV(tensors[i].size, (size_t)NORM_PIECE);
+        size_t count = config_muon_matrices(c, i);
+        if (!count) continue;
+        MuonMatrix x = config_muon_matrix(c, tensors, i, 0);
+        size_t batch = muon_batch(x, count), least = x.rows < x.columns ? x.rows : x.columns;
+        if (batch > z.muon_batch) z.muon_batch = batch;
+        if (batch * x.rows * x.columns > z.muon) z.muon = batch * x.rows * x.columns;
+        if (batch * least * least > z.muon_gram) z.muon_gram = batch * least * least;
+    }
     return z;
 }
 
@@ -1463,6 +1558,11 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(Bucket, segments, WORKSPACE, TOKEN, 1) \
     X(Bucket, bucket_tokens, WORKSPACE, ONCE, B * z.T / SEGMENT + 1) \
     X(double, sums, WORKSPACE, ONCE, z.norm_pieces + 1) \
+    X(double, muon_sums, WORKSPACE, ONCE, z.muon_batch * MUON_BLOCKS) \
+    X(floatX, muon_x, WORKSPACE, ONCE, z.muon) \
+    X(floatX, muon_y, WORKSPACE, ONCE, z.muon) \
+    X(floatX, muon_gram, WORKSPACE, ONCE, z.muon_gram) \
+    X(floatX, muon_square, WORKSPACE, ONCE, z.muon_gram) \
     X(float, slope, WORKSPACE, ONCE, z.P > z.HS ? 0 : z.G * z.SP * z.HS) \
     X(float, precision, WORKSPACE, ONCE, z.P > z.HS ? 0 : z.G * z.SP * z.P) \
     X(float, centre, WORKSPACE, ONCE, z.G * z.SP) \
@@ -1494,13 +1594,14 @@ typedef struct {
     Config config;
     size_t B; /* largest batch */
     CudaSizes sizes;
-    Tensor tensors[NUM_TENSORS];
-    size_t total;                            /* length of the flat buffers */
-    float *params, *grads, *adam_m, *adam_v; /* fp32; params are the masters */
-    floatX *weights;                         /* their copies */
+    Tensor tensors[NUM_TENSORS], seconds[NUM_TENSORS]; /* how the flat buffers lie on the host; seconds: of adam_v */
+    size_t total, seconds_total;                       /* their lengths */
+    float *params, *grads, *adam_m, *adam_v;           /* fp32; params are the masters */
+    floatX *weights;                                   /* their copies */
     /* Of params, adam_m and adam_v this rank keeps numbers first[i] .. end[i] - 1 of tensor i, from kept[i] on; alone,
        or where the optimiser is not shared out, all, as in grads and weights. */
     size_t first[NUM_TENSORS], end[NUM_TENSORS], kept[NUM_TENSORS];
+    size_t kept_seconds[NUM_TENSORS]; /* the same of adam_v, which has nothing of Muon's tensors */
     size_t unsent;             /* the gradients of matrices of blocks from here on are on their way to other ranks */
     bool share, sharing, late; /* share: the next backward pass sends them; sharing: the last one did; late: all
                                       at its end, to see what that takes */
@@ -1564,13 +1665,17 @@ static void point_parameters(Tensors *p, Number *flat, const Tensor *tensors) {
 }
 
 /* Where the parts that this rank keeps begin; returns how many numbers it keeps, padding included. */
-static size_t keep_parts(const Tensor *tensors, size_t first[NUM_TENSORS], size_t end[NUM_TENSORS],
-                         size_t kept[NUM_TENSORS]) {
+static size_t keep_parts(const Config *c, const Tensor *tensors, size_t first[NUM_TENSORS], size_t end[NUM_TENSORS],
+                         size_t kept[NUM_TENSORS], size_t kept_seconds[NUM_TENSORS], size_t *own_seconds) {
     size_t at = 0;
+    *own_seconds = 0;
     ranks_cut(tensors, team.shard ? team_rank() : 0, team.shard ? team_count() : 1, first, end);
     for (int i = 0; i < NUM_TENSORS; i++) {
+        size_t n = CEIL_DIV(end[i] - first[i], 32) * 32;
         kept[i] = at;
-        at += CEIL_DIV(end[i] - first[i], 32) * 32;
+        kept_seconds[i] = *own_seconds;
+        at += n;
+        if (!config_muon_matrices(c, i)) *own_seconds += n;
     }
     return at;
 }
@@ -1584,12 +1689,13 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     m->B = B;
     m->logits_rows = logits_piece(N);
     m->total = model_tensors(c, m->tensors);
+    m->seconds_total = model_second_moments(c, m->seconds);
     cudaCheck(cudaStreamCreate(&m->stream));
     cudaCheck(cudaEventCreate(&m->bucketed));
-    size_t own = keep_parts(m->tensors, m->first, m->end, m->kept);
+    size_t own_seconds, own = keep_parts(c, m->tensors, m->first, m->end, m->kept, m->kept_seconds, &own_seconds);
     float **buffers[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
     for (int i = 0; i < 4; i++) {
-        size_t bytes = (buffers[i] == &m->grads ? m->total : own) * sizeof(float);
+        size_t bytes = (i == BUFFER_GRADS ? m->total : i == BUFFER_ADAM_V ? own_seconds : own) * sizeof(float);
         cudaCheck(cudaMalloc(buffers[i], bytes));
         cudaCheck(cudaMemsetAsync(*buffers[i], 0, bytes, m->stream));
     }
@@ -2166,7 +2272,35 @@ static void scalar_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
     cudaCheck(cudaStreamSynchronize(m->stream));
 }
 
-/* AdamW, then the bounds */
+/* Muon, for those matrices of the blocks that this rank keeps: as many at once as muon_batch says. */
+static void muon_update(CudaModel *m, const Update *u) {
+    CudaActivations a = m->a;
+    float scale = (float)u->scale[CLIP_WEIGHTS], mean = (float)u->momentum;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        size_t count = config_muon_matrices(&m->config, i), batch;
+        if (!count) continue;
+        size_t each = m->tensors[i].size / count, end = m->end[i] / each; /* ranks_cut leaves matrices whole */
+        for (size_t j = m->first[i] / each; j < end; j += batch) {
+            MuonMatrix x = config_muon_matrix(&m->config, m->tensors, i, j);
+            size_t most = muon_batch(x, count), own = m->kept[i] + j * each - m->first[i];
+            batch = j + most < end ? most : end - j;
+            dim3 grid(MUON_BLOCKS, (unsigned)batch);
+            float *momentum = m->adam_m + own;
+            const float *grads = m->grads + x.at;
+            muon_momentum_kernel<<<grid, 256, 0, m->stream>>>(a.muon_sums, momentum, grads, each, scale, mean);
+            muon_start_kernel<<<grid, 256, 0, m->stream>>>(a.muon_x, a.muon_sums, momentum, grads, each, scale, mean);
+            cudaCheck(cudaGetLastError());
+            const floatX *o = muon_steps(&m->matmul, a.muon_x, a.muon_y, a.muon_gram, a.muon_square, x.rows, x.columns,
+                                         batch, m->stream);
+            muon_apply_kernel<<<CEIL_DIV(batch * each, 256), 256, 0, m->stream>>>(
+                m->params + own, m->weights + x.at, o, batch * each, (float)u->rate[CLIP_WEIGHTS],
+                (float)muon_scale(x.rows, x.columns), (float)u->weight_decay);
+            cudaCheck(cudaGetLastError());
+        }
+    }
+}
+
+/* AdamW and Muon, then the bounds */
 static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
     float correct1 = (float)(1 / (1 - pow(u->beta1, (double)u->step))),
           correct2 = (float)(1 / (1 - pow(u->beta2, (double)u->step)));
@@ -2174,13 +2308,14 @@ static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS
         const Tensor *t = &m->tensors[i];
         const Group *group = &groups[t->group];
         size_t n = m->end[i] - m->first[i], at = t->offset + m->first[i], own = m->kept[i];
-        if (!n || !group->trained) continue;
+        if (!n || !group->trained || config_muon_matrices(&m->config, i)) continue;
         adamw_kernel<<<CEIL_DIV(n, 256), 256, 0, m->stream>>>(
-            m->params + own, m->weights + at, m->adam_m + own, m->adam_v + own, m->grads + at, n,
+            m->params + own, m->weights + at, m->adam_m + own, m->adam_v + m->kept_seconds[i], m->grads + at, n,
             (float)u->rate[group->clip], group->decay ? (float)u->weight_decay : 0, (float)u->scale[group->clip],
             (float)u->beta1, (float)u->beta2, correct1, correct2);
         cudaCheck(cudaGetLastError());
     }
+    if (m->config.muon) muon_update(m, u);
     if (team.shard) share_weights(m);
     scalar_bounds(m, clamped);
 }
@@ -2192,12 +2327,23 @@ static float *cuda_buffer(CudaModel *m, int buffer) {
     return all[buffer];
 }
 
+/* How a whole buffer lies on the host, its length, and where this rank keeps its part of each tensor. */
+static const Tensor *cuda_table(const CudaModel *m, int buffer) {
+    return buffer == BUFFER_ADAM_V ? m->seconds : m->tensors;
+}
+static size_t cuda_length(const CudaModel *m, int buffer) {
+    return buffer == BUFFER_ADAM_V ? m->seconds_total : m->total;
+}
+static size_t cuda_kept(const CudaModel *m, int buffer, int i) {
+    return buffer == BUFFER_ADAM_V ? m->kept_seconds[i] : m->kept[i];
+}
+
 /* Where number `first` of a buffer lies; it is of a tensor that is not cut. */
 static float *cuda_place(CudaModel *m, int buffer, size_t first) {
     int i = 0;
     if (buffer == BUFFER_GRADS) return m->grads + first;
     while (i + 1 < NUM_TENSORS && (!m->tensors[i].size || m->tensors[i].offset + m->tensors[i].size <= first)) i++;
-    return cuda_buffer(m, buffer) + m->kept[i] + (first - m->tensors[i].offset);
+    return cuda_buffer(m, buffer) + cuda_kept(m, buffer, i) + (first - m->tensors[i].offset);
 }
 
 /* Part of a buffer, of tensors that are not cut and lie side by side. */
@@ -2216,7 +2362,7 @@ static void cuda_put(void *model, int buffer, size_t first, size_t count, const 
 static void write_part(CudaModel *m, int buffer, int i, const float *from) {
     const Tensor *t = &m->tensors[i];
     float *piece = (float *)m->piece;
-    cudaCheck(cudaMemcpyAsync(cuda_buffer(m, buffer) + m->kept[i], from + m->first[i],
+    cudaCheck(cudaMemcpyAsync(cuda_buffer(m, buffer) + cuda_kept(m, buffer, i), from + m->first[i],
                               (m->end[i] - m->first[i]) * sizeof(float), cudaMemcpyHostToDevice, m->stream));
     for (size_t at = 0, n; at < t->size && buffer == BUFFER_PARAMS; at += n) {
         n = t->size - at < LENT / sizeof(float) ? t->size - at : LENT / sizeof(float);
@@ -2229,14 +2375,16 @@ static void write_part(CudaModel *m, int buffer, int i, const float *from) {
 
 static void cuda_write(void *model, int buffer, const float *from) {
     CudaModel *m = (CudaModel *)model;
-    if (!team.shard) cuda_put(model, buffer, 0, m->total, from);
-    for (int i = 0; i < NUM_TENSORS && team.shard; i++) write_part(m, buffer, i, from + m->tensors[i].offset);
+    if (!team.shard) cuda_put(model, buffer, 0, cuda_length(m, buffer), from);
+    for (int i = 0; i < NUM_TENSORS && team.shard; i++)
+        if (cuda_table(m, buffer)[i].size) write_part(m, buffer, i, from + cuda_table(m, buffer)[i].offset);
 }
 
 /* Rank 0 gets tensor i from all ranks that keep parts of it. */
 static void read_parts(CudaModel *m, int buffer, int i) {
     size_t first[NUM_TENSORS], end[NUM_TENSORS], most = LENT / sizeof(float);
-    float *own = cuda_buffer(m, buffer) + m->kept[i], *to = m->flat ? m->flat + m->tensors[i].offset : NULL;
+    float *own = cuda_buffer(m, buffer) + cuda_kept(m, buffer, i),
+          *to = m->flat ? m->flat + cuda_table(m, buffer)[i].offset : NULL;
     for (int q = 0; q < team_count(); q++) {
         ranks_cut(m->tensors, q, team_count(), first, end);
         for (size_t at = first[i], n; at < end[i]; at += n) {
@@ -2253,10 +2401,12 @@ static const float *cuda_read(void *model, int buffer) {
     CudaModel *m = (CudaModel *)model;
     if (!m->flat && !(team.shard && team_rank())) m->flat = (float *)xcalloc(m->total, sizeof(float));
     if (team.shard && buffer != BUFFER_GRADS)
-        for (int i = 0; i < NUM_TENSORS; i++) read_parts(m, buffer, i);
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            if (cuda_table(m, buffer)[i].size) read_parts(m, buffer, i);
+        }
     else
-        cudaCheck(cudaMemcpyAsync(m->flat, cuda_buffer(m, buffer), m->total * sizeof(float), cudaMemcpyDeviceToHost,
-                                  m->stream));
+        cudaCheck(cudaMemcpyAsync(m->flat, cuda_buffer(m, buffer), cuda_length(m, buffer) * sizeof(float),
+                                  cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
     return m->flat;
 }
@@ -2422,11 +2572,12 @@ static void cuda_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     if (wrong) die_usage("%s", wrong);
     if ((int64_t)B * c->T > INT32_MAX) die_usage("--batch %d times --seq %d is more than 2^31 tokens", B, c->T);
     size_t total = model_tensors(c, tensors), first[NUM_TENSORS], end[NUM_TENSORS], kept[NUM_TENSORS];
-    size_t own = keep_parts(tensors, first, end, kept);
+    size_t kept_seconds[NUM_TENSORS], own_seconds;
+    size_t own = keep_parts(c, tensors, first, end, kept, kept_seconds, &own_seconds);
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = own * sizeof(float) + total * sizeof(floatX);
     bytes[MEMORY_GRADS] = total * sizeof(float);
-    bytes[MEMORY_OPTIMISER] = 2 * own * sizeof(float);
+    bytes[MEMORY_OPTIMISER] = (own + own_seconds) * sizeof(float);
     bytes[MEMORY_WORKSPACE] = WORKSPACE + (team.narrow || team.shard ? LENT : 0);
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }

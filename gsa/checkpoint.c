@@ -48,16 +48,21 @@ Entry checkpoint_entry(const char *name, int type, int dimensions, const int64_t
     return e;
 }
 
-void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data,
-                            int *count) {
-    Tensor tensors[NUM_TENSORS];
-    model_tensors(c, tensors);
+void checkpoint_add_table(const Tensor *tensors, const char *prefix, const float *flat, Entry *entries,
+                          const void **data, int *count) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         char name[64];
         snprintf(name, sizeof name, "%s%s", prefix, tensors[i].name);
         data[*count] = flat + tensors[i].offset;
         entries[(*count)++] = checkpoint_entry(name, TYPE_F32, 3, tensors[i].shape);
     }
+}
+
+void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data,
+                            int *count) {
+    Tensor tensors[NUM_TENSORS];
+    model_tensors(c, tensors);
+    checkpoint_add_table(tensors, prefix, flat, entries, data, count);
 }
 
 void checkpoint_write(const char *path, int kind, const Config *c, int64_t step, Entry *entries, const void **data,
@@ -332,6 +337,10 @@ bool matrix_round(const Matrix *m, const float *from, size_t rows, void *data, f
 void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *flat) {
     Tensor tensors[NUM_TENSORS];
     model_tensors(&k->config, tensors);
+    checkpoint_read_table(k, prefix, tensors, flat);
+}
+
+void checkpoint_read_table(const Checkpoint *k, const char *prefix, const Tensor *tensors, float *flat) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         char name[64];
         if (!tensors[i].size) continue;

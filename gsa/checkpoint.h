@@ -101,9 +101,13 @@ bool matrix_round(const Matrix *m, const float *from, size_t rows, void *data, f
 /* All tensors of model.h's table that the model has, entry PREFIX + name, into a flat buffer, in fp32 whatever the
    matrices' type; the weights, of prefix "", are checked by model_check_alive. */
 void checkpoint_read_tensors(const Checkpoint *k, const char *prefix, float *flat);
+/* Likewise with the places of another table, such as that of model_second_moments. */
+void checkpoint_read_table(const Checkpoint *k, const char *prefix, const Tensor *tensors, float *flat);
 /* Appends an entry for each tensor of the table to entries and data at *count. */
 void checkpoint_add_tensors(const Config *c, const char *prefix, const float *flat, Entry *entries, const void **data,
                             int *count);
+void checkpoint_add_table(const Tensor *tensors, const char *prefix, const float *flat, Entry *entries,
+                          const void **data, int *count);
 /* Dies with a sentence naming the first field in which the file's configuration differs from c. */
 void checkpoint_match(const Checkpoint *k, const Config *c);
 

@@ -177,6 +177,34 @@ size_t model_tensors(const Config *c, Tensor *tensors) {
     return offset;
 }
 
+size_t model_second_moments(const Config *c, Tensor *tensors) {
+    size_t offset = 0;
+    model_tensors(c, tensors);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        Tensor *t = &tensors[i];
+        if (config_muon_matrices(c, i)) {
+            t->shape[0] = 0;
+            t->size = 0;
+        }
+        t->offset = offset;
+        offset += (t->size + 31) / 32 * 32;
+    }
+    return offset;
+}
+
+size_t model_second_moment(const Tensor *tensors, const Tensor *second, size_t at) {
+    for (int i = 0; i < NUM_TENSORS; i++)
+        if (at < tensors[i].offset + tensors[i].size) return second[i].offset + (at - tensors[i].offset);
+    return 0;
+}
+
+MuonMatrix config_muon_matrix(const Config *c, const Tensor *tensors, int tensor, size_t j) {
+    const Tensor *t = &tensors[tensor];
+    size_t columns = (size_t)t->shape[2], rows = t->size / config_muon_matrices(c, tensor) / columns;
+    MuonMatrix x = {t->offset + j * rows * columns, rows, columns};
+    return x;
+}
+
 size_t model_parameters(const Config *c) {
     Tensor tensors[NUM_TENSORS];
     size_t count = 0;

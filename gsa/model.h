@@ -79,9 +79,9 @@ typedef struct {
 #undef X
     /* bit h of word l: head h of layer l has splats; extra heads come after the NH others */
     uint64_t gsa_heads[MAX_LAYERS];
-    /* not what the model is, but how a run trains it: of each block only the input is kept for the backward pass; in
-       no file */
-    bool recompute;
+    /* not what the model is, but how a run trains it, and in no file. recompute: of each block only the input is kept
+       for the backward pass; muon: the matrices of blocks are updated by Muon, all else by AdamW */
+    bool recompute, muon;
 } Config;
 
 /* The whole configuration checked: NULL where it is sound, else a sentence (static memory) that names the flag. */
@@ -228,6 +228,30 @@ static inline size_t tensor_row(const Tensor *t) { return (size_t)(t->shape[1] *
 
 /* Fills tensors[NUM_TENSORS]; returns the length of the flat buffer, padding between tensors included. */
 size_t model_tensors(const Config *c, Tensor *tensors);
+/* Likewise of the buffer of AdamW's second moments: Muon has none, so its tensors are empty there. */
+size_t model_second_moments(const Config *c, Tensor *tensors);
+/* Where the second moment of number `at` of the parameters lies, whose tensor has some. */
+size_t model_second_moment(const Tensor *tensors, const Tensor *second, size_t at);
+/* Into how many matrices, one behind the other, Muon takes a tensor apart: W_qkv of each layer into those of q, k and
+   v. 0: the tensor is AdamW's. */
+static inline size_t config_muon_matrices(const Config *c, int tensor) {
+    bool block = tensor == TENSOR_qkvw || tensor == TENSOR_attprojw || tensor == TENSOR_fcw || tensor == TENSOR_fcprojw;
+    return !c->muon || !block ? 0 : tensor == TENSOR_qkvw ? 3 * (size_t)c->L : (size_t)c->L;
+}
+/* Matrix j of these: where it lies in the flat buffers, and its sizes. */
+typedef struct {
+    size_t at, rows, columns;
+} MuonMatrix;
+MuonMatrix config_muon_matrix(const Config *c, const Tensor *tensors, int tensor, size_t j);
+/* The steps that make singular values about 1, equation (13), and what the result is multiplied by: so its numbers have
+   a root mean square of about 0.2, as AdamW's updates have, and one learning rate serves both. */
+#define MUON_A 3.4445
+#define MUON_B -4.7750
+#define MUON_C 2.0315
+enum { MUON_STEPS = 5 };
+static inline double muon_scale(size_t rows, size_t columns) {
+    return 0.2 * sqrt((double)(rows > columns ? rows : columns));
+}
 /* Number of trained parameters; without the padding of the buffer and of the vocabulary. */
 size_t model_parameters(const Config *c);
 /* Starting values of all parameters into a flat buffer; depends on the configuration and seed alone. */

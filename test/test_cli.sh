@@ -908,6 +908,37 @@ cp "$dir/a/model_00000020.bin" "$dir/v3.bin" && patch "$dir/v3.bin" 4 '\003'
 check "a file of before phases and gates is read" sh -c "$infer perplexity '$dir/v3.bin' README.md >'$dir/v3' &&
     $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v3'"
 
+# ---- Muon: trained, resumed; it has one moment of the blocks' matrices; a run keeps its optimiser
+muon="$tiny --optimizer muon --momentum 0.9 --steps 20 --eval-every 10 --save-every 10 --keep 0"
+check "train by Muon" $train $muon --out "$dir/ma" --threads 2
+check "Muon: one thread" sh -c "$train $muon --out '$dir/mb' --threads 1 &&
+    cmp '$dir/ma/model_00000020.bin' '$dir/mb/model_00000020.bin' &&
+    ! cmp -s '$dir/ma/model_00000020.bin' '$dir/a/model_00000020.bin'"
+mkdir "$dir/mc" && cp "$dir"/ma/*_00000010.bin "$dir/mc"
+check "Muon: resumed" sh -c "$train --resume --optimizer muon --out '$dir/mc' &&
+    cmp '$dir/ma/model_00000020.bin' '$dir/mc/model_00000020.bin' &&
+    cmp '$dir/ma/state_00000020.bin' '$dir/mc/state_00000020.bin'"
+check "Muon: a smaller state" sh -c "[ \$((\$(wc -c <'$dir/a/state_00000020.bin') - \
+    \$(wc -c <'$dir/ma/state_00000020.bin'))) -ge \$((4 * 2 * 12 * 32 * 32)) ]"
+optimiser_memory() {
+    $train --optimizer "$1" --seq 32 --batch 1 --vocab 300 --steps 1 --eval-every 0 --sample-every 0 \
+        --out "$dir/mm_$1" | sed -n 's/.*optimiser \([0-9.]*\) .*/\1/p'
+}
+check "Muon: 1.5 MiB less of 12 x 128^2 numbers in 2 layers" sh -c \
+    "echo $(optimiser_memory adamw) $(optimiser_memory muon) | awk '{ exit !(sprintf(\"%.1f\", \$1 - \$2) == 1.5) }'"
+refuse "resume: another optimiser" 1 "contradicts" $train --resume --optimizer adamw --out "$dir/mc"
+refuse "resume: Muon from AdamW" 1 "contradicts" $train --resume --optimizer muon --out "$dir/a"
+refuse "momentum without Muon" 2 "--momentum" $train $tiny --momentum 0.9 --out "$dir/x"
+# a state of before --optimizer; two lines that say nothing keep its length
+rm -rf "$dir/n" && mkdir "$dir/n" && cp "$dir"/a/model_00000010.bin "$dir/n"
+LC_ALL=C sed -e 's/^optimizer=adamw$/batch=000000002/' -e 's/^momentum=0.95$/batch=0000002/' \
+    "$dir/a/state_00000010.bin" >"$dir/n/state_00000010.bin"
+check "a state of before Muon" sh -c "! grep -aq '^optimizer' '$dir/n/state_00000010.bin' &&
+    grep -aqx 'batch=0000002' '$dir/n/state_00000010.bin'"
+refuse "resume: Muon, where there was none" 1 "--optimizer" $train --resume --optimizer muon --out "$dir/n"
+check "it is resumed by AdamW" sh -c "$train --resume --out '$dir/n' &&
+    cmp '$dir/a/model_00000020.bin' '$dir/n/model_00000020.bin'"
+
 # ---- a full disk while saving: one sentence, and the last good checkpoint survives
 rm -rf "$dir/f" && mkdir "$dir/f" && cp "$dir"/a/*_00000010.bin "$dir/f"
 refuse "full disk" 1 "cannot write" sh -c "ulimit -f 100; exec $train --resume --out '$dir/f'"

@@ -27,12 +27,12 @@ namespace cpu {
 static const char name[] = "cuda_fp32";
 static const double OUTPUT = 1e-5, FEATURES = 1e-6, GRADIENT = 5e-5, QUERIES = 1e-4, SPLATS = 1e-4, WAVES = 1e-3,
                     LOSS = 1e-5, MODEL = 1e-4, COSINE = 0.999999, MODEL_SPLATS = 1e-4, MODEL_WAVES = 1e-3,
-                    SPLATS_COSINE = 0.999999, STEPS = 1e-3, MILLION = 1e-4;
+                    SPLATS_COSINE = 0.999999, STEPS = 1e-3, MILLION = 1e-4, ORTHOGONAL = 2e-4;
 #else
 static const char name[] = "cuda";
 static const double OUTPUT = 1e-2, FEATURES = 1e-2, GRADIENT = 2e-2, QUERIES = 6e-2, SPLATS = 3e-2, WAVES = 1e-1,
                     LOSS = 5e-3, MODEL = 3e-2, COSINE = 0.999, MODEL_SPLATS = 6e-2, MODEL_WAVES = 2e-1,
-                    SPLATS_COSINE = 0.998, STEPS = 2e-2, MILLION = 2e-2;
+                    SPLATS_COSINE = 0.998, STEPS = 2e-2, MILLION = 2e-2, ORTHOGONAL = 6e-2;
 #endif
 
 /* ---------------------------------------------------------------------- numbers here and there */
@@ -786,7 +786,7 @@ static void compare_watched(const Pair *p, size_t B, size_t T, const char *what)
 static void compare_updates(const Pair *p, size_t B, size_t T, int updates, const char *what) {
     bool large = sizeof(floatX) == 2 && config_head_size(&p->c->config) == 128, shorter = p->c->config.raw || large;
     for (int step = 1; step <= updates; step++) {
-        Update u = {{shorter ? 3e-4 : 1e-3, shorter ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
+        Update u = {{shorter ? 3e-4 : 1e-3, shorter ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step, 0.95};
         int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
         cpu::gsa_zero_gradients(p->c);
         cuda_zero_gradients(p->g);
@@ -842,14 +842,123 @@ static void test_model(int kind, int updates) {
     free_pair(&p);
 }
 
+/* ---------------------------------------------------------------------- Muon */
+
+/* What is done to each number before these steps and after them; a matrix without gradients stays zero. */
+static void test_muon_passes(size_t n) {
+    enum { COUNT = 3 };
+    uint64_t rng = 50;
+    float *momentum = numbers(COUNT * n, 1e-3, &rng), *grads = numbers(COUNT * n, 1e-3, &rng),
+          *p = numbers(COUNT * n, 1, &rng), *x = cpu::numbers(COUNT * n, 0, NULL);
+    memset(momentum + n, 0, n * sizeof(float));
+    memset(grads + n, 0, n * sizeof(float));
+    float *device_momentum = upload<float>(momentum, COUNT * n), *device_grads = upload<float>(grads, COUNT * n),
+          *device_p = upload<float>(p, COUNT * n);
+    double *sums = device_room<double>(COUNT * MUON_BLOCKS);
+    floatX *device_x = device_room<floatX>(COUNT * n), *copy = device_room<floatX>(COUNT * n);
+    dim3 grid(MUON_BLOCKS, COUNT);
+    muon_momentum_kernel<<<grid, 256>>>(sums, device_momentum, device_grads, n, 0.5f, 0.9f);
+    muon_start_kernel<<<grid, 256>>>(device_x, sums, device_momentum, device_grads, n, 0.5f, 0.9f);
+    muon_apply_kernel<<<CEIL_DIV(COUNT * n, 256), 256>>>(device_p, copy, device_x, COUNT * n, 0.1f, 3, 0.5f);
+    for (size_t m = 0; m < COUNT; m++) {
+        double sum = 0;
+        for (size_t i = m * n; i < (m + 1) * n; i++) {
+            momentum[i] = 0.9f * momentum[i] + 0.1f * 0.5f * grads[i];
+            x[i] = 0.9f * momentum[i] + 0.1f * 0.5f * grads[i];
+            sum += (double)x[i] * x[i];
+        }
+        for (size_t i = m * n; i < (m + 1) * n; i++) {
+            x[i] = sum > 0 ? (float)(x[i] / sqrt(sum)) : 0;
+            p[i] -= 0.1f * (3 * x[i] + 0.5f * p[i]);
+        }
+    }
+    COMPARE(download(device_momentum, COUNT * n), momentum, COUNT * n, 1e-6, "momentum of %d times %zu", COUNT, n);
+    COMPARE(download(device_x, COUNT * n), x, COUNT * n, FEATURES, "the start of %d times %zu", COUNT, n);
+    COMPARE(download(device_p, COUNT * n), p, COUNT * n, 1e-2 * FEATURES + 1e-6, "the update of %d times %zu", COUNT,
+            n);
+    COMPARE(download(copy, COUNT * n), p, COUNT * n, FEATURES, "its copy, %d times %zu", COUNT, n);
+    free_all();
+}
+
+/* Several matrices at once against train_gsa.c's one by one. */
+static void test_muon_steps(Matmul *mm, size_t rows, size_t columns, size_t count) {
+    uint64_t rng = 51;
+    size_t n = rows * columns, least = rows < columns ? rows : columns;
+    float *x = numbers(count * n, 1, &rng), *room = cpu::numbers(cpu::muon_room(rows, columns), 0, NULL),
+          *expected = cpu::numbers(count * n, 0, NULL);
+    for (size_t i = 0; i < count * n; i++)
+        x[i] /= 1.1f * sqrtf((float)n); /* about as long as muon_start_kernel makes it */
+    round_numbers(x, count * n);
+    floatX *got = muon_steps(mm, upload<floatX>(x, count * n), device_room<floatX>(count * n),
+                             device_room<floatX>(count * least * least), device_room<floatX>(count * least * least),
+                             rows, columns, count, 0);
+    for (size_t i = 0; i < count; i++)
+        memcpy(expected + i * n, cpu::muon_steps(x + i * n, rows, columns, room), n * sizeof(float));
+    COMPARE(download(got, count * n), expected, count * n, ORTHOGONAL, "%zu orthogonal (%zu, %zu)", count, rows,
+            columns);
+    free_all();
+}
+
+/* Updates by the same random gradients: momentum, steps and copies of all parameters; then by their own gradients. */
+static void test_muon(int kind) {
+    Config config = kind_config(kind);
+    const char *what = kinds[kind].name;
+    config.muon = true;
+    Pair p = make_pair(&config, 3, 43);
+    float *before = cpu::numbers(p.g->total, 0, NULL), *step = cpu::numbers(p.g->total, 0, NULL);
+    uint64_t rng = 44;
+    p.c->grads = (float *)xcalloc(p.c->total, sizeof(float));
+    cpu::point_parameters(&p.c->dp, p.c->grads, p.c->tensors);
+    memcpy(before, p.c->params, p.c->total * sizeof(float));
+    for (int update = 1; update <= 3; update++) {
+        Update u = {{1e-3, 1e-2}, 0.9, 0.95, 0.1, {1.0 / update, 1}, update, 0.9};
+        int64_t clamped[NUM_BOUNDS];
+        for (int i = 0; i < NUM_TENSORS; i++)
+            for (size_t k = 0; k < p.c->tensors[i].size; k++)
+                p.c->grads[p.c->tensors[i].offset + k] = (float)(1e-3 * rng_normal(&rng));
+        cuda_write(p.g, BUFFER_GRADS, p.c->grads);
+        cpu::gsa_update(p.c, &u, clamped);
+        cuda_update(p.g, &u, clamped);
+    }
+    const float *params = cuda_read(p.g, BUFFER_PARAMS);
+    for (size_t i = 0; i < p.g->total; i++) {
+        step[i] = params[i] - before[i];
+        before[i] = p.c->params[i] - before[i];
+    }
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &p.c->tensors[i];
+        if (!t->size || !groups[t->group].trained) continue;
+        COMPARE(step + t->offset, before + t->offset, t->size, config_muon_matrices(&config, i) ? ORTHOGONAL : 2e-3,
+                "%s: three updates of %s", what, t->name);
+    }
+    COMPARE(download(p.g->weights, p.g->total), params, p.g->total, OUTPUT, "%s: copies of the weights", what);
+    COMPARE(cuda_read(p.g, BUFFER_ADAM_M), p.c->adam_m, p.g->total, 1e-6, "%s: momentum and first moments", what);
+    COMPARE(cuda_read(p.g, BUFFER_ADAM_V), p.c->adam_v, p.g->seconds_total, 1e-6, "%s: second moments", what);
+    compare_updates(&p, p.B, p.T, 10, what);
+    free_pair(&p);
+}
+
+static void test_all_muon(void) {
+    static const size_t shapes[][3] = {{96, 96, 9}, {384, 96, 3}, {96, 384, 2}, {64, 160, 1}, {768, 768, 4}};
+    Matmul mm;
+    matmul_create(&mm);
+    test_muon_passes(96 * 32);
+    test_muon_passes(320 * 192);
+    for (size_t i = 0; i < 5; i++) test_muon_steps(&mm, shapes[i][0], shapes[i][1], shapes[i][2]);
+    matmul_destroy(&mm);
+    test_muon(1);
+    test_muon(9);
+}
+
 /* ---------------------------------------------------------------------- what holds exactly */
 
 /* From the same start the same bits, twice; and they survive the way to the host and back. */
-static void test_determinism(int kind) {
+static void test_determinism(int kind, bool muon) {
     Config config = kind_config(kind);
+    config.muon = muon;
     Pair a = make_pair(&config, 3, 13), b = make_pair(&config, 3, 13);
     for (int step = 1; step <= 3; step++) {
-        Update u = {{1e-3, 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
+        Update u = {{1e-3, 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step, 0.95};
         int64_t clamped[NUM_BOUNDS];
         double loss[2];
         for (int i = 0; i < 2; i++) {
@@ -864,11 +973,11 @@ static void test_determinism(int kind) {
     const int buffers[] = {BUFFER_PARAMS, BUFFER_GRADS, BUFFER_ADAM_M, BUFFER_ADAM_V};
     for (int i = 0; i < 4; i++) {
         const float *here = cuda_read(a.g, buffers[i]), *there = cuda_read(b.g, buffers[i]);
-        CHECK(memcmp(here, there, a.g->total * sizeof(float)) == 0, "%s: buffer %d the same twice", kinds[kind].name,
-              buffers[i]);
+        size_t bytes = cuda_length(a.g, buffers[i]) * sizeof(float);
+        CHECK(memcmp(here, there, bytes) == 0, "%s: buffer %d the same twice", kinds[kind].name, buffers[i]);
         cuda_write(b.g, buffers[i], here);
-        CHECK(memcmp(here, cuda_read(b.g, buffers[i]), a.g->total * sizeof(float)) == 0,
-              "%s: buffer %d to the host and back", kinds[kind].name, buffers[i]);
+        CHECK(memcmp(here, cuda_read(b.g, buffers[i]), bytes) == 0, "%s: buffer %d to the host and back",
+              kinds[kind].name, buffers[i]);
     }
     free_pair(&a);
     free_pair(&b);
@@ -1086,6 +1195,7 @@ static void test_memory(void) {
         config.NH = 12;
         config.C = 768;
         config.recompute = recompute;
+        config.muon = recompute;
         const char *wrong = config_head_map(&config, "4");
         if (wrong) die("%s", wrong);
         size_t bytes[NUM_MEMORY], said = 0, before, after, all;
@@ -1395,7 +1505,7 @@ static void test_bounds(int kind) {
     }
     for (size_t i = 0; i < z.ropes * z.HS / 2; i++) p.c->p.log_rope[i] += (float)rng_normal(&rng);
     cuda_write(p.g, BUFFER_PARAMS, p.c->params);
-    Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1};
+    Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1, 0};
     int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
     cpu::gsa_forward(p.c, p.x, p.y, p.B, p.T);
     cpu::gsa_backward(p.c, 1);
@@ -1528,7 +1638,7 @@ static void test_training(int kind) {
     CHECK(fabs(device_one / one - 1) <= LOSS, "one token: loss %.7f, CPU %.7f", device_one, one);
     uint64_t rng = 9;
     for (int step = 1; step <= 500; step++) {
-        Update u = {{1e-3, 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step};
+        Update u = {{1e-3, 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step, 0.95};
         int64_t clamped[NUM_BOUNDS];
         for (size_t i = 0; i < p.B * p.T; i++) { /* x counts up by steps that a sequence keeps; a tenth is noise */
             size_t b = i / p.T;
@@ -1562,13 +1672,18 @@ int main(int argc, char **argv) {
         return test_summary(name);
     }
     /* for compute-sanitizer: every kernel, few times; --kernels: without cuBLASLt's, which racecheck cannot run on
-       an H100 */
+       an H100; --muon: what Muon does alone */
     bool kernels = argc > 1 && strcmp(argv[1], "--kernels") == 0, small = argc > 1 && strcmp(argv[1], "--small") == 0;
     if (kernels) {
         test_encoder(96);
         test_layernorm(37, 320);
         test_classifier(1000, 1024);
+        test_muon_passes(96 * 32);
         for (int k = 0; k < KINDS; k++) test_heads(k, 2, 70);
+        return test_summary(name);
+    }
+    if (argc > 1 && strcmp(argv[1], "--muon") == 0) {
+        test_all_muon();
         return test_summary(name);
     }
     Matmul mm;
@@ -1584,6 +1699,7 @@ int main(int argc, char **argv) {
     test_classifier(1000, 1024);
     test_classifier(50257, 50304);
     matmul_destroy(&mm);
+    test_all_muon();
     for (int k = 0; k < KINDS; k += small ? 4 : 1) {
         test_heads(k, 2, 70);
         test_model(k, small ? 1 : 10);
@@ -1596,7 +1712,7 @@ int main(int argc, char **argv) {
             test_heads(k, 1, 65);
             test_heads(k, 1, 1100);
         }
-        test_determinism(k);
+        test_determinism(k, false);
         test_identities(k);
         test_recompute(k);
     }
@@ -1607,6 +1723,7 @@ int main(int argc, char **argv) {
     test_bounds(9);
     test_extremes();
     if (!small) {
+        test_determinism(9, true);
         test_segments();
         test_extend_limit();
         test_shared_memory();

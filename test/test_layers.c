@@ -745,6 +745,7 @@ static void test_threads(void) {
     c.C = 48;
     c.V = 77;
     c.Vp = 80;
+    c.muon = true;
     config_head_map(&c, NULL);
     enum { B = 3, T = 67 };
     int x[B * T], y[B * T], threads = omp_get_max_threads();
@@ -801,12 +802,93 @@ static bool named(const char *name, const char *names) { /* in a list "a b c" */
     return false;
 }
 
-/* AdamW by its formula: which tensors decay, who has which rate and who is clipped with whom stands here once more,
-   by name. */
-static void test_adamw(void) {
+/* out (rows, columns) = a b, each number a sum of `inner` products; (b^T where tb) */
+static void plain_product(double *out, const double *a, const double *b, size_t rows, size_t columns, size_t inner,
+                          bool tb) {
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < columns; j++) {
+            double sum = 0;
+            for (size_t k = 0; k < inner; k++) sum += a[i * inner + k] * b[tb ? j * inner + k : k * columns + j];
+            out[i * columns + j] = sum;
+        }
+}
+
+/* x (rows, columns) <- x times its steps' polynomial a + b G + c G^2, G = x x^T whatever the shape, from x / |x| on. */
+static void plain_polynomial(double *x, size_t rows, size_t columns, double a, double b, double c, int steps) {
+    size_t n = rows * columns;
+    double *gram = (double *)xmalloc((rows * rows + 2 * n) * sizeof *gram), *first = gram + rows * rows,
+           *second = first + n, sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
+    for (size_t i = 0; i < n && sum > 0; i++) x[i] /= sqrt(sum);
+    for (int step = 0; step < steps; step++) {
+        plain_product(gram, x, x, rows, rows, columns, true);
+        plain_product(first, gram, x, rows, columns, rows, false);
+        plain_product(second, gram, first, rows, columns, rows, false);
+        for (size_t i = 0; i < n; i++) x[i] = a * x[i] + b * first[i] + c * second[i];
+    }
+    free(gram);
+}
+
+/* Muon's matrices by the same steps written apart, and against the orthogonal matrix itself: that of the singular
+   vectors, by Newton's steps until they stand still. Both have these vectors, and where the singular values are 1 there
+   they are about 1 here. */
+static void test_orthogonal(void) {
+    static const size_t shapes[][2] = {{20, 20}, {20, 80}, {80, 20}, {33, 7}, {64, 64}, {1, 9}, {9, 1}, {300, 70}};
+    uint64_t rng = 41;
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        size_t rows = shapes[s][0], columns = shapes[s][1], n = rows * columns, least = rows < columns ? rows : columns;
+        real *x = numbers(n, 1e-4, &rng), *room = numbers(muon_room(rows, columns), 0, NULL);
+        double *steps = (double *)xmalloc((2 * n + rows * rows) * sizeof *steps), *exact = steps + n,
+               *product = exact + n;
+        widen(steps, x, n);
+        widen(exact, x, n);
+        plain_polynomial(steps, rows, columns, 3.4445, -4.7750, 2.0315, 5);
+        plain_polynomial(exact, rows, columns, 1.5, -0.5, 0, 80);
+        const real *o = muon_orthogonal(x, rows, columns, room);
+        double error = error_of(o, steps, n), apart = 0, skew = 0;
+        CHECK(error < 1e-5, "Newton-Schulz (%zu, %zu): %g", rows, columns, error);
+        for (size_t i = 0; i < n; i++) apart += (o[i] - exact[i]) * (o[i] - exact[i]);
+        CHECK(sqrt(apart) < 0.35 * sqrt((double)least), "(%zu, %zu): %g from orthogonal, of %g", rows, columns,
+              sqrt(apart), sqrt((double)least));
+        widen(steps, o, n); /* o exact^T = U diag(about 1) U^T: symmetric */
+        plain_product(product, steps, exact, rows, rows, columns, true);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t j = 0; j < i; j++) skew = fmax(skew, fabs(product[i * rows + j] - product[j * rows + i]));
+        CHECK(isfinite(skew) && skew < 1e-5, "(%zu, %zu): other singular vectors, %g", rows, columns, skew);
+        free(steps);
+    }
+    real *x = numbers(12, 0, NULL), *room = numbers(muon_room(3, 4), 0, NULL), most = 0;
+    const real *o = muon_orthogonal(x, 3, 4, room);
+    for (int i = 0; i < 12; i++) most = o[i] == 0 ? most : 1;
+    CHECK(most == 0, "no gradient, no update");
+    free_numbers();
+}
+
+/* One update of tensor t by Muon, matrix by matrix; its queries, keys and values apart. */
+static void plain_muon(double *p, double *momentum, const real *grads, const Tensor *t, double scale, double rate,
+                       double decay) {
+    size_t parts = strcmp(t->name, "qkvw") == 0 ? 3 : 1, rows = (size_t)t->shape[1] / parts,
+           columns = (size_t)t->shape[2], n = rows * columns;
+    double *x = (double *)xmalloc(n * sizeof *x), size = 0.2 * sqrt((double)(rows > columns ? rows : columns));
+    for (size_t at = t->offset; at < t->offset + t->size; at += n) {
+        for (size_t k = 0; k < n; k++) {
+            momentum[at + k] += 0.2 * (scale * grads[at + k] - momentum[at + k]);
+            x[k] = 0.8 * momentum[at + k] + 0.2 * scale * grads[at + k];
+        }
+        plain_polynomial(x, rows, columns, 3.4445, -4.7750, 2.0315, 5);
+        for (size_t k = 0; k < n; k++) p[at + k] -= rate * (size * x[k] + decay * p[at + k]);
+    }
+    free(x);
+}
+
+/* AdamW, and Muon, by their formulas: which tensors are whose, which decay, who has which rate and who is clipped with
+   whom stands here once more, by name. */
+static void test_update(int attention, bool muon) {
     static const char *const decaying = "wte wpe qkvw forgetw attprojw fcw fcprojw",
-                             *const scalars = "log_precision log_alpha log_theta psi log_gain log_rope";
-    Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
+                             *const scalars = "log_precision log_alpha log_theta psi log_gain log_rope",
+                             *const orthogonal = "qkvw attprojw fcw fcprojw";
+    Config c = small_config(attention, NULL, POSITION_BOTH, COVARIANCE_ISO, ENVELOPE_COSINE);
+    c.muon = muon;
     c.rope = ROPE_LEARNED;
     c.forget = FORGET_ALL;
     GSA *m = gsa_create(&c, 1);
@@ -823,7 +905,8 @@ static void test_adamw(void) {
                           .beta2 = 0.95,
                           .weight_decay = 0.5,
                           .scale = {1.0 / step, step == 2 ? 0.1 : 0.9},
-                          .step = step};
+                          .step = step,
+                          .momentum = 0.8};
         double squares[NUM_CLIPS] = {0}, norms[NUM_CLIPS];
         for (int i = 0; i < NUM_TENSORS; i++) {
             const Tensor *t = &m->tensors[i];
@@ -835,11 +918,13 @@ static void test_adamw(void) {
                 m->grads[k] = (real)(0.01 * rng_normal(&rng));
                 double g = u.scale[clip] * m->grads[k];
                 squares[clip] += (double)m->grads[k] * m->grads[k];
+                if (muon && named(t->name, orthogonal)) continue;
                 first[k] = 0.9 * first[k] + 0.1 * g;
                 second[k] = 0.95 * second[k] + 0.05 * g * g;
                 p[k] -= rate * (first[k] / (1 - pow(0.9, step)) / (sqrt(second[k] / (1 - pow(0.95, step))) + 1e-8) +
                                 (decay ? 0.5 * p[k] : 0));
             }
+            if (muon && named(t->name, orthogonal)) plain_muon(p, first, m->grads, t, u.scale[clip], rate, 0.5);
         }
         gsa_gradient_norms(m, norms);
         for (int clip = 0; clip < NUM_CLIPS; clip++)
@@ -849,8 +934,12 @@ static void test_adamw(void) {
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
         double error = t->size ? error_of(m->params + t->offset, p + t->offset, t->size) : 0;
-        CHECK(error < 2e-6, "AdamW, 5 steps, %s: %g", t->name, error);
+        CHECK(error < 2e-6, "%s, 5 steps, %s: %g", muon ? "Muon" : "AdamW", t->name, error);
     }
+    size_t without = 0; /* what Muon has no second moments for */
+    for (int i = 0; i < NUM_TENSORS && muon; i++)
+        if (named(m->tensors[i].name, orthogonal)) without += (m->tensors[i].size + 31) / 32 * 32;
+    CHECK(m->seconds == m->total - without, "%zu second moments of %zu numbers", m->seconds, m->total);
     gsa_destroy(m);
     free(p);
     free(first);
@@ -1305,7 +1394,10 @@ int main(void) {
         test_causality(attention, attention, attention != ATTENTION_GSA);
     test_shift();
     test_threads();
-    test_adamw();
+    test_orthogonal();
+    test_update(ATTENTION_HYBRID, false);
+    test_update(ATTENTION_HYBRID, true);
+    test_update(ATTENTION_AUGMENT, true); /* here W_o is not square */
     for (int kind = 0; kind < 4; kind++) test_bounds(kind & 1, kind >> 1);
     test_unbounded();
     test_start();

@@ -60,7 +60,7 @@ static void card_speeds(Matmul *mm, double *copy, double *product) {
     noise_kernel<<<CEIL_DIV(n, 256), 256>>>(b, n, 2);
     *copy = 2e3 * (double)bytes /
             time_of([&](int) { cudaCheck(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, 0)); }, 0, 20);
-    MatmulShape s = {M, M, M, true, false, false, false, CUBLASLT_EPILOGUE_DEFAULT};
+    MatmulShape s = {M, M, M, true, false, false, 0, CUBLASLT_EPILOGUE_DEFAULT, 1};
     *product = 2e3 * M * M * M / time_of([&](int) { matmul_run(mm, s, d, a, b, NULL, NULL, NULL, 1, 0); }, 0, 20);
     free_all();
 }
@@ -70,7 +70,7 @@ static void card_speeds(Matmul *mm, double *copy, double *product) {
 typedef struct {
     const char *attention, *position, *covariance, *mixer;
     int64_t batch, seq, layers, heads, channels, window, splats;
-    bool profile, recompute, mixers;
+    bool profile, recompute, muon, mixers;
 } Options;
 
 static Options read_options(int argc, char **argv) {
@@ -88,6 +88,7 @@ static Options read_options(int argc, char **argv) {
         {FLAG_INT, "heads", &o.heads, 1, MAX_HEADS, NULL, "heads", false},
         {FLAG_INT, "channels", &o.channels, 32, 65536, NULL, "channels", false},
         {FLAG_INT, "window", &o.window, 0, 1 << 24, NULL, "window of standard heads", false},
+        {FLAG_SWITCH, "muon", &o.muon, 0, 0, NULL, "the blocks' matrices are updated by Muon", false},
         {FLAG_SWITCH, "recompute", &o.recompute, 0, 0, NULL,
          "whole steps only, blocks computed again in the backward pass", false},
         {FLAG_SWITCH, "mixers", &o.mixers, 0, 0, NULL, "features, attention and scans only, unchecked", false},
@@ -110,6 +111,7 @@ static Config make_bench_config(const Options *o) {
     c.S = (int)(o->splats ? o->splats : o->channels / o->heads / 2);
     c.window = (int)o->window;
     c.recompute = o->recompute;
+    c.muon = o->muon;
     c.position = choice_index(POSITION_CHOICES, o->position);
     c.attention = choice_index(ATTENTION_CHOICES, o->attention);
     c.mixer = choice_index(MIXER_CHOICES, o->mixer);
@@ -159,7 +161,7 @@ static CudaModel *make_bench_model(const Config *c, size_t B, int *x, int *y) {
 static void time_steps(CudaModel *m, const int *x, const int *y, size_t B, size_t T, int runs) {
     double N = (double)(B * T);
     auto step = [&](int i) {
-        Update u = {{1e-4, 1e-3}, 0.9, 0.95, 0.1, {1, 1}, i + 1};
+        Update u = {{1e-4, 1e-3}, 0.9, 0.95, 0.1, {1, 1}, i + 1, 0.95};
         double norms[NUM_CLIPS];
         int64_t clamped[NUM_BOUNDS];
         gsa_zero_gradients(m);
@@ -393,7 +395,7 @@ std::vector<Item> Bench::update_items() {
          }},
         {"AdamW", 1, (double)m->total * (28 + sizeof(floatX)) / sizeof(floatX), 0,
          [this](size_t) {
-             Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1000};
+             Update u = {{0, 0}, 0.9, 0.95, 0, {1, 1}, 1000, 0.95};
              int64_t clamped[NUM_BOUNDS];
              gsa_update(m, &u, clamped);
          }},

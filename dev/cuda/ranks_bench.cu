@@ -78,7 +78,7 @@ static void meet(Ranks *k) {
 
 /* Seconds of one whole step; sums: with those of other GPUs. */
 static double step(Bench *b, bool sums) {
-    Update u = {{1e-4, 1e-3}, 0.9, 0.95, 0.1, {1, 1}, ++b->step};
+    Update u = {{1e-4, 1e-3}, 0.9, 0.95, 0.1, {1, 1}, ++b->step, 0.95};
     double norms[NUM_CLIPS];
     int64_t clamped[NUM_BOUNDS];
     meet(b->ranks);

@@ -6,7 +6,7 @@
 
 /* OUT/model_00001000.bin holds the weights, the tokenizer and the record of adaptation: what infer needs, and what
    another run may start from. OUT/state_00001000.bin holds the rest of what this run needs to go on: its settings, its
-   place in the data and AdamW's moments. */
+   place in the data, AdamW's moments and Muon's momentum, which stands among the first moments. */
 static char *run_path(const char *out, const char *kind, int64_t step) {
     return xasprintf("%s/%s_%08lld.bin", out, kind, (long long)step);
 }
@@ -147,10 +147,12 @@ void restore(Run *r, const Checkpoint *state) {
     r->step = r->first_step = r->saved = position[0];
     compare_data(r, state, position[3]);
     loader_set_state(r->train, at);
+    Tensor second[NUM_TENSORS];
     float *flat = (float *)xcalloc(r->total, sizeof *flat);
+    model_second_moments(&r->config, second);
     checkpoint_read_tensors(state, "adam_m.", flat);
     r->backend->write(r->model, BUFFER_ADAM_M, flat);
-    checkpoint_read_tensors(state, "adam_v.", flat);
+    checkpoint_read_table(state, "adam_v.", second, flat);
     r->backend->write(r->model, BUFFER_ADAM_V, flat);
     free(flat);
     if (r->backend->choose && checkpoint_has(state, "choices")) {
@@ -174,9 +176,11 @@ static void save_state(Run *r) {
     int64_t position[] = {r->step, (int64_t)at.epoch, (int64_t)at.window, (int64_t)loader_tokens(r->train)};
     int64_t length = sizeof position / sizeof *position, settings_length = (int64_t)strlen(settings), hashes = 2;
     /* copies, because what a back end hands out is valid only until its next read */
-    float *m = (float *)xmalloc(2 * r->total * sizeof *m), *v = m + r->total;
+    Tensor second[NUM_TENSORS];
+    size_t seconds = model_second_moments(&r->config, second);
+    float *m = (float *)xmalloc((r->total + seconds) * sizeof *m), *v = m + r->total;
     memcpy(m, r->backend->read(r->model, BUFFER_ADAM_M), r->total * sizeof *m);
-    memcpy(v, r->backend->read(r->model, BUFFER_ADAM_V), r->total * sizeof *v);
+    memcpy(v, r->backend->read(r->model, BUFFER_ADAM_V), seconds * sizeof *v);
     data[n] = settings;
     entries[n++] = checkpoint_entry("settings", TYPE_BYTES, 1, &settings_length);
     data[n] = position;
@@ -188,7 +192,7 @@ static void save_state(Run *r) {
     data[n] = choices;
     if (choices) entries[n++] = checkpoint_entry("choices", TYPE_BYTES, 1, &choices_length);
     checkpoint_add_tensors(&r->config, "adam_m.", m, entries, data, &n);
-    checkpoint_add_tensors(&r->config, "adam_v.", v, entries, data, &n);
+    checkpoint_add_table(second, "adam_v.", v, entries, data, &n);
     checkpoint_write(path, CHECKPOINT_STATE, &r->config, r->step, entries, data, n);
     free(m);
     free(settings);

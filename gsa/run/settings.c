@@ -90,8 +90,8 @@ char *settings_text(const Settings *s) {
     return text;
 }
 
-/* One line of the text. The value is kept: the flag points at it. */
-static void take_setting(Settings *s, const char *name, const char *value, const char *path) {
+/* One line of the text; returns which setting it is. The value is kept: the flag points at it. */
+static int take_setting(Settings *s, const char *name, const char *value, const char *path) {
     char error[256];
     Flag *f = find_flag(s->flags, name);
     if (!f) die("%s: unknown setting '%.60s'; it was written by another version of this program", path, name);
@@ -105,6 +105,24 @@ static void take_setting(Settings *s, const char *name, const char *value, const
                 name, given, value, path);
         free(given);
     } else if (*value && !set_flag(f, value, error)) die("%s: %s", path, error);
+    return (int)(f - s->flags);
+}
+
+/* Refuses what is given for a run that began before there was such a flag, where it is not what the program did then:
+   its default. */
+static void check_unstored(const Settings *s, const bool *stored, const char *path) {
+    for (int i = 0; i < NUM_SETTINGS; i++) {
+        if (stored[i] || !is_given(s, i) || table[i].attributes & (FREE | UNSAVED)) continue;
+        Flag before = s->flags[i];
+        before.value = (char *)&defaults + table[i].field; /* only read */
+        char *given = flag_text(&s->flags[i]), *was = flag_text(&before);
+        if (strcmp(given, was) != 0)
+            die("--%s %s contradicts the run to be resumed, which began before there was this flag (%s); leave it out, "
+                "or start a new run with --init-from",
+                table[i].flag, given, path);
+        free(given);
+        free(was);
+    }
 }
 
 void settings_from_text(Settings *s, const char *text, size_t bytes, const char *path) {
@@ -112,7 +130,7 @@ void settings_from_text(Settings *s, const char *text, size_t bytes, const char 
     memcpy(copy, text, bytes);
     copy[bytes] = 0;
     char *old_rules = NULL; /* --adapt-rules was once a flag for each rule: --adapt-every and so on */
-    bool splat_lr = false;
+    bool stored[NUM_SETTINGS] = {false};
     for (char *line = copy, *next; *line; line = next) {
         next = line + strcspn(line, "\n");
         if (*next) *next++ = 0;
@@ -123,14 +141,15 @@ void settings_from_text(Settings *s, const char *text, size_t bytes, const char 
             char *before = old_rules;
             old_rules = xasprintf("%s%s%s=%s", before ? before : "", before ? "," : "", line + 6, value);
             free(before);
-        } else take_setting(s, line, value, path);
-        splat_lr = splat_lr || strcmp(line, "splat-lr") == 0;
+        } else stored[take_setting(s, line, value, path)] = true;
     }
-    if (old_rules) take_setting(s, "adapt-rules", old_rules, path);
+    if (old_rules) stored[take_setting(s, "adapt-rules", old_rules, path)] = true;
     if (!is_given(s, SETTING_adapt_rules)) complete_rules(s, path);
     free(old_rules);
     /* a run that began before there was a --splat-lr: its splats learned at this rate */
-    if (!splat_lr && !is_given(s, SETTING_splat_lr)) s->splat_lr = 10 * s->lr;
+    if (!stored[SETTING_splat_lr] && !is_given(s, SETTING_splat_lr)) s->splat_lr = 10 * s->lr;
+    stored[SETTING_splat_lr] = true;
+    check_unstored(s, stored, path);
 }
 
 void print_settings(const Settings *s, FILE *log, int64_t step) {
@@ -206,6 +225,8 @@ void resolve_rates(Settings *s, const Config *c) {
     bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0 || config_ropes(c) > 0;
     if (!scalars && is_given(s, SETTING_splat_lr))
         die_usage("--splat-lr is for splats, gains and learned rotations, and this model has none");
+    if (strcmp(s->optimizer, "muon") != 0 && is_given(s, SETTING_momentum))
+        die_usage("--momentum is of Muon's: leave it out, or add --optimizer muon");
     if (!is_given(s, SETTING_lr)) s->lr = six_digits(0.384 / c->C);
     if (!is_given(s, SETTING_min_lr)) s->min_lr = six_digits(s->lr / 10);
     if (!is_given(s, SETTING_splat_lr)) s->splat_lr = scalars ? six_digits(fmin(10 * s->lr, 0.01)) : 0;

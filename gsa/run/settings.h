@@ -112,6 +112,10 @@ enum {
       "sequences per pass") \
     X(INT, accum, "accum", 1, RANGE(1, 65536), NONE, 0, \
       "passes per update, gradients averaged; GPUs share them out; one a GPU if not given") \
+    X(CHOICE, optimizer, "optimizer", "adamw", CHOICES("adamw|muon"), NONE, 0, \
+      "muon: matrices of the blocks get orthogonal updates, as large as AdamW's; all else AdamW") \
+    X(REAL, momentum, "momentum", 0.95, RANGE(0, 0.9999), NONE, 0, \
+      "Muon: memory of the gradient") \
     X(REAL, lr, "lr", 0, RANGE(0, 10), NONE, 0, \
       "highest learning rate; 0.384 / channels if not given") \
     X(REAL, min_lr, "min-lr", 0, RANGE(0, 10), NONE, 0, \
@@ -130,7 +134,8 @@ enum {
     X(REAL, beta2, "beta2", 0.95, RANGE(0, 0.999999), NONE, 0, \
       "AdamW: memory of its square") \
     X(REAL, clip, "clip", 1, RANGE(0, 1e9), NONE, 0, \
-      "largest gradient norm, of weights and of scalars each; 0: no limit") \
+      "largest gradient norm, of weights and of scalars each; 0: no limit. Muon's updates have one size: there it " \
+      "only limits a gradient's part of the momentum") \
     X(INT, seed, "seed", 1, RANGE(0, 9e15), NONE, 0, \
       "of the starting weights, the order of the data and the samples") \
     X(TEXT, init_from, "init-from", NULL, ANY("FILE"), NONE, 0, \

@@ -533,6 +533,7 @@ static Update next_update(const Run *r, const double norms[NUM_CLIPS]) {
     u.beta2 = s->beta2;
     u.weight_decay = s->weight_decay;
     u.step = r->step + 1;
+    u.momentum = s->momentum;
     for (int c = 0; c < NUM_CLIPS; c++) u.scale[c] = s->clip > 0 && norms[c] > s->clip ? s->clip / norms[c] : 1;
     return u;
 }
@@ -819,6 +820,7 @@ static void configure(Run *r, Settings *s, const Checkpoint *start, const Checkp
     if (!start) r->config = make_config(s, r->tokenizer);
     if (!state) resolve_rates(s, &r->config);
     r->config.recompute = s->recompute;
+    r->config.muon = strcmp(s->optimizer, "muon") == 0;
     r->mask = tokenizer_mask(r->tokenizer);
     r->total = model_tensors(&r->config, r->tensors);
     r->tokens_a_step = (double)s->batch * r->config.T * (double)s->accum;

@@ -8,7 +8,8 @@
 extern "C" {
 #endif
 
-/* The flat buffers of a model, all in the order of model_tensors. */
+/* The flat buffers of a model, in the order of model_tensors; the last in that of model_second_moments. BUFFER_ADAM_M
+   also holds Muon's momentum. */
 enum { BUFFER_PARAMS, BUFFER_GRADS, BUFFER_ADAM_M, BUFFER_ADAM_V };
 
 /* What memory goes to: enumerator, name. From `residual` to `logits`: what the forward pass keeps; `backward`:
@@ -33,13 +34,14 @@ typedef struct {
     double beta1, beta2, weight_decay;
     double scale[NUM_CLIPS]; /* what gradients are multiplied by: clipping */
     int64_t step;            /* 1 for the first update */
+    double momentum;         /* of Muon */
 } Update;
 
 /* How several processes work on one run. */
 typedef struct {
     Ranks *ranks;
     bool narrow; /* gradients are added in bf16 */
-    bool shard;  /* each rank keeps a part of the fp32 weights and of AdamW's moments (ranks_cut) */
+    bool shard;  /* each rank keeps a part of the fp32 weights and of the moments (ranks_cut) */
 } Sharing;
 
 /* A back end: the network's arithmetic. B and T of a call may be smaller than those given to create. */
@@ -53,7 +55,8 @@ typedef struct {
     void (*destroy)(void *model);
     void (*write)(void *model, int buffer, const float *from); /* from the host into the model */
     const float *(*read)(void *model, int buffer);             /* on the host, valid until the next call */
-    /* part of a buffer: splats fit in one, see gsa/run/adapt.h */
+    /* part of a buffer: splats fit in one, see gsa/run/adapt.h. first: counted as in BUFFER_PARAMS, whatever the
+       buffer */
     void (*put)(void *model, int buffer, size_t first, size_t count, const float *from);
     void (*get)(void *model, int buffer, size_t first, size_t count, float *to);
     /* x, y (B, T); mean loss in nats over the y that are not -1; y NULL: logits only, returns 0 */
@@ -62,7 +65,7 @@ typedef struct {
     void (*backward)(void *model, double scale);
     void (*zero_gradients)(void *model);
     void (*gradient_norms)(void *model, double norms[NUM_CLIPS]);
-    /* AdamW, then the bounds of the splats; how many values were outside */
+    /* AdamW and Muon, then the bounds of the splats; how many values were outside */
     void (*update)(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]);
     void (*logits)(void *model, int b, int t, float *out); /* of the last forward without y, V numbers */
     /* of the last forward: a part (PART_...) of head (l, h), count rows, of every (B T / count)-th token */
