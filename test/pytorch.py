@@ -582,7 +582,7 @@ def check_splats(folder, tokenizer, shard, stories):
         same = same and bytes(a[4]["log_gain"][kept]) == bytes(b[4]["log_gain"])
         check(f"into splats {more}: what is kept", same, said)
         for before, after in re.findall(r"divergence (\S+), fitted (\S+)", said):
-            check(f"into splats {more}: the fit", more == "--steps 0" or float(after) < 0.5 * float(before), said)
+            check(f"into splats {more}: the fit", more == "--steps 0" or float(after) < 0.7 * float(before), said)
         losses.append(loss_on(made, text))
     old = loss_on(model, text)
     print(f"into splats: loss {old:.3f}; k-means alone {losses[0]:.3f}, fitted {losses[1]:.3f}, linear {losses[2]:.3f}")
