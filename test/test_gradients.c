@@ -8,7 +8,7 @@
 #include <stdarg.h>
 
 #define TOLERANCE 1e-6
-#define SMALLEST_NORM 1e-5 /* of a gradient that says something; the functions below have values of about 1 */
+#define SMALLEST_NORM 5e-6 /* of a gradient that says something; the functions below have values of about 1 */
 
 typedef double (*Function)(void *of); /* a function of numbers that the caller changes in place */
 
@@ -633,7 +633,7 @@ static void check_model(const Config *c, size_t B, size_t T, const char *what) {
     Run r = make_run(c, B, T, 20);
     GSA *m = r.m;
     /* off the sphere points of any length are left to themselves: near the centres splats respond */
-    for (size_t i = 0; i < m->tensors[TENSOR_qkvw].size && c->raw; i++) m->p.qkvw[i] *= 0.2;
+    for (size_t i = 0; i < m->tensors[TENSOR_qkvw].size && c->raw; i++) m->p.qkvw[i] *= 0.25;
     run_gradients(&r, 1);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &m->tensors[i];
