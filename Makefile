@@ -217,10 +217,12 @@ libraries:
 	echo "missing: $$missing; 'make deps' installs what is missing, 'make test' and 'make quickstart' do so too" >&2; \
 	exit 1; }
 
-# TESTS, SCRIPTS: fewer than all
+# TESTS, SCRIPTS: fewer than all; built on all cores, run one after the other
 test: deps
+	@$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$$(nproc)) build-tests
 	@$(MAKE) --no-print-directory run-tests
-run-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) $(CUDA_TESTS:%=build/$(config)/test/%)
+build-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) $(CUDA_TESTS:%=build/$(config)/test/%)
+run-tests: build-tests
 	@OUT='$(OUT)' \
 	    SKIP='$(if $(or $(CUDA_TESTS),$(OUT)),,test_cuda, test_gpus: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
 	    test/run build/$(config)/test $(TESTS) $(CUDA_TESTS) $(SCRIPTS)
@@ -338,5 +340,5 @@ help:
 	@echo "CC=clang  MARCH=x86-64-v3  NO_OMP=1  NO_DNNL=1  NO_CUDA=1  GPU_ARCH=90  PRECISION=fp32 (of train_gsacu)"
 	@echo "CFLAGS, CPPFLAGS, LDFLAGS: added behind the project's own"
 
-.PHONY: all probe libraries quickstart compare fuzz test run-tests deps format format-check clean help FORCE
+.PHONY: all probe libraries quickstart compare fuzz test build-tests run-tests deps format format-check clean help FORCE
 .DEFAULT_GOAL := all
