@@ -929,6 +929,7 @@ static int utf8_length(const unsigned char *p, size_t n) {
 }
 
 static void append(char **text, size_t *bytes, size_t *room, const char *more, size_t n) {
+    if (n == 0) return; /* text may be NULL still */
     if (*bytes + n > *room) *text = (char *)xrealloc(*text, *room = 2 * (*bytes + n));
     memcpy(*text + *bytes, more, n);
     *bytes += n;
