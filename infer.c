@@ -1516,7 +1516,7 @@ static int generate(const Options *o, char **argv) {
     encode_prompt(&g, argv[2]);
     double prefill = start_writers(&g), start = now_seconds();
     size_t fed = 0;
-    fwrite(g.prompt, 1, g.prompt_bytes, stdout);
+    if (g.prompt_bytes) fwrite(g.prompt, 1, g.prompt_bytes, stdout);
     while (g.actives > 0) {
         choose_tokens(&g);
         take_tokens(&g);
