@@ -2511,7 +2511,6 @@ static const char *cuda_config_check(const Config *c) {
     if (HS != 32 && HS != 64 && HS != 128)
         return "on the GPU heads have 32, 64 or 128 channels; change --channels or --heads";
     if (c->C > LAYERNORM_CHANNELS) return "on the GPU --channels is at most 4096";
-    if (c->muon) return "--optimizer muon was never checked on a GPU; leave it out, or train with train_gsa";
     if (G && c->mixer == MIXER_LINEAR && c->S > SCAN_SPLATS_MOST)
         return "on the GPU a head of the linear mixer has at most 32 splats; lower --splats";
     if (G && c->S > SPLATS_MOST) return "on the GPU a head has at most 64 splats; lower --splats";

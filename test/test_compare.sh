@@ -116,7 +116,7 @@ refuse "a training that is refused" 1 "--channels 30" one --flags "--heads 4 --c
 refuse "an unknown row" 2 "standard" dev/compare $two --rows sideways.rope --out "$dir/e"
 refuse "an unknown set" 2 "choose from" dev/compare fashions
 refuse "half a text" 2 "--val" compare --train "$0"
-for set in fair modes splats adapt stability init covariance ratio context recall; do
+for set in fair cost modes splats adapt stability init covariance ratio context recall; do
     check "the set $set" dev/compare $set --dry-run --out "$dir/f"
     sed 's/ --out [^ ]*//' "$dir/out" >"$dir/set"
     check "its rows differ: $set" [ $(sort -u "$dir/set" | grep -c .) = $(grep -c . "$dir/set") ]
