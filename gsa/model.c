@@ -308,9 +308,15 @@ void model_set_precision(const Config *c, float *params, double precision) {
 void model_scale_amplitudes(const Config *c, float *params, double factor) {
     Tensor tensors[NUM_TENSORS];
     model_tensors(c, tensors);
-    for (size_t s = 0; s < tensors[TENSOR_log_alpha].size; s++) {
-        params[tensors[TENSOR_log_alpha].offset + s] += (float)log(factor);
-        params[tensors[TENSOR_log_alpha_reference].offset + s] += (float)log(factor);
+    float *alpha = params + tensors[TENSOR_log_alpha].offset,
+          *bound = params + tensors[TENSOR_log_alpha_reference].offset;
+    for (int l = 0; l < c->L; l++) {
+        int g = config_gsa_before(c, l, 0), heads = config_gsa_before(c, l + 1, 0) - g;
+        double by = factor ? factor : heads == config_heads(c) ? SOFT_AMPLITUDE : 1;
+        for (int s = g * c->S; s < (g + heads) * c->S; s++) {
+            alpha[s] += (float)log(by);
+            bound[s] += (float)log(by);
+        }
     }
 }
 

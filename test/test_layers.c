@@ -1141,6 +1141,16 @@ static void test_start(void) {
     }
     CHECK(moved[0] == 0 && moved[1] < 1e-6,
           "amplitudes and what they are bounded by times 0.05: %g, all else as it was: %g", moved[1], moved[0]);
+    Config mixed = c; /* of 4 heads: all of the first layer, half of the second */
+    CHECK(!config_head_map(&mixed, "0:0-3,1:2-3"), "a layer of splats only");
+    real *m = numbers(model_tensors(&mixed, other), 0, NULL);
+    model_start(&mixed, m, 5);
+    model_scale_amplitudes(&mixed, m, 0);
+    size_t soft = other[TENSOR_log_alpha].offset, sharp = soft + 4 * S;
+    double start = splat_amplitude_start((int)S, (int)HS);
+    for (size_t k = soft; k < soft + 6 * S; k++)
+        CHECK(fabs(m[k] - start - (k < sharp ? log(0.1) : 0)) < 1e-6, "a soft start in a layer of splats only: %g",
+              m[k]);
     Config learned = c; /* a tensor more or less does not change the others */
     learned.position = POSITION_ROPE;
     model_tensors(&learned, other);

@@ -219,8 +219,7 @@ static double six_digits(double x) { /* the number that is printed is the number
 
 /* The smaller the model, the larger its rate: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Splats' scalars are
    logarithms, so their best rate does not depend on the model's size; above 0.01 some seeds end far worse than others
-   (dev/LOG.md). A start of amplitudes that depends on the rate belongs here too: --lr is known now, and splats start
-   afterwards. */
+   (dev/LOG.md). */
 void resolve_rates(Settings *s, const Config *c) {
     bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0 || config_ropes(c) > 0;
     if (!scalars && is_given(s, SETTING_splat_lr))

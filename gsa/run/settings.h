@@ -75,9 +75,9 @@ enum {
       "centres on the unit sphere, all in one small ball, from keys of a first batch, or all splats of a model") \
     X(REAL, splat_precision, "splat-precision", SPLAT_PRECISION_START, RANGE(1e-6, 1e6), NONE, SPLATS | NEW_MODEL, \
       "precision of all splats at the start") \
-    X(REAL, splat_amplitude, "splat-amplitude", 1, RANGE(1e-6, 1e6), NONE, SPLATS | NEW_MODEL, \
+    X(REAL, splat_amplitude, "splat-amplitude", 0, RANGE(0, 1e6), NONE, SPLATS | NEW_MODEL, \
       "softmax: amplitude of all splats at the start, times what gives logits of random vectors a deviation of 1; " \
-      "less keeps attention soft") \
+      "less keeps attention soft. 0: 0.1 in a layer of splats only, 1 beside standard heads") \
     X(SWITCH, no_sphere, "no-sphere", false, NO_VALUE, MODEL(raw), SPLATS | NEW_MODEL, \
       "for comparison: splats see queries and keys as they are, not on the unit sphere") \
     X(TEXT, unbounded, "unbounded", NULL, ANY("LIST"), NONE, SPLATS | NEW_MODEL, \

@@ -159,7 +159,7 @@ static void start_model(Run *r, float *flat) {
     model_set_precision(c, flat, precision);
     if (from == BALL) adapt_start_ball(c, flat, (uint64_t)s->seed);
     if (s->splats_alive) adapt_start_alive(c, (int)s->splats_alive, flat);
-    if (s->splat_amplitude != 1) model_scale_amplitudes(c, flat, s->splat_amplitude);
+    if (c->mixer == MIXER_SOFTMAX) model_scale_amplitudes(c, flat, s->splat_amplitude);
     r->backend->write(r->model, BUFFER_PARAMS, flat);
     if (from == RANDOM || from == BALL) return;
     if (from == KMEANS || from == PCA) start_from_keys(r, flat);
