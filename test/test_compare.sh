@@ -153,6 +153,11 @@ PYTHON
 sort "$dir/g/results.csv" >"$dir/all"
 check "what is done is shown" rates --out "$dir/g" --show
 check "all of it" sh -c "sort '$dir/g/results.csv' | cmp - '$dir/all'"
+check "a run that outlived the comparison" sh -c "rm '$dir'/g/no-gain.*.2/trained.txt"
+check "is in the archive" sh -c "mv '$dir/runs.tar.xz' '$dir/whole' && dev/compare fair $tiny --tokens 3200 \
+    --rows 'standard no-gain' --rates 1e-3,1e-2 --train '$dir/a/data_train_*.bin' --val '$dir/a/data_val_*.bin' \
+    --tokenizer '$dir/a/tokenizer.bin' --out '$dir/g' --archive '$dir/runs.tar.xz' &&
+    tar -tJf '$dir/runs.tar.xz' | grep -q 'no-gain.*[.]2/trained.txt'"
 rm "$dir"/g/no-gain.*.2/trained.txt "$dir"/g/no-gain.*.2/model_*.bin
 check "and no more" sh -c "mv '$dir/runs.tar.xz' '$dir/whole' && dev/compare fair $tiny --tokens 3200 --show \
     --rows 'standard no-gain' --train '$dir/a/data_train_*.bin' --val '$dir/a/data_val_*.bin' \

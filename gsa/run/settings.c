@@ -116,6 +116,10 @@ static void check_unstored(const Settings *s, const bool *stored, const char *pa
         Flag before = s->flags[i];
         before.value = (char *)&defaults + table[i].field; /* only read */
         char *given = flag_text(&s->flags[i]), *was = flag_text(&before);
+        if (before.kind == FLAG_CHOICE && !*was) { /* a choice that follows from others: what was before is the first */
+            free(was);
+            was = xasprintf("%.*s", (int)strcspn(before.choices, "|"), before.choices);
+        }
         if (strcmp(given, was) != 0)
             die("--%s %s contradicts the run to be resumed, which began before there was this flag (%s); leave it out, "
                 "or start a new run with --init-from",
@@ -197,18 +201,34 @@ void resolve_shape(Settings *s) {
     if (!s->channels) s->channels = channels;
 }
 
-/* Mixer, envelope and number of splats depend on each other and on the kind of attention. */
+/* Mixer, envelope and number of splats depend on each other and on the kind of attention. Where a choice is free it is
+   what has won (dev/RESULTS.md). */
 static void resolve_splats(Settings *s) {
     if (!s->mixer) s->mixer = strcmp(s->attention, "extend") == 0 ? "linear" : "softmax";
     bool linear = strcmp(s->mixer, "linear") == 0;
     if (linear && is_given(s, SETTING_splat_amplitude))
         die_usage("--splat-amplitude is for softmax; the linear mixer divides by the sum of its weights");
     if (!s->envelope) s->envelope = linear ? "raised" : "cosine";
-    if (!s->phase) s->phase = "none";
+    bool cosine = strcmp(s->envelope, "cosine") == 0 || strcmp(s->envelope, "raised") == 0;
+    if (!s->phase) s->phase = cosine ? "learned" : "none";
     int64_t d = s->heads > 0 && s->channels % s->heads == 0 ? s->channels / s->heads : 0; /* size of a head */
     if (!s->splats) s->splats = linear ? 16 : strcmp(s->envelope, "cosine") == 0 ? d / 2 : d;
     if (s->splats_alive > s->splats)
         die_usage("--splats-alive %lld: a head has %lld splats", (long long)s->splats_alive, (long long)s->splats);
+    if (!s->gsa_heads && strcmp(s->attention, "hybrid") == 0 && !linear && s->layers > 1)
+        s->gsa_heads = xasprintf("0:0-%lld", (long long)s->heads - 1);
+}
+
+/* Gain, frequencies and forget gates of standard heads: what has won, where there are such heads and it fits them. */
+static void resolve_standard_heads(Settings *s, Config *c) {
+    bool rotations = c->position != POSITION_LEARNED && config_standard_before(c, c->L, 0) > 0;
+    bool gates = rotations && c->attention != ATTENTION_EXTEND && c->objective != OBJECTIVE_MLM;
+    if (!s->gain) s->gain = rotations ? "head" : "none";
+    if (!s->rope) s->rope = rotations ? "learned" : "fixed";
+    if (!s->forget) s->forget = gates ? "half" : "none";
+    c->gain = choice_index(GAIN_CHOICES, s->gain);
+    c->rope = choice_index(ROPE_CHOICES, s->rope);
+    c->forget = choice_index(FORGET_CHOICES, s->forget);
 }
 
 static double six_digits(double x) { /* the number that is printed is the number that is used */
@@ -258,7 +278,7 @@ Config make_config(Settings *s, const Tokenizer *t) {
         const Flag *f = &s->flags[i];
         if (table[i].attributes & SPLATS && !splats) { /* its field stays 0, whatever the flag's default */
             if (f->given) die_usage("--%s is for splats, and --attention standard has none", f->name);
-        } else if (table[i].model != NONE)
+        } else if (table[i].model != NONE && !(f->kind == FLAG_CHOICE && !*(const char **)f->value))
             *config_field(&c, &table[i]) = f->kind == FLAG_CHOICE   ? choice_index(f->choices, *(const char **)f->value)
                                            : f->kind == FLAG_SWITCH ? *(bool *)f->value
                                                                     : (int)*(int64_t *)f->value;
@@ -270,7 +290,10 @@ Config make_config(Settings *s, const Tokenizer *t) {
     int rows = c.objective == OBJECTIVE_MLM && tokenizer_mask(t) == c.V ? c.V + 1 : c.V;
     c.Vp = (rows + 127) / 128 * 128;
     const char *wrong = config_head_map(&c, s->gsa_heads);
-    if (!wrong) wrong = config_check(&c);
+    if (!wrong) {
+        resolve_standard_heads(s, &c);
+        wrong = config_check(&c);
+    }
     if (wrong) die_usage("%s", wrong);
     return c;
 }

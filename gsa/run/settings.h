@@ -44,20 +44,21 @@ enum {
       "sequence length T in tokens") \
     X(CHOICE, position, "pos", "rope", CHOICES(POSITION_CHOICES), MODEL(position), 0, \
       "positions: added at the input (learned), rotations in standard heads (rope), or both") \
-    X(CHOICE, gain, "gain", "none", CHOICES(GAIN_CHOICES), MODEL(gain), 0, \
-      "of standard heads with rotations: a factor of their logits that each head learns; without it no logit exceeds " \
-      "the square root of the head size") \
-    X(CHOICE, rope, "rope-frequencies", "fixed", CHOICES(ROPE_CHOICES), MODEL(rope), 0, \
-      "of standard heads with rotations: 10000^(-2k/d), or learned from there on, each head its own") \
-    X(CHOICE, forget, "forget-gate", "none", CHOICES(FORGET_CHOICES), MODEL(forget), 0, \
+    X(CHOICE, gain, "gain", NULL, CHOICES(GAIN_CHOICES), MODEL(gain), 0, \
+      "of standard heads with rotations: a factor of their logits that each head learns (if not given: head); without " \
+      "it no logit exceeds the square root of the head size") \
+    X(CHOICE, rope, "rope-frequencies", NULL, CHOICES(ROPE_CHOICES), MODEL(rope), 0, \
+      "of standard heads with rotations: 10000^(-2k/d), or learned from there on, each head its own (if not given)") \
+    X(CHOICE, forget, "forget-gate", NULL, CHOICES(FORGET_CHOICES), MODEL(forget), 0, \
       "of the first half of each layer's standard heads, or all: a learned share of what lies before each token is " \
-      "forgotten there") \
+      "forgotten there; half if not given, where heads have rotations and look back") \
     X(CHOICE, objective, "objective", "lm", CHOICES(OBJECTIVE_CHOICES), MODEL(objective), 0, \
       "predict the next token, or masked ones from both sides (BERT)") \
     X(CHOICE, attention, "attention", "hybrid", CHOICES(ATTENTION_CHOICES), MODEL(attention), 0, \
       "standard; GSA in all heads (gsa), in some (hybrid), in extra ones (augment), or beyond a window (extend)") \
     X(TEXT, gsa_heads, "gsa-heads", NULL, ANY("N|MAP"), NONE, NEW_MODEL, \
-      "the last N heads of each layer, augment: N more; or layer:head such as 0:3,2:1-4") \
+      "the last N heads of each layer, augment: N more; or layer:head such as 0:3,2:1-4. If not given: hybrid with " \
+      "softmax, all heads of the first of several layers; else half of all heads") \
     X(INT, window, "window", 0, RANGE(0, 1 << 24), MODEL(window), 0, \
       "standard heads see the last N tokens only; 0: all (extend: 64)") \
     X(CHOICE, mixer, "mixer", NULL, CHOICES(MIXER_CHOICES), MODEL(mixer), SPLATS, \
@@ -67,8 +68,8 @@ enum {
     X(CHOICE, envelope, "envelope", NULL, CHOICES(ENVELOPE_CHOICES), MODEL(envelope), SPLATS, \
       "contribution by distance; cosine for softmax and raised for linear if not given") \
     X(CHOICE, phase, "phase", NULL, CHOICES(PHASE_CHOICES), MODEL(phase), SPLATS, \
-      "of the envelope's cosine: none, or one that each splat learns, so that it may favour a distance; none if not " \
-      "given") \
+      "of the envelope's cosine: none, or one that each splat learns, so that it may favour a distance; learned if " \
+      "not given, where there is a cosine") \
     X(CHOICE, covariance, "covariance", "iso", CHOICES(COVARIANCE_CHOICES), MODEL(covariance), SPLATS, \
       "a splat's precision: one number, one for each dimension, or a matrix") \
     X(TEXT, splat_init, "splat-init", "random", ANY("random|ball|kmeans|pca|FILE"), NONE, SPLATS | NEW_MODEL, \
