@@ -48,7 +48,8 @@ check "recomputed blocks, same model" cmp "$dir/a/model_00000020.bin" "$dir/re/m
 # ---- splats' scalars have a rate of their own, and AdamW's first step is the rate: amplitudes of 1 after it
 amplitudes() {
     rm -rf "$dir/rate"
-    $train --steps 1 --warmup 1 --batch 2 --sample-every 0 --eval-every 0 "$@" --out "$dir/rate" >/dev/null &&
+    $train --steps 1 --warmup 1 --batch 2 --sample-every 0 --eval-every 0 --splat-amplitude 1 "$@" \
+        --out "$dir/rate" >/dev/null &&
         $infer inspect "$dir/rate/model_00000001.bin" |
         awk '$1 ~ /^[0-9]+$/ && NF > 3 { print $3 }' | sort -u | tr '\n' ' '
 }
@@ -62,9 +63,9 @@ entropy_at_start() {
 }
 softer=$(
     {
-        entropy_at_start
+        entropy_at_start --splat-amplitude 1
         entropy_at_start --splat-amplitude 0.1
-        entropy_at_start --splats-alive 3
+        entropy_at_start --splats-alive 3 --splat-amplitude 1
         entropy_at_start --splats-alive 3 --splat-amplitude 0.1
     } | awk '{ e[NR] = $1 } END { print (e[2] > e[1] + 0.1) && (e[4] > e[3] + 0.1) }'
 )
