@@ -48,7 +48,7 @@ check "recomputed blocks, same model" cmp "$dir/a/model_00000020.bin" "$dir/re/m
 # ---- splats' scalars have a rate of their own, and AdamW's first step is the rate: amplitudes of 1 after it
 amplitudes() {
     rm -rf "$dir/rate"
-    $train --steps 1 --warmup 1 --batch 2 --sample-every 0 --eval-every 0 --splat-amplitude 1 "$@" \
+    $train --steps 1 --warmup 1 --batch 2 --sample-every 0 --eval-every 0 --gsa-heads 1 "$@" \
         --out "$dir/rate" >/dev/null &&
         $infer inspect "$dir/rate/model_00000001.bin" |
         awk '$1 ~ /^[0-9]+$/ && NF > 3 { print $3 }' | sort -u | tr '\n' ' '

@@ -40,7 +40,7 @@ for mode in "--attention standard --pos learned" "--attention hybrid" \
         [ -s '$dir/p/attention_1_1.png' ]"
 done
 encoder=$dir/m/model_00000003.bin
-check "train hybrid" $train $tiny --out "$dir/a"
+check "train hybrid" $train $tiny --gsa-heads 1 --out "$dir/a"
 model=$dir/a/model_00000003.bin
 long=$(printf 'word %.0s' $(seq 40))
 check "a text longer than the context is cut, and the page says so" \
