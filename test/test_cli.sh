@@ -743,7 +743,9 @@ refuse "train: extra heads by a list" 2 "number of extra heads" $train --attenti
 refuse "train: no extra heads" 2 "--gsa-heads 0" $train --attention augment --gsa-heads 0 --out "$dir/x"
 refuse "train: splats start from a missing file" 1 "nothere.bin" $train --splat-init "$dir/nothere.bin" --out "$dir/x"
 refuse "train: an unknown bound" 2 "precision|centre" $train --unbounded precision,speed --out "$dir/x"
-for flag in "splat-lr 0.01" no-sphere "unbounded decay" "mixer linear" "splats 4" "envelope none" "covariance full" \
+refuse "train: --splat-lr without scalars" 2 "--splat-lr" $train --attention standard --gain none \
+    --rope-frequencies fixed --splat-lr 0.01 --out "$dir/x"
+for flag in no-sphere "unbounded decay" "mixer linear" "splats 4" "envelope none" "covariance full" \
     "splat-init pca" "splat-precision 8" "splat-amplitude 0.1" "gsa-heads 1"; do
     refuse "train: --$flag without splats" 2 "--${flag%% *}" $train --attention standard --$flag --out "$dir/x"
 done
