@@ -864,16 +864,17 @@ check "phases: resumed" sh -c "$train --resume --out '$dir/hc' &&
 check "phases: of the linear mixer, soft, recomputed" $train $tiny --mixer linear --phase learned --recompute \
     --adapt relocate --steps 2 --out "$dir/hl"
 check "phases: with a softer start" $train $tiny --phase learned --splat-amplitude 0.1 --steps 2 --out "$dir/hs"
+check "train without phases" $train $tiny --phase none --steps 2 --out "$dir/h0"
 check "phases: inspected" sh -c "$infer inspect '$dir/ha/model_00000020.bin' | grep phase &&
-    ! $infer inspect '$dir/a/model_00000020.bin' | grep phase"
+    ! $infer inspect '$dir/h0/model_00000002.bin' | grep phase"
 check "phases: quantized" sh -c "$infer quantize '$dir/ha/model_00000020.bin' '$dir/hq.bin' --type int8 &&
     $infer perplexity '$dir/hq.bin' README.md"
 check "splats with phases, for a model with them" $train $tiny --phase learned \
     --splat-init "$dir/ha/model_00000020.bin" --steps 1 --out "$dir/hf"
 check "splats without phases, for a model with them" $train $tiny --phase learned \
-    --splat-init "$dir/a/model_00000020.bin" --steps 1 --out "$dir/hg"
-refuse "splats with phases, for a model without" 1 "tensor psi" $train $tiny --splat-init "$dir/ha/model_00000020.bin" \
-    --out "$dir/x"
+    --splat-init "$dir/h0/model_00000002.bin" --steps 1 --out "$dir/hg"
+refuse "splats with phases, for a model without" 1 "tensor psi" $train $tiny --phase none \
+    --splat-init "$dir/ha/model_00000020.bin" --out "$dir/x"
 refuse "phases: not those of the file" 2 "--phase" $train --init-from "$dir/ha/model_00000020.bin" --phase none \
     --out "$dir/x"
 refuse "phases without a cosine" 2 "--envelope" $train $tiny --envelope none --phase learned --out "$dir/x"
