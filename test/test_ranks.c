@@ -283,28 +283,14 @@ static const char common[] = "--layers 2 --heads 2 --channels 32 --seq 32 --batc
                              "--sample-every 0 --threads 1 --lr 1e-3 --warmup 3";
 
 GSA_NORETURN static void run_here(int argc, char **argv) {
-    Backend b = {.name = cpu_name,
-                 .memory = cpu_memory,
-                 .free_memory = free_memory,
-                 .create = cpu_create,
-                 .destroy = cpu_destroy,
-                 .write = cpu_write,
-                 .read = cpu_read,
-                 .put = cpu_put,
-                 .get = cpu_get,
-                 .forward = ranked_forward,
-                 .backward = cpu_backward,
-                 .zero_gradients = cpu_zero_gradients,
-                 .gradient_norms = ranked_norms,
-                 .update = cpu_update,
-                 .logits = cpu_logits,
-                 .head = cpu_head,
-                 .watch = cpu_watch,
-                 .devices = many_devices,
-                 .join = ranked_join,
-                 .share = ranked_share,
-                 .choices = ranked_choices,
-                 .choose = ranked_take};
+    Backend b = cpu_backend;
+    b.forward = ranked_forward;
+    b.gradient_norms = ranked_norms;
+    b.devices = many_devices;
+    b.join = ranked_join;
+    b.share = ranked_share;
+    b.choices = ranked_choices;
+    b.choose = ranked_take;
     exit(train(argc, argv, &b));
 }
 
