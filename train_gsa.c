@@ -2297,25 +2297,24 @@ static void cpu_head(void *model, int l, int h, int part, int count, float *out)
         else memcpy(out + i * z.HS, qkv + i * apart * 3 * z.A, z.HS * sizeof(float));
 }
 
-int main(int argc, char **argv) {
-    const Backend cpu = {.name = cpu_name,
-                         .memory = cpu_memory,
-                         .free_memory = free_memory,
-                         .create = cpu_create,
-                         .destroy = cpu_destroy,
-                         .write = cpu_write,
-                         .read = cpu_read,
-                         .put = cpu_put,
-                         .get = cpu_get,
-                         .forward = cpu_forward,
-                         .backward = cpu_backward,
-                         .zero_gradients = cpu_zero_gradients,
-                         .gradient_norms = cpu_gradient_norms,
-                         .update = cpu_update,
-                         .logits = cpu_logits,
-                         .head = cpu_head,
-                         .watch = cpu_watch};
-    return train(argc, argv, &cpu);
-}
+static const Backend cpu_backend = {.name = cpu_name,
+                                    .memory = cpu_memory,
+                                    .free_memory = free_memory,
+                                    .create = cpu_create,
+                                    .destroy = cpu_destroy,
+                                    .write = cpu_write,
+                                    .read = cpu_read,
+                                    .put = cpu_put,
+                                    .get = cpu_get,
+                                    .forward = cpu_forward,
+                                    .backward = cpu_backward,
+                                    .zero_gradients = cpu_zero_gradients,
+                                    .gradient_norms = cpu_gradient_norms,
+                                    .update = cpu_update,
+                                    .logits = cpu_logits,
+                                    .head = cpu_head,
+                                    .watch = cpu_watch};
+
+int main(int argc, char **argv) { return train(argc, argv, &cpu_backend); }
 
 #endif

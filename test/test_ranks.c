@@ -232,7 +232,7 @@ static void test_meeting(void) {
    The back end of train_gsa.c, and in place of NCCL sums over the wires in the order of ranks. */
 
 static Ranks *team;
-static bool shared;
+static int shared;        /* how often the gradients of this step were sent */
 static const char *fault; /* what this rank does wrong, see misbehave */
 static int passes;
 
@@ -240,18 +240,19 @@ static int many_devices(void) { return 8; }
 static void ranked_join(const Sharing *s) { team = s->ranks; }
 static void ranked_share(void *model) {
     (void)model;
-    shared = true;
+    shared++;
 }
 static void ranked_norms(void *model, double norms[NUM_CLIPS]) {
     GSA *m = (GSA *)model;
-    if (shared) {
+    if (team->count > 1) {
+        if (shared != 1) die("the gradients of a step are sent %d times", shared);
         float *all = (float *)xmalloc((size_t)team->count * m->total * sizeof *all);
         ranks_gather(team, m->grads, all, m->total * sizeof *all);
         memcpy(m->grads, all, m->total * sizeof *all);
         for (int q = 1; q < team->count; q++)
             for (size_t i = 0; i < m->total; i++) m->grads[i] += all[(size_t)q * m->total + i];
         free(all);
-        shared = false;
+        shared = 0;
     }
     cpu_gradient_norms(model, norms);
 }
@@ -269,6 +270,12 @@ static double ranked_forward(void *model, const int *x, const int *y, int B, int
     return cpu_forward(model, x, y, B, T);
 }
 
+/* fault "RANK memory": there is next to none */
+static size_t ranked_free_memory(void) {
+    bool poor = fault && atoi(fault) == team->rank && strcmp(fault + 2, "memory") == 0;
+    return poor ? 100000 : free_memory();
+}
+
 static char *ranked_choices(void *model) {
     (void)model;
     return xstrdup("chosen by rank 0\n");
@@ -283,28 +290,15 @@ static const char common[] = "--layers 2 --heads 2 --channels 32 --seq 32 --batc
                              "--sample-every 0 --threads 1 --lr 1e-3 --warmup 3";
 
 GSA_NORETURN static void run_here(int argc, char **argv) {
-    Backend b = {.name = cpu_name,
-                 .memory = cpu_memory,
-                 .free_memory = free_memory,
-                 .create = cpu_create,
-                 .destroy = cpu_destroy,
-                 .write = cpu_write,
-                 .read = cpu_read,
-                 .put = cpu_put,
-                 .get = cpu_get,
-                 .forward = ranked_forward,
-                 .backward = cpu_backward,
-                 .zero_gradients = cpu_zero_gradients,
-                 .gradient_norms = ranked_norms,
-                 .update = cpu_update,
-                 .logits = cpu_logits,
-                 .head = cpu_head,
-                 .watch = cpu_watch,
-                 .devices = many_devices,
-                 .join = ranked_join,
-                 .share = ranked_share,
-                 .choices = ranked_choices,
-                 .choose = ranked_take};
+    Backend b = cpu_backend;
+    b.free_memory = ranked_free_memory;
+    b.forward = ranked_forward;
+    b.gradient_norms = ranked_norms;
+    b.devices = many_devices;
+    b.join = ranked_join;
+    b.share = ranked_share;
+    b.choices = ranked_choices;
+    b.choose = ranked_take;
     exit(train(argc, argv, &b));
 }
 
@@ -369,6 +363,22 @@ static void test_resume(void) {
     CHECK(status == 2 && strstr(output_of("idle"), "use at most 2"), "more ranks than batches: %d, %s", status,
           output_of("idle"));
     free(command);
+}
+
+/* One rank has no memory: one sentence, and the checkpoint from which the run goes on stays as it is. */
+static void test_memory(void) {
+    if (!go_on_from("whole", "poor", 8)) return;
+    char *resumed = xasprintf("--resume --gpus 2 --out %s/poor", folder);
+    fault = "1 memory";
+    int status = status_of(start_run("no_memory", common, resumed), 60);
+    fault = NULL;
+    const char *said = output_of("no_memory");
+    CHECK(status == 1 && times(said, "train_gsacu: ") == 1 && strstr(said, "rank 1 (process ") &&
+              strstr(said, "of memory and 0.0 are free"),
+          "rank 1 has no memory: status %d, %s", status, ending(said));
+    CHECK(run("poor", "--resume --gpus 2") && fabs(last_loss("poor") / last_loss("whole") - 1) <= 1e-5,
+          "with memory again it goes on: %.9g, not %.9g", last_loss("poor"), last_loss("whole"));
+    free(resumed);
 }
 
 static void test_faults(void) {
@@ -505,6 +515,7 @@ int main(int argc, char **argv) {
     test_meeting();
     test_equal();
     test_resume();
+    test_memory();
     test_by_hand();
     test_faults();
     test_interrupt();

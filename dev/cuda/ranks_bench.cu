@@ -2,10 +2,11 @@
 
      make build/release/ranks_bench && build/release/ranks_bench --gpus 2 --attention hybrid; ... --help
 
-   Whole steps of one model on random tokens, in turn: with no sums (each GPU by itself), with sums in fp32 and bf16 at
-   the end of the backward pass and while it runs; then the sums alone, and with --shard-optimiser what sharing out the
-   weights takes. Times are medians of rank 0's clock. Bus bandwidth, as NCCL's tests have it: what each GPU sends,
-   2 (N - 1) / N times the bytes, over the time. */
+   Whole steps of one model on random tokens, in turn: with no sums (each GPU by itself, and no GPU waits for another),
+   with sums in fp32 and bf16 at the end of the backward pass and while it runs; then the sums alone, and with
+   --shard-optimiser what sharing out the weights takes. Times are medians of rank 0's clock; without sums those of all
+   ranks are printed, and what sums add is told against the slowest of them. Bus bandwidth, as NCCL's tests have it:
+   what each GPU sends, 2 (N - 1) / N times the bytes, over the time. */
 #define GSA_NO_MAIN
 #include "../../train_gsa.cu"
 
@@ -81,7 +82,7 @@ static double step(Bench *b, bool sums) {
     Update u = {{1e-4, 1e-3}, 0.9, 0.95, 0.1, {1, 1}, ++b->step, 0.95};
     double norms[NUM_CLIPS];
     int64_t clamped[NUM_BOUNDS];
-    meet(b->ranks);
+    if (sums) meet(b->ranks);
     double began = now_seconds();
     gsa_zero_gradients(b->m);
     b->m->expected = 1;
@@ -132,11 +133,18 @@ static void time_steps(Bench *b, int runs) {
             double seconds = step(b, kinds[k].sums);
             if (i > 1) times[k].push_back(seconds);
         }
-    double tokens = (double)(b->ranks->count * b->B * b->T), alone = median(times[0]);
+    double tokens = (double)(b->ranks->count * b->B * b->T), own = median(times[0]), all[1024], slowest = 0;
+    ranks_gather(b->ranks, &own, all, sizeof own);
+    printf("each GPU by itself, ms      ");
+    for (int q = 0; q < b->ranks->count; q++) {
+        printf(" %8.2f", 1e3 * all[q]);
+        slowest = fmax(slowest, all[q]);
+    }
+    printf("\n");
     for (int k = 0; k < count; k++) {
-        double seconds = median(times[k]);
+        double seconds = k ? median(times[k]) : slowest;
         printf("%-28s %8.2f ms, %9.0f tokens/s on %d GPUs, %+.2f ms\n", kinds[k].name, 1e3 * seconds, tokens / seconds,
-               b->ranks->count, 1e3 * (seconds - alone));
+               b->ranks->count, 1e3 * (seconds - slowest));
     }
 }
 
