@@ -133,11 +133,14 @@ static void print_envelope(const GSA *m, size_t i, size_t T) {
                peak = m->p.psi ? (double)m->p.psi[i] / theta : 0;
         if (peak < 0) peak += turn;
         printf("  a turn of %.1f tokens favours distances", turn);
-        for (int n = 0; n < 5 && peak < (double)T; n++) {
-            printf("%s %.0f", n ? "," : "", peak);
-            peak += turn;
+        if (!(peak < (double)T)) printf(" from %.0f on, more than a window has\n", peak);
+        else {
+            for (int n = 0; n < 5 && peak < (double)T; n++) {
+                printf("%s %.0f", n ? "," : "", peak);
+                peak += turn;
+            }
+            printf(peak < (double)T ? " ...\n" : "\n");
         }
-        printf(peak < (double)T ? " ...\n" : "\n");
     }
     if (m->p.log_delta) printf("  half of it is left after %.1f tokens\n", log(2) / exp((double)m->p.log_delta[i]));
 }
