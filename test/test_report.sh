@@ -40,7 +40,7 @@ for mode in "--attention standard --pos learned" "--attention hybrid" \
         [ -s '$dir/p/attention_1_1.png' ]"
 done
 encoder=$dir/m/model_00000003.bin
-check "train hybrid" $train $tiny --out "$dir/a"
+check "train hybrid" $train $tiny --gsa-heads 1 --out "$dir/a"
 model=$dir/a/model_00000003.bin
 long=$(printf 'word %.0s' $(seq 40))
 check "a text longer than the context is cut, and the page says so" \
@@ -189,7 +189,7 @@ PAGE
         check "pointer and clicks do what they should, $width pixels: $(grep -o '<pre id="seen">[^<]*' "$dir/dom")" \
             grep -qF "$want" "$dir/dom"
     done
-    check "train twelve layers" $train ${tiny#--layers 2} --layers 12 --out "$dir/deep"
+    check "train twelve layers" $train ${tiny#--layers 2} --layers 12 --gsa-heads 1 --out "$dir/deep"
     check "report of twelve layers" $infer report "$dir/deep/model_00000003.bin" "$text" -o "$dir/deep.html"
     look --dump-dom "file://$dir/deep.html#l=11&h=1&t=2&s=0" >"$dir/dom"
     check "the last of twelve layers, and its splat" sh -c "grep -q 'layer 11<' '$dir/dom' &&
