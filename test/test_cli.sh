@@ -589,6 +589,13 @@ check "each splat has a name, a share, contributions and snippets" \
     sh -c "[ \$(grep -c '^splat 0:1:' '$dir/meaning') -gt 1 ] && ! grep -q '^splat 1:' '$dir/meaning' &&
     [ \$(grep -c '^splat' '$dir/meaning') = \$(grep -c 'adds to logits' '$dir/meaning') ] &&
     grep -q '% .*\[.*\]' '$dir/meaning'"
+set -f
+check "train splats with phases" $train $data $shape --steps 3 --phase learned --out "$dir/phase"
+set +f
+check "inspect their distances" $infer inspect "$dir/phase/model_00000003.bin" --text "$dir/val.txt" --tokens 100
+check "where a window has none of the distances that a splat favours, this is said" \
+    sh -c "grep -q 'favours distances from [0-9]* on, more than a window' '$dir/out' &&
+    ! grep -q 'distances$' '$dir/out'"
 check "measure --classes --silence" $infer measure "$model" "$dir/val.txt" --tokens 1k --classes english --silence
 cp "$dir/out" "$dir/meaning"
 check "information of splats is below the entropy of classes, and above chance" \
