@@ -1311,7 +1311,7 @@ static Scores score_tasks(const Model *m, const Task *tasks, size_t count, const
 typedef struct {
     int64_t batch, context, samples, seed, show, stride, threads, tokens, top_k;
     double min_p, repetition, temperature, top_p;
-    const char *classes, *examples, *file, *heads, *out, *pictures, *text, *tokenizer, *type, *without;
+    const char *classes, *examples, *file, *heads, *out, *pictures, *text, *tokenizer, *twin, *type, *without;
     bool endless, silence;
     Texts stops;
 } Options;
@@ -1868,9 +1868,11 @@ static const Command commands[] = {
          "lies (tokens). The effective context is the shortest history with a loss within 1 % of the longest's.\n"
          "With --classes also what a token's strongest splat says about its class, on the first 16,384 tokens: the "
          "mutual information, beside\n"
-         "k-means of the same keys and of those of the layer's standard heads, an untrained model and chance. Classes "
-         "come from the lists of the\n"
-         "made-up stories' grammar, or for English text from closed lists of words and from endings.\n",
+         "k-means of the same keys and of those of the layer's standard heads (or of a twin's: a standard model "
+         "trained on the same tokens),\n"
+         "an untrained model and chance. Classes come from the lists of the made-up stories' grammar, or for English "
+         "text from closed lists of\n"
+         "words and from endings.\n",
      .least = 2,
      .most = 2,
      .too_few = "measure needs a model and a file: infer measure MODEL FILE",
@@ -1885,6 +1887,8 @@ static const Command commands[] = {
                {FLAG_SWITCH, "silence", &options.silence, 0, 0, NULL,
                 "silence every splat in its turn: which class of tokens suffers? A pass over the tokens for each",
                 false},
+               {FLAG_TEXT, "twin", &options.twin, 0, 0, "MODEL",
+                "with --classes: take this model's standard heads, where a layer has none or few of its own", false},
                TOKENIZER_FLAG,
                THREADS_FLAG},
      .run = measure},

@@ -575,12 +575,20 @@ else
 fi
 
 # ---- what splats mean
-loss_of() { $infer perplexity "$model" "$dir/val.txt" "$@" 2>/dev/null | sed -n 's/^loss \([0-9.]*\) .*/\1/p'; }
+set -f
+check "train all heads with splats" $train $data $shape --steps 1 --attention gsa --out "$dir/all"
+check "train a standard twin" $train $data $shape --steps 1 --attention standard --out "$dir/twin"
+set +f
+all=$dir/all/model_00000001.bin twin=$dir/twin/model_00000001.bin
+loss_of() { # FLAG...: of the model, or of the one that $of names
+    $infer perplexity "${of:-$model}" "$dir/val.txt" "$@" 2>/dev/null | sed -n 's/^loss \([0-9.]*\) .*/\1/p'
+}
 last=$(($($infer inspect "$model" --heads 0:1 2>/dev/null | sed -n 's/.* of \([0-9]*\) alive$/\1/p') - 1))
 check "silenced splats change the loss" \
     sh -c "[ -n '$(loss_of)' ] && [ '$(loss_of)' != '$(loss_of --without 0:1:1-$last)' ]"
 check "those of several heads change it more" \
-    sh -c "[ '$(loss_of --without 0:1:1-$last,1:1:1-$last)' != '$(loss_of --without 0:1:1-$last)' ]"
+    sh -c "[ -n '$(of=$all && loss_of --without 0:0:1-$last,0:1:1-$last)' ] &&
+    [ '$(of=$all && loss_of --without 0:0:1-$last,0:1:1-$last)' != '$(of=$all && loss_of --without 0:1:1-$last)' ]"
 check "generate without a splat" $infer generate "$model" "Once" --tokens 5 --without 0:1:0-2
 refuse "generate: no splats there" 2 "layer 0, head 0" $infer generate "$model" "a" --without 0:0:1
 refuse "perplexity: a splat too many" 2 "no splat 99" $infer perplexity "$model" "$dir/val.txt" --without 0:1:99
@@ -594,6 +602,13 @@ check "each splat has a name, a share, contributions and snippets" \
     sh -c "[ \$(grep -c '^splat 0:1:' '$dir/meaning') -gt 1 ] && ! grep -q '^splat 1:' '$dir/meaning' &&
     [ \$(grep -c '^splat' '$dir/meaning') = \$(grep -c 'adds to logits' '$dir/meaning') ] &&
     grep -q '% .*\[.*\]' '$dir/meaning'"
+set -f
+check "train splats with phases" $train $data $shape --steps 3 --phase learned --out "$dir/phase"
+set +f
+check "inspect their distances" $infer inspect "$dir/phase/model_00000003.bin" --text "$dir/val.txt" --tokens 100
+check "where a window has none of the distances that a splat favours, this is said" \
+    sh -c "grep -q 'favours distances from [0-9]* on, more than a window' '$dir/out' &&
+    ! grep -q 'distances$' '$dir/out'"
 check "measure --classes --silence" $infer measure "$model" "$dir/val.txt" --tokens 1k --classes english --silence
 cp "$dir/out" "$dir/meaning"
 check "information of splats is below the entropy of classes, and above chance" \
@@ -604,6 +619,24 @@ check "an effect of each of the eight splats, with its chance" \
     sh -c "[ \$(grep -c '^[01]:1:[0-9]* .*  *[01]\.[0-9]*  ' '$dir/meaning') = 8 ] &&
     grep -q 'have an effect' '$dir/meaning'"
 refuse "measure: --silence alone" 2 "--classes" $infer measure "$model" "$dir/val.txt" --silence
+
+# a twin's standard heads stand for those that a layer has not: a model that is its own twin says what it says alone;
+# the column of k-means elsewhere is the twin's, whatever model stands beside it
+elsewhere() { # MODEL [TWIN]: that column, behind those of splats and of k-means there; or nothing
+    $infer measure "$1" "$dir/val.txt" --tokens 1k --classes english ${2:+--twin "$2"} >"$dir/out" 2>"$dir/err" &&
+        awk '/^  all keys/ { gsub(/\([^)]*\)/, ""); print $5; exit }' "$dir/out"
+}
+check "train a twin of another length" $train --depth 2 --seq 16 --batch 2 --steps 1 --vocab 300 --sample-every 0 \
+    --attention standard --out "$dir/short"
+check "no standard head, no k-means of one" [ "$(elsewhere "$all")" = - ]
+check "a twin's stand for them" awk "BEGIN { exit !($(elsewhere "$all" "$twin") > 0) }"
+check "a twin takes the place of own standard heads" \
+    sh -c "[ '$(elsewhere "$model" "$twin")' = '$(elsewhere "$all" "$twin")' ] &&
+    [ '$(elsewhere "$model" "$twin")' != '$(elsewhere "$model")' ]"
+check "a model that is its own twin" [ "$(elsewhere "$model")" = "$(elsewhere "$model" "$model")" ]
+refuse "measure: --twin alone" 2 "--classes" $infer measure "$model" "$dir/val.txt" --twin "$twin"
+refuse "measure: a twin of another length" 1 "16 tokens of context" $infer measure "$model" "$dir/val.txt" \
+    --classes english --twin "$dir/short/model_00000001.bin"
 
 # ---- what heads do: the loss of the longest history is the loss of all; a GSA head taken out costs something; a short
 # text is refused

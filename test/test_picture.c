@@ -740,6 +740,61 @@ static void check_pictures(const Report *r, const char *folder, const char *what
     free(pattern);
 }
 
+/* Scatter of points (T, dimensions) between splats, each at the mean of the tokens that it has most of; r (T, S). */
+static double between_splats(const float *x, int T, int dimensions, const float *r, int S) {
+    double sum = 0;
+    for (int k = 0; k < dimensions; k++) {
+        double own[64] = {0}, count[64] = {0}, mean = 0;
+        for (int t = 0; t < T; t++) {
+            int best = 0;
+            for (int s = 1; s < S; s++) best = r[t * S + s] > r[t * S + best] ? s : best;
+            own[best] += (double)x[t * dimensions + k];
+            count[best]++;
+            mean += (double)x[t * dimensions + k] / T;
+        }
+        for (int s = 0; s < S; s++)
+            if (count[s] > 0) sum += count[s] * pow(own[s] / count[s] - mean, 2);
+    }
+    return sum;
+}
+
+/* In the plane of a head with splats they lie no closer together than in that of the keys' principal components, and
+   the shares are those of the keys' variance. */
+static void check_planes(const Report *r, const Heads *heads, const char *what) {
+    const Config *c = &r->config;
+    int T = r->T, NA = config_heads(c), d = config_head_size(c), larger = 0;
+    float *k = (float *)xmalloc((size_t)(T * d + 3 * d + 2 * T) * sizeof *k), *mean = k + T * d, *plane = mean + d,
+          *points = plane + 2 * d;
+    for (int i = 0; i < c->L * NA; i++) {
+        double share[2], total = 0, along = 0, middle[2] = {0, 0};
+        read_head((void *)heads, i / NA, i % NA, PART_KEYS, k);
+        for (int t = 0; t < T; t++) {
+            double square = 1e-6;
+            for (int e = 0; e < d; e++) square += (double)k[t * d + e] * (double)k[t * d + e];
+            for (int e = 0; e < d; e++) k[t * d + e] = (float)((double)k[t * d + e] / sqrt(square));
+        }
+        principal_plane(k, T, d, mean, plane, share);
+        for (int n = 0; n < 2 * T; n++) {
+            points[n] = 0;
+            for (int e = 0; e < d; e++) points[n] += (k[n / 2 * d + e] - mean[e]) * plane[n % 2 * d + e];
+        }
+        for (int n = 0; n < T * d; n++) total += pow((double)k[n] - (double)mean[n % d], 2);
+        const float *shown = r->points + i * T * 2;
+        for (int n = 0; n < 2 * T; n++) middle[n % 2] += (double)shown[n] / T;
+        for (int n = 0; n < 2 * T; n++) along += pow((double)shown[n] - middle[n % 2], 2);
+        CHECK(fabs(along - (double)(r->share[2 * i] + r->share[2 * i + 1]) * total) < 1e-4 * total + 1e-6,
+              "%s: head %d shows %g of a variance of %g", what, i, along, total);
+        if (!config_is_gsa(c, i / NA, i % NA)) continue;
+        const float *of = r->keys + (size_t)config_gsa_before(c, i / NA, i % NA) * (size_t)(T * c->S);
+        double now = between_splats(shown, T, 2, of, c->S), then = between_splats(points, T, 2, of, c->S);
+        CHECK(now > then * (1 - 1e-5) - 1e-9, "%s: head %d has scatter %g between splats, less than %g", what, i, now,
+              then);
+        larger += now > 1.01 * then;
+    }
+    CHECK(larger > 0 || T < 20 || config_gsa_heads(c) == 0, "%s: no plane shows splats farther apart", what);
+    free(k);
+}
+
 static void test_report(int attention, int mixer, int envelope, int objective, int L, int NH, int S, int T,
                         const char *what) {
     Config c = model_config(attention, mixer, envelope, COVARIANCE_DIAG, objective, L, NH, S);
@@ -773,6 +828,7 @@ static void test_report(int attention, int mixer, int envelope, int objective, i
         worst = fmax(worst, isfinite(sum) ? fabs(sum - 1) : INFINITY);
     }
     CHECK(worst < 1e-5, "%s: weights sum to 1 but for %g", what, worst);
+    check_planes(r, &heads, what);
 
     char *path = xasprintf("%s/report.html", dir), *folder = xasprintf("%s/pictures", dir);
     report_write(r, NULL, path);

@@ -160,6 +160,7 @@ $("overview").decode().then(() => {
   seen.push("chosen " + (state.s === own && $("chosen-name").textContent.startsWith("Splat ")));
   seen.push("snippets " + (document.querySelectorAll("#owned b").length >= splats().means[own].k.length));
   seen.push("painted " + $("painted").textContent.includes("queries") + " " + location.hash.includes("&s="));
+  seen.push("partners " + (document.querySelectorAll("#partners button").length === splats().means[own].with.length));
   $("side").value = "k";
   $("side").dispatchEvent(new Event("change"));
   seen.push("keys " + $("painted").textContent.includes("share of keys"));
@@ -167,17 +168,32 @@ $("overview").decode().then(() => {
   const middle = adds.top + 20 + (other + 0.5) * add_high;
   $("adds").dispatchEvent(new MouseEvent("click", {clientX: adds.left + 9, clientY: middle}));
   seen.push("row " + (state.s === other));
+  const square = Array.from(document.querySelectorAll("#plane rect")).find(e => e.textContent.startsWith("splat "));
+  const slot = +square.textContent.match(/\d+/)[0];
+  square.dispatchEvent(new MouseEvent("click"));
+  seen.push("square " + (splats().splats[state.s][0] === slot));
+  const circles = document.querySelectorAll("#plane ellipse").length;
+  seen.push("few circles " + (circles >= Math.min(6, splats().splats.length) && circles <= 7));
+  seen.push("fits " + (document.documentElement.scrollWidth <= window.innerWidth));
   $("leave").click();
   seen.push("left " + ($("chosen").style.display === "none" && $("painted").textContent === ""));
   $("seen").textContent = seen.join("|");
 });
 </script></body></html>
 PAGE
-    look --virtual-time-budget=4000 --dump-dom "file://$dir/act.html" >"$dir/dom"
-    want='<pre id="seen">hover 2|held 4|free 1|head 1:0 standard|no splats true|next 1:1 9|sum true|'
-    want="${want}chosen true|snippets true|painted true true|keys true|row true|left true</pre>"
-    check "pointer and clicks do what they should: $(grep -o '<pre id="seen">[^<]*' "$dir/dom")" \
-        grep -qF "$want" "$dir/dom"
+    for width in 1400 400; do # nothing but what scrolls by itself is wider than the window (which may be 500 at least)
+        look --virtual-time-budget=4000 --window-size=$width,900 --dump-dom "file://$dir/act.html" >"$dir/dom"
+        want='<pre id="seen">hover 2|held 4|free 1|head 1:0 standard|no splats true|next 1:1 9|sum true|'
+        want="${want}chosen true|snippets true|painted true true|partners true|keys true|row true|square true|"
+        want="${want}few circles true|fits true|left true</pre>"
+        check "pointer and clicks do what they should, $width pixels: $(grep -o '<pre id="seen">[^<]*' "$dir/dom")" \
+            grep -qF "$want" "$dir/dom"
+    done
+    check "train twelve layers" $train ${tiny#--layers 2} --layers 12 --gsa-heads 1 --out "$dir/deep"
+    check "report of twelve layers" $infer report "$dir/deep/model_00000003.bin" "$text" -o "$dir/deep.html"
+    look --dump-dom "file://$dir/deep.html#l=11&h=1&t=2&s=0" >"$dir/dom"
+    check "the last of twelve layers, and its splat" sh -c "grep -q 'layer 11<' '$dir/dom' &&
+        grep -q '<h2 id=\"chosen-name\">Splat 0: ' '$dir/dom' && grep -q '<p id=\"partners\">Its queries' '$dir/dom'"
     look --screenshot="$dir/page.png" --window-size=1300,1600 "file://$dir/r.html" >/dev/null
     check "a picture of the page" sh -c "[ \$(wc -c <'$dir/page.png') -gt 50000 ]"
 fi

@@ -146,11 +146,33 @@ static void test_offsets(int mixer, int envelope) {
     free(p);
 }
 
+/* Partners: the largest first, of equal ones the first, none below 1 %. */
+static void test_partners(void) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.S = 6;
+    SplatStudy a = {.config = c};
+    double met[2 * 6 * 6] = {0};
+    static const double of_splat[6] = {5, 0.5, 40, 0, 40, 14.5}; /* in percent */
+    memcpy(met + (1 * 6 + 4) * 6, of_splat, sizeof of_splat);
+    a.met = met;
+    int splats[6];
+    float shares[6];
+    size_t count = splat_partners(&a, 1, 4, 6, splats, shares);
+    CHECK(count == 4 && splats[0] == 2 && splats[1] == 4 && splats[2] == 5 && splats[3] == 0,
+          "%zu partners: %d %d %d %d", count, splats[0], splats[1], splats[2], splats[3]);
+    CHECK(fabs((double)shares[0] - 0.4) < 1e-6 && fabs((double)shares[3] - 0.05) < 1e-6, "shares %g and %g",
+          (double)shares[0], (double)shares[3]);
+    CHECK(splat_partners(&a, 1, 4, 2, splats, shares) == 2, "no more than are asked for");
+    CHECK(splat_partners(&a, 0, 0, 6, splats, shares) == 0, "a splat that no query has any of has none");
+}
+
 int main(void) {
     test_information();
     test_tokens();
     test_bins();
     test_all_classes();
+    test_partners();
     test_offsets(MIXER_SOFTMAX, ENVELOPE_COSINE);
     test_offsets(MIXER_LINEAR, ENVELOPE_RAISED);
     return test_summary("splats");

@@ -94,6 +94,8 @@ static void report_meaning(Report *r, const Tokenizer *t, const SplatStudy *a) {
         r->names[i] = splat_name(t, a, i / S, i % S);
         splat_offsets(a, i / S, i % S, r->first, r->bins, adds);
         for (size_t b = 0; b < r->bins; b++) r->adds[i * DISTANCE_BINS + b] = (float)adds[b];
+        splat_partners(a, i / S, i % S, REPORT_PARTNERS, r->partners + i * REPORT_PARTNERS,
+                       r->partner_shares + i * REPORT_PARTNERS);
         for (size_t side = 0; side < 2; side++) {
             const float *of = (side ? a->queries : a->keys) + i / S * a->room * S;
             size_t count = splat_places(of, a->tokens, a->N, S, i % S, EACH, REPORT_SNIPPETS, places);
@@ -131,31 +133,25 @@ static void print_envelope(const GSA *m, size_t i, size_t T) {
                peak = m->p.psi ? (double)m->p.psi[i] / theta : 0;
         if (peak < 0) peak += turn;
         printf("  a turn of %.1f tokens favours distances", turn);
-        for (int n = 0; n < 5 && peak < (double)T; n++) {
-            printf("%s %.0f", n ? "," : "", peak);
-            peak += turn;
+        if (!(peak < (double)T)) printf(" from %.0f on, more than a window has\n", peak);
+        else {
+            for (int n = 0; n < 5 && peak < (double)T; n++) {
+                printf("%s %.0f", n ? "," : "", peak);
+                peak += turn;
+            }
+            printf(peak < (double)T ? " ...\n" : "\n");
         }
-        printf(peak < (double)T ? " ...\n" : "\n");
     }
     if (m->p.log_delta) printf("  half of it is left after %.1f tokens\n", log(2) / exp((double)m->p.log_delta[i]));
 }
 
-/* The splats whose keys its queries give most weight to. */
 static void print_partners(const SplatStudy *a, size_t g, size_t s) {
-    size_t S = (size_t)a->config.S;
-    double total = 0, *met = (double *)xmalloc(S * sizeof *met);
-    memcpy(met, a->met + (g * S + s) * S, S * sizeof *met);
-    for (size_t u = 0; u < S; u++) total += met[u];
+    int splats[REPORT_PARTNERS];
+    float shares[REPORT_PARTNERS];
+    size_t count = splat_partners(a, g, s, REPORT_PARTNERS, splats, shares);
     printf("  its queries attend to keys of splats");
-    for (int place = 0; place < 4; place++) {
-        size_t best = 0;
-        for (size_t u = 1; u < S; u++) best = met[u] > met[best] ? u : best;
-        if (!(met[best] > 0.01 * total)) break;
-        printf("%s %zu (%.0f %%)", place ? "," : "", best, 100 * met[best] / total);
-        met[best] = 0;
-    }
+    for (size_t i = 0; i < count; i++) printf("%s %d (%.0f %%)", i ? "," : "", splats[i], 100 * (double)shares[i]);
     printf("\n");
-    free(met);
 }
 
 static void print_meaning(const GSA *m, const Tokenizer *t, const SplatStudy *a, int l, int h, size_t s, size_t show) {
@@ -273,8 +269,23 @@ static void add_purity(Purity *p, const int *group, int K, const int *classes, i
 
 enum { BY_SPLATS, BY_OWN_KMEANS, BY_KMEANS, BY_UNTRAINED, BY_UNTRAINED_KMEANS, BY_CHANCE, ASSIGNMENTS };
 
-/* purity (ASSIGNMENTS) of layer l: its splats and k-means, of the model and of an untrained one. r (G, N, S), x (heads,
-   N, HS) of both models */
+/* The same of K-means of the keys or queries x (heads, N, HS) of a model's standard heads in layer l. */
+static void standard_purity(Purity *purity, const Config *c, int l, int K, const float *x, const int *classes,
+                            int count, size_t N) {
+    size_t HS = (size_t)config_head_size(c);
+    int heads = config_heads(c);
+#pragma omp parallel for schedule(dynamic)
+    for (int h = 0; h < heads; h++) {
+        if (config_is_gsa(c, l, h)) continue;
+        int *group = (int *)xmalloc(N * sizeof *group);
+        k_means(x + (size_t)(l * heads + h) * N * HS, N, HS, K, group);
+        add_purity(purity, group, K, classes, count, N);
+        free(group);
+    }
+}
+
+/* purity (ASSIGNMENTS) of layer l: its splats and k-means of their keys, of the model and of an untrained one. r (G, N,
+   S), x (heads, N, HS) of both models */
 static void layer_purity(Purity purity[ASSIGNMENTS], const GSA *m, int l, const float *const r[2],
                          const float *const x[2], const int *classes, int count, size_t N) {
     const Config *c = &m->config;
@@ -283,9 +294,7 @@ static void layer_purity(Purity purity[ASSIGNMENTS], const GSA *m, int l, const 
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < 2 * heads; i++) {
         int h = i / 2, untrained = i % 2, *group = (int *)xmalloc(N * sizeof *group);
-        bool splats = config_is_gsa(c, l, h);
-        const float *points = x[untrained] + (size_t)(l * heads + h) * N * HS;
-        if (splats) {
+        if (config_is_gsa(c, l, h)) {
             strongest_splats(r[untrained] + (size_t)config_gsa_before(c, l, h) * N * S, N, S, group);
             add_purity(&purity[untrained ? BY_UNTRAINED : BY_SPLATS], group, c->S, classes, count, N);
             if (!untrained) {
@@ -297,13 +306,8 @@ static void layer_purity(Purity purity[ASSIGNMENTS], const GSA *m, int l, const 
                     p->heads++;
                 }
             }
-        }
-        if (!splats || !untrained) {
-            k_means(points, N, HS, c->S, group);
-            add_purity(&purity[splats      ? BY_OWN_KMEANS
-                               : untrained ? BY_UNTRAINED_KMEANS
-                                           : BY_KMEANS],
-                       group, c->S, classes, count, N);
+            k_means(x[untrained] + (size_t)(l * heads + h) * N * HS, N, HS, c->S, group);
+            add_purity(&purity[untrained ? BY_UNTRAINED_KMEANS : BY_OWN_KMEANS], group, c->S, classes, count, N);
         }
         free(group);
     }
@@ -318,8 +322,9 @@ static void print_purity(const char *name, const char *side, const Purity purity
     printf("\n");
 }
 
-/* The table of what the strongest splat of a token says about the token's class. windows (n, T + 1), classes (n T) */
-static void measure_purity(GSA *m, const int *windows, size_t n, const int *classes, int count) {
+/* The table of what the strongest splat of a token says about the token's class. twin: a model whose standard heads
+   stand for this one's, or NULL. windows (n, T + 1), classes (n T) */
+static void measure_purity(GSA *m, GSA *twin, const int *windows, size_t n, const int *classes, int count) {
     const Config *c = &m->config;
     size_t T = (size_t)c->T, N = n * T;
     GSA *start = gsa_create(c, 1);
@@ -338,10 +343,13 @@ static void measure_purity(GSA *m, const int *windows, size_t n, const int *clas
             r[u] = part ? study[u]->keys : study[u]->queries;
             x[u] = all_points(u ? start : m, windows, n, part);
         }
+        const float *of_twin = twin ? all_points(twin, windows, n, part) : NULL;
         for (int l = 0; l < c->L; l++) {
             Purity purity[ASSIGNMENTS] = {{0, 0, 0}};
             if (!c->gsa_heads[l]) continue;
             layer_purity(purity, m, l, r, x, classes, count, N);
+            standard_purity(&purity[BY_KMEANS], twin ? &twin->config : c, l, c->S, twin ? of_twin : x[0], classes,
+                            count, N);
             char name[8];
             snprintf(name, sizeof name, "%d", l);
             print_purity(name, part ? "keys" : "queries", purity);
@@ -356,6 +364,7 @@ static void measure_purity(GSA *m, const int *windows, size_t n, const int *clas
         }
         print_purity("all", part ? "keys" : "queries", mean);
         for (int u = 0; u < 2; u++) free((void *)x[u]);
+        free((void *)of_twin);
     }
     for (int u = 0; u < 2; u++) splats_close(study[u]);
     gsa_destroy(start);
@@ -561,8 +570,21 @@ static void measure_silence(GSA *m, const Tokenizer *t, const int *windows, size
     free(kind);
 }
 
-/* What measure --classes adds; windows (n, T + 1) of a text, one after the other. */
-static void measure_classes(GSA *m, const Tokenizer *t, const Options *o, const int *windows, size_t n) {
+/* The model of --twin, or one without a model: it reads the same tokens in windows as long, and has every layer. */
+static Loaded open_twin(const Options *o, const Config *c, const char *path) {
+    Loaded twin = {0};
+    if (!o->twin) return twin;
+    twin = load(o->twin, o->tokenizer, 1, OBJECTIVE_LM);
+    const Config *t = &twin.model->config;
+    if (t->T != c->T || t->V != c->V || t->L < c->L)
+        die("--twin: %s has %d layers, %d tokens of context and a vocabulary of %d, and %s has %d, %d and %d; a twin "
+            "is trained with the same flags but --attention",
+            o->twin, t->L, t->T, t->V, path, c->L, c->T, c->V);
+    return twin;
+}
+
+/* What measure --classes adds; twin: see measure_purity; windows (n, T + 1) of a text, one after the other. */
+static void measure_classes(GSA *m, GSA *twin, const Tokenizer *t, const Options *o, const int *windows, size_t n) {
     const Config *c = &m->config;
     size_t T = (size_t)c->T;
     int kind = choice_index(CLASSES_CHOICES, o->classes), count;
@@ -578,7 +600,7 @@ static void measure_classes(GSA *m, const Tokenizer *t, const Options *o, const 
         printf("%s %s %.1f %%", k ? "," : "", names[k], 100 * share / (double)(n * T));
     }
     printf("\n");
-    measure_purity(m, windows, n, classes, count);
+    measure_purity(m, twin, windows, n, classes, count);
     if (o->silence) measure_silence(m, t, windows, n, classes + 1, names, count);
     free(text);
 }

@@ -14,6 +14,45 @@ static const char mark[] = "{\"data\":0}";
 
 /* ---------------------------------------------------------------------- the arrays */
 
+/* The plane in which keys (T, d) are shown, its mean and the share of their variance along each direction: that of
+   their first two principal components; of a head with splats that of the mean keys of each splat's own tokens, in
+   which these lie farthest apart. r (T, S): responsibilities, or NULL */
+static void key_plane(const float *keys, size_t T, size_t d, const float *r, size_t S, float *mean, float *plane,
+                      double share[2]) {
+    if (!r) {
+        principal_plane(keys, (int)T, (int)d, mean, plane, share);
+        return;
+    }
+    int *owner = (int *)xmalloc(T * sizeof *owner);
+    double *sum = (double *)xcalloc(S * (d + 1), sizeof *sum), total = 0, along[2] = {0, 0};
+    float *means = (float *)xmalloc(T * d * sizeof *means);
+    strongest_splats(r, T, S, owner);
+    for (size_t t = 0; t < T; t++) {
+        double *own = sum + (size_t)owner[t] * (d + 1);
+        for (size_t e = 0; e < d; e++) own[e] += (double)keys[t * d + e];
+        own[d]++;
+    }
+    for (size_t n = 0; n < T * d; n++) {
+        const double *own = sum + (size_t)owner[n / d] * (d + 1);
+        means[n] = (float)(own[n % d] / own[d]);
+    }
+    principal_plane(means, (int)T, (int)d, mean, plane, share);
+    for (size_t t = 0; t < T; t++) {
+        double at[2] = {0, 0};
+        for (size_t e = 0; e < d; e++) {
+            double x = (double)keys[t * d + e] - (double)mean[e];
+            total += x * x;
+            at[0] += x * (double)plane[e];
+            at[1] += x * (double)plane[d + e];
+        }
+        for (int axis = 0; axis < 2; axis++) along[axis] += at[axis] * at[axis];
+    }
+    for (int axis = 0; axis < 2; axis++) share[axis] = total > 0 ? along[axis] / total : 0;
+    free(owner);
+    free(sum);
+    free(means);
+}
+
 /* Head i = l NH + h: its weights, its keys in their plane, and its splats. */
 static void gather_head(Report *r, const float *params, size_t i,
                         void (*read)(void *model, int l, int h, int part, float *out), void *model) {
@@ -44,7 +83,7 @@ static void gather_head(Report *r, const float *params, size_t i,
         for (size_t e = 0; e < d; e++) square += (double)k[t * d + e] * (double)k[t * d + e];
         for (size_t e = 0; e < d; e++) k[t * d + e] = (float)((double)k[t * d + e] / sqrt(square));
     }
-    principal_plane(k, (int)T, (int)d, mean, plane, share);
+    key_plane(k, T, d, gsa ? r->keys + g * T * S : NULL, S, mean, plane, share);
     r->share[2 * i] = (float)share[0];
     r->share[2 * i + 1] = (float)share[1];
     for (size_t n = 0; n < 2 * T; n++)
@@ -107,7 +146,9 @@ Report *report_create(const Config *c, const float *params, int T,
     r->facts = (SplatFacts *)xcalloc(slots + 1, sizeof *r->facts);
     r->names = (char **)xcalloc(slots + 1, sizeof *r->names);
     r->snippets = (Snippet *)xcalloc(slots * 2 * REPORT_SNIPPETS + 1, sizeof *r->snippets);
-    r->adds = (float *)xcalloc(slots * DISTANCE_BINS + 1, sizeof *r->adds);
+    r->adds = (float *)xcalloc(slots * (DISTANCE_BINS + REPORT_PARTNERS) + 1, sizeof *r->adds);
+    r->partner_shares = r->adds + slots * DISTANCE_BINS;
+    r->partners = (int *)xcalloc(slots * REPORT_PARTNERS + 1, sizeof *r->partners);
     r->measures = (HeadMeasure *)xmalloc(heads * sizeof *r->measures);
     measure_heads(c, params, t, read, model, r->measures);
     for (size_t i = 0; i < heads; i++) gather_head(r, params, i, read, model);
@@ -123,6 +164,7 @@ void report_free(Report *r) {
     free(r->names);
     free(r->snippets);
     free(r->adds);
+    free(r->partners);
     free(r);
 }
 
@@ -391,7 +433,7 @@ static void put_model(Page *p, const Report *r) {
     put_row(p, "splats", "%d alive of %d slots, %d in each of %d heads", alive, slots, c->S, config_gsa_heads(c));
 }
 
-/* Of splat i its typical tokens, what it adds by distance, and the tokens that it has most of. */
+/* Of splat i its typical tokens, what it adds by distance, the tokens that it has most of and its partners. */
 static void put_meaning(Page *p, const Report *r, int i) {
     put(p, "{\"name\":");
     put_string(p, r->names[i] ? r->names[i] : "");
@@ -413,6 +455,14 @@ static void put_meaning(Page *p, const Report *r, int i) {
             put_number(p, own[n].share, 3);
             put(p, "]");
         }
+    }
+    put(p, "],\"with\":[");
+    for (int n = i * REPORT_PARTNERS; n < (i + 1) * REPORT_PARTNERS && r->partner_shares[n] > 0; n++) {
+        put(p, n > i * REPORT_PARTNERS ? ",[" : "[");
+        put_number(p, r->partners[n], 0);
+        put(p, ",");
+        put_number(p, r->partner_shares[n], 3);
+        put(p, "]");
     }
     put(p, "]}");
 }

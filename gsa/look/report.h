@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-enum { REPORT_GUESSES = 3, REPORT_SNIPPETS = 6 };
+enum { REPORT_GUESSES = 3, REPORT_SNIPPETS = 6, REPORT_PARTNERS = 4 };
 
 typedef struct {
     /* alpha; root mean variance; tokens of a turn and until half is left, 0: none; |mu|; psi, in radians */
@@ -37,17 +37,20 @@ typedef struct {
     const char **guess;
     float *guess_share; /* (T, REPORT_GUESSES): their probabilities */
     float *weights;     /* (L, NH, T, T): row i what query i gives to each key */
-    /* (L, NH, T, 2), (L, NH, 2): keys in the plane of their first two principal components, and what these explain */
+    /* (L, NH, T, 2), (L, NH, 2): keys in the plane of their first two principal components, or of those of the mean
+       keys of each splat's own tokens; and what these explain of the keys' variance */
     float *points, *share;
     float *queries, *keys; /* (G, T, S): responsibilities; dead slots 0 */
     PlaneSplat *splats;    /* (G, S): in that plane */
     SplatFacts *facts;     /* (G, S) */
     HeadMeasure *measures; /* (L, NH) */
     /* Of each splat (G, S) its typical tokens, or NULL; tokens that it has most of, as keys, then as queries (.., 2,
-       REPORT_SNIPPETS); and what it adds by distance (.., DISTANCE_BINS): bin b begins at first[b] */
+       REPORT_SNIPPETS); what it adds by distance (.., DISTANCE_BINS): bin b begins at first[b]; and the splats that its
+       queries attend to (.., REPORT_PARTNERS), with their shares, 0: there is none */
     char **names;
     Snippet *snippets;
-    float *adds;
+    float *adds, *partner_shares;
+    int *partners;
     size_t bins, first[DISTANCE_BINS];
 } Report;
 

@@ -89,6 +89,25 @@ void splat_offsets(const SplatStudy *a, size_t g, size_t s, const size_t *first,
     }
 }
 
+size_t splat_partners(const SplatStudy *a, size_t g, size_t s, size_t most, int *splats, float *shares) {
+    size_t S = (size_t)a->config.S, count = 0;
+    const double *met = a->met + (g * S + s) * S;
+    double total = 0, before = INFINITY;
+    for (size_t u = 0; u < S; u++) total += met[u];
+    for (int last = -1; count < most; count++) { /* the largest below the last one; of equal ones the first */
+        int best = -1;
+        for (size_t u = 0; u < S; u++)
+            if ((met[u] < before || (met[u] == before && (int)u > last)) && (best < 0 || met[u] > met[best]))
+                best = (int)u;
+        if (best < 0 || !(met[best] > 0.01 * total)) break;
+        before = met[best];
+        last = best;
+        splats[count] = best;
+        shares[count] = (float)(met[best] / total);
+    }
+    return count;
+}
+
 /* ---------------------------------------------------------------------- tokens of a splat */
 
 void strongest_splats(const float *r, size_t N, size_t S, int *owner) {

@@ -28,6 +28,10 @@ void splats_close(SplatStudy *a);
 /* out (bins): the mean contribution of splat s of GSA head g at the distances of each bin */
 void splat_offsets(const SplatStudy *a, size_t g, size_t s, const size_t *first, size_t bins, double *out);
 
+/* Those splats whose keys the queries of splat s give most of their weight to, at least 1 % of it, with their shares;
+   returns how many of `most` there are. */
+size_t splat_partners(const SplatStudy *a, size_t g, size_t s, size_t most, int *splats, float *shares);
+
 /* Distances below T in bins 0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-23 ...: fills first (DISTANCE_BINS), the last one's
    end behind it; returns their number. */
 enum { DISTANCE_BINS = 66 };

@@ -396,10 +396,13 @@ static void measure_without(GSA *m, const int *windows, size_t n) {
 static int measure(const Options *o, char **argv) {
     if (o->silence && !o->classes)
         die_usage("--silence compares classes of tokens; say which by --classes stories or --classes english");
+    if (o->twin && !o->classes)
+        die_usage("--twin is a control of --classes; say which by --classes stories or --classes english");
     Loaded s = load(argv[1], o->tokenizer, (size_t)o->batch, OBJECTIVE_LM);
     const Config *c = &s.model->config;
     size_t T = (size_t)c->T, n;
     if (o->classes && !config_gsa_heads(c)) die("--classes: %s has standard heads only, and no splats", argv[1]);
+    Loaded twin = open_twin(o, c, argv[1]);
     int *windows = text_windows(&s, argv[2], (size_t)o->tokens, &n);
     double loss = window_loss(s.model, windows, n, T, T, T);
     if (!isfinite(loss)) die("%s gives a loss that is not finite on %s: it is not a usable model", argv[1], argv[2]);
@@ -417,8 +420,9 @@ static int measure(const Options *o, char **argv) {
     }
     printf("\nhistory      loss\n");
     for (size_t i = 0; i < history.steps; i++) printf("%7zu %9.5f\n", history.length[i], history.loss[i]);
-    if (o->classes) measure_classes(s.model, s.tokenizer, o, windows, n);
+    if (o->classes) measure_classes(s.model, twin.model, s.tokenizer, o, windows, n);
     unload(s);
+    if (twin.model) unload(twin);
     free(windows);
     free(heads);
     return 0;
