@@ -388,7 +388,7 @@ def check_ids(name, there, tokenizer, texts):
                                 input=text), "<u2")
         theirs, text, at = [], text.decode(), 0
         while at < len(text):  # about a million letters at a time; no piece of the pattern goes on behind such a place
-            end = re.compile(r"\n(?=\S)").search(text, at + 1000000)
+            end = re.compile(r"(?<=\S)\n(?=\S)").search(text, at + 1000000)
             end = end.end() if end else len(text)
             theirs += fast(text[at:end], add_special_tokens=False)["input_ids"]
             at = end
