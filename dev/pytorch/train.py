@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Trains a model of train_gsa in plain PyTorch: the module of gsa.py in a GPT, over the batches that train_gsa draws and
-with its update, so that the losses are train_gsa's to rounding. A start for a loop of your own. Needs numpy and torch.
+"""Trains a model of train_gsa in plain PyTorch: the module of gsa.py in a GPT, over the batches that train_gsa draws
+and with its update, so that the losses are train_gsa's to rounding. A start for a loop of your own. Needs numpy and
+torch.
 
     ./train_gsa --data SHARD.bin --tokenizer TOKENIZER --steps 1 --lr 0 --out begin ...
     dev/pytorch/train.py begin/model_00000001.bin SHARD.bin --steps 500 --lr 1e-3 --warmup 50 > losses.txt

@@ -67,8 +67,7 @@ static void respond_backward(const Config *c, const HeadSplats *p, const float *
         for (size_t t = 0; t < n; t++) {
             float pull = d_log_phi[s * n + t];
             g->log_precision[s] += pull * log_phi[s * n + t];
-            for (size_t k = 0; k < d; k++)
-                g->mu[s * d + k] += pull * precision * (unit[t * d + k] - p->mu[s * d + k]);
+            for (size_t k = 0; k < d; k++) g->mu[s * d + k] += pull * precision * (unit[t * d + k] - p->mu[s * d + k]);
         }
     }
 }
@@ -278,7 +277,8 @@ static void keep(const Config *c, float *flat, const Config *old, const float *f
     model_tensors(old, was);
     for (int i = 0; i < NUM_TENSORS; i++) {
         size_t row = tensor_row(&to[i]);
-        bool gates = i == TENSOR_forgetw || i == TENSOR_forgetb, rotations = i == TENSOR_log_gain || i == TENSOR_log_rope;
+        bool gates = i == TENSOR_forgetw || i == TENSOR_forgetb,
+             rotations = i == TENSOR_log_gain || i == TENSOR_log_rope;
         if (tensor_is_splat(i) || !to[i].size) continue;
         if (!gates && !rotations) {
             memcpy(flat + to[i].offset, from + was[i].offset, to[i].size * sizeof *flat);
@@ -326,8 +326,8 @@ static void head_into_splats(const Run *r, const Old *o, int l, int h, const See
     const Config *c = &r->config;
     const size_t d = (size_t)config_head_size(c), S = (size_t)c->S, T = seen->T, g = (size_t)config_gsa_before(c, l, h),
                  tokens = seen->windows * T, every = (tokens + KEYS - 1) / KEYS, count = (tokens + every - 1) / every;
-    float *splats = (float *)xcalloc(splats_room(c), sizeof *splats),
-          *old = (float *)xmalloc(tokens * T * sizeof *old), *keys = (float *)xmalloc(count * d * sizeof *keys);
+    float *splats = (float *)xcalloc(splats_room(c), sizeof *splats), *old = (float *)xmalloc(tokens * T * sizeof *old),
+          *keys = (float *)xmalloc(count * d * sizeof *keys);
     HeadSplats p = head_splats(c, splats);
     float *const parts[] = {p.mu, p.log_precision, p.log_alpha, p.log_theta, p.log_delta, p.psi};
     double *row = (double *)xmalloc(T * sizeof *row);
@@ -365,7 +365,8 @@ static void print_layers(const Config *c, const double *distance, const double *
         for (int h = 0; h < c->NH; h++) {
             const double *of = divergence + 2 * config_gsa_before(c, l, h);
             if (config_is_gsa(c, l, h))
-                printf(" head %d, distance %.1f, divergence %.3f, fitted %.3f;", h, distance[l * c->NH + h], of[0], of[1]);
+                printf(" head %d, distance %.1f, divergence %.3f, fitted %.3f;", h, distance[l * c->NH + h], of[0],
+                       of[1]);
         }
         printf(" kept:");
         for (int h = 0; h < c->NH; h++)

@@ -174,8 +174,14 @@ void print_settings(const Settings *s, FILE *log, int64_t step) {
 
 /* ---------------------------------------------------------------------- what the flags leave open */
 
+static void refuse_fit(const Settings *s) {
+    if (is_given(s, SETTING_fit))
+        die_usage("--fit is for --init-from a standard model with --attention hybrid or gsa; here no head gets splats");
+}
+
 /* The single flags win over --preset, and that over --depth. */
 void resolve_shape(Settings *s) {
+    refuse_fit(s);
     static const struct {
         const char *name;
         int64_t layers, heads, channels;
@@ -304,9 +310,10 @@ static void check_into_splats(Settings *s, const Checkpoint *k) {
                   "heads have one precision each (iso)",
                   s->covariance, k->path);
     if (k->config.forget == FORGET_HALF)
-        die_usage("--attention %s: %s has forget gates in the first half of each layer's heads, and some of these would "
-                  "get splats; train it with gates in all or none",
-                  attention, k->path);
+        die_usage(
+            "--attention %s: %s has forget gates in the first half of each layer's heads, and some of these would "
+            "get splats; train it with gates in all or none",
+            attention, k->path);
     /* k-means' splats answer more than random ones */
     if (!s->splat_amplitude && !linear) s->splat_amplitude = SOFT_AMPLITUDE;
 }
@@ -315,11 +322,11 @@ Config config_from_file(Settings *s, const Checkpoint *k, const Tokenizer *t) {
     bool turn = k->config.attention == ATTENTION_STANDARD && is_given(s, SETTING_attention) &&
                 strcmp(s->attention, "standard") != 0;
     if (turn) check_into_splats(s, k);
-    else if (is_given(s, SETTING_fit))
-        die_usage("--fit is for --init-from a standard model with --attention hybrid or gsa");
+    else refuse_fit(s);
     for (int i = 0; i < NUM_SETTINGS; i++) {
         bool splats = table[i].attributes & SPLATS || i == SETTING_gsa_heads || i == SETTING_attention,
-             starts = i == SETTING_splat_init || i == SETTING_splats_alive || i == SETTING_no_sphere || i == SETTING_unbounded;
+             starts = i == SETTING_splat_init || i == SETTING_splats_alive || i == SETTING_no_sphere ||
+                      i == SETTING_unbounded;
         if (turn && ((splats && !starts) || (i == SETTING_window && is_given(s, i)))) continue; /* as the flag says */
         if (table[i].attributes & NEW_MODEL) {
             if (is_given(s, i))
@@ -331,6 +338,11 @@ Config config_from_file(Settings *s, const Checkpoint *k, const Tokenizer *t) {
     if (s->seq != k->config.T && k->config.position != POSITION_ROPE)
         die_usage("--seq %lld: %s has learned positions for %d tokens and no others", (long long)s->seq, k->path,
                   k->config.T);
+    if (turn && strcmp(s->attention, "gsa") == 0) { /* no head is left that has them */
+        s->gain = "none";
+        s->rope = "fixed";
+        s->forget = "none";
+    }
     Config c = turn ? make_config(s, t) : k->config;
     c.T = (int)s->seq;
     c.Vp = k->config.Vp;
