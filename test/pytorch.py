@@ -7,8 +7,8 @@ splats' parameters then moved at random so that nothing is as it starts. test/te
     gradients    of every tensor on one batch: 1e-4 relative to the tensor's norm
     cache        a text in pieces gives the logits of the whole; texts padded on the left those of the texts alone
     generate     greedy: the tokens of infer generate --temperature 0; where two logits are within 1e-4 they may differ
-    there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps, and
-    lm-evaluation-harness (where it is installed) on a file of tasks
+    there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps, the
+    snippets of dev/pytorch/README.md, with lm-evaluation-harness (where it is installed) on a file of tasks
     splats       train_gsa --init-from a standard model --attention hybrid: what is kept stays bit for bit, and the fit
                  takes back most of the loss
 GSA_DATA=FOLDER: ids also of the texts in that folder (*.txt, *.txt.xz), with its gpt2/encoder.json and vocab.bpe too.
@@ -24,11 +24,12 @@ import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 
-PARTS = ["kinds", "plain", "ids", "training", "harness", "splats"]
+PARTS = ["kinds", "plain", "ids", "snippets", "training", "splats", "harness"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.error = lambda sentence: parser.exit(2, f"pytorch.py: {sentence}; --help says more\n")
 parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these, of {', '.join(PARTS)}")
@@ -340,12 +341,16 @@ KINDS = [  # flags of train_gsa
     "--objective mlm --attention hybrid --window 20",
     "--objective mlm --attention gsa --mixer linear",
     "--objective mlm --attention standard --pos learned",
+    "--attention gsa --phase learned",
+    "--attention hybrid --phase learned --rope-frequencies learned --gain head --forget-gate all --window 24",
+    "--attention hybrid --mixer linear --window 24 --phase learned --rope-frequencies learned --forget-gate half",
+    "--attention hybrid --forget-gate half",
+    "--attention standard --forget-gate all",
+    "--attention augment --gsa-heads 1 --forget-gate half --rope-frequencies learned",
+    "--attention extend --window 16 --phase learned --rope-frequencies learned --gain head",
+    "--objective mlm --attention hybrid --phase learned --rope-frequencies learned --gain head",
+    "--objective mlm --attention hybrid --mixer linear --phase learned",
 ]
-LATER = [("phase", "--attention gsa --phase learned"), ("phase", "--attention extend --window 16 --phase learned"),
-         ("phase", "--objective mlm --attention hybrid --mixer linear --phase learned"),
-         ("rope", "--attention hybrid --rope-frequencies learned --gain head"),
-         ("forget", "--attention hybrid --forget-gate half"), ("forget", "--attention standard --forget-gate all")]
-KINDS += [flags for field, flags in LATER if field in convert.FIELDS]
 # with sharp splats, at their usual amplitude, what rounding makes of two equal runs grows a million times in 200 steps
 TRAINED = ["--attention hybrid --gain head --splat-amplitude 0.05", "--attention hybrid --mixer linear --window 16"]
 SHAPE = "--layers 2 --heads 4 --channels 64 --seq 256 --batch 4 --eval-every 0 --sample-every 0 --lr 3e-3 --threads 1"
@@ -462,7 +467,23 @@ def check_training(folder, tokenizer, shard, kind, steps=500):
     check(f"training {kind}", len(ours) == steps and apart.max() <= 0.01, f"{apart.max():.4f} apart")
 
 
-# ---- lm-evaluation-harness
+# ---- the four snippets of dev/pytorch/README.md
+
+
+def snippets(language, there):
+    with open(os.path.join(ROOT, "dev/pytorch/README.md"), encoding="utf-8") as f:
+        return [code.replace("FOLDER", there) for code in re.findall(rf"```{language}\n(.*?)```", f.read(), re.S)]
+
+
+def check_snippets(folder, there):
+    """load, generate and drop in, one after the other, in a folder that holds gsa.py"""
+    code, beside = "".join(snippets("python", there)), os.path.join(folder, "beside")
+    os.mkdir(beside)
+    shutil.copy(os.path.join(ROOT, "dev/pytorch/gsa.py"), beside)
+    done = subprocess.run([sys.executable, "-c", code + "print(out.shape)"], cwd=beside, capture_output=True)
+    said = done.stdout.decode()
+    check("snippets", done.returncode == 0 and said.startswith("Once upon a time") and said.endswith("[2, 64, 384])\n"),
+          said + done.stderr.decode()[-2000:])
 
 
 def check_harness(folder, there, path):
@@ -477,24 +498,14 @@ def check_harness(folder, there, path):
     tasks = os.path.join(folder, "tasks.jsonl")
     run("data/make_stories", "--tasks", "choice", "--count", 100, "--seed", 7, "--out", tasks)
     ours = float(re.search(r"accuracy (\S+)", run("infer", "score", path, tasks).decode())[1])
-    with open(os.path.join(folder, "made_up.yaml"), "w", encoding="utf-8") as f:
-        f.write(f"""task: made_up
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {tasks}}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: ctx
-doc_to_choice: endings
-doc_to_target: label
-target_delimiter: " "
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-""")
-    found = lm_eval.simple_evaluate(
-        model="hf", model_args=f"pretrained={there},trust_remote_code=True,add_bos_token=True", tasks=["made_up"],
-        task_manager=lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False), device="cpu", batch_size=8)
-    theirs = found["results"]["made_up"]["acc,none"]
-    print(f"lm-evaluation-harness: accuracy {theirs:.4f}, infer score {ours:.4f}")
-    check("lm-evaluation-harness", abs(theirs - ours) < 1e-9, f"{theirs} there, {ours} by infer score")
+    paths = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    done = subprocess.run(["sh", "-c", snippets("sh", there)[0]], cwd=folder, capture_output=True,
+                          env=os.environ | {"PATH": paths, "CUDA_VISIBLE_DEVICES": ""})
+    found = re.search(r"\|acc *\|[^|]*\| *([0-9.]+)\|", done.stdout.decode())
+    check("lm-evaluation-harness runs", found, done.stdout.decode()[-1000:] + done.stderr.decode()[-2000:])
+    if found:
+        print(f"lm-evaluation-harness: accuracy {found[1]}, infer score {ours:.4f}")
+        check("lm-evaluation-harness", abs(float(found[1]) - ours) < 1e-4, f"{found[1]} there, {ours} by infer score")
 
 
 # ---- heads into splats
@@ -542,7 +553,7 @@ def main():
         run("tokenizer/train_bpe", "--vocab", 500, "--out", tokenizer, stories)
         run("data/prepare", "--tokenizer", tokenizer, "--out", shards, stories)
         out, there = os.path.join(folder, "hybrid"), os.path.join(folder, "hybrid.hf")
-        if "ids" in parts or "harness" in parts:
+        if {"ids", "harness", "snippets"} & set(parts):
             run("train_gsa", *SHAPE.split(), "--tokenizer", tokenizer, "--steps", 300, "--out", out)
             to_or_from([f"{out}/model_00000300.bin", there, "--hf"])
         if "kinds" in parts:
@@ -551,6 +562,8 @@ def main():
             check_plain(folder, tokenizer)
         if "ids" in parts:
             check_tokenizers(folder, stories, tokenizer, there)
+        if "snippets" in parts:
+            check_snippets(folder, there)
         for kind in TRAINED:
             if "training" in parts:
                 check_training(folder, tokenizer, f"{shards}_train_000000.bin", kind)
