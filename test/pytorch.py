@@ -7,9 +7,10 @@ splats' parameters then moved at random so that nothing is as it starts. test/te
     gradients    of every tensor on one batch: 1e-4 relative to the tensor's norm
     cache        a text in pieces gives the logits of the whole; texts padded on the left those of the texts alone
     generate     greedy: the tokens of infer generate --temperature 0; where two logits are within 1e-4 they may differ
-    there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps, and
-    lm-evaluation-harness (where it is installed) on a file of tasks
-    splats       dev/pytorch/into_splats.py: what is kept stays bit for bit, and the fit takes back most of the loss
+    there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps, the
+    snippets of dev/pytorch/README.md, with lm-evaluation-harness (where it is installed) on a file of tasks
+    splats       train_gsa --init-from a standard model --attention hybrid: what is kept stays bit for bit, and the fit
+                 takes back most of the loss
 GSA_DATA=FOLDER: ids also of the texts in that folder (*.txt, *.txt.xz), with its gpt2/encoder.json and vocab.bpe too.
 Needs torch, transformers, tokenizers and numpy; `make train_gsa infer data/make_stories data/prepare
 tokenizer/train_bpe tokenizer/tokenize build/release/dev/logits`."""
@@ -23,11 +24,12 @@ import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 
-PARTS = ["kinds", "plain", "ids", "training", "harness", "splats"]
+PARTS = ["kinds", "plain", "ids", "snippets", "training", "splats", "harness"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.error = lambda sentence: parser.exit(2, f"pytorch.py: {sentence}; --help says more\n")
 parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these, of {', '.join(PARTS)}")
@@ -46,7 +48,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.join(ROOT, "dev"), os.path.join(ROOT, "dev/pytorch")]
 sys.dont_write_bytecode = True
 import convert
-import gsa
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -340,12 +341,16 @@ KINDS = [  # flags of train_gsa
     "--objective mlm --attention hybrid --window 20",
     "--objective mlm --attention gsa --mixer linear",
     "--objective mlm --attention standard --pos learned",
+    "--attention gsa --phase learned",
+    "--attention hybrid --phase learned --rope-frequencies learned --gain head --forget-gate all --window 24",
+    "--attention hybrid --mixer linear --window 24 --phase learned --rope-frequencies learned --forget-gate half",
+    "--attention hybrid --forget-gate half",
+    "--attention standard --forget-gate all",
+    "--attention augment --gsa-heads 1 --forget-gate half --rope-frequencies learned",
+    "--attention extend --window 16 --phase learned --rope-frequencies learned --gain head",
+    "--objective mlm --attention hybrid --phase learned --rope-frequencies learned --gain head",
+    "--objective mlm --attention hybrid --mixer linear --phase learned",
 ]
-LATER = [("phase", "--attention gsa --phase learned"), ("phase", "--attention extend --window 16 --phase learned"),
-         ("phase", "--objective mlm --attention hybrid --mixer linear --phase learned"),
-         ("rope", "--attention hybrid --rope-frequencies learned --gain head"),
-         ("forget", "--attention hybrid --forget-gate half"), ("forget", "--attention standard --forget-gate all")]
-KINDS += [flags for field, flags in LATER if field in convert.FIELDS]
 # with sharp splats, at their usual amplitude, what rounding makes of two equal runs grows a million times in 200 steps
 TRAINED = ["--attention hybrid --gain head --splat-amplitude 0.05", "--attention hybrid --mixer linear --window 16"]
 SHAPE = "--layers 2 --heads 4 --channels 64 --seq 256 --batch 4 --eval-every 0 --sample-every 0 --lr 3e-3 --threads 1"
@@ -388,7 +393,7 @@ def check_ids(name, there, tokenizer, texts):
                                 input=text), "<u2")
         theirs, text, at = [], text.decode(), 0
         while at < len(text):  # about a million letters at a time; no piece of the pattern goes on behind such a place
-            end = re.compile(r"\n(?=\S)").search(text, at + 1000000)
+            end = re.compile(r"(?<=\S)\n(?=\S)").search(text, at + 1000000)
             end = end.end() if end else len(text)
             theirs += fast(text[at:end], add_special_tokens=False)["input_ids"]
             at = end
@@ -441,87 +446,44 @@ def check_plain(folder, tokenizer):
     check("a plain GPT-2: there and back, the same bytes", same)
 
 
-# ---- training, in the order of data/loader.c
-
-BITS = (1 << 64) - 1
-
-
-def scramble(x):
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & BITS
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & BITS
-    return x ^ x >> 31
-
-
-def rng_mix(a, b):
-    return scramble(scramble(a + 0x9E3779B97F4A7C15 & BITS) ^ (b * 0xD6E8FEB86659FD93 & BITS))
-
-
-def permute(x, n, key):
-    half = 1
-    while half < 32 and 1 << 2 * half < n:
-        half += 1
-    mask = (1 << half) - 1
-    while True:
-        left, right = x >> half, x & mask
-        for step in range(4):
-            left, right = right, left ^ (rng_mix(key + step & BITS, right) & mask)
-        x = left << half | right
-        if x < n:
-            return x
-
-
-def windows(tokens, T, seed):
-    """the windows of a shard, T + 1 tokens each, in the order in which train_gsa draws them"""
-    count, epoch, last = (len(tokens) - 1) // T, 0, len(tokens) - 1 - T
-    while True:
-        key = rng_mix(seed, epoch)
-        for w in range(count):
-            start = min(permute(w, count, rng_mix(key, 0)) * T + rng_mix(key, 1) % (T if count > 1 else last + 1), last)
-            yield tokens[start:start + T + 1].astype("<i8")
-        epoch += 1
-
-
-def learning_rate(step, steps, warmup, high):
-    if step < warmup:
-        return high * (step + 1) / warmup
-    return high * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))))
+# ---- training
 
 
 def check_training(folder, tokenizer, shard, kind, steps=500):
-    """losses of train_gsa and of the module in PyTorch, from the same start, over the same batches"""
-    T, B, lr, warmup = 64, 4, 3e-3, 50
-    begin, out, there = (os.path.join(folder, f"{name}{TRAINED.index(kind)}") for name in ("begin", "run", "start"))
-    data = ["--data", shard, "--eval-every", 0, "--sample-every", 0, "--batch", B, "--threads", 1]
+    """losses of train_gsa and of dev/pytorch/train.py, from the same start, over the same batches"""
+    T, rate = 64, ["--batch", 4, "--lr", 3e-3, "--warmup", 50, "--steps", steps]
+    begin, out = (os.path.join(folder, f"{name}{TRAINED.index(kind)}") for name in ("begin", "run"))
+    data = ["--data", shard, "--eval-every", 0, "--sample-every", 0, "--threads", 1]
     run("train_gsa", "--layers", 2, "--heads", 4, "--channels", 64, "--seq", T, *kind.split(), "--tokenizer", tokenizer,
-        *data, "--steps", 1, "--lr", 0, "--out", begin)
+        *data, "--batch", 4, "--steps", 1, "--lr", 0, "--out", begin)
     start = os.path.join(begin, "model_00000001.bin")
-    to_or_from([start, there, "--hf"])
-    run("train_gsa", "--init-from", start, *data, "--steps", steps, "--lr", lr, "--warmup", warmup, "--out", out)
+    run("train_gsa", "--init-from", start, *data, *rate, "--out", out)
     with open(os.path.join(out, "main.log"), encoding="utf-8") as f:
         ours = [float(x) for x in re.findall(r"trl:(\S+)", f.read())]
-    model, draw = load(there).train(), windows(np.fromfile(shard, "<u2")[512:], T, 1)
-    groups = gsa.parameter_groups(model, lr, weight_decay=0.1)
-    rates = [group["lr"] for group in groups]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
-    theirs = []
-    for step in range(steps):
-        batch = torch.from_numpy(np.stack([next(draw) for _ in range(B)]))
-        logits = model(batch[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        optimiser.zero_grad()
-        loss.backward()
-        gsa.clip_gradients(model, 1.0)
-        for group, rate in zip(optimiser.param_groups, rates):
-            group["lr"] = learning_rate(step, steps, warmup, rate)
-        optimiser.step()
-        gsa.apply_bounds(model)
-        theirs.append(float(loss.detach()))
+    command = [sys.executable, os.path.join(ROOT, "dev/pytorch/train.py"), start, shard, *map(str, rate)]
+    theirs = [float(x) for x in subprocess.run(command, check=True, capture_output=True).stdout.split()]
     apart = np.abs(np.array(ours) - theirs)
     print(f"training {kind}: {steps} steps, losses {ours[-1]:.4f}, {theirs[-1]:.4f}, at most {apart.max():.1e} apart")
     check(f"training {kind}", len(ours) == steps and apart.max() <= 0.01, f"{apart.max():.4f} apart")
 
 
-# ---- lm-evaluation-harness
+# ---- the four snippets of dev/pytorch/README.md
+
+
+def snippets(language, there):
+    with open(os.path.join(ROOT, "dev/pytorch/README.md"), encoding="utf-8") as f:
+        return [code.replace("FOLDER", there) for code in re.findall(rf"```{language}\n(.*?)```", f.read(), re.S)]
+
+
+def check_snippets(folder, there):
+    """load, generate and drop in, one after the other, in a folder that holds gsa.py"""
+    code, beside = "".join(snippets("python", there)), os.path.join(folder, "beside")
+    os.mkdir(beside)
+    shutil.copy(os.path.join(ROOT, "dev/pytorch/gsa.py"), beside)
+    done = subprocess.run([sys.executable, "-c", code + "print(out.shape)"], cwd=beside, capture_output=True)
+    said = done.stdout.decode()
+    check("snippets", done.returncode == 0 and said.startswith("Once upon a time") and said.endswith("[2, 64, 384])\n"),
+          said + done.stderr.decode()[-2000:])
 
 
 def check_harness(folder, there, path):
@@ -536,24 +498,14 @@ def check_harness(folder, there, path):
     tasks = os.path.join(folder, "tasks.jsonl")
     run("data/make_stories", "--tasks", "choice", "--count", 100, "--seed", 7, "--out", tasks)
     ours = float(re.search(r"accuracy (\S+)", run("infer", "score", path, tasks).decode())[1])
-    with open(os.path.join(folder, "made_up.yaml"), "w", encoding="utf-8") as f:
-        f.write(f"""task: made_up
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {tasks}}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: ctx
-doc_to_choice: endings
-doc_to_target: label
-target_delimiter: " "
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-""")
-    found = lm_eval.simple_evaluate(
-        model="hf", model_args=f"pretrained={there},trust_remote_code=True,add_bos_token=True", tasks=["made_up"],
-        task_manager=lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False), device="cpu", batch_size=8)
-    theirs = found["results"]["made_up"]["acc,none"]
-    print(f"lm-evaluation-harness: accuracy {theirs:.4f}, infer score {ours:.4f}")
-    check("lm-evaluation-harness", abs(theirs - ours) < 1e-9, f"{theirs} there, {ours} by infer score")
+    paths = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    done = subprocess.run(["sh", "-c", snippets("sh", there)[0]], cwd=folder, capture_output=True,
+                          env=os.environ | {"PATH": paths, "CUDA_VISIBLE_DEVICES": ""})
+    found = re.search(r"\|acc *\|[^|]*\| *([0-9.]+)\|", done.stdout.decode())
+    check("lm-evaluation-harness runs", found, done.stdout.decode()[-1000:] + done.stderr.decode()[-2000:])
+    if found:
+        print(f"lm-evaluation-harness: accuracy {found[1]}, infer score {ours:.4f}")
+        check("lm-evaluation-harness", abs(float(found[1]) - ours) < 1e-4, f"{found[1]} there, {ours} by infer score")
 
 
 # ---- heads into splats
@@ -567,23 +519,27 @@ def check_splats(folder, tokenizer, shard, stories):
     text, out = os.path.join(folder, "text.txt"), os.path.join(folder, "standard")
     with open(stories, "rb") as f, open(text, "wb") as g:
         g.write(f.read(20000))
-    flags = "--layers 2 --heads 4 --channels 64 --seq 64 --batch 8 --lr 3e-3 --gain head --attention standard"
-    run("train_gsa", *flags.split(), "--threads", 1, "--data", shard, "--tokenizer", tokenizer, "--steps", 300,
-        "--eval-every", 0, "--sample-every", 0, "--out", out)
+    data = ["--threads", 1, "--data", shard, "--batch", 8, "--eval-every", 0, "--sample-every", 0]
+    flags = "--layers 2 --heads 4 --channels 64 --seq 64 --lr 3e-3 --gain head --rope-frequencies learned"
+    run("train_gsa", *flags.split(), "--attention", "standard", *data, "--tokenizer", tokenizer, "--steps", 300,
+        "--out", out)
     model = os.path.join(out, "model_00000300.bin")
     a, losses = convert.read_model(model), []
-    for more in ("--steps 0", "--steps 100", "--steps 100 --mixer linear --window 32"):
-        made = os.path.join(folder, f"made{len(losses)}.bin")
-        command = [sys.executable, os.path.join(ROOT, "dev/pytorch/into_splats.py"), model, made, shard, "--tokens"]
-        said = subprocess.run([*command, "2048", *more.split()], check=True, capture_output=True).stdout.decode()
-        b = convert.read_model(made)
-        kept = [h for l in range(2) for h in range(4 * l, 4 * l + 4) if not b[1][l] >> h % 4 & 1]
-        same = all(bytes(a[4][t]) == bytes(b[4][t]) for t in ("wte", "qkvw", "qkvb", "attprojw", "fcw", "lnfw"))
-        same = same and bytes(a[4]["log_gain"][kept]) == bytes(b[4]["log_gain"])
-        check(f"into splats {more}: what is kept", same, said)
-        for before, after in re.findall(r"divergence (\S+), fitted (\S+)", said):
-            check(f"into splats {more}: the fit", more == "--steps 0" or float(after) < 0.7 * float(before), said)
-        losses.append(loss_on(made, text))
+    for more in ("--fit 0", "--fit 100", "--fit 100 --mixer linear --window 32"):
+        made = os.path.join(folder, f"made{len(losses)}")
+        said = run("train_gsa", "--init-from", model, "--attention", "hybrid", *more.split(), *data, "--steps", 1,
+                   "--lr", 0, "--out", made).decode()
+        b = convert.read_model(f"{made}/model_00000001.bin")
+        kept = [4 * l + h for l in range(2) for h in range(4) if not b[1][l] >> h & 1]
+        same = [t for t in a[4] if t not in ("log_gain", "log_rope") and len(a[4][t]) and not t.startswith("adapt.")]
+        wrong = [t for t in same if bytes(a[4][t]) != bytes(b[4][t])] + [
+            t for t in ("log_gain", "log_rope") if bytes(a[4][t][kept]) != bytes(b[4][t])]
+        check(f"into splats {more}: what is kept", not wrong and len(kept) == 4, f"{wrong} changed; {said}")
+        fits = re.findall(r"divergence (\S+), fitted ([0-9.]+)", said)
+        check(f"into splats {more}: a line for each head", len(fits) == 4, said)
+        for before, after in fits:
+            check(f"into splats {more}: the fit", more == "--fit 0" or float(after) < 0.7 * float(before), said)
+        losses.append(loss_on(f"{made}/model_00000001.bin", text))
     old = loss_on(model, text)
     print(f"into splats: loss {old:.3f}; k-means alone {losses[0]:.3f}, fitted {losses[1]:.3f}, linear {losses[2]:.3f}")
     check("into splats: the loss comes back", losses[1] - old < 0.5 * (losses[0] - old), losses)
@@ -597,7 +553,7 @@ def main():
         run("tokenizer/train_bpe", "--vocab", 500, "--out", tokenizer, stories)
         run("data/prepare", "--tokenizer", tokenizer, "--out", shards, stories)
         out, there = os.path.join(folder, "hybrid"), os.path.join(folder, "hybrid.hf")
-        if "ids" in parts or "harness" in parts:
+        if {"ids", "harness", "snippets"} & set(parts):
             run("train_gsa", *SHAPE.split(), "--tokenizer", tokenizer, "--steps", 300, "--out", out)
             to_or_from([f"{out}/model_00000300.bin", there, "--hf"])
         if "kinds" in parts:
@@ -606,6 +562,8 @@ def main():
             check_plain(folder, tokenizer)
         if "ids" in parts:
             check_tokenizers(folder, stories, tokenizer, there)
+        if "snippets" in parts:
+            check_snippets(folder, there)
         for kind in TRAINED:
             if "training" in parts:
                 check_training(folder, tokenizer, f"{shards}_train_000000.bin", kind)

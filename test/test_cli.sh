@@ -292,6 +292,58 @@ check "fine-tune" $train $data --init-from "$dir/p/model_00000006.bin" --batch 4
 check "fine-tune at another length" $train $data --init-from "$dir/p/model_00000006.bin" --seq 48 --batch 4 --steps 2 \
     --sample-every 0 --out "$dir/r"
 check "resume what was fine-tuned" $train --resume --out "$dir/r"
+# ---- heads of a standard model become heads of splats; all others attend as before, bit for bit
+standard="--layers 2 --heads 4 --channels 32 --seq 32 --batch 4 --sample-every 0 --attention standard"
+check "a standard model" $train $data $standard --gain head --rope-frequencies learned --forget-gate all --lr 1e-2 \
+    --warmup 5 --steps 60 --eval-every 60 --out "$dir/st"
+turn="$train $data --init-from $dir/st/model_00000060.bin --batch 4 --steps 1 --lr 0 --eval-every 1 --sample-every 0"
+entropies() { sed -n "s/^s:$2 ent:.* ents:\([^ ]*\) .*/\1/p" "$1/main.log" | cut -d, -f"$3"; }
+check "into splats, these heads" $turn --attention hybrid --gsa-heads 0:1,1:2 --fit 0 --out "$dir/st.map"
+check "the other heads of the first layer attend as before" \
+    sh -c "[ -n '$(entropies "$dir/st" 60 1,3,4)' ] &&
+        [ '$(entropies "$dir/st" 60 1,3,4)' = '$(entropies "$dir/st.map" 0 1,3,4)' ]"
+check "into splats, the nearest heads" $turn --attention hybrid --threads 2 --out "$dir/st.two"
+cp "$dir/out" "$dir/turned.txt"
+check "into splats: two heads a layer, those that attend nearest, and each learns" awk '
+    /^into splats/ {
+        lines++; far = 0; near = 1e9; line = $0
+        while (match(line, /distance [0-9.]+, divergence [0-9.]+, fitted [0-9.]+/)) {
+            split(substr(line, RSTART, RLENGTH), word, /[ ,]+/); heads++
+            if (word[2] > far) far = word[2]
+            if (word[6] + 0 >= word[4] + 0) wrong++
+            line = substr(line, RSTART + RLENGTH)
+        }
+        while (match(line, /\([0-9.]+\)/)) {
+            kept++; x = substr(line, RSTART + 1, RLENGTH - 2) + 0
+            if (x < near) near = x
+            line = substr(line, RSTART + RLENGTH)
+        }
+        if (far > near) wrong++
+    }
+    END { exit !(lines == 2 && heads == 4 && kept == 4 && !wrong) }' "$dir/turned.txt"
+check "into splats, one thread" $turn --attention hybrid --threads 1 --out "$dir/st.one"
+check "the same model, whatever the threads" cmp "$dir/st.one/model_00000001.bin" "$dir/st.two/model_00000001.bin"
+check "what was turned into splats trains on" $train $data --init-from "$dir/st.one/model_00000001.bin" --batch 4 \
+    --steps 2 --sample-every 0 --out "$dir/st.on"
+check "into linear splats beside windows" $turn --attention hybrid --mixer linear --window 8 --gsa-heads 1 --fit 20 \
+    --out "$dir/st.linear"
+check "resume what was turned" $train --resume --out "$dir/st.linear"
+check "all heads into splats, with phases" $turn --attention gsa --phase learned --splats 3 --fit 5 --out "$dir/st.gsa"
+check "a standard encoder" $train $data $standard --pos learned --objective mlm --steps 5 --out "$dir/st.mlm"
+check "an encoder into splats" $train $data --init-from "$dir/st.mlm/model_00000005.bin" --attention hybrid --steps 2 \
+    --fit 5 --batch 4 --out "$dir/st.mlm2"
+refuse "into splats: extend" 2 "--attention extend" $turn --attention extend --out "$dir/x"
+refuse "into splats: a precision for each dimension" 2 "--covariance diag" $turn --attention hybrid --covariance diag \
+    --out "$dir/x"
+for flags in "--splat-init pca" --no-sphere "--unbounded centre" "--splats-alive 2" "--depth 2"; do
+    refuse "into splats: $flags" 2 "${flags%% *}" $turn --attention hybrid $flags --out "$dir/x"
+done
+refuse "--fit without a standard model" 2 "--fit" $train $data --init-from "$dir/p/model_00000006.bin" --fit 9 \
+    --out "$dir/x"
+refuse "--fit of a new model" 2 "--fit" $train $data $shape --fit 9 --out "$dir/x"
+check "gates in half of the heads" $train $data $standard --forget-gate half --steps 2 --out "$dir/st.half"
+refuse "into splats: gates in half of the heads" 2 "gates in all or none" $train $data --attention hybrid \
+    --init-from "$dir/st.half/model_00000002.bin" --out "$dir/x"
 set +f
 long=$(printf '%600s' '' | sed 's| |./|g') # a text of any length survives in a state file
 check "train on shards with a long name" $train --data "$dir/${long}s_train_*.bin" --tokenizer "$dir/t.bin" $shape \
@@ -819,7 +871,7 @@ programs="$programs $built/test/test_fuzz dev/adapt.sh"
 programs="$programs dev/long_sequences.sh data/tinystories.sh data/openwebtext.sh"
 if command -v python3 >/dev/null; then
     for script in compare convert.py gpt2_compare.py pytorch_bench.py tokenizer_compare.py cuda/attention_bench.py \
-        pytorch/into_splats.py ../test/pytorch.py; do
+        pytorch/train.py ../test/pytorch.py; do
         programs="$programs python3:dev/$script"
     done
 else

@@ -33,6 +33,7 @@ ROW_SUM_EPSILON = 1e-6  # added to a row sum, for queries whose keys no splat re
 ROW_SUM_ROUNDING = 1e-6  # and this share of its constant part, where cosines cancel it
 PRECISION_START, PRECISION_MIN, PRECISION_MAX = 4.0, 0.4, 40.0  # bounds: see apply_bounds
 CENTRE_MAX, SLOPE_MAX, AMPLITUDE_RANGE, DECAY_MAX = 2.0, 40.0, math.log(10), 0.14
+SOFT_AMPLITUDE = 0.1  # the start of softmax splats in a layer that has nothing else, times amplitude_start
 GAIN_MIN, GAIN_MAX = 0.25, 10.0
 FORGET_SHORTEST, FORGET_LONGEST = 16.0, 1024.0  # tokens in which gates' weights fall by e at the start
 BOUNDS = ("precision", "centre", "amplitude", "frequency", "decay", "gain", "phase")
@@ -405,6 +406,8 @@ class GaussianSplatAttention(nn.Module):
             row, column = torch.tril_indices(d, d)
             self.log_precision.copy_((row == column) * 0.5 * math.log(PRECISION_START))
         start = 0.0 if self.mixer == "linear" else amplitude_start(S, d)
+        if self.mixer == "softmax" and len(self.gsa_heads) == self.num_heads:
+            start += math.log(SOFT_AMPLITUDE)
         self.log_alpha.fill_(start)
         self.log_alpha_reference.fill_(start)
         self.alive.fill_(1)

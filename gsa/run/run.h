@@ -46,6 +46,11 @@ typedef struct {
     int64_t outside[NUM_BOUNDS]; /* as clamped, of all updates since then */
 } Run;
 
+/* ---- train.c */
+
+/* The next batch: what follows each token, or, for an encoder, what is masked; the masks depend on `draw`. */
+void next_batch(const Run *r, Loader *l, int *x, int *y, int B, uint64_t draw);
+
 /* ---- save.c */
 
 /* Dies where `out` holds checkpoints already. */

@@ -178,8 +178,14 @@ void print_settings(const Settings *s, FILE *log, int64_t step) {
 
 /* ---------------------------------------------------------------------- what the flags leave open */
 
+static void refuse_fit(const Settings *s) {
+    if (is_given(s, SETTING_fit))
+        die_usage("--fit is for --init-from a standard model with --attention hybrid or gsa; here no head gets splats");
+}
+
 /* The single flags win over --preset, and that over --depth. */
 void resolve_shape(Settings *s) {
+    refuse_fit(s);
     static const struct {
         const char *name;
         int64_t layers, heads, channels;
@@ -298,32 +304,70 @@ Config make_config(Settings *s, const Tokenizer *t) {
     return c;
 }
 
-Config config_from_file(Settings *s, const Checkpoint *k) {
+/* The flag of setting i from the model file, where a flag that contradicts it is refused. */
+static void take_from_file(Settings *s, int i, const Checkpoint *k) {
+    Flag *f = &s->flags[i];
     Config c = k->config;
+    char value[64], error[256], *text = flag_text(f);
+    int field = *config_field(&c, &table[i]);
+    if (f->kind == FLAG_CHOICE) choice_name(f->choices, field, value, sizeof value);
+    else if (f->kind == FLAG_SWITCH) strcpy(value, field ? "yes" : "no");
+    else snprintf(value, sizeof value, "%d", field);
+    if (f->given && strcmp(text, value) != 0)
+        die_usage("--%s %s contradicts %s, where it is %s", f->name, text, k->path, value);
+    /* a choice is a copy, because the flag points at it */
+    if (!set_flag(f, f->kind == FLAG_CHOICE ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
+    free(text);
+}
+
+/* What heads of a standard model may become. */
+static void check_into_splats(Settings *s, const Checkpoint *k) {
+    const char *attention = s->attention;
+    bool linear = s->mixer && strcmp(s->mixer, "linear") == 0;
+    if (strcmp(attention, "hybrid") != 0 && strcmp(attention, "gsa") != 0)
+        die_usage("--attention %s contradicts %s, where it is standard; heads of such a model get splats by hybrid and "
+                  "gsa",
+                  attention, k->path);
+    if (strcmp(s->covariance, "iso") != 0)
+        die_usage("--covariance %s does not go with --init-from a standard model (%s): splats that are fitted to its "
+                  "heads have one precision each (iso)",
+                  s->covariance, k->path);
+    if (k->config.forget == FORGET_HALF)
+        die_usage(
+            "--attention %s: %s has forget gates in the first half of each layer's heads, and some of these would "
+            "get splats; train it with gates in all or none",
+            attention, k->path);
+    /* k-means' splats answer more than random ones */
+    if (!s->splat_amplitude && !linear) s->splat_amplitude = SOFT_AMPLITUDE;
+}
+
+Config config_from_file(Settings *s, const Checkpoint *k, const Tokenizer *t) {
+    bool turn = k->config.attention == ATTENTION_STANDARD && is_given(s, SETTING_attention) &&
+                strcmp(s->attention, "standard") != 0;
+    if (turn) check_into_splats(s, k);
+    else refuse_fit(s);
     for (int i = 0; i < NUM_SETTINGS; i++) {
-        Flag *f = &s->flags[i];
+        bool splats = table[i].attributes & SPLATS || i == SETTING_gsa_heads || i == SETTING_attention,
+             starts = i == SETTING_splat_init || i == SETTING_splats_alive || i == SETTING_no_sphere ||
+                      i == SETTING_unbounded;
+        if (turn && ((splats && !starts) || (i == SETTING_window && is_given(s, i)))) continue; /* as the flag says */
         if (table[i].attributes & NEW_MODEL) {
-            if (f->given)
-                die_usage("--%s does not go with --init-from: shape and splats are those of %s", f->name, k->path);
-        } else if (table[i].model != NONE) {
-            char value[64], error[256], *text = flag_text(f);
-            int field = *config_field(&c, &table[i]);
-            if (f->kind == FLAG_CHOICE) choice_name(f->choices, field, value, sizeof value);
-            else if (f->kind == FLAG_SWITCH) strcpy(value, field ? "yes" : "no");
-            else snprintf(value, sizeof value, "%d", field);
-            if (f->given && strcmp(text, value) != 0)
-                die_usage("--%s %s contradicts %s, where it is %s%s", f->name, text, k->path, value,
-                          i == SETTING_attention && c.attention == ATTENTION_STANDARD
-                              ? "; dev/pytorch/into_splats.py turns heads of such a model into splats"
-                              : "");
-            /* a choice is a copy, because the flag points at it */
-            if (!set_flag(f, f->kind == FLAG_CHOICE ? xstrdup(value) : value, error)) die("%s: %s", k->path, error);
-            free(text);
-        }
+            if (is_given(s, i))
+                die_usage("--%s does not go with --init-from: shape and %s are those of %s", table[i].flag,
+                          turn ? "the splats' start" : "splats", k->path);
+        } else if (table[i].model != NONE) take_from_file(s, i, k);
     }
-    if (!is_given(s, SETTING_seq)) s->seq = c.T;
-    if (s->seq != c.T && c.position != POSITION_ROPE)
-        die_usage("--seq %lld: %s has learned positions for %d tokens and no others", (long long)s->seq, k->path, c.T);
+    if (!is_given(s, SETTING_seq)) s->seq = k->config.T;
+    if (s->seq != k->config.T && k->config.position != POSITION_ROPE)
+        die_usage("--seq %lld: %s has learned positions for %d tokens and no others", (long long)s->seq, k->path,
+                  k->config.T);
+    if (turn && strcmp(s->attention, "gsa") == 0) { /* no head is left that has them */
+        s->gain = "none";
+        s->rope = "fixed";
+        s->forget = "none";
+    }
+    Config c = turn ? make_config(s, t) : k->config;
     c.T = (int)s->seq;
+    c.Vp = k->config.Vp;
     return c;
 }

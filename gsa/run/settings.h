@@ -79,6 +79,8 @@ enum {
     X(REAL, splat_amplitude, "splat-amplitude", 0, RANGE(0, 1e6), NONE, SPLATS | NEW_MODEL, \
       "softmax: amplitude of all splats at the start, times what gives logits of random vectors a deviation of 1; " \
       "less keeps attention soft. 0: 0.1 in a layer of splats only, 1 beside standard heads") \
+    X(INT, fit, "fit", 300, RANGE(0, 1e6), NONE, SPLATS, \
+      "--init-from a standard model: steps in which the splats of each head learn whom it attended to") \
     X(SWITCH, no_sphere, "no-sphere", false, NO_VALUE, MODEL(raw), SPLATS | NEW_MODEL, \
       "for comparison: splats see queries and keys as they are, not on the unit sphere") \
     X(TEXT, unbounded, "unbounded", NULL, ANY("LIST"), NONE, SPLATS | NEW_MODEL, \
@@ -143,7 +145,8 @@ enum {
     X(INT, seed, "seed", 1, RANGE(0, 9e15), NONE, 0, \
       "of the starting weights, the order of the data and the samples") \
     X(TEXT, init_from, "init-from", NULL, ANY("FILE"), NONE, 0, \
-      "start with the weights of this model: fresh optimiser and schedule") \
+      "start with the weights of this model: fresh optimiser and schedule. With --attention hybrid or gsa, heads of a " \
+      "standard model get splats: those that attend nearest, or --gsa-heads") \
     X(SWITCH, overfit_batch, "overfit-batch", false, NO_VALUE, NONE, 0, \
       "train on the first batch again and again: a test of the code") \
     \
@@ -216,8 +219,8 @@ void resolve_shape(Settings *s);
 Config make_config(Settings *s, const Tokenizer *t);
 void resolve_rates(Settings *s, const Config *c);
 /* --init-from: the configuration of the model file, in place of the first two. The sequence length alone may differ
-   from the file's, where positions are not learned. */
-Config config_from_file(Settings *s, const Checkpoint *k);
+   from the file's, where positions are not learned; and a standard model may become one with splats (into_splats.h). */
+Config config_from_file(Settings *s, const Checkpoint *k, const Tokenizer *t);
 
 #ifdef __cplusplus
 }

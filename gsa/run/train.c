@@ -7,6 +7,7 @@
 #include "../../tokenizer/stored.h"
 #include "../look/measure.h"
 #include "../sample.h"
+#include "into_splats.h"
 #include "starts.h"
 
 #include <errno.h>
@@ -57,8 +58,7 @@ static void mask_tokens(int *x, int *y, size_t n, int V, int mask, uint64_t rng)
     }
 }
 
-/* The next batch: what follows each token, or, for an encoder, what is masked; the masks depend on `draw`. */
-static void next_batch(const Run *r, Loader *l, int *x, int *y, int B, uint64_t draw) {
+void next_batch(const Run *r, Loader *l, int *x, int *y, int B, uint64_t draw) {
     loader_next(l, x, y, B);
     if (r->config.objective == OBJECTIVE_MLM)
         mask_tokens(x, y, (size_t)B * (size_t)r->config.T, r->config.V, r->mask,
@@ -143,13 +143,10 @@ static void refuse_with_other_splats(const Settings *s) {
                       s->splat_init);
 }
 
-/* The weights of a new model, into the back end. */
-static void start_model(Run *r, float *flat) {
+/* Random weights, and splats as the flags say but for centres. */
+static void start_weights(const Run *r, float *flat) {
     const Settings *s = r->settings;
     const Config *c = &r->config;
-    enum { RANDOM, BALL, KMEANS, PCA };
-    int from = choice_index("random|ball|kmeans|pca", s->splat_init); /* -1: the splats of another model */
-    if (from < 0) refuse_with_other_splats(s);
     model_start(c, flat, (uint64_t)s->seed);
     /* updates keep the bounds, but the first forward pass comes before the first update */
     double precision = s->splat_precision;
@@ -157,6 +154,16 @@ static void start_model(Run *r, float *flat) {
     if (precision != s->splat_precision)
         printf("--splat-precision %g is out of bounds: all splats start with %g\n", s->splat_precision, precision);
     model_set_precision(c, flat, precision);
+}
+
+/* The weights of a new model, into the back end. */
+static void start_model(Run *r, float *flat) {
+    const Settings *s = r->settings;
+    const Config *c = &r->config;
+    enum { RANDOM, BALL, KMEANS, PCA };
+    int from = choice_index("random|ball|kmeans|pca", s->splat_init); /* -1: the splats of another model */
+    if (from < 0) refuse_with_other_splats(s);
+    start_weights(r, flat);
     if (from == BALL) adapt_start_ball(c, flat, (uint64_t)s->seed);
     if (s->splats_alive) adapt_start_alive(c, (int)s->splats_alive, flat);
     if (c->mixer == MIXER_SOFTMAX) model_scale_amplitudes(c, flat, s->splat_amplitude);
@@ -202,9 +209,16 @@ static void compare_starts(Run *r, const float *flat) {
 
 /* start: the model file that gives the weights, or NULL. */
 static void make_model(Run *r, const Checkpoint *start) {
-    r->model = r->backend->create(&r->config, (int)r->settings->batch);
     float *flat = (float *)xcalloc(r->total, sizeof *flat);
-    if (start) {
+    bool turn = start && start->config.attention != r->config.attention;
+    if (turn) { /* before the model is made: which heads have splats is found here */
+        start_weights(r, flat);
+        if (r->config.mixer == MIXER_SOFTMAX) model_scale_amplitudes(&r->config, flat, r->settings->splat_amplitude);
+        into_splats(r, start, flat);
+    }
+    r->model = r->backend->create(&r->config, (int)r->settings->batch);
+    if (turn) r->backend->write(r->model, BUFFER_PARAMS, flat);
+    else if (start) {
         checkpoint_read_tensors(start, "", flat);
         r->backend->write(r->model, BUFFER_PARAMS, flat);
     } else start_model(r, flat);
@@ -222,7 +236,7 @@ static void make_adapt(Run *r, const Checkpoint *start, bool resumed) {
     r->rules.end = s->steps * 7 / 10;
     if (config_gsa_heads(&r->config)) {
         r->adapt = adapt_create(&r->config, r->rules.every);
-        if (start) adapt_read(r->adapt, start, !resumed);
+        if (start && config_gsa_heads(&start->config)) adapt_read(r->adapt, start, !resumed);
     } else if (r->rules.mode != ADAPT_NONE) die_usage("--adapt %s is for splats, and this model has none", s->adapt);
 }
 
@@ -811,13 +825,12 @@ static Tokenizer *make_tokenizer(const Settings *s, const Checkpoint *start) {
 /* Tokenizer and configuration, and the settings that depend on them: of the run that goes on, of the model to start
    from, or from flags. */
 static void configure(Run *r, Settings *s, const Checkpoint *start, const Checkpoint *state) {
+    if (!start) resolve_shape(s);
+    r->tokenizer = make_tokenizer(s, start);
     if (state) {
         r->config = state->config;
         checkpoint_match(start, &r->config);
-    } else if (start) r->config = config_from_file(s, start);
-    else resolve_shape(s);
-    r->tokenizer = make_tokenizer(s, start);
-    if (!start) r->config = make_config(s, r->tokenizer);
+    } else r->config = start ? config_from_file(s, start, r->tokenizer) : make_config(s, r->tokenizer);
     if (!state) resolve_rates(s, &r->config);
     r->config.recompute = s->recompute;
     r->config.muon = strcmp(s->optimizer, "muon") == 0;

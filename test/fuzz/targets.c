@@ -34,8 +34,9 @@ void fuzz_init(char *path) {
     Tensor tensors[NUM_TENSORS];
     defaults(&s);
     Checkpoint *k = checkpoint_open(path, CHECKPOINT_MODEL);
-    Config c = config_from_file(&s, k);
-    tokenizer_free(checkpoint_tokenizer(k, NULL));
+    Tokenizer *t = checkpoint_tokenizer(k, NULL);
+    Config c = config_from_file(&s, k, t);
+    tokenizer_free(t);
     resolve_rates(&s, &c);
     float *flat = (float *)xcalloc(model_tensors(&c, tensors), sizeof *flat);
     checkpoint_read_tensors(k, "", flat);
