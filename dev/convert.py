@@ -328,6 +328,11 @@ def to_transformers(folder, config, heads, tensors, special):
 def from_transformers(path, theirs, tensors, tokenizer):
     """a model of modeling_gsa.py, whether from here or trained there; tokenizer: its file's bytes, or None"""
     config = dict.fromkeys(FIELDS, 0)
+    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        if type(theirs.get(name)) is not int or theirs[name] < 1:
+            die(f"config.json: {name} is {theirs.get(name)}, not a whole number above 0")
+    if not isinstance(theirs.get("gsa_heads"), list) or len(theirs["gsa_heads"]) != theirs["n_layer"]:
+        die(f"config.json: gsa_heads is not a list of the GSA heads of each of the {theirs['n_layer']} layers")
     for field in FIELDS:
         value = theirs.get(RENAMED.get(field, field))
         if field == "raw":
@@ -586,11 +591,16 @@ def main(arguments=None):
     if os.path.isdir(a.source):
         if a.hf:
             p.error("--hf is for a model file as the source; what it wrote is taken back without it")
-        print(from_safetensors(a.source, a.target, a.tokenizer))
-        return
-    if a.tokenizer and not a.hf:
-        p.error("--tokenizer is for a folder without tokenizer.bin; this model file brings its own")
-    print(to_safetensors(a.source, a.target, a.hf, a.tokenizer))
+        said = from_safetensors(a.source, a.target, a.tokenizer)
+    else:
+        if a.tokenizer and not a.hf:
+            p.error("--tokenizer is for a folder without tokenizer.bin; this model file brings its own")
+        said = to_safetensors(a.source, a.target, a.hf, a.tokenizer)
+    try:
+        print(said, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or it would be tried again at the end
+        die(f"cannot write standard output: {error.strerror}")
 
 
 if __name__ == "__main__":

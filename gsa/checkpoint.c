@@ -148,6 +148,21 @@ static char *read_llmc(const char *path, int kind, const int32_t *header, Checkp
     return NULL;
 }
 
+/* True where an entry of a file has this name, or the one that it had before names were written out. Behind a prefix
+   such as adam_m. it is the same. */
+static bool has_name(const Entry *e, const char *name) {
+    static const char *const old[][2] = {
+        {"log_precision", "lnp"}, {"log_alpha", "lnalpha"}, {"log_alpha_reference", "lnalpha0"},
+        {"log_theta", "lntheta"}, {"log_delta", "lndelta"}, {"log_far", "lng"}};
+    if (strcmp(e->name, name) == 0) return true;
+    const char *dot = strrchr(name, '.'), *bare = dot ? dot + 1 : name;
+    size_t prefix = (size_t)(bare - name);
+    if (strncmp(e->name, name, prefix) != 0) return false;
+    for (size_t i = 0; i < sizeof old / sizeof *old; i++)
+        if (strcmp(bare, old[i][0]) == 0) return strcmp(e->name + prefix, old[i][1]) == 0;
+    return false;
+}
+
 /* Opens and checks; NULL on success, else the sentence (malloc'd). Nothing of the file is believed before it is
    checked. */
 static char *open_checked(const char *path, int kind, Checkpoint *k) {
@@ -211,6 +226,13 @@ static char *open_checked(const char *path, int kind, Checkpoint *k) {
         if (!good || bytes != e->bytes)
             return xasprintf("%s is damaged: entry %d of its directory is not sound", path, i);
     }
+    Tensor tensors[NUM_TENSORS]; /* what would not be used was meant for another configuration */
+    model_tensors(&k->config, tensors);
+    for (int t = 0; t < NUM_TENSORS; t++)
+        for (int i = 0; i < k->count && !tensors[t].size; i++)
+            if (k->entries[i].bytes && has_name(&k->entries[i], tensors[t].name))
+                return xasprintf("%s is damaged: it holds a tensor %s, which models of its configuration do not have",
+                                 path, tensors[t].name);
     return NULL;
 }
 
@@ -240,21 +262,6 @@ void checkpoint_close(Checkpoint *k) {
     release(k);
     free(k->path);
     free(k);
-}
-
-/* True where an entry of a file has this name, or the one that it had before names were written out. Behind a prefix
-   such as adam_m. it is the same. */
-static bool has_name(const Entry *e, const char *name) {
-    static const char *const old[][2] = {
-        {"log_precision", "lnp"}, {"log_alpha", "lnalpha"}, {"log_alpha_reference", "lnalpha0"},
-        {"log_theta", "lntheta"}, {"log_delta", "lndelta"}, {"log_far", "lng"}};
-    if (strcmp(e->name, name) == 0) return true;
-    const char *dot = strrchr(name, '.'), *bare = dot ? dot + 1 : name;
-    size_t prefix = (size_t)(bare - name);
-    if (strncmp(e->name, name, prefix) != 0) return false;
-    for (size_t i = 0; i < sizeof old / sizeof *old; i++)
-        if (strcmp(bare, old[i][0]) == 0) return strcmp(e->name + prefix, old[i][1]) == 0;
-    return false;
 }
 
 bool checkpoint_has(const Checkpoint *k, const char *name) {

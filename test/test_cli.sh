@@ -612,6 +612,21 @@ END
         $python dev/convert.py "$dir/folder" "$dir/missing/model.bin"
     refuse "convert from a folder that is missing" 1 "cannot read" \
         $python dev/convert.py "$dir/missing" "$dir/changed.bin"
+    check "convert for transformers" $python dev/convert.py "$gpt2" "$dir/plain_hf" --hf
+    check "convert another for transformers" $python dev/convert.py "$model_of_all" "$dir/hf" --hf
+    for change in "n_head 0" "n_layer null" "n_embd true" 'vocab_size "300"' "gsa_heads 3" "gsa_heads [[0]]"; do
+        rm -rf "$dir/changed" && cp -r "$dir/hf" "$dir/changed"
+        $python - "$dir/changed/config.json" $change <<'END'
+import json, sys
+config = json.load(open(sys.argv[1]))
+config[sys.argv[2]] = json.loads(sys.argv[3])
+json.dump(config, open(sys.argv[1], "w"))
+END
+        refuse "config.json: $change" 1 "config.json: ${change%% *} is" $python dev/convert.py "$dir/changed" \
+            "$dir/changed.bin"
+    done
+    refuse "convert: nobody reads what it says" 1 "cannot write standard output" \
+        sh -c "$python dev/convert.py '$gpt2' '$dir/said' >/dev/full"
     rm "$dir/folder/tokenizer.bin"
     check "convert it without a tokenizer" $python dev/convert.py "$dir/folder" "$dir/back.bin"
     check "it takes one from a file" \
@@ -671,6 +686,14 @@ check "an effect of each of the eight splats, with its chance" \
     sh -c "[ \$(grep -c '^[01]:1:[0-9]* .*  *[01]\.[0-9]*  ' '$dir/meaning') = 8 ] &&
     grep -q 'have an effect' '$dir/meaning'"
 refuse "measure: --silence alone" 2 "--classes" $infer measure "$model" "$dir/val.txt" --silence
+seq 1 900 >"$dir/numbers.txt"
+check "a text without words has no effects, and none that are not numbers" sh -c "
+    $infer measure '$model' '$dir/numbers.txt' --tokens 1k --classes stories --silence >'$dir/one' &&
+    ! grep -qi 'nan\|inf ' '$dir/one' && grep -q '^0 of .* have an effect' '$dir/one'"
+refuse "inspect: nothing to read" 1 "standard input holds no text" $infer inspect "$model" --text -
+for text in "" "--text $dir/val.txt"; do
+    refuse "inspect: heads without splats $text" 2 "--heads '0:0'" $infer inspect "$model" --heads 0:0 $text
+done
 
 # a twin's standard heads stand for those that a layer has not: a model that is its own twin says what it says alone;
 # the column of k-means elsewhere is the twin's, whatever model stands beside it
@@ -824,6 +847,9 @@ refuse "train: not a choice" 2 "standard|gsa|hybrid" $train --attention global
 refuse "train: two choices at once" 2 "standard|gsa|hybrid" $train --attention "standard|gsa"
 refuse "train: twice" 2 "twice" $train --steps 1 --steps 2
 refuse "train: stray word" 2 "hello" $train hello
+refuse "train: several processes on the CPU" 2 "torchrun has started 2 processes" env RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 \
+    $train $tiny --out "$dir/x"
+check "train: one process of torchrun's" env RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 $train $tiny --steps 1 --out "$dir/ranked"
 refuse "train: heads do not divide channels" 2 "--channels 30" $train --heads 4 --channels 30 --out "$dir/x"
 refuse "train: too many splats" 2 "--splats" $train --channels 32 --heads 2 --splats 9 --out "$dir/x"
 refuse "train: head map of a head that is not there" 2 "--gsa-heads" $train --depth 2 --gsa-heads 0:2 --out "$dir/x"
@@ -942,6 +968,8 @@ check "gains: standard attention has a rate for them" $train $tiny --attention s
 check "and learns by it" sh -c "! cmp -s '$dir/gs/model_00000002.bin' '$dir/gz/model_00000002.bin'"
 check "gains: the file says so" sh -c "$train --init-from '$dir/ga/model_00000020.bin' --gain head --steps 1 \
     --sample-every 0 --out '$dir/gi'"
+cp "$dir/ga/model_00000020.bin" "$dir/surplus.bin" && patch "$dir/surplus.bin" 132 '\000' # field gain
+refuse "gains that the configuration does not have" 1 "a tensor log_gain" $infer generate "$dir/surplus.bin" x
 refuse "gains: not those of the file" 2 "--gain" $train --init-from "$dir/ga/model_00000020.bin" --gain none \
     --out "$dir/x"
 refuse "gains without unit vectors" 2 "--pos learned" $train $tiny --pos learned --gain head --out "$dir/x"
@@ -1270,6 +1298,7 @@ eot=$($tokenize list --tokenizer "$dir/t.bin" | sed -n 's/^\([0-9]*\).*endoftext
     head -c 1012 /dev/zero
     for _ in $(seq 100); do printf "\\$(printf %o $((eot & 255)))\\$(printf %o $((eot >> 8)))"; done
 } >"$dir/eot.bin"
+refuse "all of one class" 1 "of one class, 'end of text'" $infer measure "$model" "$dir/eot.bin" --classes english
 check "a shard of <|endoftext|> only has no bytes to count" sh -c "
     $infer perplexity '$model' '$dir/eot.bin' >'$dir/one' && ! grep -q 'bits per byte\|inf' '$dir/one'"
 

@@ -170,6 +170,10 @@ check "curves with bands, and of differences" sh -c "grep -al PNG '$dir/h/curves
 refuse "a file that is no archive" 1 "cannot read" rates --out "$dir/i" --archive "$0"
 refuse "shards without their tokenizer" 2 "--tokenizer" dev/compare $two --train "$dir/a/data_train_*.bin" \
     --val "$dir/a/data_val_*.bin"
+for wrong in "--rates 0" "--rates -1" "--rates nan" "--rates 20" "--rates 1e-3,1e-3" "--rates=" "--seeds 1,1" \
+    "--seeds=-1"; do
+    refuse "$wrong" 2 "different" dev/compare fair $wrong --dry-run --out "$dir/x"
+done
 refuse "one rate and several" 2 "--rates" dev/compare $two --lr 1e-3 --rates 1e-3
 
 # ---- recall

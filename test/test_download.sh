@@ -36,6 +36,11 @@ $make --bytes 30k --seed 2 --out "$folder/val.txt" 2>/dev/null
 check "local files" data/tinystories.sh --vocab 400 --out "$folder/local" "$folder/train.txt" "$folder/val.txt"
 check "shards and tokenizer are there" test -s "$folder/local/tinystories_train_000000.bin" \
     -a -s "$folder/local/tinystories_val_000000.bin" -a -s "$folder/local/tokenizer_400.bin"
+spaced="$folder/a folder's" # names that a shell would take apart
+check "a name in quotes" data/tinystories.sh --vocab 400 --out "$spaced" "$folder/train.txt" "$folder/val.txt"
+sed -n 's/^train with: //p' "$folder/said" >"$folder/pasted"
+check "what is printed can be pasted" sh -c "eval \"\$(cat '$folder/pasted') --depth 1 --seq 32 --steps 1 --batch 2 \
+    --eval-every 0 --sample-every 0 --out '$folder/pasted_run'\" && ls '$folder/pasted_run'/model_*.bin"
 check "a given tokenizer" data/openwebtext.sh --tokenizer "$folder/local/tokenizer_400.bin" --out "$folder/given" \
     "$folder/train.txt" "$folder/val.txt"
 check "gives the same shards" same_shards "$folder/local/tinystories_" "$folder/given/openwebtext_"

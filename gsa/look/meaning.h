@@ -190,7 +190,7 @@ static SplatStudy *study_text(GSA *m, const Tokenizer *t, const char *path, size
     TokenSource *source = source_open(path, t);
     size_t count = source_read(source, text, tokens);
     source_close(source);
-    if (count < 1) die("%s holds no text to look at", path);
+    if (count < 1) die("%s holds no text to look at", input_name(path));
     if (T > count) T = count;
     SplatStudy *a = study_splats(m, text, count / T, T, T);
     free(text);
@@ -202,7 +202,7 @@ static void inspect_text(GSA *m, const Tokenizer *t, const Options *o, const uin
     const Config *c = &m->config;
     SplatStudy *a = study_text(m, t, o->text, (size_t)o->tokens);
     printf("%zu tokens of %s in windows of %zu; snippets with the share that the splat has of the [token]\n", a->N,
-           o->text, a->T);
+           input_name(o->text), a->T);
     for (int i = 0; i < c->L * config_heads(c); i++) {
         int l = i / config_heads(c), h = i % config_heads(c);
         if (!config_is_gsa(c, l, h) || !(heads[l] >> h & 1)) continue;
@@ -556,7 +556,7 @@ static void measure_silence(GSA *m, const Tokenizer *t, const int *windows, size
         double chance = (as_large + 1.0) / (SHUFFLES + 1); /* the text as it is counts as one of the shuffles */
         beyond += chance <= 0.05;
         alive += m->p.alive[effect[i].splat] > 0;
-        if (i >= 10) continue;
+        if (i >= 10 || !(effect[i].t > 0)) continue; /* a text may have too few kinds of tokens for any effect */
         char *name = splat_name(t, study, effect[i].splat / (size_t)c->S, effect[i].splat % (size_t)c->S);
         print_effect(c, a, &effect[i], names[effect[i].class_of], name, chance);
         free(name);
@@ -597,6 +597,10 @@ static void measure_classes(GSA *m, GSA *twin, const Tokenizer *t, const Options
     for (int k = 0; k < count; k++) {
         double share = 0;
         for (size_t i = 0; i < n * T; i++) share += classes[i] == k;
+        if (share == (double)(n * T))
+            die("--classes %s: all of the %zu tokens looked at are of one class, '%s'; take another text, or more of "
+                "it",
+                o->classes, n * T, names[k]);
         printf("%s %s %.1f %%", k ? "," : "", names[k], 100 * share / (double)(n * T));
     }
     printf("\n");

@@ -224,6 +224,9 @@ static int inspect(const Options *o, char **argv) {
     uint64_t heads[MAX_LAYERS];
     for (int l = 0; l < MAX_LAYERS; l++) heads[l] = ~0ull;
     if (o->heads) named_heads(heads, o->heads, c);
+    bool splats = false;
+    for (int l = 0; l < c->L; l++) splats = splats || heads[l] & c->gsa_heads[l];
+    if (!splats) die_usage("--heads '%.80s' names standard heads only, which have no splats to show", o->heads);
     GSA *m = gsa_create(c, 1);
     checkpoint_read_tensors(k, "", m->params);
     if (o->text) {

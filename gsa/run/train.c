@@ -760,6 +760,10 @@ static Ranks *start_ranks(const Settings *s, const Backend *backend) {
     if (!backend->devices) {
         if (is_given(s, SETTING_gpus))
             die_usage("--gpus is for train_gsacu; this program runs on the CPU, where --threads says how many threads");
+        if (place.count > 1)
+            die_usage("%s has started %d processes, and this program is one, on the CPU: each would train the whole "
+                      "run; start it without %s, or train_gsacu with it",
+                      place.source, place.count, place.source);
         memset(&place, 0, sizeof place);
     } else if (wrong) die_usage("%s", wrong);
     else if (place.count && is_given(s, SETTING_gpus))
