@@ -626,7 +626,7 @@ END
             "$dir/changed.bin"
     done
     refuse "convert: nobody reads what it says" 1 "cannot write standard output" \
-        sh -c "$python dev/convert.py '$gpt2' '$dir/said' >/dev/full"
+        sh -c "$python dev/convert.py '$gpt2' '$dir/mute' >/dev/full"
     rm "$dir/folder/tokenizer.bin"
     check "convert it without a tokenizer" $python dev/convert.py "$dir/folder" "$dir/back.bin"
     check "it takes one from a file" \
@@ -643,10 +643,10 @@ fi
 
 # ---- what splats mean
 set -f
-check "train all heads with splats" $train $data $shape --steps 1 --attention gsa --out "$dir/all"
+check "train all heads with splats" $train $data $shape --steps 1 --attention gsa --out "$dir/splats_only"
 check "train a standard twin" $train $data $shape --steps 1 --attention standard --out "$dir/twin"
 set +f
-all=$dir/all/model_00000001.bin twin=$dir/twin/model_00000001.bin
+all=$dir/splats_only/model_00000001.bin twin=$dir/twin/model_00000001.bin
 loss_of() { # FLAG...: of the model, or of the one that $of names
     $infer perplexity "${of:-$model}" "$dir/val.txt" "$@" 2>/dev/null | sed -n 's/^loss \([0-9.]*\) .*/\1/p'
 }
@@ -702,7 +702,7 @@ elsewhere() { # MODEL [TWIN]: that column, behind those of splats and of k-means
         awk '/^  all keys/ { gsub(/\([^)]*\)/, ""); print $5; exit }' "$dir/out"
 }
 check "train a twin of another length" $train --depth 2 --seq 16 --batch 2 --steps 1 --vocab 300 --sample-every 0 \
-    --attention standard --out "$dir/short"
+    --attention standard --out "$dir/shorter"
 check "no standard head, no k-means of one" [ "$(elsewhere "$all")" = - ]
 check "a twin's stand for them" awk "BEGIN { exit !($(elsewhere "$all" "$twin") > 0) }"
 check "a twin takes the place of own standard heads" \
@@ -711,7 +711,7 @@ check "a twin takes the place of own standard heads" \
 check "a model that is its own twin" [ "$(elsewhere "$model")" = "$(elsewhere "$model" "$model")" ]
 refuse "measure: --twin alone" 2 "--classes" $infer measure "$model" "$dir/val.txt" --twin "$twin"
 refuse "measure: a twin of another length" 1 "16 tokens of context" $infer measure "$model" "$dir/val.txt" \
-    --classes english --twin "$dir/short/model_00000001.bin"
+    --classes english --twin "$dir/shorter/model_00000001.bin"
 
 # ---- what heads do: the loss of the longest history is the loss of all; a GSA head taken out costs something; a short
 # text is refused
