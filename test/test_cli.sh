@@ -294,8 +294,8 @@ check "fine-tune at another length" $train $data --init-from "$dir/p/model_00000
 check "resume what was fine-tuned" $train --resume --out "$dir/r"
 # ---- heads of a standard model become heads of splats; all others attend as before, bit for bit
 standard="--layers 2 --heads 4 --channels 32 --seq 32 --batch 4 --sample-every 0 --attention standard"
-check "a standard model" $train $data $standard --gain head --rope-frequencies learned --forget-gate all --lr 1e-2 \
-    --warmup 5 --steps 60 --eval-every 60 --out "$dir/st"
+check "a standard model" $train $data $standard --forget-gate all --lr 1e-2 --warmup 5 --steps 60 \
+    --eval-every 60 --out "$dir/st"
 turn="$train $data --init-from $dir/st/model_00000060.bin --batch 4 --steps 1 --lr 0 --eval-every 1 --sample-every 0"
 entropies() { sed -n "s/^s:$2 ent:.* ents:\([^ ]*\) .*/\1/p" "$1/main.log" | cut -d, -f"$3"; }
 check "into splats, these heads" $turn --attention hybrid --gsa-heads 0:1,1:2 --fit 0 --out "$dir/st.map"
@@ -341,9 +341,18 @@ done
 refuse "--fit without a standard model" 2 "--fit" $train $data --init-from "$dir/p/model_00000006.bin" --fit 9 \
     --out "$dir/x"
 refuse "--fit of a new model" 2 "--fit" $train $data $shape --fit 9 --out "$dir/x"
-check "gates in half of the heads" $train $data $standard --forget-gate half --steps 2 --out "$dir/st.half"
-refuse "into splats: gates in half of the heads" 2 "gates in all or none" $train $data --attention hybrid \
-    --init-from "$dir/st.half/model_00000002.bin" --out "$dir/x"
+check "gates in half of the heads" $train $data $standard --forget-gate half --lr 1e-2 --warmup 5 --steps 40 \
+    --eval-every 40 --out "$dir/st.half"
+turn="$train $data --init-from $dir/st.half/model_00000040.bin --batch 4 --steps 1 --lr 0 --eval-every 1"
+turn="$turn --sample-every 0"
+check "into splats, one head of either half" $turn --attention hybrid --gsa-heads 0:1-2,1:0,1:3 --fit 0 \
+    --out "$dir/st.half2"
+check "heads with and without gates attend as before" \
+    sh -c "[ -n '$(entropies "$dir/st.half" 40 1,4)' ] &&
+        [ '$(entropies "$dir/st.half" 40 1,4)' = '$(entropies "$dir/st.half2" 0 1,4)' ]"
+check "into splats, the nearest of either half" $turn --attention hybrid --fit 5 --out "$dir/st.half3"
+refuse "into splats: a head would get a gate" 2 "head 0:2 would get" $turn --attention hybrid --gsa-heads 0:0-1 \
+    --out "$dir/x"
 set +f
 long=$(printf '%600s' '' | sed 's| |./|g') # a text of any length survives in a state file
 check "train on shards with a long name" $train --data "$dir/${long}s_train_*.bin" --tokenizer "$dir/t.bin" $shape \

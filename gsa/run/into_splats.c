@@ -254,19 +254,40 @@ static void measure_distances(Old *o, size_t windows, double *distance) {
     free(each);
 }
 
-/* Of each layer as many heads as c has there, those of the least distance. */
-static void choose_heads(Config *c, const double *distance) {
-    for (int l = 0; l < c->L; l++) {
-        int count = __builtin_popcountll(c->gsa_heads[l]);
-        c->gsa_heads[l] = 0;
-        while (count-- > 0) {
-            int nearest = -1;
-            for (int h = 0; h < c->NH; h++)
-                if (!config_is_gsa(c, l, h) && (nearest < 0 || distance[l * c->NH + h] < distance[l * c->NH + nearest]))
-                    nearest = h;
-            c->gsa_heads[l] |= 1ull << nearest;
-        }
+/* The `count` heads of a layer from `first` to `end` that attend nearest, as bits. */
+static uint64_t nearest_heads(const double *distance, int first, int end, int count) {
+    uint64_t heads = 0;
+    while (count-- > 0) {
+        int nearest = -1;
+        for (int h = first; h < end; h++)
+            if (!(heads >> h & 1) && (nearest < 0 || distance[h] < distance[nearest])) nearest = h;
+        heads |= 1ull << nearest;
     }
+    return heads;
+}
+
+/* Of each layer as many heads as c has there, those that attend nearest. Where the first half of a layer's heads have
+   forget gates, the first half of those that stay must be theirs: so many of either half go. */
+static void choose_heads(Config *c, const double *distance) {
+    for (int l = 0; l < c->L; l++, distance += c->NH) {
+        int count = __builtin_popcountll(c->gsa_heads[l]), stay = c->NH - count, first = c->NH, of_first = count;
+        if (c->forget == FORGET_HALF) {
+            first = (c->NH + 1) / 2;
+            of_first = first - (stay + 1) / 2;
+        }
+        c->gsa_heads[l] = nearest_heads(distance, 0, first, of_first);
+        c->gsa_heads[l] |= nearest_heads(distance, first, c->NH, count - of_first);
+    }
+}
+
+static void check_gates(const Config *c, const Config *old, const char *path) {
+    for (int l = 0; l < c->L; l++)
+        for (int h = 0; h < c->NH; h++)
+            if (!config_is_gsa(c, l, h) && config_is_gated(c, l, h) != config_is_gated(old, l, h))
+                die_usage(
+                    "--gsa-heads: head %d:%d would %s a forget gate that it has %s in %s, because gates are in the "
+                    "first half of the heads that stay; take as many heads of the first half as of the others",
+                    l, h, config_is_gated(c, l, h) ? "get" : "lose", config_is_gated(c, l, h) ? "not" : "now", path);
 }
 
 /* All tensors but those of splats: of heads that stay their rows of gains, rotations and gates, of all else every
@@ -395,6 +416,7 @@ void into_splats(Run *r, const Checkpoint *start, float *flat) {
     LoaderState before = loader_state(r->train);
     measure_distances(&o, measured, distance);
     if (!r->settings->gsa_heads || !strchr(r->settings->gsa_heads, ':')) choose_heads(c, distance);
+    check_gates(c, &o.config, start->path);
     r->total = model_tensors(c, r->tensors);
     loader_set_state(r->train, before);
     Seen *seen = watch_heads(&o, c, windows);

@@ -1,10 +1,10 @@
 /* Heads of a standard model become heads of splats: --init-from STANDARD with --attention hybrid or gsa.
 
-   In each layer as many heads as --gsa-heads says, those that attend nearest on the first training windows (or the
-   heads that it names), keep their queries, keys, values and projection, and lose their rotations, gain and gate. Their
-   splats start at the k-means of their keys and are then fitted to whom the old head attended to, all other weights
-   being as they are: least mean over queries of sum_j p_ij ln(p_ij / w_ij), p of the old head and w of the splats,
-   equation (4) or (5). All other heads, and all else, stay bit for bit. */
+   In each layer as many heads as --gsa-heads says (half), those that attend nearest on the first training windows, or
+   the heads that it names, keep their queries, keys, values and projection, and lose their rotations, gain and gate.
+   Their splats start at the k-means of their keys and are then fitted to whom the old head attended to, all other
+   weights being as they are: least mean over queries of sum_j p_ij ln(p_ij / w_ij), p of the old head and w of the
+   splats, equation (4) or (5). All other heads, and all else, stay bit for bit. */
 #ifndef GSA_INTO_SPLATS_H
 #define GSA_INTO_SPLATS_H
 
@@ -16,8 +16,8 @@ extern "C" {
 
 /* start: the standard model. r->config is the new one's, of one precision a splat (iso) on the unit sphere; its
    gsa_heads and the tensors' table are set here. flat (r->total): a new model's weights, whose splats say how those
-   here begin but for their centres; it gets all others. Draws tokens from r->train, whose place stays, and prints a line
-   for each layer. */
+   here begin but for their centres; it gets all others. Draws tokens from r->train, whose place stays, and prints a
+   line for each layer. */
 void into_splats(Run *r, const Checkpoint *start, float *flat);
 
 /* The splats of one head, numbers of which a model may have none being 0: centres (S, d), then (S) each of the others.

@@ -332,11 +332,6 @@ static void check_into_splats(Settings *s, const Checkpoint *k) {
         die_usage("--covariance %s does not go with --init-from a standard model (%s): splats that are fitted to its "
                   "heads have one precision each (iso)",
                   s->covariance, k->path);
-    if (k->config.forget == FORGET_HALF)
-        die_usage(
-            "--attention %s: %s has forget gates in the first half of each layer's heads, and some of these would "
-            "get splats; train it with gates in all or none",
-            attention, k->path);
     /* k-means' splats answer more than random ones */
     if (!s->splat_amplitude && !linear) s->splat_amplitude = SOFT_AMPLITUDE;
 }
@@ -365,7 +360,7 @@ Config config_from_file(Settings *s, const Checkpoint *k, const Tokenizer *t) {
         s->gain = "none";
         s->rope = "fixed";
         s->forget = "none";
-    }
+    } else if (turn && !s->gsa_heads) s->gsa_heads = xasprintf("%d", (k->config.NH + 1) / 2);
     Config c = turn ? make_config(s, t) : k->config;
     c.T = (int)s->seq;
     c.Vp = k->config.Vp;

@@ -145,8 +145,8 @@ enum {
     X(INT, seed, "seed", 1, RANGE(0, 9e15), NONE, 0, \
       "of the starting weights, the order of the data and the samples") \
     X(TEXT, init_from, "init-from", NULL, ANY("FILE"), NONE, 0, \
-      "start with the weights of this model: fresh optimiser and schedule. With --attention hybrid or gsa, heads of a " \
-      "standard model get splats: those that attend nearest, or --gsa-heads") \
+      "start with the weights of this model: fresh optimiser and schedule. With --attention hybrid or gsa, heads of " \
+      "a standard model get splats: half of each layer, those that attend nearest, or --gsa-heads") \
     X(SWITCH, overfit_batch, "overfit-batch", false, NO_VALUE, NONE, 0, \
       "train on the first batch again and again: a test of the code") \
     \
