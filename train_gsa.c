@@ -59,6 +59,20 @@ static inline real largest(const real *x, size_t n) {
     return most;
 }
 
+/* the sum of a times b (n); in lanes of its own, because what compilers do after a loop of one vector takes longer than
+   the loop */
+static inline real dot(const real *a, const real *b, size_t n) {
+    enum { WIDE = 16 };
+    real lane[WIDE] = {0}, rest = 0;
+    size_t i = 0;
+    for (; i + WIDE <= n; i += WIDE)
+        for (int k = 0; k < WIDE; k++) lane[k] += a[i + k] * b[i + k];
+    for (; i < n; i++) rest += a[i] * b[i];
+    for (int half = WIDE / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; k++) lane[k] += lane[k + half];
+    return lane[0] + rest;
+}
+
 /* ---------------------------------------------------------------------- matrix products */
 
 /* One vector register of numbers; loads and stores need no alignment. */
@@ -395,20 +409,15 @@ static void wave_turn(real *out, const real *waves, const real *psi, int sign, s
 
 /* equation (1): x^ = x / sqrt(|x|^2 + 1e-6), for any x smooth; returns the factor */
 static inline real unit_vector(real *unit, const real *x, size_t HS) {
-    real square = 0;
-#pragma omp simd reduction(+ : square)
-    for (size_t k = 0; k < HS; k++) square += x[k] * x[k];
-    real inverse = 1 / (real)sqrt(square + SPHERE_EPSILON);
+    real inverse = 1 / (real)sqrt(dot(x, x, HS) + SPHERE_EPSILON);
     for (size_t k = 0; k < HS; k++) unit[k] = x[k] * inverse;
     return inverse;
 }
 
 /* dx = inverse (g - x^ (x^ . g)), or += where add; g the gradient of x^ */
 static inline void unit_vector_backward(real *dx, const real *g, const real *unit, real inverse, bool add, size_t HS) {
-    real dot = 0;
-#pragma omp simd reduction(+ : dot)
-    for (size_t k = 0; k < HS; k++) dot += unit[k] * g[k];
-    for (size_t k = 0; k < HS; k++) dx[k] = (add ? dx[k] : 0) + inverse * (g[k] - unit[k] * dot);
+    real along = dot(unit, g, HS);
+    for (size_t k = 0; k < HS; k++) dx[k] = (add ? dx[k] : 0) + inverse * (g[k] - unit[k] * along);
 }
 
 /* rope: f = rotation by position of x^ sqrt(HS), pairs (k, k + HS/2). waves (T, HS): cosines and sines of the
@@ -520,11 +529,10 @@ static SplatRoom splat_open(const Splats *w, const real *x, size_t stride, size_
     r.square = r.inverse + T;
     r.response = r.square + T;
     for (size_t t = 0; t < T; t++) {
-        real *unit = r.unit + t * HS, square = 0;
+        real *unit = r.unit + t * HS;
         if (w->raw) memcpy(unit, x + t * stride, HS * sizeof(real));
         else r.inverse[t] = unit_vector(unit, x + t * stride, HS);
-        for (size_t k = 0; k < HS; k++) square += unit[k] * unit[k];
-        r.square[t] = square;
+        r.square[t] = dot(unit, unit, HS);
     }
     if (full) {
         r.apart = r.response + T * S;
@@ -573,12 +581,8 @@ static void splat_responses(SplatRoom *r, const Splats *w, size_t T, size_t HS) 
     if (is_full(w, HS)) {
         for (size_t s = 0; s < S; s++) {
             splat_across(r, w, s, T, HS);
-            for (size_t t = 0; t < T; t++) {
-                real square = 0;
-#pragma omp simd reduction(+ : square)
-                for (size_t k = 0; k < HS; k++) square += r->across[t * HS + k] * r->across[t * HS + k];
-                r->response[t * S + s] = (real)-0.5 * square;
-            }
+            for (size_t t = 0; t < T; t++)
+                r->response[t * S + s] = (real)-0.5 * dot(r->across + t * HS, r->across + t * HS, HS);
         }
         return;
     }
@@ -651,9 +655,7 @@ static void splat_responses_backward(real *dx, Moments *m, SplatRoom *r, const S
         }
         product(T, HS, S, G, S, 1, r->c.slope, HS, g, HS, false);
         for (size_t t = 0; t < T; t++) {
-            real total = 0;
-            if (P == 1)
-                for (size_t s = 0; s < S; s++) total += G[t * S + s] * r->c.precision[s];
+            real total = P == 1 ? dot(G + t * S, r->c.precision, S) : 0;
             for (size_t k = 0; k < HS; k++)
                 g[t * HS + k] -= r->unit[t * HS + k] * (P > 1 ? r->spread[t * HS + k] : total);
         }
@@ -682,10 +684,12 @@ static void splat_forward(real *f, const real *x, size_t stride, const Splats *w
     splat_responses(&r, w, T, HS);
     for (size_t t = 0; t < T; t++) {
         real *row = f + t * HS, *response = r.response + t * S;
-        const real *wave = waves ? waves + t * 2 * S : NULL;
+        const real *wave = waves ? waves + t * 2 * S : NULL, *alive = w->alive, *log_alpha = w->log_alpha;
 #pragma omp simd
-        for (size_t s = 0; s < S; s++)
-            row[s] = w->alive[s] > 0 ? exp_real(response[s] + (query ? w->log_alpha[s] : 0)) : 0;
+        for (size_t s = 0; s < S; s++) {
+            real feature = exp_real(response[s] + (query ? log_alpha[s] : 0));
+            row[s] = alive[s] > 0 ? feature : 0;
+        }
         if (waves)
             for (size_t s = 0; s < S; s++) {
                 row[S + s] = row[s] * wave[S + s];
@@ -851,8 +855,15 @@ static inline void forget_add_backward(double *down, double *dc, const real *ds,
 enum { BLOCK = 64 };
 
 static void transpose(real *out, size_t ldo, const real *in, size_t ldi, size_t rows, size_t columns) {
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < columns; j++) out[j * ldo + i] = in[i * ldi + j];
+    for (size_t i0 = 0; i0 < rows; i0 += BLOCK) {
+        size_t n = rows - i0 < BLOCK ? rows - i0 : BLOCK;
+        for (size_t j = 0; j < columns; j++) {
+            real *o = out + j * ldo + i0;
+            const real *x = in + i0 * ldi + j;
+            for (size_t i = 0; i < n; i++) o[i] = x[i * ldi];
+        }
+    }
+    for (size_t j = 0; j < columns && rows < ldo; j++) memset(out + j * ldo + rows, 0, (ldo - rows) * sizeof(real));
 }
 
 static inline size_t first_key(size_t i, size_t window) { return i + 1 > window ? i + 1 - window : 0; }
@@ -869,7 +880,7 @@ static void attention_head_forward(real *out, size_t out_stride, real *lse, cons
                                    size_t first, size_t T, size_t HS) {
     size_t padded = round_up(T) + COLUMNS;
     /* (HS, padded), (BLOCK, padded) */
-    real *kt = (real *)xcalloc((HS + BLOCK) * padded, sizeof(real)), *weights = kt + HS * padded;
+    real *kt = (real *)xmalloc((HS + BLOCK) * padded * sizeof(real)), *weights = kt + HS * padded;
     transpose(kt, padded, k, HS, T, HS);
     for (size_t i0 = first; i0 < T; i0 += BLOCK) {
         size_t rows = T - i0 < BLOCK ? T - i0 : BLOCK, low_key = first_key(i0, window),
@@ -886,7 +897,8 @@ static void attention_head_forward(real *out, size_t out_stride, real *lse, cons
                 w[j] = exp_real(scale * (w[j] - most));
                 sum += w[j];
             }
-            for (size_t j = 0; j < n; j++) w[j] /= sum;
+            real inverse = 1 / sum;
+            for (size_t j = 0; j < n; j++) w[j] *= inverse;
             for (size_t j = 0; j < low; j++) row[j] = 0;
             for (size_t j = low + n; j < keys; j++) row[j] = 0;
             lse[i0 - first + r] = scale * most + (real)log(sum);
@@ -934,7 +946,8 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
         const real *q = fq + head * T * HS, *k = fk + head * T * HS, *v = qkv + b * T * 3 * A + 2 * A + h * HS;
         real *dk = dfk + head * T * HS, *dv = dqkv + b * T * 3 * A + 2 * A + h * HS;
         if (W == 0) continue;
-        real *kt = (real *)xcalloc((2 * HS + 2 * BLOCK) * padded, sizeof(real)), *vt = kt + HS * padded,
+        const real factor = scale[h]; /* a copy: a load from memory that stores might change keeps loops scalar */
+        real *kt = (real *)xmalloc((2 * HS + 2 * BLOCK) * padded * sizeof(real)), *vt = kt + HS * padded,
              *weights = vt + HS * padded, *dweights = weights + BLOCK * padded;
         double *c = head_forget_sums(gates, b, h, T), *dc = c ? (double *)xcalloc(T, sizeof(double)) : NULL;
         transpose(kt, padded, k, HS, T, HS);
@@ -949,16 +962,16 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
             product(rows, round_up(keys), HS, d, A, 1, vt + first, padded, dweights, padded, false);
             for (size_t r = 0; r < rows; r++) {
                 size_t low = first_key(i0 + r, W) - first, high = end_of_keys(i0 + r, W, causal, T) - first;
-                real *w = weights + r * padded, *dw = dweights + r * padded, delta = 0, l = lse[head * T + i0 + r];
-                for (size_t e = 0; e < HS; e++) delta += d[r * A + e] * o[r * A + e];
+                real *w = weights + r * padded, *dw = dweights + r * padded, delta = dot(d + r * A, o + r * A, HS),
+                     l = lse[head * T + i0 + r];
                 for (size_t j = 0; j < low; j++) w[j] = dw[j] = 0;
-                if (c) forget_add(w + low, c[i0 + r], c + first + low, (double)scale[h], high - low);
+                if (c) forget_add(w + low, c[i0 + r], c + first + low, (double)factor, high - low);
 #pragma omp simd
                 for (size_t j = low; j < high; j++) {
-                    w[j] = exp_real(scale[h] * w[j] - l);
-                    dw[j] = scale[h] * w[j] * (dw[j] - delta);
+                    w[j] = exp_real(factor * w[j] - l);
+                    dw[j] = factor * w[j] * (dw[j] - delta);
                 }
-                if (c) forget_add_backward(&dc[i0 + r], dc + first + low, dw + low, (double)scale[h], high - low);
+                if (c) forget_add_backward(&dc[i0 + r], dc + first + low, dw + low, (double)factor, high - low);
                 for (size_t j = high; j < keys; j++) w[j] = dw[j] = 0;
             }
             product(rows, HS, keys, dweights, padded, 1, k + first * HS, HS, dfq + head * T * HS + i0 * HS, HS, false);
@@ -975,6 +988,8 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
 /* ---------------------------------------------------------------------- scan
 
    The linear mixer, equation (5), as a recurrence over chunks of tokens, O(T) in time: features f_q = r e^(-delta n)
+/* out (columns, ldo), its numbers behind `rows` 0 up to ldo. Written row by row, in pieces whose inputs stay in the
+   first-level cache. */
    [1, cos theta n, sin theta n] / sqrt 2 and f_k = phi e^(+delta n) [1, cos, sin] / sqrt 2 (equation (10); without the
    cosine one component and no sqrt 2), of which only F = S or 3S sums over the past are needed: H = sum f_k v^T (F, HS)
    and z = sum f_k (F). Inside a chunk the positions n count from its start, so that no exponential grows; from chunk to
@@ -1782,9 +1797,7 @@ static void features_backward(GSA *m, real *dqkv, const real *dfq, const real *d
         if (m->dp.log_gain && kind != HEAD_SPLAT && kind != HEAD_SCAN) {
             /* a logit is exp(log_gain) f_q . f_k: sum of its gradient times itself over all keys is f_q . df_q */
             const real *f = fq + head * T * HS, *df = dfq + head * T * HS;
-            real sum = 0;
-            for (size_t i = 0; i < T * HS; i++) sum += f[i] * df[i];
-            m->a.dgains[head] = sum;
+            m->a.dgains[head] = dot(f, df, T * HS);
         }
     }
     for (size_t head = 0; head < B * NH && (m->dp.log_gain || m->dp.log_rope); head++) {
