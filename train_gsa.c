@@ -138,15 +138,22 @@ static void product(size_t M, size_t N, size_t K, const real *A, size_t ai, size
     }
 }
 
+#ifdef GEMM_DNNL
+/* oneDNN is told to use one thread: the blocks are ours, so the result does not depend on their number. Being inside a
+   parallel region does not say it: a team of one (OMP_THREAD_LIMIT=1, OMP_DYNAMIC=true) is none to OpenMP, and oneDNN
+   would hand parts of the product to threads that it does not get. */
+static int dnnl_begin(void) {
+    const int threads = omp_get_max_threads(); /* of this thread's task alone: the others' are their own */
+    omp_set_num_threads(1);
+    return threads;
+}
+#endif
+
 /* One block of the product below, on the calling thread. */
 static void gemm_block(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, size_t lda, const real *B,
                        size_t ldb, real *C, size_t ldc, bool add) {
 #ifdef GEMM_DNNL
-    /* oneDNN is told to use one thread: the blocks are ours, so the result does not depend on their number. Being
-       inside a parallel region does not say it: a team of one (OMP_THREAD_LIMIT=1, OMP_DYNAMIC=true) is none to
-       OpenMP, and oneDNN would hand parts of the product to threads that it does not get. */
-    const int threads = omp_get_max_threads(); /* of this thread's task alone: the others' are their own */
-    omp_set_num_threads(1);
+    const int threads = dnnl_begin();
     if (dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', (dnnl_dim_t)M, (dnnl_dim_t)N, (dnnl_dim_t)K, 1.0f, A,
                    (dnnl_dim_t)lda, B, (dnnl_dim_t)ldb, add ? 1.0f : 0.0f, C, (dnnl_dim_t)ldc) != dnnl_success)
         die("oneDNN could not multiply (%zu, %zu) by (%zu, %zu)", M, K, K, N);
@@ -188,6 +195,110 @@ static void gemm_block(bool ta, bool tb, size_t M, size_t N, size_t K, const rea
 #endif
 }
 
+/* ---- products of bf16 numbers (--products bf16): what is multiplied is rounded, sums stay fp32 */
+
+typedef uint16_t bf16;
+
+/* where gemm puts its rounded factors; NULL: it multiplies in fp32. The model at work sets it (use_products). */
+static bf16 *bf16_room;
+
+/* NULL where this program and CPU multiply bf16 numbers, else what lacks. */
+static const char *bf16_missing(void) {
+#ifdef GEMM_DNNL
+    if ((dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16) return NULL;
+    return "this CPU multiplies no such numbers (it has neither AMX nor AVX512-BF16)";
+#else
+    return "this program was built without oneDNN";
+#endif
+}
+
+#ifdef GEMM_DNNL
+/* x to the nearest bf16, ties to even; a NaN stays one */
+static inline bf16 bf16_round(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7FC0 : (bf16)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+/* out (rows, columns) = x, whose rows are ldx apart */
+static void bf16_rows(bf16 *out, const float *x, size_t ldx, size_t rows, size_t columns) {
+#pragma omp parallel for
+    for (size_t i = 0; i < rows; i++)
+        for (size_t k = 0; k < columns; k++) out[i * columns + k] = bf16_round(x[i * ldx + k]);
+}
+
+static void dnnl_must(dnnl_status_t status) {
+    if (status != dnnl_success) die("oneDNN could not multiply bf16 numbers (status %d)", (int)status);
+}
+
+static dnnl_engine_t dnnl_cpu_engine(void) { /* first called before there are threads: gsa_create */
+    static dnnl_engine_t engine;
+    if (!engine) dnnl_must(dnnl_engine_create(&engine, dnnl_cpu, 0));
+    return engine;
+}
+
+/* One block, as gemm_block. oneDNN remembers the code that it makes for a shape. */
+static void bf16_block(bool ta, bool tb, size_t M, size_t N, size_t K, const bf16 *A, size_t lda, const bf16 *B,
+                       size_t ldb, float *C, size_t ldc, bool add) {
+    enum { FIRST, SECOND, OUT, PARTS };
+    const int threads = dnnl_begin();
+    const int names[PARTS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
+    const dnnl_data_type_t types[PARTS] = {dnnl_bf16, dnnl_bf16, dnnl_f32};
+    const dnnl_dims_t dims[PARTS] = {
+        {(dnnl_dim_t)M, (dnnl_dim_t)K}, {(dnnl_dim_t)K, (dnnl_dim_t)N}, {(dnnl_dim_t)M, (dnnl_dim_t)N}};
+    const dnnl_dims_t strides[PARTS] = {{ta ? 1 : (dnnl_dim_t)lda, ta ? (dnnl_dim_t)lda : 1},
+                                        {tb ? 1 : (dnnl_dim_t)ldb, tb ? (dnnl_dim_t)ldb : 1},
+                                        {(dnnl_dim_t)ldc, 1}};
+    void *data[PARTS] = {(void *)A, (void *)B, C};
+    dnnl_memory_desc_t form[PARTS];
+    dnnl_exec_arg_t arguments[PARTS];
+    dnnl_post_ops_t after;
+    dnnl_primitive_attr_t attributes;
+    dnnl_primitive_desc_t description;
+    dnnl_primitive_t primitive;
+    dnnl_stream_t stream;
+    dnnl_engine_t engine = dnnl_cpu_engine();
+    dnnl_must(dnnl_post_ops_create(&after));
+    dnnl_must(dnnl_primitive_attr_create(&attributes));
+#if DNNL_VERSION_MAJOR < 3
+    dnnl_matmul_desc_t matmul;
+    if (add) dnnl_must(dnnl_post_ops_append_sum(after, 1.0f));
+    dnnl_must(dnnl_primitive_attr_set_post_ops(attributes, after));
+    for (int i = 0; i < PARTS; i++)
+        dnnl_must(dnnl_memory_desc_init_by_strides(&form[i], 2, dims[i], types[i], strides[i]));
+    dnnl_must(dnnl_matmul_desc_init(&matmul, &form[FIRST], &form[SECOND], NULL, &form[OUT]));
+    dnnl_must(dnnl_primitive_desc_create(&description, &matmul, attributes, engine, NULL));
+#else
+    if (add) dnnl_must(dnnl_post_ops_append_sum(after, 1.0f, 0, dnnl_data_type_undef));
+    dnnl_must(dnnl_primitive_attr_set_post_ops(attributes, after));
+    for (int i = 0; i < PARTS; i++)
+        dnnl_must(dnnl_memory_desc_create_with_strides(&form[i], 2, dims[i], types[i], strides[i]));
+    dnnl_must(dnnl_matmul_primitive_desc_create(&description, engine, form[FIRST], form[SECOND], NULL, form[OUT],
+                                                attributes));
+#endif
+    dnnl_must(dnnl_primitive_create(&primitive, description));
+    dnnl_must(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags));
+    for (int i = 0; i < PARTS; i++) {
+        arguments[i].arg = names[i];
+#if DNNL_VERSION_MAJOR < 3
+        dnnl_must(dnnl_memory_create(&arguments[i].memory, &form[i], engine, data[i]));
+#else
+        dnnl_must(dnnl_memory_create(&arguments[i].memory, form[i], engine, data[i]));
+        dnnl_memory_desc_destroy(form[i]);
+#endif
+    }
+    dnnl_must(dnnl_primitive_execute(primitive, stream, PARTS, arguments));
+    dnnl_must(dnnl_stream_wait(stream));
+    for (int i = 0; i < PARTS; i++) dnnl_memory_destroy(arguments[i].memory);
+    dnnl_stream_destroy(stream);
+    dnnl_primitive_destroy(primitive);
+    dnnl_primitive_desc_destroy(description);
+    dnnl_primitive_attr_destroy(attributes);
+    dnnl_post_ops_destroy(after);
+    omp_set_num_threads(threads);
+}
+#endif
+
 /* C (M, N) = op(A) op(B), or += where add, rows contiguous; op transposes where ta, tb. Cut into blocks by the shape
    alone, never by the number of threads. */
 static void gemm(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, size_t lda, const real *B, size_t ldb,
@@ -198,11 +309,25 @@ static void gemm(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, 
         else m = (m + 1) / 2;
     }
     size_t rows = (M + m - 1) / m, columns = (N + n - 1) / n;
+#ifdef GEMM_DNNL
+    bf16 *a = bf16_room, *b = a + M * K;
+    if (a) {
+        bf16_rows(a, A, lda, ta ? K : M, ta ? M : K);
+        bf16_rows(b, B, ldb, tb ? N : K, tb ? K : N);
+    }
+#endif
 #pragma omp parallel for schedule(dynamic)
     for (size_t block = 0; block < rows * columns; block++) {
-        size_t i = block % rows * m, j = block / rows * n;
-        gemm_block(ta, tb, M - i < m ? M - i : m, N - j < n ? N - j : n, K, A + (ta ? i : i * lda), lda,
-                   B + (tb ? j * ldb : j), ldb, C + i * ldc + j, ldc, add);
+        size_t i = block % rows * m, j = block / rows * n, height = M - i < m ? M - i : m, width = N - j < n ? N - j : n;
+#ifdef GEMM_DNNL
+        if (a) {
+            bf16_block(ta, tb, height, width, K, a + (ta ? i : i * K), ta ? M : K, b + (tb ? j * K : j), tb ? K : N,
+                       C + i * ldc + j, ldc, add);
+            continue;
+        }
+#endif
+        gemm_block(ta, tb, height, width, K, A + (ta ? i : i * lda), lda, B + (tb ? j * ldb : j), ldb, C + i * ldc + j,
+                   ldc, add);
     }
 }
 
@@ -854,6 +979,8 @@ static inline void forget_add_backward(double *down, double *dc, const real *ds,
 
 enum { BLOCK = 64 };
 
+/* out (columns, ldo), its numbers behind `rows` 0 up to ldo. Written row by row, in pieces whose inputs stay in the
+   first-level cache. */
 static void transpose(real *out, size_t ldo, const real *in, size_t ldi, size_t rows, size_t columns) {
     for (size_t i0 = 0; i0 < rows; i0 += BLOCK) {
         size_t n = rows - i0 < BLOCK ? rows - i0 : BLOCK;
@@ -988,8 +1115,6 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
 /* ---------------------------------------------------------------------- scan
 
    The linear mixer, equation (5), as a recurrence over chunks of tokens, O(T) in time: features f_q = r e^(-delta n)
-/* out (columns, ldo), its numbers behind `rows` 0 up to ldo. Written row by row, in pieces whose inputs stay in the
-   first-level cache. */
    [1, cos theta n, sin theta n] / sqrt 2 and f_k = phi e^(+delta n) [1, cos, sin] / sqrt 2 (equation (10); without the
    cosine one component and no sqrt 2), of which only F = S or 3S sums over the past are needed: H = sum f_k v^T (F, HS)
    and z = sum f_k (F). Inside a chunk the positions n count from its start, so that no exponential grows; from chunk to
@@ -1516,7 +1641,8 @@ typedef struct {
     X(moments, WORKSPACE, ONCE, B * z.NH * moments_size(z.S, z.P, z.HS)) \
     X(dgains, WORKSPACE, ONCE, config_gains(c) ? B * z.NH : 0) /* (B, NH): of one layer by sequence */ \
     X(dropes, WORKSPACE, ONCE, config_ropes(c) ? B * z.NH * z.HS / 2 : 0) /* (B, NH, HS/2) likewise, of frequencies */ \
-    X(rope_waves, WORKSPACE, ONCE, z.R * z.T * z.HS) /* (R, T, HS): cosines and sines of rotations */
+    X(rope_waves, WORKSPACE, ONCE, z.R * z.T * z.HS) /* (R, T, HS): cosines and sines of rotations */ \
+    X(bf16_room, WORKSPACE, ONCE, bf16_numbers(c, N) / 2) /* both factors of any product, as bf16 */
 // clang-format on
 enum { UNIT_STREAM, UNIT_BLOCK, UNIT_TOKEN, UNIT_ONCE, NUM_UNITS };
 
@@ -1572,6 +1698,14 @@ typedef struct {
     bool watch;                       /* backward passes also sum |dL / d ln phi_s| into the gradients of `alive` */
     int *x, *y;                       /* its tokens */
 } GSA;
+
+/* With --products bf16: at least the numbers in both factors of any product over N tokens; a multiple of 2. */
+static size_t bf16_numbers(const Config *c, size_t N) {
+    Sizes z = config_sizes(c);
+    size_t wide = 4 * z.C > 3 * z.A ? 4 * z.C : 3 * z.A, narrow = z.C > z.A ? z.C : z.A;
+    if (z.Vp > wide) wide = z.Vp;
+    return c->products == PRODUCTS_BF16 ? (N * (wide + narrow) + wide * narrow) / 2 * 2 + 2 : 0;
+}
 
 /* One function measures the activations (base NULL) and carves them from one piece of memory; returns their number,
    and adds their bytes up by kind (bytes NULL: it does not). */
@@ -1650,6 +1784,11 @@ static real head_scale(const GSA *m, size_t l, size_t h) {
 static void gsa_scales(GSA *m) {
     size_t NH = (size_t)config_heads(&m->config);
     for (size_t i = 0; i < NH * (size_t)m->config.L; i++) m->scale[i] = head_scale(m, i / NH, i % NH);
+}
+
+/* Before products of this model. */
+static void use_products(const GSA *m) {
+    bf16_room = m->config.products == PRODUCTS_BF16 ? (bf16 *)m->a.bf16_room : NULL;
 }
 
 static GSA *gsa_create(const Config *c, size_t B) {
@@ -1900,6 +2039,7 @@ static void forward_from(GSA *m, size_t l, size_t B, size_t T) {
     size_t C = z.C, N = B * T, L = z.L;
     ParameterTensors p = m->p;
     ActivationTensors a = m->a;
+    use_products(m);
     for (; l < L; l++) {
         ActivationTensors block = block_activations(m, l, N);
         real *out = block.residual + N * C;
@@ -1948,6 +2088,7 @@ static void gsa_backward(GSA *m, double scale) {
     }
     ParameterTensors p = m->p, dp = m->dp;
     ActivationTensors a = m->a;
+    use_products(m);
     classifier_backward(a.logits, a.lse, m->y, (real)(scale / (double)(m->predicted ? m->predicted : 1)), N, z.V, z.Vp);
     matmul_backward(a.dln, dp.wte, NULL, a.logits, a.lnf, p.wte, N, C, z.Vp);
     memset(a.dresidual, 0, N * C * sizeof(real));
@@ -2248,6 +2389,8 @@ static const char *cpu_name(void) {
 static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     Tensor tensors[NUM_TENSORS], second[NUM_TENSORS];
     ActivationTensors a;
+    if (c->products == PRODUCTS_BF16 && bf16_missing())
+        die_usage("--products bf16: %s; leave it out", bf16_missing());
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = bytes[MEMORY_GRADS] = model_tensors(c, tensors) * sizeof(real);
     size_t room = head_workspace(c), muon = muon_workspace(c);
@@ -2301,6 +2444,7 @@ static void cpu_head(void *model, int l, int h, int part, int count, float *out)
     GSA *m = (GSA *)model;
     Sizes z = config_sizes(&m->config);
     size_t N = m->used_B * m->used_T;
+    use_products(m);
     if (m->config.recompute && m->block != (size_t)l) block_forward(m, (size_t)l, m->used_B, m->used_T);
     ActivationTensors block = block_activations(m, (size_t)l, N);
     Gates gates = layer_gates(m, &block, (size_t)l);

@@ -2570,6 +2570,8 @@ static void cuda_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     const char *wrong = cuda_config_check(c);
     if (!wrong) wrong = cuda_shared_check(c, cuda_device()->sharedMemPerBlockOptin);
     if (wrong) die_usage("%s", wrong);
+    if (c->products != PRODUCTS_UNSAID)
+        die_usage("--products is of train_gsa's; this program multiplies what it was built for (make PRECISION=...)");
     if ((int64_t)B * c->T > INT32_MAX) die_usage("--batch %d times --seq %d is more than 2^31 tokens", B, c->T);
     size_t total = model_tensors(c, tensors), first[NUM_TENSORS], end[NUM_TENSORS], kept[NUM_TENSORS];
     size_t kept_seconds[NUM_TENSORS], own_seconds;

@@ -71,6 +71,9 @@ enum {
     NUM_BOUNDS
 };
 
+enum { PRODUCTS_UNSAID, PRODUCTS_FP32, PRODUCTS_BF16 }; /* unsaid: fp32 on the CPU, what train_gsacu was built for */
+#define PRODUCTS_CHOICES "fp32|bf16"
+
 enum { MAX_LAYERS = 64, MAX_HEADS = 64 }; /* one 64-bit mask of GSA heads per layer */
 
 typedef struct {
@@ -80,8 +83,10 @@ typedef struct {
     /* bit h of word l: head h of layer l has splats; extra heads come after the NH others */
     uint64_t gsa_heads[MAX_LAYERS];
     /* not what the model is, but how a run trains it, and in no file. recompute: of each block only the input is kept
-       for the backward pass; muon: the matrices of blocks are updated by Muon, all else by AdamW */
+       for the backward pass; muon: the matrices of blocks are updated by Muon, all else by AdamW; products: what
+       train_gsa multiplies (PRODUCTS_...) */
     bool recompute, muon;
+    int products;
 } Config;
 
 /* The whole configuration checked: NULL where it is sound, else a sentence (static memory) that names the flag. */

@@ -40,8 +40,18 @@ static void test_exp(void) {
     CHECK(isnan(exp_real(NAN)), "exp(nan)");
 }
 
+/* x as bf16, from what rounding to 8 binary digits means */
+static double eight_digits(double x) {
+    int exponent;
+    double fraction = frexp(x, &exponent);
+    return ldexp(nearbyint(ldexp(fraction, 8)), exponent - 8);
+}
+
+enum { PRODUCT_SMALL, PRODUCT_GEMM, PRODUCT_BF16 };
+
 /* C = op(A) op(B) by all ways of laying them out; between the rows of C lie numbers that must stay. */
-static void check_product(bool small, size_t M, size_t N, size_t K, bool ta, bool tb, bool add) {
+static void check_product(int kind, size_t M, size_t N, size_t K, bool ta, bool tb, bool add) {
+    static const char *const name[] = {"small product", "matrix product", "product of bf16"};
     uint64_t rng = M * 1000003 + N * 1009 + K;
     size_t lda = (ta ? M : K) + 3, ldb = (tb ? K : N) + 2, ldc = N + 5;
     real *A = numbers((ta ? K : M) * lda, 1, &rng), *B = numbers((tb ? N : K) * ldb, 1, &rng),
@@ -50,11 +60,19 @@ static void check_product(bool small, size_t M, size_t N, size_t K, bool ta, boo
     bool untouched = true;
     real *before = numbers(M * ldc, 0, NULL);
     memcpy(before, C, M * ldc * sizeof(real));
-    if (small) product(M, N, K, A, ta ? 1 : lda, ta ? lda : 1, B, ldb, C, ldc, add);
+    if (kind == PRODUCT_BF16) {
+        bf16_room = (bf16 *)numbers((M + N) * K, 0, NULL);
+        for (size_t i = 0; i < (ta ? K : M) * lda; i++) A[i] = (real)ldexp((double)A[i], (int)(i % 30) - 15);
+    }
+    if (kind == PRODUCT_SMALL) product(M, N, K, A, ta ? 1 : lda, ta ? lda : 1, B, ldb, C, ldc, add);
     else gemm(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, add);
+    bf16_room = NULL;
+    for (size_t i = 0; i < (ta ? K : M) * lda && kind == PRODUCT_BF16; i++) A[i] = (real)eight_digits((double)A[i]);
+    for (size_t i = 0; i < (tb ? N : K) * ldb && kind == PRODUCT_BF16; i++) B[i] = (real)eight_digits((double)B[i]);
     for (size_t i = 0; i < M; i++) {
         for (size_t j = 0; j < N; j++) {
             double sum = add ? (double)before[i * ldc + j] : 0;
+            size += sum * sum;
             for (size_t k = 0; k < K; k++) {
                 double term =
                     (double)(ta ? A[k * lda + i] : A[i * lda + k]) * (double)(tb ? B[j * ldb + k] : B[k * ldb + j]);
@@ -66,7 +84,7 @@ static void check_product(bool small, size_t M, size_t N, size_t K, bool ta, boo
         untouched &= memcmp(C + i * ldc + N, before + i * ldc + N, (ldc - N) * sizeof(real)) == 0;
     }
     CHECK(sqrt(difference) <= 1e-6 * sqrt(size), "%s (%zu, %zu, %zu)%s%s%s: %g",
-          small ? "small product" : "matrix product", M, N, K, ta ? " A^T" : "", tb ? " B^T" : "", add ? " added" : "",
+          name[kind], M, N, K, ta ? " A^T" : "", tb ? " B^T" : "", add ? " added" : "",
           sqrt(difference / size));
     CHECK(untouched, "product (%zu, %zu, %zu) writes nothing beside its rows", M, N, K);
     free_numbers();
@@ -78,14 +96,78 @@ static void test_products(void) {
         for (size_t n = 0; n < 9; n++)
             for (size_t k = 0; k < 3; k++)
                 for (int way = 0; way < 8; way++) {
-                    if (!(way & 2)) check_product(true, rows[m], columns[n], depths[k], way & 1, false, way & 4);
-                    check_product(false, rows[m], columns[n], depths[k], way & 1, way & 2, way & 4);
+                    if (!(way & 2)) check_product(PRODUCT_SMALL, rows[m], columns[n], depths[k], way & 1, false, way & 4);
+                    check_product(PRODUCT_GEMM, rows[m], columns[n], depths[k], way & 1, way & 2, way & 4);
                 }
     for (int way = 0; way < 8; way++) { /* many blocks; deeper than one panel */
-        check_product(false, 130, 300, 70, way & 1, way & 2, way & 4);
-        check_product(false, 601, 33, 300, way & 1, way & 2, way & 4);
-        check_product(false, 3, 1100, 513, way & 1, way & 2, way & 4);
+        check_product(PRODUCT_GEMM, 130, 300, 70, way & 1, way & 2, way & 4);
+        check_product(PRODUCT_GEMM, 601, 33, 300, way & 1, way & 2, way & 4);
+        check_product(PRODUCT_GEMM, 3, 1100, 513, way & 1, way & 2, way & 4);
     }
+}
+
+/* --products bf16: products whose factors are rounded, and nothing else; a model with them is near the same model
+   without, does not equal it and does not depend on the number of threads. */
+static void test_bf16(void) {
+    if (bf16_missing()) {
+        skip("products of bf16", bf16_missing());
+        return;
+    }
+    for (int way = 0; way < 8; way++) {
+        check_product(PRODUCT_BF16, 1, 1, 1, way & 1, way & 2, way & 4);
+        check_product(PRODUCT_BF16, 19, 67, 37, way & 1, way & 2, way & 4);
+        check_product(PRODUCT_BF16, 130, 300, 70, way & 1, way & 2, way & 4);
+        check_product(PRODUCT_BF16, 601, 33, 300, way & 1, way & 2, way & 4);
+        check_product(PRODUCT_BF16, 3, 1100, 513, way & 1, way & 2, way & 4);
+    }
+    real one[4] = {NAN, INFINITY, -3e38f, 1}, out[16];
+    bf16 room[8];
+    uint32_t silent = 0x7FFFFFFF; /* a NaN whose digits would round to -0 */
+    memcpy(one, &silent, 4);
+    bf16_room = room;
+    gemm(false, false, 4, 4, 1, one, 1, one, 4, out, 4, false);
+    bf16_room = NULL;
+    CHECK(isnan(out[0]) && isnan(out[3]) && out[7] == INFINITY && out[10] == INFINITY && out[15] == 1,
+          "products of bf16 keep what is no number: %g %g %g %g", out[3], out[7], out[10], out[15]);
+
+    enum { B = 3, T = 67 };
+    Config c = small_config(ATTENTION_HYBRID, NULL, POSITION_ROPE, COVARIANCE_ISO, ENVELOPE_COSINE);
+    c.NH = 3;
+    c.C = 48;
+    c.V = 77;
+    c.Vp = 80;
+    config_head_map(&c, NULL);
+    int x[B * T], y[B * T];
+    uint64_t rng = 12;
+    random_tokens(x, B * T, c.V, &rng);
+    random_tokens(y, B * T, c.V, &rng);
+    GSA *m[3]; /* without, with, with more threads */
+    double loss[3];
+    for (int i = 0; i < 3; i++) {
+        c.products = i ? PRODUCTS_BF16 : PRODUCTS_FP32;
+        m[i] = scattered_model(&c, B, 13);
+#ifdef _OPENMP
+        if (i == 2) omp_set_num_threads(3);
+#endif
+        loss[i] = gsa_forward(m[i], x, y, B, T);
+        gsa_backward(m[i], 1);
+#ifdef _OPENMP
+        omp_set_num_threads(1);
+#endif
+    }
+    CHECK(fabs(loss[1] - loss[0]) < 5e-3 * loss[0] && loss[1] != loss[0], "bf16: loss %.9g, in fp32 %.9g", loss[1],
+          loss[0]);
+    CHECK(loss[2] == loss[1] && memcmp(m[2]->grads, m[1]->grads, m[1]->total * sizeof(real)) == 0,
+          "bf16: three threads as one");
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Tensor *t = &m[0]->tensors[i];
+        if (!t->size || t->group == GROUP_FIXED) continue;
+        double error = relative_error(m[1]->grads + t->offset, m[0]->grads + t->offset, t->size);
+        CHECK(error < 0.2, "bf16: gradient of %s off by %g of its norm", t->name, error); /* small sums cancel */
+    }
+    double error = relative_error(m[1]->grads, m[0]->grads, m[0]->total);
+    CHECK(error > 1e-4 && error < 0.03, "bf16: gradients off by %g of their norm", error);
+    for (int i = 0; i < 3; i++) gsa_destroy(m[i]);
 }
 
 /* ---------------------------------------------------------------------- layers by their formulas */
@@ -1388,6 +1470,7 @@ int main(void) {
 #endif
     test_exp();
     test_products();
+    test_bf16();
     test_simple_layers();
     test_classifier();
     const size_t lengths[] = {1, 2, 63, 64, 65, 70, 130};

@@ -20,6 +20,14 @@ shard=$(ls "$dir"/s_*.bin | head -n 1)
 printf '%s\n' '{"ctx": "Once upon a", "endings": [" time", " tree"], "label": 0}' \
     '{"ctx": "The girl went to the", "endings": [" park", " was"], "label": 0}' >"$dir/tasks.jsonl"
 
+# products of bf16 numbers, where the CPU has them
+bf16=bf16
+"$out/train_gsa" --products bf16 --steps 1 --depth 1 --out "$dir/probe" >/dev/null 2>"$dir/err" || {
+    bf16=
+    echo "skip bf16: $(tail -n 1 "$dir/err")"
+    skipped=1
+}
+
 # All kinds of attention, trained and used; what they make lies in $dir/NAME. NAME COMMAND: COMMAND sets the threads.
 run() {
     name=$1
@@ -31,12 +39,13 @@ run() {
         fail "$name: train_bpe: $(tail -n 1 "$dir/log")"
     "$@" "$out/tokenizer/tokenize" encode --tokenizer "$dir/t.bin" "$dir/val.txt" >"$dir/$name/tokens" 2>"$dir/log" ||
         fail "$name: tokenize: $(tail -n 1 "$dir/log")"
-    for kind in standard hybrid linear extend encoder; do
+    for kind in standard hybrid linear extend encoder $bf16; do
         case $kind in
         linear) flags="--attention gsa --mixer linear" ;;
         extend) flags="--attention extend --window 8 --splats-alive 4 --adapt grow --recompute
             --adapt-rules every=5,life=5,activation=0.95" ;;
         encoder) flags="--attention gsa --objective mlm --splat-init kmeans --accum 2" ;;
+        bf16) flags="--products bf16" ;;
         *) flags="--attention $kind" ;;
         esac
         runs=$dir/$name.$kind

@@ -115,6 +115,9 @@ enum {
       "passes per update, gradients averaged; GPUs share them out; one a GPU if not given") \
     X(CHOICE, optimizer, "optimizer", "adamw", CHOICES("adamw|muon"), NONE, 0, \
       "muon: matrices of the blocks get orthogonal updates, as large as AdamW's; all else AdamW") \
+    X(CHOICE, products, "products", NULL, CHOICES(PRODUCTS_CHOICES), NONE, 0, \
+      "train_gsa: what matrix products of layers multiply; bf16: rounded factors, where the CPU has AMX or " \
+      "AVX512-BF16; sums, weights and all else stay fp32. fp32 if not given; train_gsacu has what it was built for") \
     X(REAL, momentum, "momentum", 0.95, RANGE(0, 0.9999), NONE, 0, \
       "Muon: memory of the gradient") \
     X(REAL, lr, "lr", 0, RANGE(0, 10), NONE, 0, \

@@ -821,6 +821,7 @@ static void configure(Run *r, Settings *s, const Checkpoint *start, const Checkp
     if (!state) resolve_rates(s, &r->config);
     r->config.recompute = s->recompute;
     r->config.muon = strcmp(s->optimizer, "muon") == 0;
+    r->config.products = s->products ? 1 + choice_index(PRODUCTS_CHOICES, s->products) : PRODUCTS_UNSAID;
     r->mask = tokenizer_mask(r->tokenizer);
     r->total = model_tensors(&r->config, r->tensors);
     r->tokens_a_step = (double)s->batch * r->config.T * (double)s->accum;
