@@ -318,7 +318,8 @@ static void gemm(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, 
 #endif
 #pragma omp parallel for schedule(dynamic)
     for (size_t block = 0; block < rows * columns; block++) {
-        size_t i = block % rows * m, j = block / rows * n, height = M - i < m ? M - i : m, width = N - j < n ? N - j : n;
+        size_t i = block % rows * m, j = block / rows * n, height = M - i < m ? M - i : m,
+               width = N - j < n ? N - j : n;
 #ifdef GEMM_DNNL
         if (a) {
             bf16_block(ta, tb, height, width, K, a + (ta ? i : i * K), ta ? M : K, b + (tb ? j * K : j), tb ? K : N,
@@ -2389,8 +2390,7 @@ static const char *cpu_name(void) {
 static void cpu_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     Tensor tensors[NUM_TENSORS], second[NUM_TENSORS];
     ActivationTensors a;
-    if (c->products == PRODUCTS_BF16 && bf16_missing())
-        die_usage("--products bf16: %s; leave it out", bf16_missing());
+    if (c->products == PRODUCTS_BF16 && bf16_missing()) die_usage("--products bf16: %s; leave it out", bf16_missing());
     memset(bytes, 0, NUM_MEMORY * sizeof *bytes);
     bytes[MEMORY_PARAMS] = bytes[MEMORY_GRADS] = model_tensors(c, tensors) * sizeof(real);
     size_t room = head_workspace(c), muon = muon_workspace(c);

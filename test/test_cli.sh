@@ -72,10 +72,12 @@ softer=$(
 check "a lower amplitude makes attention softer" [ "$softer" = 1 ]
 check "no rate for the splats" sh -c "[ '$(amplitudes --splat-lr 0)' = '1.00 ' ]"
 # ---- products of bf16 numbers: refused where the CPU has none, part of a run where it has
-refuse "bf16 on a CPU without it" 2 "--products bf16" env DNNL_MAX_CPU_ISA=AVX2 $train $tiny --products bf16 --out "$dir/x"
+refuse "bf16 on a CPU without it" 2 "--products bf16" env DNNL_MAX_CPU_ISA=AVX2 \
+    $train $tiny --products bf16 --out "$dir/x"
 if $train $tiny --products bf16 --steps 4 --save-every 2 --keep 0 --out "$dir/bf" >/dev/null 2>"$dir/err"; then
     mkdir "$dir/bg" && cp "$dir/bf/model_00000002.bin" "$dir/bf/state_00000002.bin" "$dir/bg"
-    check "bf16: resumed" sh -c "$train --resume --out '$dir/bg' && cmp '$dir/bf/state_00000004.bin' '$dir/bg/state_00000004.bin'"
+    check "bf16: resumed" sh -c "$train --resume --out '$dir/bg' && \
+        cmp '$dir/bf/state_00000004.bin' '$dir/bg/state_00000004.bin'"
     check "bf16: other numbers" sh -c "$train $tiny --steps 4 --products fp32 --out '$dir/bh' && \
         ! cmp -s '$dir/bf/model_00000004.bin' '$dir/bh/model_00000004.bin'"
     refuse "fp32 for a run of bf16" 1 "contradicts" $train --resume --products fp32 --out "$dir/bf"

@@ -83,9 +83,8 @@ static void check_product(int kind, size_t M, size_t N, size_t K, bool ta, bool 
         }
         untouched &= memcmp(C + i * ldc + N, before + i * ldc + N, (ldc - N) * sizeof(real)) == 0;
     }
-    CHECK(sqrt(difference) <= 1e-6 * sqrt(size), "%s (%zu, %zu, %zu)%s%s%s: %g",
-          name[kind], M, N, K, ta ? " A^T" : "", tb ? " B^T" : "", add ? " added" : "",
-          sqrt(difference / size));
+    CHECK(sqrt(difference) <= 1e-6 * sqrt(size), "%s (%zu, %zu, %zu)%s%s%s: %g", name[kind], M, N, K, ta ? " A^T" : "",
+          tb ? " B^T" : "", add ? " added" : "", sqrt(difference / size));
     CHECK(untouched, "product (%zu, %zu, %zu) writes nothing beside its rows", M, N, K);
     free_numbers();
 }
@@ -96,7 +95,8 @@ static void test_products(void) {
         for (size_t n = 0; n < 9; n++)
             for (size_t k = 0; k < 3; k++)
                 for (int way = 0; way < 8; way++) {
-                    if (!(way & 2)) check_product(PRODUCT_SMALL, rows[m], columns[n], depths[k], way & 1, false, way & 4);
+                    if (!(way & 2))
+                        check_product(PRODUCT_SMALL, rows[m], columns[n], depths[k], way & 1, false, way & 4);
                     check_product(PRODUCT_GEMM, rows[m], columns[n], depths[k], way & 1, way & 2, way & 4);
                 }
     for (int way = 0; way < 8; way++) { /* many blocks; deeper than one panel */
