@@ -236,8 +236,8 @@ RECIPE     := --gsa-heads 1 --gain none --phase none --rope-frequencies fixed --
               --lr 6e-3 --steps 5000
 quickstart: deps
 	@$(MAKE) --no-print-directory probe $(PROGRAMS) build/$(config)/test/check_stories
-	@if ls $(QUICKSTART)/model_*.bin >/dev/null 2>&1; then resume=--resume; fi; \
-	./train_gsa $$resume $(RECIPE) --out $(QUICKSTART)
+	@if ls $(QUICKSTART)/model_*.bin >/dev/null 2>&1; then flags=--resume; else flags='$(RECIPE)'; fi; \
+	./train_gsa $$flags --out $(QUICKSTART)
 	@model=$$(ls $(QUICKSTART)/model_*.bin | tail -n 1); echo; echo "five stories by $$model:"; echo; \
 	for seed in 1 2 3 4 5; do ./infer generate "$$model" --seed $$seed 2>/dev/null || exit 1; echo '<|endoftext|>'; \
 	done | tee $(QUICKSTART)/stories.txt
