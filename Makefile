@@ -100,8 +100,8 @@ all: probe $(PROGRAMS:%=$(OUT)%) $(CUDA_PROGRAMS)
 COMMON    := gsa/util gsa/flags
 TOKENIZER := tokenizer/tokenizer
 GROUND    := gsa/model gsa/checkpoint gsa/sample tokenizer/stored $(TOKENIZER) data/loader data/text $(COMMON)
-MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts gsa/run/into_splats \
-             gsa/run/ranks gsa/look/measure data/stories $(GROUND)
+MODEL     := gsa/run/train gsa/run/settings gsa/run/save gsa/run/memory gsa/run/adapt gsa/run/starts \
+             gsa/run/into_splats gsa/run/ranks gsa/look/measure data/stories $(GROUND)
 LOOK      := gsa/look/classes gsa/look/splats gsa/look/picture gsa/look/report
 
 # program.parts: objects beside the program's own; program.libs: libraries beside -lm
