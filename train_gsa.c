@@ -920,6 +920,16 @@ static void attention_forward(real *out, real *lse, const real *fq, const real *
     }
 }
 
+/* w (n): logits without their scale become weights; dw: their gradients become those of q . k. A function of its own,
+   because compilers do not make vectors of it in the midst of the one that calls it. */
+static void weights_backward(real *w, real *dw, real scale, real l, real delta, size_t n) {
+#pragma omp simd
+    for (size_t j = 0; j < n; j++) {
+        w[j] = exp_real(scale * w[j] - l);
+        dw[j] = scale * w[j] * (dw[j] - delta);
+    }
+}
+
 /* dfq, dfk (B, NH, T, HS) and the third part of dqkv (B, T, 3A). With weights p_ij and delta_i = do_i . o_i: dv_j =
    sum_i p_ij do_i, dz_ij = p_ij (do_i . v_j - delta_i), df_q(i) = scale sum_j dz_ij f_k(j), df_k(j) = scale sum_i
    dz_ij f_q(i). out and lse need not be those of the weights alone: of a head that merges two mixers they are the
@@ -953,11 +963,7 @@ static void attention_backward(real *dfq, real *dfk, real *dqkv, const real *dou
                 for (size_t e = 0; e < HS; e++) delta += d[r * A + e] * o[r * A + e];
                 for (size_t j = 0; j < low; j++) w[j] = dw[j] = 0;
                 if (c) forget_add(w + low, c[i0 + r], c + first + low, (double)scale[h], high - low);
-#pragma omp simd
-                for (size_t j = low; j < high; j++) {
-                    w[j] = exp_real(scale[h] * w[j] - l);
-                    dw[j] = scale[h] * w[j] * (dw[j] - delta);
-                }
+                weights_backward(w + low, dw + low, scale[h], l, delta, high - low);
                 if (c) forget_add_backward(&dc[i0 + r], dc + first + low, dw + low, (double)scale[h], high - low);
                 for (size_t j = high; j < keys; j++) w[j] = dw[j] = 0;
             }
