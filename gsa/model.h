@@ -259,8 +259,8 @@ void model_start(const Config *c, float *params, uint64_t seed);
 /* Gives all splats this isotropic precision, in whichever form the configuration keeps it. */
 void model_set_precision(const Config *c, float *params, double precision);
 /* Multiplies the amplitudes of all splats, and with them what their bounds are relative to. factor 0: what a softmax
-   starts best with (dev/LOG.md): a layer of nothing but splats soft, by SOFT_AMPLITUDE, and splats beside standard heads
-   sharp, by 1. */
+   starts best with (dev/LOG.md): a layer of nothing but splats soft, by SOFT_AMPLITUDE, and splats beside standard
+   heads sharp, by 1. */
 #define SOFT_AMPLITUDE 0.1
 void model_scale_amplitudes(const Config *c, float *params, double factor);
 

@@ -169,7 +169,8 @@ check "and no more" sh -c "mv '$dir/runs.tar.xz' '$dir/whole' && dev/compare fai
 check "elsewhere nothing is trained again" rates --out "$dir/h"
 check "the same results" sh -c "sort '$dir/h/results.csv' | cmp - '$dir/all'"
 check "no model came along" sh -c "! ls '$dir'/h/*/model_*.bin"
-check "curves with bands, and of differences" sh -c "grep -al PNG '$dir/h/curves.png' '$dir/h/against.png' | grep -c . | grep -q 2"
+check "curves with bands, and of differences" \
+    sh -c "grep -al PNG '$dir/h/curves.png' '$dir/h/against.png' | grep -c . | grep -q 2"
 refuse "a file that is no archive" 1 "cannot read" rates --out "$dir/i" --archive "$0"
 refuse "shards without their tokenizer" 2 "--tokenizer" dev/compare $two --train "$dir/a/data_train_*.bin" \
     --val "$dir/a/data_val_*.bin"

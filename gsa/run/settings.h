@@ -45,8 +45,8 @@ enum {
     X(CHOICE, position, "pos", "rope", CHOICES(POSITION_CHOICES), MODEL(position), 0, \
       "positions: added at the input (learned), rotations in standard heads (rope), or both") \
     X(CHOICE, gain, "gain", NULL, CHOICES(GAIN_CHOICES), MODEL(gain), 0, \
-      "of standard heads with rotations: a factor of their logits that each head learns (if not given: head); without " \
-      "it no logit exceeds the square root of the head size") \
+      "of standard heads with rotations: a factor of their logits that each head learns (if not given: head); " \
+      "without it no logit exceeds the square root of the head size") \
     X(CHOICE, rope, "rope-frequencies", NULL, CHOICES(ROPE_CHOICES), MODEL(rope), 0, \
       "of standard heads with rotations: 10000^(-2k/d), or learned from there on, each head its own (if not given)") \
     X(CHOICE, forget, "forget-gate", NULL, CHOICES(FORGET_CHOICES), MODEL(forget), 0, \
