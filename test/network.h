@@ -31,6 +31,18 @@ __attribute__((unused)) static void free_numbers(void) {
     while (test_memory_count > 0) free(test_memory[--test_memory_count]);
 }
 
+/* NaN where one of them is */
+__attribute__((unused)) static double max_of(double a, double b) { return a > b || a != a ? a : b; }
+
+/* |a - b| / |b| as relative_error, b the formula's values in double */
+__attribute__((unused)) static double error_of(const real *a, const double *b, size_t n) {
+    double *wide = (double *)xmalloc(n * sizeof(double));
+    for (size_t i = 0; i < n; i++) wide[i] = a[i];
+    double error = relative_error_double(wide, b, n);
+    free(wide);
+    return error;
+}
+
 /* A small model of odd sizes: nothing is a multiple of a block or of a vector register, the splats do not fill a
    head, the vocabulary is padded. NULL, or the sentence that refuses the combination. heads: the text of --gsa-heads
    or NULL. */

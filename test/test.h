@@ -3,6 +3,8 @@
 #ifndef GSA_TEST_H
 #define GSA_TEST_H
 
+#include "../gsa/util.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +46,12 @@ __attribute__((unused)) static void skip(const char *what, const char *why) {
     }
 RELATIVE_ERROR(relative_error, float)
 RELATIVE_ERROR(relative_error_double, double)
+
+__attribute__((unused)) static void write_file(const char *path, const void *bytes, size_t n) {
+    FILE *f = xfopen(path, "wb");
+    xfwrite(bytes, 1, n, f, path);
+    fclose(f);
+}
 
 __attribute__((unused)) static int test_summary(const char *name) {
     printf("%s: %d passed, %d failed, %d skipped\n", name, tests_passed, tests_failed, tests_skipped);

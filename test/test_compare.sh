@@ -91,6 +91,9 @@ refuse "another text under the same name" 1 "training text" one --train "$dir/A.
 refuse "a tokenizer where one was learned" 1 "tokenizer" \
     one --train "$dir/moved.txt" --val "$dir/Av.txt" --tokenizer "$dir/t/tokenizer.bin" --out "$dir/t"
 
+check "a folder whose name is a pattern" dev/compare $two --seeds 1 --rows standard.rope --out "$dir/cmp[1]"
+check "its results are there" sh -c "ls '$dir/cmp[1]/results.csv' '$dir'/cmp\[1\]/standard.rope.1/model_*.bin"
+
 # ---- stopped in the middle of a training by a signal; it goes on and ends where the other did
 python3 dev/compare $two --rows "standard.rope gsa-linear.rope" --out "$dir/b" >"$dir/out" 2>&1 &
 pid=$!

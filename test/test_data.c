@@ -19,12 +19,6 @@ static char *folder; /* of this run's files */
 
 static char *in_folder(const char *name) { return xasprintf("%s/%s", folder, name); }
 
-static void write_file(const char *path, const void *bytes, size_t n) {
-    FILE *f = xfopen(path, "wb");
-    xfwrite(bytes, 1, n, f, path);
-    fclose(f);
-}
-
 static void write_shard(const char *path, const uint16_t *tokens, size_t n) {
     ShardWriter *w = shard_create(path);
     shard_append(w, tokens, n / 3); /* in two parts */

@@ -9,8 +9,8 @@
 #include "network.h"
 
 #include "../data/stories.h"
-#include "../data/tasks.h"
 #include "../gsa/run/train.h"
+#include "readers.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
@@ -65,27 +65,6 @@ static void read_llmc(char *path) {
 static void read_data(char *path) { COMMAND(perplexity, model_file, path); } /* a shard, a text */
 static void read_prompt(char *path) {
     COMMAND(generate, model_file, (char *)"--file", path, (char *)"--tokens", (char *)"1");
-}
-
-static void read_tokenizer(char *path) {
-    Tokenizer *t = tokenizer_load(path);
-    int *ids = NULL;
-    size_t count = 0, room = 0, bytes;
-    const char text[] = "Once upon a time, 1234 \xC3\xA9t\xC3\xA9s\xFF\n\n  <|endoftext|> [MASK] "
-                        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-    tokenizer_encode(t, text, sizeof text, true, &ids, &count, &room);
-    for (size_t i = 0; i < count; i++)
-        if (!tokenizer_piece(t, ids[i], &bytes)) abort();
-    exit(0);
-}
-
-static void read_tasks(char *path) {
-    size_t count;
-    Task *tasks = tasks_read(path, &count);
-    for (size_t i = 0; i < count; i++)
-        if (tasks[i].label >= tasks[i].count || tasks[i].count < 1) abort();
-    tasks_free(tasks, count);
-    exit(0);
 }
 
 /* A back end that computes nothing: what is read is --resume and --init-from. */

@@ -5,17 +5,6 @@
 
 static int64_t clamped[NUM_BOUNDS]; /* of the last update */
 
-static double max_of(double a, double b) { return a > b ? a : b; }
-
-/* |a - b| / |b|, as relative_error; b the formula's values in double */
-static double error_of(const real *a, const double *b, size_t n) {
-    double *wide = (double *)xmalloc(n * sizeof(double));
-    for (size_t i = 0; i < n; i++) wide[i] = a[i];
-    double error = relative_error_double(wide, b, n);
-    free(wide);
-    return error;
-}
-
 static void widen(double *to, const real *from, size_t n) {
     for (size_t i = 0; i < n; i++) to[i] = from[i];
 }

@@ -6,19 +6,6 @@
 
 #include <unistd.h>
 
-static double max_of(double a, double b) { return a > b || a != a ? a : b; }
-
-/* |a - b| / |b|, b the formula's values */
-static double error_of(const real *a, const double *b, size_t n) {
-    double difference = 0, reference = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (!isfinite(a[i]) || !isfinite(b[i])) return INFINITY;
-        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        reference += b[i] * b[i];
-    }
-    return reference > 0 ? sqrt(difference / reference) : INFINITY;
-}
-
 /* ---------------------------------------------------------------------- one head, two ways */
 
 /* What a head is computed from; x in double for the formula, r the same numbers for the code. */

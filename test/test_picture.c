@@ -450,11 +450,7 @@ static void test_labels(void) {
     free(label);
 }
 
-static void write_file(const char *path, const char *text) {
-    FILE *f = xfopen(path, "wb");
-    xfwrite(text, 1, strlen(text), f, path);
-    fclose(f);
-}
+static void write_text(const char *path, const char *text) { write_file(path, text, strlen(text)); }
 
 static int count_colour(const Canvas *c, Colour colour, double left, double top, double right, double bottom) {
     int count = 0;
@@ -517,7 +513,7 @@ static void test_losses(void) {
                 s % 100 ? "" : "s:1 att:1 other\n");
     fprintf(f, "s:300 tel:5\ns:200 tel:3\ns:300 tel:2\n"); /* resumed at 200: the first line of step 300 is void */
     fclose(f);
-    write_file(other, "s:1 trl:4\ns:2 trl:nan\ns:300 trl:3.5");
+    write_text(other, "s:1 trl:4\ns:2 trl:nan\ns:300 trl:3.5");
     const char *logs[2] = {log, other}, *given[2] = {NULL, "other"};
     Canvas *c = picture_losses("Loss", logs, given, 2, 0, 8);
     check_rim(c, "losses");
@@ -533,7 +529,7 @@ static void test_losses(void) {
     canvas_free(c);
     check_and_free(picture_losses("Loss", logs, NULL, 1, 0, 0), "one run");
     check_and_free(picture_losses("Loss", logs + 1, NULL, 1, NAN, NAN), "a run without evaluations");
-    write_file(other, "s:0 tel:3");
+    write_text(other, "s:0 tel:3");
     check_and_free(picture_losses("Loss", logs + 1, NULL, 1, 0, 0), "one point");
     free(a);
     free(log);
@@ -582,7 +578,7 @@ static void test_band(void) {
 
 static void test_adaptation(void) {
     char *adapt = xasprintf("%s/adapt.log", dir), *plain = xasprintf("%s/plain.log", dir);
-    write_file(plain, "s:1 trl:4");
+    write_text(plain, "s:1 trl:4");
     FILE *f = xfopen(adapt, "wb");
     for (int s = 0; s <= 1000; s += 10) {
         fprintf(f, "s:%d trl:3\n", s);
@@ -597,14 +593,14 @@ static void test_adaptation(void) {
     fclose(f);
     check_and_free(picture_adaptation(adapt), "adaptation");
     CHECK(log_has_adaptation(adapt) && !log_has_adaptation(plain), "which log tells of adaptation");
-    write_file(adapt,
+    write_text(adapt,
                "s:-1 adp:birth l:0 h:0 slot:3\ns:nan adp:birth l:0 h:0 slot:3\ns:1e300 adp:birth l:0 h:0 slot:1\n");
     CHECK(!log_has_adaptation(adapt), "events at steps that cannot be are none"); /* one wrote before an array */
-    write_file(adapt, "s:5 adp:state alive:3 fewest:1 coverage:nan");
+    write_text(adapt, "s:5 adp:state alive:3 fewest:1 coverage:nan");
     check_and_free(picture_adaptation(adapt), "adaptation, states only");
     /* one head of two slots: half of the time equal, then one dead; what a resumed run does again replaces what it
        did before; a line cut short */
-    write_file(adapt, "s:50 adp:state alive:2 fewest:2 coverage:-1\ns:50 adp:act l:1 h:1 0.5 0.5\ns:100 adp:act l:1 "
+    write_text(adapt, "s:50 adp:state alive:2 fewest:2 coverage:-1\ns:50 adp:act l:1 h:1 0.5 0.5\ns:100 adp:act l:1 "
                       "h:1 0.9 0.1\ns:60 trl:1\ns:100 adp:act l:1 h:1 1 -\ns:100 adp:act l:2 h:1");
     Canvas *c = picture_adaptation(adapt);
     check_rim(c, "activations");
@@ -614,7 +610,7 @@ static void test_adaptation(void) {
           (int)count_colour(c, colour_scale(NAN), 0, 0, 1, 1));
     CHECK(count_colour(c, colour_scale(1.8 / 2.8), 0, 0, 1, 1) < 300, "what was done again is gone");
     canvas_free(c);
-    write_file(adapt, "s:5 adp:move l:0 h:1\ns:3 trl:1\ns:5 adp:move l:0 h:2\n");
+    write_text(adapt, "s:5 adp:move l:0 h:1\ns:3 trl:1\ns:5 adp:move l:0 h:2\n");
     check_and_free(picture_adaptation(adapt), "adaptation, one event");
     free(adapt);
     free(plain);

@@ -638,12 +638,6 @@ static void load_bytes(const void *argument) {
 
 static void load_path(const void *argument) { tokenizer_free(tokenizer_load(argument)); }
 
-static void write_file(const char *path, const void *bytes, size_t count) {
-    FILE *f = xfopen(path, "wb");
-    xfwrite(bytes, 1, count, f, path);
-    fclose(f);
-}
-
 static void test_saving(const Tokenizer *t, const unsigned char *file, size_t n, const char *path) {
     size_t m;
     Tokenizer *again = tokenizer_from_memory(file, n, "the file");

@@ -5,6 +5,7 @@
 #include "../../infer.c"
 
 #include "../../gsa/run/run.h"
+#include "../readers.h"
 
 /* An infer command; texts as main would get them. */
 #define COMMAND(name, ...)                                        \
@@ -108,27 +109,8 @@ void fuzz_shard(char *path) {
     }
 }
 
-void fuzz_tokenizer(char *path) {
-    Tokenizer *t = tokenizer_load(path);
-    int *ids = NULL;
-    size_t count = 0, capacity = 0, bytes;
-    const char text[] = "Once upon a time, 1234 \xC3\xA9t\xC3\xA9s\xFF\n\n  <|endoftext|> [MASK] "
-                        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-    tokenizer_encode(t, text, sizeof text, true, &ids, &count, &capacity);
-    for (size_t i = 0; i < count; i++)
-        if (!tokenizer_piece(t, ids[i], &bytes)) abort();
-    free(tokenizer_to_memory(t, &bytes));
-    free(ids);
-    tokenizer_free(t);
-}
-
-void fuzz_tasks(char *path) {
-    size_t count;
-    Task *tasks = tasks_read(path, &count);
-    for (size_t i = 0; i < count; i++)
-        if (tasks[i].label >= tasks[i].count || tasks[i].count < 1) abort();
-    tasks_free(tasks, count);
-}
+void fuzz_tokenizer(char *path) { read_tokenizer(path); }
+void fuzz_tasks(char *path) { read_tasks(path); }
 
 void fuzz_log(char *path) {
     static bool drawn;
