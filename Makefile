@@ -232,8 +232,7 @@ run-tests: build-tests
 # Made-up stories copy names and colours from far back. Sharp splats beside standard heads, and no gates, learn that
 # first (dev/LOG.md).
 QUICKSTART := runs/quickstart
-RECIPE     := --gsa-heads 1 --gain none --phase none --rope-frequencies fixed --forget-gate none --optimizer muon \
-              --lr 6e-3 --steps 5000
+RECIPE     := --gsa-heads 1 --gain none --phase none --rope-frequencies fixed --forget-gate none
 quickstart: deps
 	@$(MAKE) --no-print-directory probe $(PROGRAMS) build/$(config)/test/check_stories
 	@if ls $(QUICKSTART)/model_*.bin >/dev/null 2>&1; then flags=--resume; else flags='$(RECIPE)'; fi; \
