@@ -1262,8 +1262,8 @@ check "and as a prompt" sh -c "$infer generate '$model' --file '$dir/crlf.txt' -
     $infer generate '$model' 'Once upon a time' --tokens 5 2>/dev/null | cmp - '$dir/one'"
 printf 'Once.\n<|endoftext|>\nUpon a time\n' >"$dir/two.txt"
 check "a prompt of two documents" sh -c "
-    $infer generate '$model' --file '$dir/two.txt' --tokens 2 2>'$dir/said' | head -n 2 >'$dir/one' &&
-    printf 'Once.\n<|endoftext|>\n' | cmp - '$dir/one' && $prepare --tokenizer '$dir/t.bin' --out '$dir/two' \
+    $infer generate '$model' --file '$dir/two.txt' --tokens 2 2>'$dir/said' >'$dir/one' &&
+    head -n 2 '$dir/one' >'$dir/head' && printf 'Once.\n<|endoftext|>\n' | cmp - '$dir/head' && $prepare --tokenizer '$dir/t.bin' --out '$dir/two' \
     '$dir/two.txt' | grep -qF \" \$(sed -n 's/^prompt \([0-9]*\) .*/\1/p' '$dir/said') tokens\""
 printf '\357\273\277' | cat - "$dir/crlf.txt" >"$dir/bom.txt"
 check "a byte-order mark is no text" sh -c "
