@@ -1264,7 +1264,8 @@ printf 'Once.\n<|endoftext|>\nUpon a time\n' >"$dir/two.txt"
 check "a prompt of two documents" sh -c "
     $infer generate '$model' --file '$dir/two.txt' --tokens 2 2>'$dir/said' >'$dir/one' &&
     head -n 2 '$dir/one' >'$dir/head' && printf 'Once.\n<|endoftext|>\n' | cmp - '$dir/head' &&
-    $prepare --tokenizer '$dir/t.bin' --out '$dir/two' '$dir/two.txt' | grep -qF \" \$(sed -n 's/^prompt \([0-9]*\) .*/\1/p' '$dir/said') tokens\""
+    $prepare --tokenizer '$dir/t.bin' --out '$dir/two' '$dir/two.txt' |
+        grep -qF \" \$(sed -n 's/^prompt \([0-9]*\) .*/\1/p' '$dir/said') tokens\""
 printf '\357\273\277' | cat - "$dir/crlf.txt" >"$dir/bom.txt"
 check "a byte-order mark is no text" sh -c "
     $infer perplexity '$model' '$dir/bom.txt' 2>'$dir/said' >'$dir/one' && grep -q byte-order '$dir/said' &&
