@@ -74,8 +74,10 @@ static void respond_backward(const Config *c, const HeadSplats *p, const float *
 
 /* A row of weights from its sums A (n) over splats: the divergence from old (n); A becomes its gradient. */
 static double row_divergence(bool softmax, float *A, const float *old, size_t n) {
-    double top = -INFINITY, sum = 0, loss = 0;
-    for (size_t j = 0; j < n; j++) top = fmax(top, (double)A[j]);
+    double sum = 0, loss = 0;
+    float most = -INFINITY;
+    for (size_t j = 0; j < n; j++) most = fmaxf(most, A[j]);
+    double top = (double)most;
     for (size_t j = 0; j < n; j++) sum += softmax ? exp((double)A[j] - top) : (double)A[j];
     /* no splat responds to this query and its keys, or cosines have cancelled all: nothing to learn here */
     if (!(sum > 0)) {
