@@ -1155,18 +1155,22 @@ static void fused_classifier(floatX *logits, float *losses, const int *targets, 
     cudaCheck(cudaGetLastError());
 }
 
-/* sum = all of x (n), by one block, in double */
-template <typename Number>
-__global__ static void __launch_bounds__(1024) total_kernel(double *sum, const Number *x, size_t n) {
+/* The sum of x (n), by a block of 1,024 threads, in double; its first warp gets it. */
+template <typename Number> __device__ static inline double total(const Number *x, size_t n) {
     __shared__ double partial[32];
     double mine = 0;
     for (size_t i = threadIdx.x; i < n; i += 1024) mine += (double)x[i];
     mine = warp_sum(mine);
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = mine;
     __syncthreads();
-    if (threadIdx.x >= 32) return;
-    mine = warp_sum(partial[threadIdx.x]);
-    if (threadIdx.x == 0) *sum = mine;
+    return threadIdx.x < 32 ? warp_sum(partial[threadIdx.x]) : 0;
+}
+
+/* The mean of the losses of what is predicted; added: to those of the step's passes before */
+__global__ static void __launch_bounds__(1024)
+    mean_loss_kernel(StepResult *step, const float *losses, size_t n, size_t predicted, bool added) {
+    double sum = total(losses, n);
+    if (threadIdx.x == 0) step->loss = (added ? step->loss : 0) + (predicted ? sum / (double)predicted : 0);
 }
 
 /* ---------------------------------------------------------------------- norm, bounds, AdamW, Muon */
@@ -1183,11 +1187,34 @@ __device__ static inline double block_sum(double mine) {
     return mine;
 }
 
-/* sums[block] = sum of squares of the block's piece of g (n); eight loads of a thread under way at once, or it waits
-   for memory */
-__global__ static void square_sums_kernel(double *sums, const float *g, size_t n) {
-    size_t first = (size_t)blockIdx.x * NORM_PIECE, count = n - first < NORM_PIECE ? n - first : NORM_PIECE;
+/* Numbers that one launch works on, and by which blocks. */
+typedef struct {
+    size_t n, at, own, second; /* where they begin: in grads and weights, in params and adam_m, in adam_v */
+    unsigned end;              /* the blocks before this one are theirs, and those of the parts before */
+    int clip;
+    bool decay;
+} Part;
+typedef struct {
+    int count;
+    Part parts[NUM_TENSORS];
+} Parts;
+
+/* The block's part; *piece: which of the part's blocks it is */
+__device__ static inline Part block_part(const Parts &all, unsigned *piece) {
+    int i = 0;
+    while (blockIdx.x >= all.parts[i].end) i++;
+    *piece = blockIdx.x - (i ? all.parts[i - 1].end : 0);
+    return all.parts[i];
+}
+
+/* sums[block] = sum of squares of the block's piece of the gradients g; eight loads of a thread under way at once, or
+   it waits for memory */
+__global__ static void square_sums_kernel(double *sums, const float *g, const __grid_constant__ Parts all) {
+    unsigned piece;
+    Part part = block_part(all, &piece);
+    size_t first = (size_t)piece * NORM_PIECE, count = part.n - first < NORM_PIECE ? part.n - first : NORM_PIECE;
     double mine = 0;
+    g += part.at;
     for (size_t i = threadIdx.x; i < count; i += 8 * 256) {
         float x[8];
 #pragma unroll
@@ -1197,6 +1224,20 @@ __global__ static void square_sums_kernel(double *sums, const float *g, size_t n
     }
     mine = block_sum(mine);
     if (threadIdx.x == 0) sums[blockIdx.x] = mine;
+}
+
+/* A block for each clip group c, whose sums of squares are sums (count[0]) or those behind them: its norm, and what
+   brings it down to `clip` */
+typedef struct {
+    size_t count[NUM_CLIPS];
+} NormPieces;
+__global__ static void __launch_bounds__(1024)
+    norms_kernel(StepResult *step, float *scale, const double *sums, NormPieces pieces, double clip) {
+    int c = blockIdx.x;
+    double norm = sqrt(total(sums + (c == CLIP_WEIGHTS ? 0 : pieces.count[CLIP_WEIGHTS]), pieces.count[c]));
+    if (threadIdx.x > 0) return;
+    step->norms[c] = norm;
+    scale[c] = (float)(clip > 0 && norm > clip ? clip / norm : 1);
 }
 
 __device__ static inline int clamp(float *x, float low, float high) { /* a NaN stays one, for the loss to report */
@@ -1308,20 +1349,35 @@ __global__ static void bounds_kernel(unsigned long long *clamped, float *x, floa
     if (i < n && clamp(&x[i], low, high)) atomicAdd(clamped, 1ull);
 }
 
+/* What a step multiplies gradients by, of each clip group: `found` on the device, or where that is NULL `given`. */
+typedef struct {
+    float given[NUM_CLIPS];
+    const float *found;
+} Scales;
+__device__ static inline float scale_of(const Scales &s, int clip) { return s.found ? s.found[clip] : s.given[clip]; }
+
+typedef struct {
+    float rate[NUM_CLIPS], decay, beta1, beta2, correct1, correct2;
+    Scales scales;
+} AdamW;
+
 /* AdamW: m, v running means of g, g^2; p -= rate (m^ / (sqrt(v^) + 1e-8) + decay p), hats: times correct1, correct2.
-   copy: p as floatX */
-__global__ static void adamw_kernel(float *p, floatX *copy, float *m, float *v, const float *grads, size_t n,
-                                    float rate, float decay, float scale, float beta1, float beta2, float correct1,
-                                    float correct2) {
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    float g = scale * grads[i], first = beta1 * m[i] + (1 - beta1) * g, second = beta2 * v[i] + (1 - beta2) * g * g,
-          weight = p[i];
+   copies: p as floatX */
+__global__ static void adamw_kernel(float *params, floatX *copies, float *adam_m, float *adam_v, const float *grads,
+                                    const __grid_constant__ Parts all, const __grid_constant__ AdamW u) {
+    unsigned piece;
+    Part part = block_part(all, &piece);
+    size_t i = (size_t)piece * blockDim.x + threadIdx.x;
+    if (i >= part.n) return;
+    float *m = adam_m + part.own, *v = adam_v + part.second, *p = params + part.own;
+    float g = scale_of(u.scales, part.clip) * grads[part.at + i], first = u.beta1 * m[i] + (1 - u.beta1) * g,
+          second = u.beta2 * v[i] + (1 - u.beta2) * g * g, weight = p[i];
     m[i] = first;
     v[i] = second;
-    weight -= rate * (first * correct1 / (sqrtf(second * correct2) + 1e-8f) + decay * weight);
+    weight -= u.rate[part.clip] *
+              (first * u.correct1 / (sqrtf(second * u.correct2) + 1e-8f) + (part.decay ? u.decay : 0) * weight);
     p[i] = weight;
-    copy[i] = (floatX)weight;
+    copies[part.at + i] = (floatX)weight;
 }
 
 /* Muon, for several matrices of n numbers one behind the other, see train_gsa.c. Row y of the grid has matrix y. */
@@ -1334,8 +1390,9 @@ __device__ static inline float muon_ahead(float momentum, float g, float mean) {
 
 /* momentum: the running mean of scale * grads; sums (matrices, MUON_BLOCKS): parts of the sum of squares of what
    becomes orthogonal */
-__global__ static void muon_momentum_kernel(double *sums, float *momentum, const float *grads, size_t n, float scale,
+__global__ static void muon_momentum_kernel(double *sums, float *momentum, const float *grads, size_t n, Scales scales,
                                             float mean) {
+    float scale = scale_of(scales, CLIP_WEIGHTS);
     double mine = 0;
     for (size_t i = blockIdx.x * 256 + threadIdx.x; i < n; i += MUON_BLOCKS * 256) {
         size_t at = blockIdx.y * n + i;
@@ -1349,7 +1406,8 @@ __global__ static void muon_momentum_kernel(double *sums, float *momentum, const
 
 /* x = what becomes orthogonal, divided by the root of its sum of squares */
 __global__ static void muon_start_kernel(floatX *x, const double *sums, const float *momentum, const float *grads,
-                                         size_t n, float scale, float mean) {
+                                         size_t n, Scales scales, float mean) {
+    float scale = scale_of(scales, CLIP_WEIGHTS);
     const double *parts = sums + blockIdx.y * MUON_BLOCKS + threadIdx.x % 32;
     double sum = warp_sum(parts[0] + parts[32]);
     float factor = sum > 0 ? (float)(1 / sqrt(sum)) : 0;
@@ -1557,7 +1615,7 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(int, positions, WORKSPACE, TOKEN, 1) \
     X(Bucket, segments, WORKSPACE, TOKEN, 1) \
     X(Bucket, bucket_tokens, WORKSPACE, ONCE, B * z.T / SEGMENT + 1) \
-    X(double, sums, WORKSPACE, ONCE, z.norm_pieces + 1) \
+    X(double, sums, WORKSPACE, ONCE, z.norm_pieces) \
     X(double, muon_sums, WORKSPACE, ONCE, z.muon_batch * MUON_BLOCKS) \
     X(floatX, muon_x, WORKSPACE, ONCE, z.muon) \
     X(floatX, muon_y, WORKSPACE, ONCE, z.muon) \
@@ -1572,7 +1630,8 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(float, log_alpha, WORKSPACE, ONCE, z.G * z.SP) \
     X(uint32_t, steps, WORKSPACE, ONCE, z.G * z.SP) \
     X(uint32_t, phases, WORKSPACE, ONCE, z.G * z.SP) \
-    X(int64_t, clamped, WORKSPACE, ONCE, NUM_BOUNDS) \
+    X(StepResult, result, WORKSPACE, ONCE, 1) \
+    X(float, clip_scale, WORKSPACE, ONCE, NUM_CLIPS) \
     X(uint32_t, rope_steps, WORKSPACE, ONCE, (z.ropes ? z.ropes : 1) * z.HS / 2) \
     X(float, scale, WORKSPACE, ONCE, z.L * z.NH) \
     X(int, window, WORKSPACE, ONCE, z.L * z.NH) \
@@ -1589,6 +1648,13 @@ typedef struct {
     CUDA_ACTIVATIONS(X)
 #undef X
 } CudaActivations;
+
+/* What a forward pass and the backward pass after it read of the host. */
+typedef struct {
+    int *x; /* tokens, then targets */
+    Buckets buckets;
+    cudaEvent_t left; /* all of it has left the host */
+} Batch;
 
 typedef struct {
     Config config;
@@ -1613,7 +1679,6 @@ typedef struct {
     CudaActivations a;
     Matmul matmul;
     cudaStream_t stream;
-    cudaEvent_t bucketed;  /* the buckets have left the host */
     size_t used_B, used_T; /* of the last forward pass */
     bool used_y;
     size_t predicted; /* its number of targets */
@@ -1623,12 +1688,20 @@ typedef struct {
     size_t logits_rows; /* room for the logits of so many tokens */
     /* backward passes also sum |dL / d ln phi_s| into the gradients of `alive` */
     bool watch;
+    /* deferred: a step's functions do not wait for the device (Backend.defer) */
+    bool deferred;
+    double clip;           /* then */
+    size_t passes;         /* forward passes since the gradients were zero */
+    uint64_t steps, given; /* deferred steps, and those whose results were given */
+    Parts normed, updated;
+    NormPieces norm_pieces;
     /* on the host: */
-    int *x;          /* tokens and targets on their way to the device */
-    Buckets buckets; /* of the last forward's tokens */
-    int *starts;     /* scratch of bucket_tokens */
-    double *results; /* numbers on their way back */
-    float *flat;     /* a whole buffer on its way back; allocated when first needed */
+    Batch batches[2];    /* of the last two forward passes */
+    int batch;           /* the last one's */
+    int *starts;         /* scratch of bucket_tokens */
+    StepResult *results; /* on their way back: of the last two deferred steps, and of what is waited for */
+    cudaEvent_t answered[2];
+    float *flat; /* a whole buffer on its way back; allocated when first needed */
 } CudaModel;
 
 /* One function measures the activations (base NULL) and carves them from one piece of memory; returns its bytes, and
@@ -1680,6 +1753,30 @@ static size_t keep_parts(const Config *c, const Tensor *tensors, size_t first[NU
     return at;
 }
 
+/* Which blocks work on which tensors when all are normed, in the order of clip groups, and when AdamW updates them. */
+static void list_parts(CudaModel *m) {
+    unsigned blocks = 0;
+    for (int c = 0; c < NUM_CLIPS; c++) {
+        m->norm_pieces.count[c] = blocks;
+        for (int i = 0; i < NUM_TENSORS; i++) {
+            const Tensor *t = &m->tensors[i];
+            if (!t->size || t->group == GROUP_FIXED || groups[t->group].clip != c) continue;
+            blocks += (unsigned)CEIL_DIV(t->size, (size_t)NORM_PIECE);
+            m->normed.parts[m->normed.count++] = {t->size, t->offset, 0, 0, blocks, c, false};
+        }
+        m->norm_pieces.count[c] = blocks - m->norm_pieces.count[c];
+    }
+    blocks = 0;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        const Group *group = &groups[m->tensors[i].group];
+        size_t n = m->end[i] - m->first[i];
+        if (!n || !group->trained || config_muon_matrices(&m->config, i)) continue;
+        blocks += (unsigned)CEIL_DIV(n, 256);
+        m->updated.parts[m->updated.count++] = {
+            n, m->tensors[i].offset + m->first[i], m->kept[i], m->kept_seconds[i], blocks, group->clip, group->decay};
+    }
+}
+
 static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     CudaModel *m = (CudaModel *)xcalloc(1, sizeof *m);
     CudaSizes z = cuda_sizes(c, B);
@@ -1691,7 +1788,6 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     m->total = model_tensors(c, m->tensors);
     m->seconds_total = model_second_moments(c, m->seconds);
     cudaCheck(cudaStreamCreate(&m->stream));
-    cudaCheck(cudaEventCreate(&m->bucketed));
     size_t own_seconds, own = keep_parts(c, m->tensors, m->first, m->end, m->kept, m->kept_seconds, &own_seconds);
     float **buffers[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
     for (int i = 0; i < 4; i++) {
@@ -1737,11 +1833,18 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     free(scale);
     free(window);
 
-    cudaCheck(cudaMallocHost(&m->x, 2 * N * sizeof(int)));
-    cudaCheck(cudaMallocHost(&m->buckets.positions, N * sizeof(int)));
-    cudaCheck(cudaMallocHost(&m->buckets.segments, N * sizeof(Bucket)));
-    cudaCheck(cudaMallocHost(&m->buckets.tokens, (N / SEGMENT + 1) * sizeof(Bucket)));
-    cudaCheck(cudaMallocHost(&m->results, NUM_TENSORS * sizeof(double)));
+    for (int i = 0; i < 2; i++) {
+        Batch *batch = &m->batches[i];
+        cudaCheck(cudaMallocHost(&batch->x, 2 * N * sizeof(int)));
+        cudaCheck(cudaMallocHost(&batch->buckets.positions, N * sizeof(int)));
+        cudaCheck(cudaMallocHost(&batch->buckets.segments, N * sizeof(Bucket)));
+        cudaCheck(cudaMallocHost(&batch->buckets.tokens, (N / SEGMENT + 1) * sizeof(Bucket)));
+        cudaCheck(cudaEventCreateWithFlags(&batch->left, cudaEventDisableTiming));
+        cudaCheck(cudaEventCreateWithFlags(&m->answered[i], cudaEventDisableTiming));
+    }
+    cudaCheck(cudaMallocHost(&m->results, 3 * sizeof *m->results));
+    cudaCheck(cudaMemsetAsync(m->a.result, 0, sizeof *m->results, m->stream)); /* it is read as a whole */
+    list_parts(m);
     m->starts = (int *)xmalloc((z.Vp + 1) * sizeof(int));
     cudaCheck(cudaStreamSynchronize(m->stream));
     return m;
@@ -1756,12 +1859,16 @@ static void gsa_destroy(CudaModel *m) {
     cudaCheck(cudaEventDestroy(m->computed));
     cudaCheck(cudaEventDestroy(m->arrived));
     matmul_destroy(&m->matmul);
-    cudaCheck(cudaFreeHost(m->x));
-    cudaCheck(cudaFreeHost(m->buckets.positions));
-    cudaCheck(cudaFreeHost(m->buckets.segments));
-    cudaCheck(cudaFreeHost(m->buckets.tokens));
+    for (int i = 0; i < 2; i++) {
+        Batch *batch = &m->batches[i];
+        cudaCheck(cudaFreeHost(batch->x));
+        cudaCheck(cudaFreeHost(batch->buckets.positions));
+        cudaCheck(cudaFreeHost(batch->buckets.segments));
+        cudaCheck(cudaFreeHost(batch->buckets.tokens));
+        cudaCheck(cudaEventDestroy(batch->left));
+        cudaCheck(cudaEventDestroy(m->answered[i]));
+    }
     cudaCheck(cudaFreeHost(m->results));
-    cudaCheck(cudaEventDestroy(m->bucketed));
     cudaCheck(cudaStreamDestroy(m->stream));
     free(m->starts);
     free(m->flat);
@@ -2028,6 +2135,20 @@ static void logits_backward(CudaModel *m, size_t first, size_t n, double scale) 
                     NULL, (float)scale, n, z.C, z.Vp, m->stream);
 }
 
+static StepResult read_result(CudaModel *m) {
+    StepResult *to = m->results + 2;
+    cudaCheck(cudaMemcpyAsync(to, m->a.result, sizeof *to, cudaMemcpyDeviceToHost, m->stream));
+    cudaCheck(cudaStreamSynchronize(m->stream));
+    return *to;
+}
+
+/* The batch that the next pass may fill: what it had has left the host. */
+static Batch *next_batch(CudaModel *m) {
+    m->batch ^= 1;
+    cudaCheck(cudaEventSynchronize(m->batches[m->batch].left));
+    return &m->batches[m->batch];
+}
+
 /* x, y (B, T); a y of -1 is not predicted; y NULL: all but the loss. Returns the mean loss of what is predicted, in
    nats. */
 static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, size_t T) {
@@ -2042,13 +2163,15 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     m->used_y = y != NULL;
     m->predicted = 0;
     m->done = 0;
-    memcpy(m->x, x, N * sizeof(int));
-    cudaCheck(cudaMemcpyAsync(a.x, m->x, N * sizeof(int), cudaMemcpyHostToDevice, stream));
+    Batch *batch = next_batch(m);
+    memcpy(batch->x, x, N * sizeof(int));
+    cudaCheck(cudaMemcpyAsync(a.x, batch->x, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     if (y) {
         for (size_t i = 0; i < N; i++) m->predicted += y[i] >= 0;
-        memcpy(m->x + N, y, N * sizeof(int));
-        cudaCheck(cudaMemcpyAsync(a.y, m->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
+        memcpy(batch->x + N, y, N * sizeof(int));
+        cudaCheck(cudaMemcpyAsync(a.y, batch->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     }
+    cudaCheck(cudaEventRecord(batch->left, stream));
     splat_tables(m);
     rope_tables(m);
     gsa_scales(m);
@@ -2079,13 +2202,10 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     }
     m->done = m->expected;
     m->expected = 0;
-    total_kernel<<<1, 1024, 0, stream>>>(a.sums, a.losses, N);
+    mean_loss_kernel<<<1, 1024, 0, stream>>>(a.result, a.losses, N, m->predicted, m->deferred && m->passes++ > 0);
     cudaCheck(cudaGetLastError());
-    cudaCheck(cudaMemcpyAsync(m->results, a.sums, sizeof(double), cudaMemcpyDeviceToHost, stream));
-    cudaCheck(cudaEventSynchronize(m->bucketed));
-    bucket_tokens(&m->buckets, m->x, N, z.Vp, m->starts); /* for the backward pass, while the device works */
-    cudaCheck(cudaStreamSynchronize(stream));
-    return m->predicted ? m->results[0] / (double)m->predicted : 0;
+    bucket_tokens(&batch->buckets, batch->x, N, z.Vp, m->starts); /* for the backward pass, while the device works */
+    return m->deferred ? 0 : read_result(m).loss;
 }
 
 /* Sends the ranges' gradients, which the compute stream has made ready, to be added to those of other ranks. */
@@ -2209,13 +2329,13 @@ static void gsa_backward(CudaModel *m, double scale) {
                            stream);
         if (m->share) send_block(m, l);
     }
-    Buckets b = m->buckets;
+    Buckets b = m->batches[m->batch].buckets;
     cudaCheck(cudaMemcpyAsync(a.positions, b.positions, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     cudaCheck(cudaMemcpyAsync(a.segments, b.segments, (size_t)b.segment_count * sizeof(Bucket), cudaMemcpyHostToDevice,
                               stream));
     cudaCheck(cudaMemcpyAsync(a.bucket_tokens, b.tokens, (size_t)b.token_count * sizeof(Bucket), cudaMemcpyHostToDevice,
                               stream));
-    cudaCheck(cudaEventRecord(m->bucketed, stream));
+    cudaCheck(cudaEventRecord(m->batches[m->batch].left, stream));
     b.positions = a.positions;
     b.segments = a.segments;
     b.tokens = a.bucket_tokens;
@@ -2224,37 +2344,26 @@ static void gsa_backward(CudaModel *m, double scale) {
 }
 
 static void gsa_zero_gradients(CudaModel *m) {
+    m->passes = 0;
     cudaCheck(cudaMemsetAsync(m->grads, 0, m->total * sizeof(float), m->stream));
 }
 
 /* The L2 norm of each clip group's gradients: sums of fixed pieces, in double, added in order. */
 static void gsa_gradient_norms(CudaModel *m, double norms[NUM_CLIPS]) {
-    double *sums = m->a.sums;
+    CudaActivations a = m->a;
     if (m->sharing) await_gradients(m);
-    for (int c = 0; c < NUM_CLIPS; c++) {
-        size_t pieces = 0;
-        for (int i = 0; i < NUM_TENSORS; i++) {
-            size_t n = m->tensors[i].size;
-            if (!n || m->tensors[i].group == GROUP_FIXED || groups[m->tensors[i].group].clip != c) continue;
-            square_sums_kernel<<<(unsigned)CEIL_DIV(n, (size_t)NORM_PIECE), 256, 0, m->stream>>>(
-                sums + 1 + pieces, m->grads + m->tensors[i].offset, n);
-            cudaCheck(cudaGetLastError());
-            pieces += CEIL_DIV(n, (size_t)NORM_PIECE);
-        }
-        total_kernel<<<1, 1024, 0, m->stream>>>(sums, sums + 1, pieces);
-        cudaCheck(cudaGetLastError());
-        cudaCheck(cudaMemcpyAsync(m->results + c, sums, sizeof(double), cudaMemcpyDeviceToHost, m->stream));
-    }
-    cudaCheck(cudaStreamSynchronize(m->stream));
-    for (int c = 0; c < NUM_CLIPS; c++) norms[c] = sqrt(m->results[c]);
+    square_sums_kernel<<<m->normed.parts[m->normed.count - 1].end, 256, 0, m->stream>>>(a.sums, m->grads, m->normed);
+    norms_kernel<<<NUM_CLIPS, 1024, 0, m->stream>>>(a.result, a.clip_scale, a.sums, m->norm_pieces, m->clip);
+    cudaCheck(cudaGetLastError());
+    StepResult result = {};
+    if (!m->deferred) result = read_result(m);
+    memcpy(norms, result.norms, sizeof result.norms);
 }
 
 /* Puts splats, gains and learned rotations back into their bounds (gsa/model.h); counts what was outside, by kind. */
-static void scalar_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
+static void scalar_bounds(CudaModel *m) {
     CudaSizes z = m->sizes;
-    memset(clamped, 0, NUM_BOUNDS * sizeof *clamped);
-    if (!z.G && !z.gains && !z.ropes) return;
-    unsigned long long *counts = (unsigned long long *)m->a.clamped;
+    unsigned long long *counts = (unsigned long long *)m->a.result->clamped;
     cudaCheck(cudaMemsetAsync(counts, 0, NUM_BOUNDS * sizeof(int64_t), m->stream));
     if (z.G)
         splat_bounds_kernel<<<(unsigned)(z.G * z.S), 32, 0, m->stream>>>(
@@ -2268,14 +2377,12 @@ static void scalar_bounds(CudaModel *m, int64_t clamped[NUM_BOUNDS]) {
         bounds_kernel<<<(unsigned)CEIL_DIV(turns, (size_t)256), 256, 0, m->stream>>>(
             counts + BOUND_FREQUENCY, m->p.log_rope, -INFINITY, (float)log(SPLAT_FREQUENCY_MAX), (int)turns);
     cudaCheck(cudaGetLastError());
-    cudaCheck(cudaMemcpyAsync(clamped, counts, NUM_BOUNDS * sizeof(int64_t), cudaMemcpyDeviceToHost, m->stream));
-    cudaCheck(cudaStreamSynchronize(m->stream));
 }
 
 /* Muon, for those matrices of the blocks that this rank keeps: as many at once as muon_batch says. */
-static void muon_update(CudaModel *m, const Update *u) {
+static void muon_update(CudaModel *m, const Update *u, Scales scale) {
     CudaActivations a = m->a;
-    float scale = (float)u->scale[CLIP_WEIGHTS], mean = (float)u->momentum;
+    float mean = (float)u->momentum;
     for (int i = 0; i < NUM_TENSORS; i++) {
         size_t count = config_muon_matrices(&m->config, i), batch;
         if (!count) continue;
@@ -2302,22 +2409,24 @@ static void muon_update(CudaModel *m, const Update *u) {
 
 /* AdamW and Muon, then the bounds */
 static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS]) {
-    float correct1 = (float)(1 / (1 - pow(u->beta1, (double)u->step))),
-          correct2 = (float)(1 / (1 - pow(u->beta2, (double)u->step)));
-    for (int i = 0; i < NUM_TENSORS; i++) {
-        const Tensor *t = &m->tensors[i];
-        const Group *group = &groups[t->group];
-        size_t n = m->end[i] - m->first[i], at = t->offset + m->first[i], own = m->kept[i];
-        if (!n || !group->trained || config_muon_matrices(&m->config, i)) continue;
-        adamw_kernel<<<CEIL_DIV(n, 256), 256, 0, m->stream>>>(
-            m->params + own, m->weights + at, m->adam_m + own, m->adam_v + m->kept_seconds[i], m->grads + at, n,
-            (float)u->rate[group->clip], group->decay ? (float)u->weight_decay : 0, (float)u->scale[group->clip],
-            (float)u->beta1, (float)u->beta2, correct1, correct2);
-        cudaCheck(cudaGetLastError());
-    }
-    if (m->config.muon) muon_update(m, u);
+    Scales scales = {{(float)u->scale[CLIP_WEIGHTS], (float)u->scale[CLIP_SPLATS]},
+                     m->deferred ? m->a.clip_scale : NULL};
+    AdamW adamw = {{(float)u->rate[CLIP_WEIGHTS], (float)u->rate[CLIP_SPLATS]},
+                   (float)u->weight_decay,
+                   (float)u->beta1,
+                   (float)u->beta2,
+                   (float)(1 / (1 - pow(u->beta1, (double)u->step))),
+                   (float)(1 / (1 - pow(u->beta2, (double)u->step))),
+                   scales};
+    adamw_kernel<<<m->updated.parts[m->updated.count - 1].end, 256, 0, m->stream>>>(
+        m->params, m->weights, m->adam_m, m->adam_v, m->grads, m->updated, adamw);
+    cudaCheck(cudaGetLastError());
+    if (m->config.muon) muon_update(m, u, scales);
     if (team.shard) share_weights(m);
-    scalar_bounds(m, clamped);
+    scalar_bounds(m);
+    StepResult result = {};
+    if (!m->deferred) result = read_result(m);
+    memcpy(clamped, result.clamped, sizeof result.clamped);
 }
 
 /* ---------------------------------------------------------------------- the back end of gsa/run/train.h */
@@ -2457,6 +2566,24 @@ static void cuda_get(void *model, int buffer, size_t first, size_t count, float 
     cudaCheck(
         cudaMemcpyAsync(to, cuda_place(m, buffer, first), count * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
     cudaCheck(cudaStreamSynchronize(m->stream));
+}
+
+static void cuda_defer(void *model, bool on, double clip) {
+    CudaModel *m = (CudaModel *)model;
+    m->deferred = on;
+    m->clip = clip;
+    if (on) return;
+    size_t i = m->steps++ % 2;
+    cudaCheck(cudaMemcpyAsync(m->results + i, m->a.result, sizeof *m->results, cudaMemcpyDeviceToHost, m->stream));
+    cudaCheck(cudaEventRecord(m->answered[i], m->stream));
+}
+
+/* Of the oldest of the last steps whose result was not given yet. */
+static void cuda_result(void *model, StepResult *out) {
+    CudaModel *m = (CudaModel *)model;
+    size_t i = m->given++ % 2;
+    cudaCheck(cudaEventSynchronize(m->answered[i]));
+    *out = m->results[i];
 }
 
 static void cuda_watch(void *model, bool on) { ((CudaModel *)model)->watch = on; }
@@ -2674,6 +2801,8 @@ static Backend cuda_backend(void) {
     b.devices = cuda_devices;
     b.join = cuda_join;
     b.share = cuda_share;
+    b.defer = cuda_defer;
+    b.result = cuda_result;
     return b;
 }
 

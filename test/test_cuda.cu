@@ -357,7 +357,7 @@ static Pair make_pair(const Config *c, size_t B, uint64_t seed) {
     p.c = cpu::gsa_create(c, B);
     p.g = gsa_create_cuda(c, B);
     /* all that a pass computes */
-    cudaCheck(cudaMemset(p.g->a.residual, 0xFF, (size_t)((char *)p.g->a.clamped - (char *)p.g->a.residual)));
+    cudaCheck(cudaMemset(p.g->a.residual, 0xFF, (size_t)((char *)p.g->a.result - (char *)p.g->a.residual)));
     model_start(c, p.c->params, seed);
     for (int i = 0; i < NUM_TENSORS; i++) {
         const Tensor *t = &p.c->tensors[i];
@@ -857,8 +857,9 @@ static void test_muon_passes(size_t n) {
     double *sums = device_room<double>(COUNT * MUON_BLOCKS);
     floatX *device_x = device_room<floatX>(COUNT * n), *copy = device_room<floatX>(COUNT * n);
     dim3 grid(MUON_BLOCKS, COUNT);
-    muon_momentum_kernel<<<grid, 256>>>(sums, device_momentum, device_grads, n, 0.5f, 0.9f);
-    muon_start_kernel<<<grid, 256>>>(device_x, sums, device_momentum, device_grads, n, 0.5f, 0.9f);
+    Scales half = {{0.5f, 1}, NULL};
+    muon_momentum_kernel<<<grid, 256>>>(sums, device_momentum, device_grads, n, half, 0.9f);
+    muon_start_kernel<<<grid, 256>>>(device_x, sums, device_momentum, device_grads, n, half, 0.9f);
     muon_apply_kernel<<<CEIL_DIV(COUNT * n, 256), 256>>>(device_p, copy, device_x, COUNT * n, 0.1f, 3, 0.5f);
     for (size_t m = 0; m < COUNT; m++) {
         double sum = 0;

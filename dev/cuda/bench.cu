@@ -376,7 +376,7 @@ std::vector<Item> Bench::input_backward_items() {
          }},
         {"encoder, backward", 1, 2 * NC, 0,
          [this](size_t) {
-             Buckets b = m->buckets;
+             Buckets b = m->batches[m->batch].buckets;
              b.positions = a.positions;
              b.segments = a.segments;
              b.tokens = a.bucket_tokens;

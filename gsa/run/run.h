@@ -33,14 +33,15 @@ typedef struct {
     /* splats: adapt is NULL where there are none */
     Adapt *adapt;
     AdaptRules rules;
-    double norms[NUM_CLIPS];     /* of the last update's gradients */
-    int64_t clamped[NUM_BOUNDS]; /* by kind, parameters that the last update put back into bounds */
+    Update pending;    /* the step whose result has not been asked for; its step is 0: there is none */
+    StepResult result; /* of the last step before; its loss is the mean */
     /* what is printed and logged */
     FILE *log;
     char *log_path;
     double tokens_a_step;
     double training_time;        /* seconds in training steps */
     double recent;               /* seconds a step, averaged over about the last ten */
+    double began;                /* when the step began whose result comes next: when that of the last one came */
     double reporting;            /* seconds that the last step's line and log took */
     double printed;              /* time of the last step's line that stays */
     int64_t outside[NUM_BOUNDS]; /* as clamped, of all updates since then */

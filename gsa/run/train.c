@@ -489,7 +489,7 @@ static double exchange(Run *r, double loss) {
         int64_t interrupted;
     } Report;
     if (r->ranks->count == 1) return loss;
-    Report mine = {loss, {r->norms[0], r->norms[1]}, interrupted};
+    Report mine = {loss, {r->result.norms[0], r->result.norms[1]}, interrupted};
     Report *all = (Report *)xmalloc((size_t)r->ranks->count * sizeof *all);
     ranks_gather(r->ranks, &mine, all, sizeof mine);
     loss = 0;
@@ -506,7 +506,7 @@ static double exchange(Run *r, double loss) {
 }
 
 /* The gradients of one update, over --accum batches, of which each rank takes its own; watched: with the sums that
-   adapt.h needs. Returns the mean loss. */
+   adapt.h needs. Returns the sum of the losses. */
 static double forward_backward(Run *r, bool watched) {
     const Settings *s = r->settings;
     const int B = (int)s->batch, T = r->config.T;
@@ -522,7 +522,7 @@ static double forward_backward(Run *r, bool watched) {
         if (r->overfit_x) memcpy(r->x, r->overfit_x, 2 * (size_t)B * T * sizeof *r->x);
         else next_batch(r, r->train, r->x, r->y, B, (uint64_t)(r->step * s->accum + i));
         if (r->backend->expect) r->backend->expect(r->model, share);
-        loss += r->backend->forward(r->model, r->x, r->y, B, T) / (double)s->accum;
+        loss += r->backend->forward(r->model, r->x, r->y, B, T);
         if (r->ranks->count > 1 && i == ranks_last_batch(r->ranks, s->accum)) r->backend->share(r->model);
         r->backend->backward(r->model, share);
         ranks_doing(r->ranks, RANKS_WORKING);
@@ -530,11 +530,11 @@ static double forward_backward(Run *r, bool watched) {
     return exchange(r, loss);
 }
 
-static void check_finite(const Run *r, double loss, const double norms[NUM_CLIPS]) {
+static void check_finite(const Run *r, int64_t step, double loss, const double norms[NUM_CLIPS]) {
     if (isfinite(loss) && isfinite(norms[CLIP_WEIGHTS]) && isfinite(norms[CLIP_SPLATS])) return;
     die("step %lld: loss %g, gradient norm %g (weights) and %g (splats), out of bounds before: %s; training diverged: "
         "lower --lr or --clip%s",
-        (long long)r->step + 1, loss, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], bounds_text(r->clamped),
+        (long long)step, loss, norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], bounds_text(r->result.clamped),
         r->saved > 0 ? ", or go on from the last checkpoint" : "");
 }
 
@@ -571,15 +571,15 @@ static void mfu_text(const Run *r, double mfu, char *out, size_t room) {
 }
 
 /* A step's line: of a terminal always the same one, else one every few seconds; always the first and the last. */
-static void print_step(Run *r, const char *line) {
+static void print_step(Run *r, int64_t step, const char *line) {
     enum { SECONDS = 5 };
     double now = now_seconds();
-    bool terminal = isatty(1), ends = r->step == r->settings->steps;
+    bool terminal = isatty(1), ends = step == r->settings->steps;
     if (terminal && !ends) {
         rewrite_line(line);
         return;
     }
-    if (!ends && r->step > r->first_step + 1 && now - r->printed < SECONDS) return;
+    if (!ends && step > r->first_step + 1 && now - r->printed < SECONDS) return;
     rewrite_line(NULL);
     printf("%s\n", line);
     fflush(stdout);
@@ -587,51 +587,83 @@ static void print_step(Run *r, const char *line) {
     r->printed = now;
 }
 
-/* Prints and logs the step just done, which took `took` seconds. */
-static void report_step(Run *r, double loss, const double norms[NUM_CLIPS], const Update *u, double took) {
+/* Prints and logs the step of update u, which took `took` seconds. */
+static void report_step(Run *r, const Update *u, double took) {
     char left[32], share[32];
+    const double *norms = r->result.norms, loss = r->result.loss;
     int64_t outside = 0, since = 0;
     for (int i = 0; i < NUM_BOUNDS; i++) {
-        outside += r->clamped[i];
-        since += r->outside[i] += r->clamped[i];
+        outside += r->result.clamped[i];
+        since += r->outside[i] += r->result.clamped[i];
     }
     r->training_time += took;
     /* the first two steps are slower: they touch all memory for the first time */
-    r->recent = r->step > r->first_step + 2 ? 0.9 * r->recent + 0.1 * took : took;
-    duration(r->recent * (double)(r->settings->steps - r->step), left, sizeof left);
+    r->recent = u->step > r->first_step + 2 ? 0.9 * r->recent + 0.1 * took : took;
+    duration(r->recent * (double)(r->settings->steps - u->step), left, sizeof left);
     double peak = r->backend->peak_flops ? r->backend->peak_flops() : 0, speed = r->tokens_a_step / r->recent,
            mfu = peak > 0 ? 100 * speed * config_operations(&r->config) / peak / r->ranks->count : 0;
     mfu_text(r, mfu, share, sizeof share);
     char *line = xasprintf(
         "step %lld/%lld | loss %.6f | %s left | %.0f ms | %.0f tok/s%s | norm %.4f, splats %.4f | lr %.2e%s%s",
-        (long long)r->step, (long long)r->settings->steps, loss, left, 1e3 * took, speed, share, norms[CLIP_WEIGHTS],
+        (long long)u->step, (long long)r->settings->steps, loss, left, 1e3 * took, speed, share, norms[CLIP_WEIGHTS],
         norms[CLIP_SPLATS], u->rate[CLIP_WEIGHTS], since ? " | put back into bounds: " : "",
         since ? bounds_text(r->outside) : "");
-    print_step(r, line);
+    print_step(r, u->step, line);
     free(line);
-    fprintf(r->log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)r->step, loss,
+    fprintf(r->log, "s:%lld trl:%.9g lr:%.6g norm:%.6g snorm:%.6g clamped:%lld\n", (long long)u->step, loss,
             u->rate[CLIP_WEIGHTS], norms[CLIP_WEIGHTS], norms[CLIP_SPLATS], (long long)outside);
-    if (r->step % 10 == 0 || r->step == r->settings->steps)
-        fprintf(r->log, "s:%lld tps:%.0f mfu:%.4g gpus:%d\n", (long long)r->step, speed, mfu, r->ranks->count);
+    if (u->step % 10 == 0 || u->step == r->settings->steps)
+        fprintf(r->log, "s:%lld tps:%.0f mfu:%.4g gpus:%d\n", (long long)u->step, speed, mfu, r->ranks->count);
     write_log(r);
 }
 
-/* One update. A loss or gradient that is not finite ends the program with a sentence. */
+/* The end of the step of update u, whose result is there. */
+static void end_step(Run *r, const Update *u) {
+    double now = now_seconds(), began = r->began;
+    r->began = now;
+    report_step(r, u, now - began);
+    r->reporting = now_seconds() - now; /* a part of the step too, which the next one's line shows */
+}
+
+/* Waits for the step that is still being computed, if there is one. */
+static void settle(Run *r) {
+    StepResult result;
+    Update u = r->pending;
+    if (!u.step) return;
+    r->pending.step = 0;
+    r->backend->result(r->model, &result);
+    result.loss /= (double)r->settings->accum;
+    check_finite(r, u.step, result.loss, result.norms);
+    r->result = result;
+    end_step(r, &u);
+}
+
+/* One update. A loss or gradient that is not finite ends the program with a sentence. A back end that can goes on with
+   it while the next step is made ready: its result is looked at then, and before anything is written or evaluated. */
 static void train_step(Run *r) {
-    double began = now_seconds(), *norms = r->norms;
     ranks_doing(r->ranks, RANKS_WORKING);
     bool watched = r->adapt && adapt_due(r->adapt, &r->rules, r->step + 1), shifted = false;
-    double loss = forward_backward(r, watched);
-    r->backend->gradient_norms(r->model, norms);
-    check_finite(r, loss, norms);
+    bool deferred = r->backend->defer && r->ranks->count == 1 && !watched;
+    if (!deferred) settle(r);
+    if (!r->pending.step) r->began = now_seconds() - r->reporting;
+    if (deferred) r->backend->defer(r->model, true, r->settings->clip);
+    StepResult result;
+    result.loss = forward_backward(r, watched) / (double)r->settings->accum;
+    r->backend->gradient_norms(r->model, result.norms);
+    if (!deferred) check_finite(r, r->step + 1, result.loss, result.norms);
     if (watched) shifted = watch_splats(r);
-    Update u = next_update(r, norms);
-    r->backend->update(r->model, &u, r->clamped);
+    Update u = next_update(r, result.norms);
+    r->backend->update(r->model, &u, result.clamped);
     r->step++;
     if (watched) adapt_step(r, shifted);
-    double computed = now_seconds();
-    report_step(r, loss, norms, &u, computed - began + r->reporting);
-    r->reporting = now_seconds() - computed; /* a part of the step too, which the next one's line shows */
+    if (deferred) {
+        r->backend->defer(r->model, false, 0);
+        settle(r);
+        r->pending = u;
+    } else {
+        r->result = result;
+        end_step(r, &u);
+    }
     ranks_doing(r->ranks, RANKS_FREE);
 }
 
@@ -718,8 +750,11 @@ static int train_loop(Run *r) {
         if (samples && r->step > r->first_step && is_due(r, s->sample_every)) print_sample(r);
         if (r->step == s->steps) break;
         train_step(r);
-        if (r->step == s->steps || is_due(r, s->save_every)) save(r);
+        bool saves = r->step == s->steps || is_due(r, s->save_every);
+        if (saves || is_due(r, s->eval_every) || is_due(r, s->sample_every)) settle(r);
+        if (saves) save(r);
     }
+    settle(r);
     if (r->stop && r->saved != r->step) save(r);
     /* a run that was killed between the two has left too many */
     if (r->saved == r->step && r->ranks->rank == 0) remove_old(r);

@@ -37,6 +37,12 @@ typedef struct {
     double momentum;         /* of Muon */
 } Update;
 
+/* What a step gives out: the sum of the losses of its forward passes, what gradient_norms finds, what update counts. */
+typedef struct {
+    double loss, norms[NUM_CLIPS];
+    int64_t clamped[NUM_BOUNDS];
+} StepResult;
+
 /* How several processes work on one run. */
 typedef struct {
     Ranks *ranks;
@@ -83,6 +89,11 @@ typedef struct {
        its first pass. NULL: nothing is */
     char *(*choices)(void *model);
     void (*choose)(void *model, const char *choices);
+    /* Around a step. on: its functions return at once, with zeros, and the update scales gradients down to a norm of
+       `clip` (0: as they are) instead of by u->scale. `result` waits for what the oldest such step gave out that was
+       not asked for yet, of two at most. NULL: this back end computes at once */
+    void (*defer)(void *model, bool on, double clip);
+    void (*result)(void *model, StepResult *out);
     /* The rest is for several processes, a GPU each (ranks.h); NULL: the back end has none of it.
        devices: GPUs that this process sees. join, before all else but name: this process is one of sharing->ranks and
        uses GPU ranks->local. */
