@@ -1693,6 +1693,7 @@ typedef struct {
     double clip;           /* then */
     size_t passes;         /* forward passes since the gradients were zero */
     uint64_t steps, given; /* deferred steps, and those whose results were given */
+    cudaGraphExec_t pass;  /* of deferred steps but the first: a forward and a backward pass as one launch */
     Parts normed, updated;
     NormPieces norm_pieces;
     /* on the host: */
@@ -1869,6 +1870,7 @@ static void gsa_destroy(CudaModel *m) {
         cudaCheck(cudaEventDestroy(m->answered[i]));
     }
     cudaCheck(cudaFreeHost(m->results));
+    if (m->pass) cudaCheck(cudaGraphExecDestroy(m->pass));
     cudaCheck(cudaStreamDestroy(m->stream));
     free(m->starts);
     free(m->flat);
@@ -2149,6 +2151,23 @@ static Batch *next_batch(CudaModel *m) {
     return &m->batches[m->batch];
 }
 
+/* Forward and backward pass of a deferred step are recorded, not launched one kernel after the other, and go to the
+   device as one graph: its kernels follow each other more closely. The first step is not: it chooses algorithms. */
+static bool records_pass(const CudaModel *m) { return m->deferred && m->steps > 0; }
+static void launch_pass(CudaModel *m) {
+    cudaGraph_t graph;
+    cudaGraphExecUpdateResultInfo info;
+    cudaCheck(cudaStreamEndCapture(m->stream, &graph));
+    if (m->pass && cudaGraphExecUpdate(m->pass, graph, &info) != cudaSuccess) { /* other kernels than the last pass's */
+        cudaGetLastError();
+        cudaCheck(cudaGraphExecDestroy(m->pass));
+        m->pass = NULL;
+    }
+    if (!m->pass) cudaCheck(cudaGraphInstantiate(&m->pass, graph, 0));
+    cudaCheck(cudaGraphLaunch(m->pass, m->stream));
+    cudaCheck(cudaGraphDestroy(graph));
+}
+
 /* x, y (B, T); a y of -1 is not predicted; y NULL: all but the loss. Returns the mean loss of what is predicted, in
    nats. */
 static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, size_t T) {
@@ -2164,6 +2183,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     m->predicted = 0;
     m->done = 0;
     Batch *batch = next_batch(m);
+    if (records_pass(m)) cudaCheck(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
     memcpy(batch->x, x, N * sizeof(int));
     cudaCheck(cudaMemcpyAsync(a.x, batch->x, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     if (y) {
@@ -2171,7 +2191,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
         memcpy(batch->x + N, y, N * sizeof(int));
         cudaCheck(cudaMemcpyAsync(a.y, batch->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     }
-    cudaCheck(cudaEventRecord(batch->left, stream));
+    if (!records_pass(m)) cudaCheck(cudaEventRecord(batch->left, stream));
     splat_tables(m);
     rope_tables(m);
     gsa_scales(m);
@@ -2335,11 +2355,12 @@ static void gsa_backward(CudaModel *m, double scale) {
                               stream));
     cudaCheck(cudaMemcpyAsync(a.bucket_tokens, b.tokens, (size_t)b.token_count * sizeof(Bucket), cudaMemcpyHostToDevice,
                               stream));
-    cudaCheck(cudaEventRecord(m->batches[m->batch].left, stream));
     b.positions = a.positions;
     b.segments = a.segments;
     b.tokens = a.bucket_tokens;
     encoder_backward(dp.wte, dp.wpe, a.dresidual, &b, a.token_sums, B, T, C, stream);
+    if (records_pass(m)) launch_pass(m);
+    cudaCheck(cudaEventRecord(m->batches[m->batch].left, stream));
     if (m->share) send_rest(m);
 }
 
