@@ -1,10 +1,11 @@
-"""Tokens a second of PyTorch on the same training step as train_gsacu: GPT-2 124M with torch.compile, fused attention
-and bf16.
+"""Tokens a second of PyTorch on the same training step as train_gsacu: GPT-2's shape, 124M unless another is given, with
+torch.compile, fused attention and bf16.
 
-    python3 dev/pytorch_bench.py [--batch 64] [--seq 1024] [--steps 20]
+    python3 dev/pytorch_bench.py [--layers 12] [--heads 12] [--channels 768] [--vocab 50304] [--batch 64] [--seq 1024]
+                                 [--mode default|reduce-overhead|max-autotune] [--steps 20]
 
 The model is GPT-2's as train_gsa.c has it with --attention standard --pos learned: learned positions, biases, GELU in
-its tanh form, tied classifier of 50304 rows, layernorms of epsilon 1e-5. The step is the one a user would write:
+its tanh form, tied classifier of --vocab rows, layernorms of epsilon 1e-5. The step is the one a user would write:
 autocast to bf16, fp32 weights, fused AdamW, gradient clipping at 1."""
 
 import argparse
@@ -14,6 +15,12 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.error = lambda sentence: parser.exit(2, f"pytorch_bench.py: {sentence}; --help says more\n")
 parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--seq", type=int, default=1024)
+parser.add_argument("--layers", type=int, default=12)
+parser.add_argument("--heads", type=int, default=12)
+parser.add_argument("--channels", type=int, default=768)
+parser.add_argument("--vocab", type=int, default=50304)
+modes = ["default", "reduce-overhead", "max-autotune"]
+parser.add_argument("--mode", choices=modes, default="default", help="of torch.compile")
 parser.add_argument("--steps", type=int, default=20)
 args = parser.parse_args()  # before the package: --help does not need it
 
@@ -21,7 +28,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-V, L, NH, C = 50304, 12, 12, 768
+V, L, NH, C = args.vocab, args.layers, args.heads, args.channels
 
 
 class Block(nn.Module):
@@ -62,9 +69,9 @@ def main():
     torch.set_float32_matmul_precision("high")
     model = GPT(args.seq).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    compiled = torch.compile(model)
-    x = torch.randint(0, 50257, (args.batch, args.seq), device="cuda")
-    y = torch.randint(0, 50257, (args.batch, args.seq), device="cuda")
+    compiled = torch.compile(model, mode=args.mode)
+    x = torch.randint(0, V, (args.batch, args.seq), device="cuda")
+    y = torch.randint(0, V, (args.batch, args.seq), device="cuda")
 
     def step():
         with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -86,7 +93,7 @@ def main():
         times.append(time.perf_counter() - began)
     median = sorted(times)[len(times) // 2]
     tokens = args.batch * args.seq
-    print(f"PyTorch {torch.__version__}, torch.compile, {torch.cuda.get_device_name()}: {1e3 * median:.2f} ms a step, "
+    print(f"PyTorch {torch.__version__}, torch.compile ({args.mode}), {torch.cuda.get_device_name()}: {1e3 * median:.2f} ms a step, "
           f"{tokens / median:.0f} tokens/s, loss {loss.item():.4f}")
 
 
