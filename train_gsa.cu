@@ -2152,8 +2152,9 @@ static Batch *next_batch(CudaModel *m) {
 }
 
 /* Forward and backward pass of a deferred step are recorded, not launched one kernel after the other, and go to the
-   device as one graph: its kernels follow each other more closely. The first step is not: it chooses algorithms. */
-static bool records_pass(const CudaModel *m) { return m->deferred && m->steps > 0; }
+   device as one graph: its kernels follow each other more closely. Not in the first step, which chooses algorithms, and
+   where splats are watched, which now and then takes other kernels. */
+static bool records_pass(const CudaModel *m) { return m->deferred && m->steps > 0 && !m->watch; }
 static void launch_pass(CudaModel *m) {
     cudaGraph_t graph;
     cudaGraphExecUpdateResultInfo info;

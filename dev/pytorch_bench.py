@@ -1,4 +1,4 @@
-"""Tokens a second of PyTorch on the same training step as train_gsacu: GPT-2's shape, 124M unless another is given, with
+"""Tokens a second of PyTorch on the same training step as train_gsacu: a GPT-2, 124M unless a shape is given, with
 torch.compile, fused attention and bf16.
 
     python3 dev/pytorch_bench.py [--layers 12] [--heads 12] [--channels 768] [--vocab 50304] [--batch 64] [--seq 1024]
@@ -93,8 +93,8 @@ def main():
         times.append(time.perf_counter() - began)
     median = sorted(times)[len(times) // 2]
     tokens = args.batch * args.seq
-    print(f"PyTorch {torch.__version__}, torch.compile ({args.mode}), {torch.cuda.get_device_name()}: {1e3 * median:.2f} ms a step, "
-          f"{tokens / median:.0f} tokens/s, loss {loss.item():.4f}")
+    print(f"PyTorch {torch.__version__}, torch.compile ({args.mode}), {torch.cuda.get_device_name()}: "
+          f"{1e3 * median:.2f} ms a step, {tokens / median:.0f} tokens/s, loss {loss.item():.4f}")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,9 @@ typedef struct {
     /* splats: adapt is NULL where there are none */
     Adapt *adapt;
     AdaptRules rules;
-    Update pending;    /* the step whose result has not been asked for; its step is 0: there is none */
-    StepResult result; /* of the last step before; its loss is the mean */
+    Update pending;        /* the step whose result has not been asked for; its step is 0: there is none */
+    float *pending_window; /* what was watched in it (watch_splats), or NULL */
+    StepResult result;     /* of the last step before; its loss is the mean */
     /* what is printed and logged */
     FILE *log;
     char *log_path;

@@ -331,29 +331,38 @@ static void print_sample(Run *r) {
 
 /* ---------------------------------------------------------------------- birth and death of splats */
 
-/* A window of statistics from the last forward and backward pass, whose rank tells it to the others. True: the data has
-   shifted. */
-static bool watch_splats(Run *r) {
-    Adapt *a = r->adapt;
+/* What a window of statistics is made of, from the last forward and backward pass, whose rank tells it to the others:
+   queries and keys of all GSA heads, then splats, then the sums of their gradients. Malloc'd. */
+static int watched_tokens(const Run *r) {
+    int64_t tokens = r->settings->batch * r->config.T;
+    return (int)(tokens < ADAPT_TOKENS ? tokens : ADAPT_TOKENS);
+}
+static float *watch_splats(Run *r) {
+    const Adapt *a = r->adapt;
     const Backend *b = r->backend;
     const int from = ranks_of_batch(r->ranks, r->settings->accum - 1);
-    int available =
-        (int)(r->settings->batch * r->config.T < ADAPT_TOKENS ? r->settings->batch * r->config.T : ADAPT_TOKENS);
-    float *rows = (float *)xmalloc(((size_t)available * (size_t)config_head_size(&r->config) + a->count + a->G * a->S) *
-                                   sizeof *rows);
-    float *splats = rows + (size_t)available * (size_t)config_head_size(&r->config), *sums = splats + a->count;
+    size_t each = (size_t)watched_tokens(r) * (size_t)config_head_size(&r->config);
+    float *window = (float *)xmalloc((2 * a->G * each + a->count + a->G * a->S) * sizeof *window), *rows = window;
     for (int l = 0; l < r->config.L; l++)
         for (int h = 0; h < config_heads(&r->config); h++)
-            for (int part = 0; part < 2 && config_is_gsa(&r->config, l, h); part++) {
-                if (from == r->ranks->rank) b->head(r->model, l, h, part, available, rows);
-                ranks_broadcast(r->ranks, rows, (size_t)available * (size_t)config_head_size(&r->config) * sizeof *rows,
-                                from);
-                adapt_sample(a, config_gsa_before(&r->config, l, h), part, rows, available);
+            for (int part = 0; part < 2 && config_is_gsa(&r->config, l, h); part++, rows += each) {
+                if (from == r->ranks->rank) b->head(r->model, l, h, part, watched_tokens(r), rows);
+                ranks_broadcast(r->ranks, rows, each * sizeof *rows, from);
             }
-    b->get(r->model, BUFFER_PARAMS, a->first, a->count, splats);
-    b->get(r->model, BUFFER_GRADS, r->tensors[TENSOR_alive].offset, a->G * a->S, sums);
-    bool shifted = adapt_window(a, r->step + 1, splats, sums);
-    free(rows);
+    b->get(r->model, BUFFER_PARAMS, a->first, a->count, rows);
+    b->get(r->model, BUFFER_GRADS, r->tensors[TENSOR_alive].offset, a->G * a->S, rows + a->count);
+    return window;
+}
+
+/* One window of statistics, of that step; frees it. True: the data has shifted. */
+static bool look_at_splats(Run *r, int64_t step, float *window) {
+    Adapt *a = r->adapt;
+    size_t each = (size_t)watched_tokens(r) * (size_t)config_head_size(&r->config);
+    const float *splats = window + 2 * a->G * each;
+    for (size_t i = 0; i < 2 * a->G; i++)
+        adapt_sample(a, (int)(i / 2), (int)(i % 2), window + i * each, watched_tokens(r));
+    bool shifted = adapt_window(a, step, splats, splats + a->count);
+    free(window);
     return shifted;
 }
 
@@ -552,15 +561,17 @@ static Update next_update(const Run *r, const double norms[NUM_CLIPS]) {
     return u;
 }
 
-/* After an update whose step was watched: a pass over the splats where one is due, and the step of the next. */
-static void adapt_step(Run *r, bool shifted) {
+/* After the update of a step that was watched: its statistics, a pass over the splats where one is due, and the step of
+   the next. */
+static void adapt_step(Run *r, int64_t step, float *window) {
+    bool shifted = look_at_splats(r, step, window);
     if (shifted) {
         r->adapt->numbers[ADAPT_SHIFTS]++;
-        fprintf(r->log, "s:%lld adp:shift\n", (long long)r->step);
+        fprintf(r->log, "s:%lld adp:shift\n", (long long)step);
     }
-    if (!shifted && r->step < r->adapt->numbers[ADAPT_NEXT]) return;
-    if (r->rules.mode != ADAPT_NONE && r->step <= r->rules.end) adapt_splats(r);
-    adapt_schedule(r->adapt, &r->rules, r->step, shifted);
+    if (!shifted && step < r->adapt->numbers[ADAPT_NEXT]) return;
+    if (r->rules.mode != ADAPT_NONE && step <= r->rules.end) adapt_splats(r);
+    adapt_schedule(r->adapt, &r->rules, step, shifted);
 }
 
 /* " | MFU 41.2 %", of each GPU; "" for a back end that does not know its machine. */
@@ -617,8 +628,14 @@ static void report_step(Run *r, const Update *u, double took) {
     write_log(r);
 }
 
-/* The end of the step of update u, whose result is there. */
-static void end_step(Run *r, const Update *u) {
+/* The end of the step of update u, whose result is there. A loss or gradient that is not finite ends the program with a
+   sentence. window: what was watched, or NULL */
+static void end_step(Run *r, const Update *u, float *window, const StepResult *result) {
+    double loss = result->loss / (double)r->settings->accum;
+    check_finite(r, u->step, loss, result->norms);
+    r->result = *result;
+    r->result.loss = loss;
+    if (window) adapt_step(r, u->step, window);
     double now = now_seconds(), began = r->began;
     r->began = now;
     report_step(r, u, now - began);
@@ -632,38 +649,31 @@ static void settle(Run *r) {
     if (!u.step) return;
     r->pending.step = 0;
     r->backend->result(r->model, &result);
-    result.loss /= (double)r->settings->accum;
-    check_finite(r, u.step, result.loss, result.norms);
-    r->result = result;
-    end_step(r, &u);
+    end_step(r, &u, r->pending_window, &result);
 }
 
-/* One update. A loss or gradient that is not finite ends the program with a sentence. A back end that can goes on with
-   it while the next step is made ready: its result is looked at then, and before anything is written or evaluated. */
+/* One update. A back end that can goes on with it while the next step is made ready: its result is looked at then, and
+   before anything is written or evaluated. */
 static void train_step(Run *r) {
     ranks_doing(r->ranks, RANKS_WORKING);
-    bool watched = r->adapt && adapt_due(r->adapt, &r->rules, r->step + 1), shifted = false;
-    bool deferred = r->backend->defer && r->ranks->count == 1 && !watched;
-    if (!deferred) settle(r);
+    bool watched = r->adapt && adapt_due(r->adapt, &r->rules, r->step + 1);
+    bool deferred = r->backend->defer && r->ranks->count == 1;
     if (!r->pending.step) r->began = now_seconds() - r->reporting;
     if (deferred) r->backend->defer(r->model, true, r->settings->clip);
     StepResult result;
-    result.loss = forward_backward(r, watched) / (double)r->settings->accum;
+    result.loss = forward_backward(r, watched);
     r->backend->gradient_norms(r->model, result.norms);
-    if (!deferred) check_finite(r, r->step + 1, result.loss, result.norms);
-    if (watched) shifted = watch_splats(r);
+    float *window = watched ? watch_splats(r) : NULL;
     Update u = next_update(r, result.norms);
     r->backend->update(r->model, &u, result.clamped);
     r->step++;
-    if (watched) adapt_step(r, shifted);
     if (deferred) {
         r->backend->defer(r->model, false, 0);
         settle(r);
         r->pending = u;
-    } else {
-        r->result = result;
-        end_step(r, &u);
-    }
+        r->pending_window = window;
+        if (watched && r->rules.mode != ADAPT_NONE) settle(r); /* splats may change before the next step */
+    } else end_step(r, &u, window, &result);
     ranks_doing(r->ranks, RANKS_FREE);
 }
 
