@@ -175,7 +175,12 @@ typedef struct {
 
 typedef struct {
     cublasLtHandle_t handle;
-    void *workspace;
+    void *workspace; /* that of `side` is behind it */
+    /* apart: gradients of matrices and their biases are computed on the stream `side`, beside what the backward pass
+       goes on with: they fill the device where one kernel ends and the next begins. */
+    bool apart;
+    cudaStream_t side;
+    cudaEvent_t forked, joined[2];
     MatmulPlan *plans;
     int count, room;
     size_t tuned[2]; /* products over this many tokens get their algorithm by timing; 0: none do */
@@ -235,6 +240,7 @@ static float matmul_time(Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristi
     cudaEvent_t start, end;
     cudaCheck(cudaEventCreate(&start));
     cudaCheck(cudaEventCreate(&end));
+    cudaCheck(cudaDeviceSynchronize()); /* what else is under way would take its share */
     for (int i = 0; i < count; i++) {
         float fastest = INFINITY;
         for (int run = 0; run < 4; run++) {
@@ -419,15 +425,38 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
     }
     if (!p->possible) return false;
     float beta = s.add;
+    void *workspace = (char *)mm->workspace + (stream == mm->side ? WORKSPACE : 0);
     cublasCheck(cublasLtMatmul(mm->handle, p->description, &alpha, A, p->a, B, p->b, &beta, C, p->d, D, p->d,
-                               &p->algorithm, mm->workspace, WORKSPACE, stream));
+                               &p->algorithm, workspace, WORKSPACE, stream));
     return true;
+}
+
+/* What `side` gets from here on comes after what `stream` got so far. */
+static cudaStream_t fork_side(Matmul *mm, cudaStream_t stream) {
+    cudaCheck(cudaEventRecord(mm->forked, stream));
+    cudaCheck(cudaStreamWaitEvent(mm->side, mm->forked, 0));
+    return mm->side;
+}
+/* And the other way: mark i is what `side` got so far, and `stream` waits for it. */
+static void mark_side(Matmul *mm, int i) {
+    if (mm->apart) cudaCheck(cudaEventRecord(mm->joined[i], mm->side));
+}
+static void await_side(Matmul *mm, int i, cudaStream_t stream) {
+    if (mm->apart) cudaCheck(cudaStreamWaitEvent(stream, mm->joined[i], 0));
+}
+
+static void join_side(Matmul *mm, cudaStream_t stream) {
+    mark_side(mm, 0);
+    await_side(mm, 0, stream);
 }
 
 static void matmul_create(Matmul *mm) {
     memset(mm, 0, sizeof *mm);
     cublasCheck(cublasLtCreate(&mm->handle));
-    cudaCheck(cudaMalloc(&mm->workspace, WORKSPACE));
+    cudaCheck(cudaMalloc(&mm->workspace, 2 * WORKSPACE));
+    cudaCheck(cudaStreamCreate(&mm->side));
+    cudaCheck(cudaEventCreateWithFlags(&mm->forked, cudaEventDisableTiming));
+    for (int i = 0; i < 2; i++) cudaCheck(cudaEventCreateWithFlags(&mm->joined[i], cudaEventDisableTiming));
 }
 
 static void matmul_destroy(Matmul *mm) {
@@ -441,6 +470,9 @@ static void matmul_destroy(Matmul *mm) {
     free(mm->notes);
     free(mm->given);
     cudaFree(mm->workspace);
+    cudaStreamDestroy(mm->side);
+    cudaEventDestroy(mm->forked);
+    for (int i = 0; i < 2; i++) cudaEventDestroy(mm->joined[i]);
     cublasLtDestroy(mm->handle);
 }
 
@@ -835,9 +867,9 @@ static void matmul_forward(Matmul *mm, floatX *out, const floatX *in, const floa
     if (pre) gelu_forward(out, pre, N * OC, stream);
 }
 
-/* din (N, C), or where in = gelu(pre) the gradient of pre; adds to dweight and dbias (NULL: somebody else does). All
-   times scale. partials: scratch of add_column_sums. cuBLASLt's own epilogue for dbias makes the products of a layer
-   0.4 ms slower on an H100, which is more than to read dout again takes. */
+/* din (N, C), or where in = gelu(pre) the gradient of pre; adds to dweight and dbias (NULL: somebody else does), aside
+   where mm->apart. All times scale. partials: scratch of add_column_sums. cuBLASLt's own epilogue for dbias makes the
+   products of a layer 0.4 ms slower on an H100, which is more than to read dout again takes. */
 static void matmul_backward(Matmul *mm, floatX *din, float *dweight, float *dbias, float *partials, const floatX *dout,
                             const floatX *in, const floatX *weight, const floatX *pre, float scale, size_t N, size_t C,
                             size_t OC, cudaStream_t stream) {
@@ -848,9 +880,10 @@ static void matmul_backward(Matmul *mm, floatX *din, float *dweight, float *dbia
                             pre ? pre + i * C : NULL, scale, i + piece < N ? piece : N - i, C, OC, stream);
         return;
     }
+    cudaStream_t aside = mm->apart ? fork_side(mm, stream) : stream;
     MatmulShape s = {(int)C, (int)OC, (int)N, false, true, true, 1, CUBLASLT_EPILOGUE_DEFAULT, 1};
-    matmul_run(mm, s, dweight, in, dout, dweight, NULL, NULL, scale, stream);
-    if (dbias) add_column_sums(dbias, partials, dout, N, OC, stream);
+    matmul_run(mm, s, dweight, in, dout, dweight, NULL, NULL, scale, aside);
+    if (dbias) add_column_sums(dbias, partials, dout, N, OC, aside);
     s = {(int)C, (int)N, (int)OC, false, false, false, 0, pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT, 1};
     if (matmul_run(mm, s, din, weight, dout, NULL, NULL, pre, scale, stream)) return;
     s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
@@ -1605,6 +1638,7 @@ static CudaSizes cuda_sizes(const Config *c, size_t B) {
     X(float, forget_local, WORKSPACE, ONCE, B * z.gates * forget_row(z.T)) \
     X(float, forget_partials, WORKSPACE, ONCE, FORGET_PIECES * z.gates * (z.C + 1)) \
     X(float, partials, WORKSPACE, ONCE, SUM_BLOCKS * (3 * z.A > 4 * z.C ? 3 * z.A : 4 * z.C)) \
+    X(float, side_partials, WORKSPACE, ONCE, SUM_BLOCKS * (3 * z.A > 4 * z.C ? 3 * z.A : 4 * z.C)) \
     X(float, scan_sums, WORKSPACE, ONCE, 2 * z.segments * z.state) \
     X(float, scan_records, WORKSPACE, ONCE, \
       2 * z.directions * (B * z.scans > z.segments ? B * z.scans : z.segments) * scan_sums_record(z.W)) \
@@ -1788,7 +1822,10 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
     m->logits_rows = logits_piece(N);
     m->total = model_tensors(c, m->tensors);
     m->seconds_total = model_second_moments(c, m->seconds);
-    cudaCheck(cudaStreamCreate(&m->stream));
+    int low, high;
+    cudaCheck(cudaDeviceGetStreamPriorityRange(&low, &high));
+    /* before matmul.side, and behind what passes between GPUs */
+    cudaCheck(cudaStreamCreateWithPriority(&m->stream, cudaStreamDefault, high < low ? low - 1 : low));
     size_t own_seconds, own = keep_parts(c, m->tensors, m->first, m->end, m->kept, m->kept_seconds, &own_seconds);
     float **buffers[] = {&m->params, &m->grads, &m->adam_m, &m->adam_v};
     for (int i = 0; i < 4; i++) {
@@ -2120,6 +2157,13 @@ static void hidden_forward(CudaModel *m, floatX *gelu, floatX *fc, const floatX 
                    4 * C, m->stream);
 }
 
+/* May gradients of matrices be computed beside the rest of the backward pass? Not where pieces of activations take each
+   other's place. */
+static bool may_part(const CudaModel *m) {
+    size_t N = m->used_B * m->used_T;
+    return !m->config.recompute && piece_size(N, piece_most) == N && piece_size(N, m->logits_rows) == N;
+}
+
 /* Logits of n tokens from `first` on; they become their gradients in the same pass, and losses are stored. */
 static void logits_forward(CudaModel *m, size_t first, size_t n) {
     CudaSizes z = m->sizes;
@@ -2215,12 +2259,14 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
         return 0;
     }
     size_t rows = piece_size(N, m->logits_rows);
+    m->matmul.apart = may_part(m);
     for (size_t i = 0; i < N; i += rows) {
         size_t n = i + rows < N ? rows : N - i;
         logits_forward(m, i, n);
         /* while they are there: the next piece overwrites them */
         if (m->expected) logits_backward(m, i, n, m->expected);
     }
+    m->matmul.apart = false; /* the backward pass waits for that too */
     m->done = m->expected;
     m->expected = 0;
     mean_loss_kernel<<<1, 1024, 0, stream>>>(a.result, a.losses, N, m->predicted, m->deferred && m->passes++ > 0);
@@ -2309,6 +2355,7 @@ static void gsa_backward(CudaModel *m, double scale) {
     CudaActivations a = m->a;
     cudaStream_t stream = m->stream;
     Matmul *mm = &m->matmul;
+    mm->apart = may_part(m);
     if (m->done && m->done != scale)
         die("internal error: a backward pass by %g was announced, not by %g", m->done, scale);
     for (size_t i = 0; i < N && !m->done; i += rows) {
@@ -2329,27 +2376,36 @@ static void gsa_backward(CudaModel *m, double scale) {
             if (m->config.recompute) hidden_forward(m, block.gelu, block.fc, block.ln2, l, i, n);
             matmul_backward(mm, a.dfc, dp.fcprojw + l * 4 * C * C, NULL, NULL, a.dresidual + i * C, block.gelu + at,
                             w.fcprojw + l * 4 * C * C, block.fc + at, 1, n, 4 * C, C, stream);
-            matmul_backward(mm, a.dln + i * C, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.partials, a.dfc,
+            mark_side(mm, 0);
+            matmul_backward(mm, a.dln + i * C, dp.fcw + l * 4 * C * C, dp.fcb + l * 4 * C, a.side_partials, a.dfc,
                             block.ln2 + i * C, w.fcw + l * 4 * C * C, NULL, 1, n, C, 4 * C, stream);
         }
+        await_side(mm, 0, stream); /* fcproj's gradients come of dresidual as it is */
         layernorm_backward(a.dresidual, dp.ln2w + l * C, dp.ln2b + l * C, dp.attprojb + l * C, a.partials, a.dln,
                            block.middle, p.ln2w + l * C, block.ln2_mean, block.ln2_rstd, N, C, stream);
         matmul_backward(mm, a.datt, dp.attprojw + l * C * A, NULL, NULL, a.dresidual, block.att, w.attprojw + l * C * A,
                         NULL, 1, N, A, C, stream);
+        mark_side(mm, 1);
         gates_local(m, block, l, B, T);
         if (attends(m, l))
             attention_backward(a.dqkv, a.dfeatures, a.delta, a.datt, block.att, block.att_lse, attention_input(m, l, N),
                                B, T, z.NH, z.HS, stream);
         features_backward(m, a.dqkv, a.dfeatures, block.features, block.qkv, l, B, T);
         scans_backward(m, block, l, B, T);
-        matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.partials, a.dqkv, block.ln1,
+        matmul_backward(mm, a.dln, dp.qkvw + l * 3 * A * C, dp.qkvb + l * 3 * A, a.side_partials, a.dqkv, block.ln1,
                         w.qkvw + l * 3 * A * C, NULL, 1, N, C, 3 * A, stream);
         gates_backward(m, a.dln, block, l, B, T);
+        await_side(mm, 1, stream); /* attproj's likewise, and before them dfc; dqkv is waited for by the next ln2 */
         layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL,
                            a.partials, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N, C,
                            stream);
-        if (m->share) send_block(m, l);
+        if (m->share) {
+            join_side(mm, stream);
+            send_block(m, l);
+        }
     }
+    join_side(mm, stream);
+    mm->apart = false;
     Buckets b = m->batches[m->batch].buckets;
     cudaCheck(cudaMemcpyAsync(a.positions, b.positions, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     cudaCheck(cudaMemcpyAsync(a.segments, b.segments, (size_t)b.segment_count * sizeof(Bucket), cudaMemcpyHostToDevice,
@@ -2729,7 +2785,7 @@ static void cuda_memory(const Config *c, int B, size_t bytes[NUM_MEMORY]) {
     bytes[MEMORY_PARAMS] = own * sizeof(float) + total * sizeof(floatX);
     bytes[MEMORY_GRADS] = total * sizeof(float);
     bytes[MEMORY_OPTIMISER] = (own + own_seconds) * sizeof(float);
-    bytes[MEMORY_WORKSPACE] = WORKSPACE + (team.narrow || team.shard ? LENT : 0);
+    bytes[MEMORY_WORKSPACE] = 2 * WORKSPACE + (team.narrow || team.shard ? LENT : 0);
     carve_activations(&a, NULL, c, (size_t)B, bytes);
 }
 
