@@ -51,7 +51,7 @@ static const char *ending(const char *text) {
 }
 
 /* How often text holds part. */
-static int times(const char *text, const char *part) {
+__attribute__((unused)) static int times(const char *text, const char *part) {
     int n = 0;
     for (const char *at = strstr(text, part); at; at = strstr(at + strlen(part), part)) n++;
     return n;
@@ -106,7 +106,8 @@ static void wait_for_steps(const char *name, int steps) {
 
 /* The largest relative difference of two runs' losses, of the first `most` or as many as there are, which are counted;
    infinite where they have not the same number, none, or one that is not finite. */
-static double losses_apart(const char *a, const char *b, const char *key, int most, int *count) {
+__attribute__((unused)) static double losses_apart(const char *a, const char *b, const char *key, int most,
+                                                   int *count) {
     double x[1000], y[1000], largest = 0;
     int n = logged(a, key, x, most), m = logged(b, key, y, most);
     *count = n;
@@ -119,14 +120,14 @@ static double losses_apart(const char *a, const char *b, const char *key, int mo
     return largest;
 }
 
-static double last_loss(const char *name) {
+__attribute__((unused)) static double last_loss(const char *name) {
     double x[1000];
     int n = logged(name, "trl:", x, 1000);
     return n ? x[n - 1] : NAN;
 }
 
 /* Run `to` is run `from` as it was after `step` steps, which both have saved. */
-static bool go_on_from(const char *from, const char *to, int step) {
+__attribute__((unused)) static bool go_on_from(const char *from, const char *to, int step) {
     char *command = xasprintf("cd '%s' && cp -r %s %s && cd %s && for f in *_000*.bin; do "
                               "case $f in *_%08d.bin) ;; *) [ \"${f#*_}\" \\< %08d.bin ] || rm $f;; esac; done",
                               folder, from, to, to, step, step);

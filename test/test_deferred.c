@@ -1,0 +1,163 @@
+/* The loop with a back end that gives what a step gives out one step later (Backend.defer): the same checkpoints and
+   logs as with one that computes at once, nothing is evaluated or saved before a step's result was looked at, and a
+   loss that is not finite ends the run before that too. The arithmetic is train_gsa.c's. */
+#define main train_gsa_main
+#include "../train_gsa.c"
+#undef main
+#include "runs.h"
+
+static bool late, within; /* this run defers; a step is under way */
+static double clip;
+static StepResult given, queue[2]; /* what the step has given out so far; results that were not asked for */
+static int waiting;
+
+static double late_forward(void *model, const int *x, const int *y, int B, int T) {
+    double loss = cpu_forward(model, x, y, B, T);
+    if (!within) {
+        if (late && waiting) die("the loop evaluates before it has looked at a step");
+        return loss;
+    }
+    given.loss += loss;
+    return 0;
+}
+static void late_norms(void *model, double norms[NUM_CLIPS]) {
+    cpu_gradient_norms(model, given.norms);
+    for (int c = 0; c < NUM_CLIPS; c++) norms[c] = within ? 0 : given.norms[c];
+}
+static void late_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]) {
+    Update own = *u;
+    for (int c = 0; c < NUM_CLIPS && within; c++)
+        own.scale[c] = clip > 0 && given.norms[c] > clip ? clip / given.norms[c] : 1;
+    cpu_update(model, &own, given.clamped);
+    for (int i = 0; i < NUM_BOUNDS; i++) clamped[i] = within ? 0 : given.clamped[i];
+}
+static const float *late_read(void *model, int buffer) {
+    if (waiting) die("the loop reads the model before it has looked at a step");
+    return cpu_read(model, buffer);
+}
+static void late_defer(void *model, bool on, double largest) {
+    (void)model;
+    within = on;
+    clip = largest;
+    if (on) memset(&given, 0, sizeof given);
+    else if (waiting == 2) die("the loop leaves three results behind");
+    else queue[waiting++] = given;
+}
+static void late_result(void *model, StepResult *out) {
+    (void)model;
+    if (!waiting) die("the loop asks for a result that is not there");
+    *out = queue[0];
+    queue[0] = queue[1];
+    waiting--;
+}
+
+GSA_NORETURN static void run_here(int argc, char **argv) {
+    Backend b = {.name = cpu_name,
+                 .memory = cpu_memory,
+                 .free_memory = free_memory,
+                 .create = cpu_create,
+                 .destroy = cpu_destroy,
+                 .write = cpu_write,
+                 .read = late_read,
+                 .put = cpu_put,
+                 .get = cpu_get,
+                 .forward = late_forward,
+                 .backward = cpu_backward,
+                 .zero_gradients = cpu_zero_gradients,
+                 .gradient_norms = late_norms,
+                 .update = late_update,
+                 .logits = cpu_logits,
+                 .head = cpu_head,
+                 .watch = cpu_watch,
+                 .defer = late ? late_defer : NULL,
+                 .result = late_result};
+    exit(train(argc, argv, &b));
+}
+
+/* Every run has the same small model, but for what is given. */
+static const char common[] = "--layers 2 --heads 2 --channels 32 --seq 32 --batch 2 --vocab 300 --eval-tokens 320 "
+                             "--threads 1 --warmup 3 --keep 0";
+
+static int run(const char *name, const char *flags, bool defers) {
+    char *all = xasprintf("%s --steps 24 --eval-every 7 --out %s/%s", flags, folder, name);
+    late = defers;
+    int status = status_of(start_run(name, common, all), 120);
+    free(all);
+    return status;
+}
+
+/* Both logs without what is timed and without their own names. */
+static bool same_logs(const char *a, const char *b) {
+    char *command = xasprintf("cd '%s' && for r in %s %s; do sed -e '/tps:/d' -e '/cfg:/d' $r/main.log >$r.log; done; "
+                              "test -s %s.log && cmp %s.log %s.log",
+                              folder, a, b, a, a, b);
+    bool same = system(command) == 0;
+    free(command);
+    return same;
+}
+
+static void test_equal(void) {
+    static const char *const kinds[] = {
+        "--attention standard --save-every 10 --sample-every 9 --clip 0.3",
+        "--attention hybrid --save-every 10 --sample-every 9 --accum 3 --clip 0",
+        "--attention gsa --save-every 10 --sample-every 9 --splats-alive 4 --adapt grow --adapt-rules "
+        "every=3,life=0,activation=0.9"};
+    static const char *const files[] = {"model_00000010.bin", "model_00000020.bin", "model_00000024.bin"};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        char *now = xasprintf("now%zu", i), *later = xasprintf("later%zu", i);
+        int first = run(now, kinds[i], false), second = run(later, kinds[i], true);
+        CHECK(first == 0 && second == 0, "%s: %d, %d, %s", kinds[i], first, second, ending(output_of(later)));
+        for (size_t k = 0; k < sizeof files / sizeof *files; k++)
+            CHECK(same_file(now, later, files[k]), "%s: %s is the same", kinds[i], files[k]);
+        CHECK(same_logs(now, later), "%s: the log is the same", kinds[i]);
+        free(now);
+        free(later);
+    }
+}
+
+/* The sentence names the step, and no checkpoint of it or of a later one is written. */
+static void test_divergence(void) {
+    const char *flags =
+        "--attention standard --lr 10 --min-lr 10 --weight-decay 10 --clip 0 --save-every 1 --sample-every 0";
+    int status[2];
+    const char *said[2];
+    for (int i = 0; i < 2; i++) {
+        status[i] = run(i ? "nan_later" : "nan_now", flags, i == 1);
+        const char *sentence = strstr(output_of(i ? "nan_later" : "nan_now"), "train_gsacu: step ");
+        said[i] = sentence ? sentence : "nothing";
+    }
+    CHECK(status[0] == 1 && status[1] == 1 && strcmp(said[0], said[1]) == 0, "%d, %d; %s; %s", status[0], status[1],
+          said[0], said[1]);
+    char *command = xasprintf("cd '%s' && [ \"$(ls nan_now)\" = \"$(ls nan_later)\" ]", folder);
+    CHECK(system(command) == 0, "a run that diverges leaves the same files");
+    free(command);
+}
+
+/* Ctrl-C: the last step is looked at, and saved. */
+static void test_interrupt(void) {
+    char *flags = xasprintf(
+        "--attention standard --steps 100000 --eval-every 0 --sample-every 0 --save-every 0 --out %s/stopped", folder);
+    late = true;
+    pid_t child = start_run("stopped", common, flags);
+    wait_for_steps("stopped", 3);
+    kill(child, SIGINT);
+    int status = status_of(child, 20);
+    const char *said = output_of("stopped"), *saved = strstr(said, "saved ");
+    double losses[1000];
+    int steps = logged("stopped", "trl:", losses, 1000), step = -1;
+    if (saved) sscanf(strstr(saved, "model_"), "model_%d", &step);
+    CHECK(status == 130 && step == steps, "status %d, %d steps logged, step %d saved: %s", status, steps, step,
+          ending(said));
+    free(flags);
+}
+
+int main(int argc, char **argv) {
+    (void)argc;
+    program_name(argv[0]);
+    make_test_folder();
+    test_equal();
+    test_divergence();
+    test_interrupt();
+    remove_test_folder();
+    return test_summary("deferred");
+}
