@@ -2158,10 +2158,11 @@ static void hidden_forward(CudaModel *m, floatX *gelu, floatX *fc, const floatX 
 }
 
 /* May gradients of matrices be computed beside the rest of the backward pass? Not where pieces of activations take each
-   other's place. */
+   other's place, nor where other GPUs wait for those of each block. */
 static bool may_part(const CudaModel *m) {
     size_t N = m->used_B * m->used_T;
-    return !m->config.recompute && piece_size(N, piece_most) == N && piece_size(N, m->logits_rows) == N;
+    return !m->config.recompute && team_count() == 1 && piece_size(N, piece_most) == N &&
+           piece_size(N, m->logits_rows) == N;
 }
 
 /* Logits of n tokens from `first` on; they become their gradients in the same pass, and losses are stored. */
@@ -2399,10 +2400,7 @@ static void gsa_backward(CudaModel *m, double scale) {
         layernorm_backward(a.dresidual, dp.ln1w + l * C, dp.ln1b + l * C, l ? dp.fcprojb + (l - 1) * C : NULL,
                            a.partials, a.dln, block.residual, p.ln1w + l * C, block.ln1_mean, block.ln1_rstd, N, C,
                            stream);
-        if (m->share) {
-            join_side(mm, stream);
-            send_block(m, l);
-        }
+        if (m->share) send_block(m, l);
     }
     join_side(mm, stream);
     mm->apart = false;
