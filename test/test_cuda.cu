@@ -984,6 +984,56 @@ static void test_determinism(int kind, bool muon) {
     free_pair(&b);
 }
 
+/* One update by two batches. late: as a run does it whose results come a step later. */
+static void one_step(CudaModel *g, const Pair *from, int step, bool late, StepResult *result) {
+    const double clip = 0.05;
+    Update u = {{1e-3, 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step, 0.95};
+    memset(result, 0, sizeof *result);
+    if (late) cuda_defer(g, true, clip);
+    cuda_watch(g, step == 3);
+    cuda_zero_gradients(g);
+    for (int i = 0; i < 2; i++) { /* other tokens each time */
+        if (i) cuda_expect(g, 0.5);
+        result->loss += cuda_forward(g, from->x + 5 * step + i, from->y + 5 * step, (int)from->B - 1, (int)from->T);
+        cuda_backward(g, 0.5);
+    }
+    cuda_gradient_norms(g, result->norms);
+    for (int c = 0; c < NUM_CLIPS && !late; c++) u.scale[c] = result->norms[c] > clip ? clip / result->norms[c] : 1;
+    cuda_update(g, &u, result->clamped);
+    if (late) cuda_defer(g, false, 0);
+}
+
+/* Steps whose results come one step later, and whose passes are graphs, are those of one that waits, bit for bit; an
+   evaluation between them changes nothing. */
+static void test_late(int kind, bool muon) {
+    enum { COUNT = 6 };
+    Config config = kind_config(kind);
+    config.muon = muon;
+    Pair a = make_pair(&config, 3, 47), b = make_pair(&config, 3, 47);
+    StepResult now[COUNT + 1], later[COUNT + 1], none;
+    for (int step = 1; step <= COUNT; step++) {
+        one_step(a.g, &a, step, false, &now[step]);
+        one_step(b.g, &a, step, true, &none);
+        if (step > 1) cuda_result(b.g, &later[step - 1]);
+        if (step == 4) cuda_forward(b.g, a.y, a.x, 2, (int)a.T - 3);
+    }
+    cuda_result(b.g, &later[COUNT]);
+    CHECK(b.g->pass != NULL, "%s: passes go to the device as a graph", kinds[kind].name);
+    for (int step = 1; step <= COUNT; step++)
+        CHECK(isfinite(now[step].loss) && now[step].norms[CLIP_WEIGHTS] > 0.05 &&
+                  memcmp(&now[step], &later[step], sizeof now[step]) == 0,
+              "%s: step %d a step later: loss %.9f and %.9f, norms %g, %g and %g, %g", kinds[kind].name, step,
+              now[step].loss, later[step].loss, now[step].norms[0], now[step].norms[1], later[step].norms[0],
+              later[step].norms[1]);
+    const int buffers[] = {BUFFER_PARAMS, BUFFER_GRADS, BUFFER_ADAM_M, BUFFER_ADAM_V};
+    for (int i = 0; i < 4; i++)
+        CHECK(memcmp(cuda_read(a.g, buffers[i]), cuda_read(b.g, buffers[i]),
+                     cuda_length(a.g, buffers[i]) * sizeof(float)) == 0,
+              "%s: buffer %d the same where results come later", kinds[kind].name, buffers[i]);
+    free_pair(&a);
+    free_pair(&b);
+}
+
 /* Token t changes nothing before t. */
 static void check_causality(Pair *p, const char *what) {
     const Config *config = &p->c->config;
@@ -1705,6 +1755,7 @@ int main(int argc, char **argv) {
     for (int k = 0; k < KINDS; k += small ? 4 : 1) {
         test_heads(k, 2, 70);
         test_model(k, small ? 1 : 10);
+        test_late(k, false);
         if (small) continue;
         test_heads(k, 1, 1);
         test_heads(k, 3, 129);
@@ -1726,6 +1777,7 @@ int main(int argc, char **argv) {
     test_extremes();
     if (!small) {
         test_determinism(9, true);
+        test_late(9, true);
         test_segments();
         test_extend_limit();
         test_shared_memory();
