@@ -497,8 +497,7 @@ __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *l
 /* Entry by entry on 16 rows: weights p = exp(logit - lse) from scores, then ds = p (do . v - delta), both ready to be
    left operands of a product. lse2 (base 2) and delta belong to queries: to the thread's two rows, or where rows are
    KEYS to columns, in shared memory from the tile's first column on. ds uses p as rounded to bf16, which is at hand.
-   GATED, rows keys: sum gets the sums of ds of the thread's two rows, of its own columns. Those of a query are zero, as
-   its weights sum to 1. */
+   GATED: sum gets the sums of ds of the thread's two rows, of its own columns. */
 template <bool KEYS, int N>
 __device__ inline void weights(uint32_t (&p)[N / 2][4], const float (&s)[N][4], float scale2, const float (&lse2)[2],
                                const float *lse2_columns) {
@@ -523,7 +522,7 @@ __device__ inline void score_gradients(uint32_t (&ds)[N / 2][4], const float (&d
             float first = __uint_as_float(both << 16) * (dp[n][2 * r] - (KEYS ? d.x : delta[r])),
                   second = __uint_as_float(both & 0xFFFF0000) * (dp[n][2 * r + 1] - (KEYS ? d.y : delta[r]));
             ds[n / 2][n % 2 * 2 + r] = pack(first, second);
-            if (GATED && KEYS) sum[r] += first + second;
+            if (GATED) sum[r] += first + second;
         }
     }
 }
@@ -580,13 +579,16 @@ template <int N> __device__ inline void forget_add(float (&s)[N][4], const float
         for (int e = 0; e < 4; e++) s[n][e] += own[e / 2];
 }
 
-/* dc from the sums of ds of a thread's rows, which are keys */
+/* dc from the sums of ds of a thread's rows: queries first, then keys. Those of a query would be zero without rounding,
+   as its weights sum to 1. They are taken all the same: in the sum of dc from t on every pair of tokens behind t counts
+   once with either sign and leaves nothing, which holds for rounded ds too. */
+template <bool KEYS>
 __device__ inline void forget_store(const AttentionGate &gate, const float (&sum)[2], int row0, int T) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int t = row0 + threadIdx.x % 32 / 4 + 8 * r;
         float all = quad_sum(sum[r]);
-        if (threadIdx.x % 4 == 0 && t < T) gate.dc[t] = -all;
+        if (threadIdx.x % 4 == 0 && t < T) gate.dc[t] = KEYS ? gate.dc[t] - all : all;
     }
 }
 
@@ -694,7 +696,7 @@ __global__ void __launch_bounds__(128)
          *d2 = gradient_of(dqkv, dfeatures, head, b, h, 2, T, NH, HS);
 #pragma unroll
     for (int m = 0; m < M; m++) {
-        if (GATED && KEYS && gate.c) forget_store(gate, gate_sum[m], row0 + 16 * m, T);
+        if (GATED && gate.c) forget_store<KEYS>(gate, gate_sum[m], row0 + 16 * m, T);
         store_rows<HS>(d1, head.qk_stride, row0 + 16 * m, T, sum1[m], head.scale, head.scale, tile1,
                        (warp * M + m) * 16);
         if (KEYS) store_rows<HS>(d2, head.v_stride, row0 + 16 * m, T, sum2[m], 1, 1, tile2, (warp * M + m) * 16);
@@ -1028,7 +1030,7 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     } while (c0 < end); /* do, not while: as in the forward pass */
     wgmma_wait<0>(sum1);
     if (KEYS) wgmma_wait<0>(sum2);
-    if (GATED && KEYS && gate.c) forget_store(gate, gate_sum, row0, T);
+    if (GATED && gate.c) forget_store<KEYS>(gate, gate_sum, row0, T);
     __syncthreads();
     bf16 *d1 = gradient_of(dqkv, dfeatures, head, b, h, KEYS ? 1 : 0, T, NH, HS),
          *d2 = gradient_of(dqkv, dfeatures, head, b, h, 2, T, NH, HS);
