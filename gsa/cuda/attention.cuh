@@ -263,22 +263,25 @@ __device__ inline bool sees_all(int i0, int ni, int j0, int nj, int behind, int 
     return j0 + nj - 1 <= i0 + ahead && j0 >= i0 + ni - 1 - behind && j0 + nj <= T;
 }
 
-/* Gated heads, rows queries: adds c_i0 - c_j to the logits of keys j0 and on, as scores; inverse: 1 / scale. What c_i
-   differs from c_i0, that of the block's first row, is the same for all keys of a row: it belongs to the lse. */
-template <int N>
-__device__ inline void forget_keys(float (&s)[N][4], const AttentionGate &gate, int i0, int j0, float inverse) {
-    float offset = (float)(gate.c[i0] - gate.c[j0 / FORGET_TILE * FORGET_TILE]);
-    const float *local = gate.local + j0 + threadIdx.x % 4 * 2;
+/* Gated heads, rows queries: adds c_i0 - c_j to the logits of keys j0 and on, as scores; inverse: 1 / scale; start: c_i0
+   less c of the tile that the keys lie in; local: gate.local from key j0 on. What c_i differs from c_i0, that of the
+   block's first row, is the same for all keys of a row: it belongs to the lse. */
+template <int N> __device__ inline void forget_keys(float (&s)[N][4], float start, const float *local, float inverse) {
+    local += threadIdx.x % 4 * 2;
+    start *= inverse;
 #pragma unroll
     for (int n = 0; n < N; n++) {
         float2 d = *(const float2 *)(local + 8 * n);
-        d.x = (offset + d.x) * inverse;
-        d.y = (offset + d.y) * inverse;
+        d.x = d.x * inverse + start;
+        d.y = d.y * inverse + start;
         s[n][0] += d.x;
         s[n][1] += d.y;
         s[n][2] += d.x;
         s[n][3] += d.y;
     }
+}
+__device__ inline float forget_start(const AttentionGate &gate, double c_i0, int j0) {
+    return gate.c ? (float)(c_i0 - gate.c[j0 / FORGET_TILE * FORGET_TILE]) : 0;
 }
 
 /* c of query i less that of row0: what forget_keys left to the lse; in the backward pass row0 may be a key */
@@ -453,7 +456,8 @@ __global__ void __launch_bounds__(128) attention_forward_mma(bf16 *out, float *l
         product_rows<HS, M, KEYS / 8>(s, q_tile, warp * 16 * M, k_tile, 0);
         if (GATED && gate.c)
 #pragma unroll
-            for (int m = 0; m < M; m++) forget_keys(s[m], gate, i0, j0, 1 / head.scale);
+            for (int m = 0; m < M; m++)
+                forget_keys(s[m], forget_start(gate, gate.c[i0], j0), gate.local + j0, 1 / head.scale);
         if (!sees_all(row0, 16 * M, j0, KEYS, behind, ahead, T))
 #pragma unroll
             for (int m = 0; m < M; m++) hide<false>(s[m], row0 + 16 * m, j0, behind, ahead, T);
@@ -575,7 +579,9 @@ template <int N> __device__ inline void forget_add(float (&s)[N][4], const float
         for (int e = 0; e < 4; e++) s[n][e] += own[e / 2];
 }
 
-/* dc from the sums of ds of a thread's rows: queries first, then keys */
+/* dc from the sums of ds of a thread's rows: queries first, then keys. Those of a query would be zero without rounding,
+   as its weights sum to 1. They are taken all the same: in the sum of dc from t on every pair of tokens behind t counts
+   once with either sign and leaves nothing, which holds for rounded ds too. */
 template <bool KEYS>
 __device__ inline void forget_store(const AttentionGate &gate, const float (&sum)[2], int row0, int T) {
 #pragma unroll
@@ -670,7 +676,8 @@ __global__ void __launch_bounds__(128)
 #pragma unroll
                 for (int m = 0; m < M; m++) {
                     if (KEYS) forget_add(s[m], own[m]);
-                    else forget_keys(s[m], gate, r0, column0, 1 / head.scale);
+                    else
+                        forget_keys(s[m], forget_start(gate, gate.c[r0], column0), gate.local + column0, 1 / head.scale);
                 }
             if (!sees_all(i0, ni, j0, nj, behind, ahead, T))
 #pragma unroll
@@ -755,6 +762,12 @@ __device__ inline void copy_tile(uint32_t tile, const CUtensorMap *map, int colu
         "l"(map), "r"(column), "r"(t), "r"(b), "r"(barrier)
         : "memory");
 }
+/* so many bytes, a multiple of 16, to shared memory; they count for the barrier */
+__device__ inline void copy_numbers(uint32_t to, const float *from, int bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
 
 /* A tile as wgmma wants it described: its address in units of 16 bytes, 1,024 bytes from 8 rows to the next 8, and the
    128-byte swizzle. Plus 2: 16 columns further on; plus 128: 16 rows further on. */
@@ -812,14 +825,15 @@ static __device__ int attention_has_wgmma = 0;
    The stage that it fills is that of STAGES - LEAD blocks before, so the warpgroups may be a block apart without
    waiting for each other. (A ninth warp for this job would leave 96 registers to each thread instead of 128.) */
 #define ATTENTION_FORWARD_STAGES 4
-#define ATTENTION_FORWARD_BYTES ((2 + 2 * ATTENTION_FORWARD_STAGES) * TILE64 + 128)
+#define ATTENTION_FORWARD_BYTES ((2 + 2 * ATTENTION_FORWARD_STAGES) * TILE64 + ATTENTION_FORWARD_STAGES * 256 + 128)
 template <bool GATED>
 __global__ void __launch_bounds__(256, 2)
     attention_forward_wgmma(bf16 *out, float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T,
                             int NH) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int HS = 64, ROWS = 128, KEYS = 64, STAGES = ATTENTION_FORWARD_STAGES, LEAD = 2;
-    extern __shared__ __align__(1024) char memory[]; /* two tiles of queries, stages of keys and values, barriers */
+    /* two tiles of queries, stages of keys and values, what gates keep of a stage's keys, barriers */
+    extern __shared__ __align__(1024) char memory[];
     int blocks = (T + ROWS - 1) / ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     size_t bh = blockIdx.x / blocks, b = bh / NH, C = (size_t)NH * HS;
     int h = bh % NH, i0 = (blocks - 1 - blockIdx.x % blocks) * ROWS;
@@ -827,16 +841,20 @@ __global__ void __launch_bounds__(256, 2)
     if (head.behind < 0) return;
     int behind = head.behind, ahead = head.ahead, first = max(0, i0 - behind) / KEYS * KEYS,
         end = min(T, i0 + ROWS + ahead);
-    uint32_t q_tiles = shared_address(memory), stages = q_tiles + 2 * TILE64, q_full = stages + 2 * STAGES * TILE64,
-             full = q_full + 8, empty = full + 8 * STAGES;
+    const float *locals = (const float *)(memory + (2 + 2 * STAGES) * TILE64);
+    uint32_t q_tiles = shared_address(memory), stages = q_tiles + 2 * TILE64,
+             q_full = shared_address(locals + STAGES * KEYS), full = q_full + 8, empty = full + 8 * STAGES;
+    AttentionGate gate = {};
+    if (GATED) gate = attention_gate(in, b, h, T);
+    double c_i0 = gate.c ? gate.c[i0] : 0;
     const CUtensorMap *qk_map = head.from_features ? &maps.features : &maps.qkv;
     auto copy_keys = [&](int block) { /* the block-th one of keys and values */
-                                      int stage = block % STAGES;
-                                      uint32_t k_tile = stages + stage * 2 * TILE64, barrier = full + 8 * stage;
-                                      barrier_expect(barrier, 2 * TILE64);
-                                      copy_tile(k_tile, qk_map, C + h * HS, first + block * KEYS, b, barrier);
-                                      copy_tile(k_tile + TILE64, &maps.qkv, 2 * C + h * HS, first + block * KEYS, b,
-                                                barrier);
+        int stage = block % STAGES, j0 = first + block * KEYS;
+        uint32_t k_tile = stages + stage * 2 * TILE64, barrier = full + 8 * stage;
+        barrier_expect(barrier, 2 * TILE64 + (gate.c ? KEYS * 4 : 0));
+        copy_tile(k_tile, qk_map, C + h * HS, j0, b, barrier);
+        copy_tile(k_tile + TILE64, &maps.qkv, 2 * C + h * HS, j0, b, barrier);
+        if (gate.c) copy_numbers(shared_address(locals + stage * KEYS), gate.local + j0, KEYS * 4, barrier);
     };
     if (threadIdx.x == 0) {
         barrier_init(q_full, 1);
@@ -858,13 +876,11 @@ __global__ void __launch_bounds__(256, 2)
     int group_end = min(end, i0 + 64 * (group + 1) + ahead);
     float scale2 = head.scale * ATTENTION_LOG2E, o[8][4] = {}, m[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     uint64_t q = wgmma_tile(q_tiles + group * TILE64);
-    AttentionGate gate = {};
-    if (GATED) gate = attention_gate(in, b, h, T);
     barrier_wait(q_full, 0);
     do {
         int stage = block % STAGES, j0 = first + block * KEYS;
         uint32_t k_tile = stages + stage * 2 * TILE64;
-        float s[8][4];
+        float s[8][4], start = forget_start(gate, c_i0, j0);
         barrier_wait(full + 8 * stage, block / STAGES % 2);
         wgmma_begin();
         wgmma_rows(s, q, wgmma_tile(k_tile));
@@ -877,7 +893,7 @@ __global__ void __launch_bounds__(256, 2)
             copy_keys(block + LEAD);
         }
         __syncwarp();
-        if (GATED && gate.c) forget_keys(s, gate, i0, j0, 1 / head.scale);
+        if (gate.c) forget_keys(s, start, locals + stage * KEYS, 1 / head.scale);
         if (!sees_all(row0, 16, j0, KEYS, behind, ahead, T)) hide<false>(s, row0, j0, behind, ahead, T);
         float factor[2];
         if (online_softmax(s, m, sum, factor, scale2))
@@ -912,7 +928,7 @@ __global__ void __launch_bounds__(256, 2)
    registers of the scores, and one more warpgroup fits a multiprocessor. */
 #define ATTENTION_BACKWARD_BYTES (6 * TILE64 + 2 * 128 * 4 + 64)
 template <bool KEYS, bool GATED>
-__global__ void __launch_bounds__(128, KEYS || GATED ? 3 : 4)
+__global__ void __launch_bounds__(128, KEYS ? 3 : 4)
     attention_backward_wgmma(bf16 *dqkv, bf16 *dfeatures, float *delta, const bf16 *dout, const bf16 *out,
                              const float *lse, AttentionInput in, const __grid_constant__ AttentionMaps maps, int T,
                              int NH) {
@@ -928,7 +944,8 @@ __global__ void __launch_bounds__(128, KEYS || GATED ? 3 : 4)
     int behind = head.behind, ahead = head.ahead, before = KEYS ? ahead : behind, after = KEYS ? behind : ahead;
     int first = max(0, r0 - before) / BLOCK * BLOCK, end = min(T, r0 + BLOCK + after);
     uint32_t tile1 = shared_address(memory), tile2 = tile1 + TILE64, stages = tile2 + TILE64;
-    /* KEYS: lse, delta of a stage's columns; else delta of the rows */
+    /* KEYS: lse, delta of a stage's columns; else delta of the rows, and in the second half of a stage's what the gate
+       keeps of its columns */
     float *statistics = (float *)(memory + (2 + 2 * STAGES) * TILE64);
     uint32_t rows_full = shared_address(statistics + 256), full = rows_full + 8;
     AttentionGate gate = {};
@@ -936,17 +953,21 @@ __global__ void __launch_bounds__(128, KEYS || GATED ? 3 : 4)
     lse += bh * T;
     delta += bh * T;
 
-    /* 64 tokens from t on of k and v, or of q and do, to two tiles */
-    auto copy = [&](bool keys, int t, uint32_t tile, uint32_t barrier) {
-        barrier_expect(barrier, 2 * TILE64);
+    double c_r0 = gate.c ? gate.c[r0] : 0;
+
+    /* 64 tokens from t on of k and v, or of q and do, to two tiles; locals: what the gate keeps of keys goes there too */
+    auto copy = [&](bool keys, int t, uint32_t tile, uint32_t barrier, const float *locals) {
+        barrier_expect(barrier, 2 * TILE64 + (locals ? BLOCK * 4 : 0));
         copy_tile(tile, head.from_features ? &maps.features : &maps.qkv, (keys ? C : 0) + h * HS, t, b, barrier);
         copy_tile(tile + TILE64, keys ? &maps.qkv : &maps.dout, (keys ? 2 * C : 0) + h * HS, t, b, barrier);
+        if (locals) copy_numbers(shared_address(locals), gate.local + t, BLOCK * 4, barrier);
     };
+    auto locals_of = [&](int stage) { return !KEYS && gate.c ? statistics + stage * 128 + 64 : NULL; };
     if (threadIdx.x == 0) {
         for (int stage = -1; stage < STAGES; stage++) barrier_init(full + 8 * stage, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        copy(KEYS, r0, tile1, rows_full);
-        copy(!KEYS, first, stages, full);
+        copy(KEYS, r0, tile1, rows_full, NULL);
+        copy(!KEYS, first, stages, full, locals_of(0));
     }
     float lse2[2] = {}, delta_row[2] = {};
     if (KEYS) statistics[threadIdx.x] = column_statistic(lse, delta, gate, r0, first, T);
@@ -974,7 +995,8 @@ __global__ void __launch_bounds__(128, KEYS || GATED ? 3 : 4)
         uint64_t columns1 = wgmma_tile(stages + stage * 2 * TILE64),
                  columns2 = wgmma_tile(stages + stage * 2 * TILE64 + TILE64);
         /* of the next block */
-        float s[8][4], dp[8][4], statistic = KEYS ? column_statistic(lse, delta, gate, r0, c0 + BLOCK, T) : 0;
+        float s[8][4], dp[8][4], statistic = KEYS ? column_statistic(lse, delta, gate, r0, c0 + BLOCK, T) : 0,
+                                 start = KEYS ? 0 : forget_start(gate, c_r0, c0);
         barrier_wait(full + 8 * stage, parity);
         wgmma_begin();
         wgmma_rows(s, rows1, columns1);
@@ -983,11 +1005,9 @@ __global__ void __launch_bounds__(128, KEYS || GATED ? 3 : 4)
         __syncthreads(); /* all are done with the block before: its stage and its statistics are free */
         if (KEYS) statistics[(stage ^ 1) * 128 + threadIdx.x] = statistic;
         if (threadIdx.x == 0 && c0 + BLOCK < end)
-            copy(!KEYS, c0 + BLOCK, stages + (stage ^ 1) * 2 * TILE64, full + 8 * (stage ^ 1));
-        if (GATED && gate.c) {
-            if (KEYS) forget_add(s, own);
-            else forget_keys(s, gate, r0, c0, 1 / head.scale);
-        }
+            copy(!KEYS, c0 + BLOCK, stages + (stage ^ 1) * 2 * TILE64, full + 8 * (stage ^ 1), locals_of(stage ^ 1));
+        if (gate.c && KEYS) forget_add(s, own);
+        if (gate.c && !KEYS) forget_keys(s, start, locals_of(stage), 1 / head.scale);
         int i0 = KEYS ? c0 : row0, ni = KEYS ? BLOCK : 16, j0 = KEYS ? row0 : c0, nj = KEYS ? 16 : BLOCK;
         if (!sees_all(i0, ni, j0, nj, behind, ahead, T)) hide<KEYS>(s, row0, c0, behind, ahead, T);
         uint32_t p[4][4], ds[4][4];

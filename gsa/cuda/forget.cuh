@@ -11,27 +11,39 @@ __host__ __device__ static inline size_t forget_row(size_t T) {
     return (T + FORGET_TILE - 1) / FORGET_TILE * FORGET_TILE;
 }
 
+enum { FORGET_TOKENS = 4, FORGET_GATES = 4 }; /* of a warp or thread at a time, so that x and weights are read seldom */
+
 /* One warp for 4 tokens: c (B, count, T) = ln sigmoid(w . x + b), not summed yet; x (N, C) */
-__global__ static void forget_logs_kernel(double *c, const floatX *x, const float *weight, const float *bias, size_t N,
-                                          size_t T, size_t C, size_t count) {
-    enum { TOKENS = 4 };
-    size_t first = ((size_t)blockIdx.x * 4 + threadIdx.x / 32) * TOKENS;
-    int lane = threadIdx.x % 32;
-    for (size_t gate = 0; gate < count && first < N; gate++) {
-        float sum[TOKENS] = {};
-        for (size_t k = (size_t)lane * 8; k < C; k += 256) {
-            float w[8];
-            load_floats(w, weight + gate * C + k);
-            for (int i = 0; i < TOKENS && first + i < N; i++) {
-                Pack p = load_pack(x + (first + i) * C + k);
-                for (int e = 0; e < 8; e++) sum[i] += number(p, e) * w[e];
+__global__ static void forget_logs_kernel(double *c, const floatX *x, const float *weight, const float *bias, int N,
+                                          int T, int C, int count) {
+    int first = (blockIdx.x * 4 + threadIdx.x / 32) * FORGET_TOKENS, lane = threadIdx.x % 32;
+    for (int gate0 = 0; gate0 < count && first < N; gate0 += FORGET_GATES) {
+        float sum[FORGET_GATES][FORGET_TOKENS] = {}, mine = 0;
+        for (int k = lane * 8; k < C; k += 256) {
+            Pack p[FORGET_TOKENS] = {};
+#pragma unroll
+            for (int i = 0; i < FORGET_TOKENS; i++)
+                if (first + i < N) p[i] = load_pack(x + (size_t)(first + i) * C + k);
+#pragma unroll
+            for (int g = 0; g < FORGET_GATES; g++) {
+                if (gate0 + g >= count) break;
+                float w[8];
+                load_floats(w, weight + (size_t)(gate0 + g) * C + k);
+                for (int i = 0; i < FORGET_TOKENS; i++)
+                    for (int e = 0; e < 8; e++) sum[g][i] += number(p[i], e) * w[e];
             }
         }
-        for (int i = 0; i < TOKENS && first + i < N; i++) {
-            double u = (double)(warp_sum(sum[i]) + bias[gate]);
-            size_t n = first + i;
-            if (lane == 0) c[(n / T * count + gate) * T + n % T] = u > 0 ? -log1p(exp(-u)) : u - log1p(exp(u));
-        }
+        /* each sum to a lane of its own, which takes its logarithm */
+#pragma unroll
+        for (int g = 0; g < FORGET_GATES; g++)
+            for (int i = 0; i < FORGET_TOKENS; i++) {
+                float all = warp_sum(sum[g][i]);
+                if (lane == g * FORGET_TOKENS + i) mine = all;
+            }
+        int gate = gate0 + lane / FORGET_TOKENS, n = first + lane % FORGET_TOKENS;
+        if (lane >= FORGET_GATES * FORGET_TOKENS || gate >= count || n >= N) continue;
+        double u = (double)(mine + bias[gate]);
+        c[((size_t)(n / T) * count + gate) * T + n % T] = u > 0 ? -log1p(exp(-u)) : u - log1p(exp(u));
     }
 }
 
@@ -101,40 +113,52 @@ __global__ static void __launch_bounds__(FORGET_THREADS)
     }
 }
 
-/* dx (N, C) += du W, du (B, count, T), W (count, C); a thread has 8 channels of a token */
-__global__ static void forget_inputs_kernel(floatX *dx, const float *du, const float *weight, size_t N, size_t T,
-                                            size_t C, size_t count) {
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, n = i / (C / 8), k = i % (C / 8) * 8;
-    if (n >= N) return;
-    Pack old = load_pack(dx + n * C + k);
-    float sum[8];
-    for (int e = 0; e < 8; e++) sum[e] = number(old, e);
-    for (size_t gate = 0; gate < count; gate++) {
-        float w[8], d = du[(n / T * count + gate) * T + n % T];
-        load_floats(w, weight + gate * C + k);
-        for (int e = 0; e < 8; e++) sum[e] += d * w[e];
+/* dx (N, C) += du W, du (B, count, T), W (count, C); a thread has 8 channels of 4 tokens */
+__global__ static void forget_inputs_kernel(floatX *dx, const float *du, const float *weight, int N, int T, int C,
+                                            int count) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x, first = i / (C / 8) * FORGET_TOKENS, k = i % (C / 8) * 8;
+    if (first >= N) return;
+    float sum[FORGET_TOKENS][8] = {};
+    const float *du_of[FORGET_TOKENS];
+#pragma unroll
+    for (int t = 0; t < FORGET_TOKENS; t++) {
+        int n = min(first + t, N - 1);
+        Pack old = load_pack(dx + (size_t)n * C + k);
+        for (int e = 0; e < 8; e++) sum[t][e] = number(old, e);
+        du_of[t] = du + (size_t)(n / T) * count * T + n % T;
     }
-    store_pack(dx + n * C + k, sum);
+    for (int gate = 0; gate < count; gate++) {
+        float w[8];
+        load_floats(w, weight + (size_t)gate * C + k);
+#pragma unroll
+        for (int t = 0; t < FORGET_TOKENS; t++) {
+            float d = du_of[t][(size_t)gate * T];
+            for (int e = 0; e < 8; e++) sum[t][e] += d * w[e];
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < FORGET_TOKENS; t++)
+        if (first + t < N) store_pack(dx + (size_t)(first + t) * C + k, sum[t]);
 }
 
 /* partials (pieces, count, C + 1): sums over a piece of the tokens of du x, and of du. A block has 256 channels, 8 a
-   lane, and up to GATES gates; its warps take turns at the tokens. */
-enum { FORGET_PIECES = 64, FORGET_GATES = 4 };
+   lane, and up to FORGET_GATES gates; its warps take turns at the tokens. */
+enum { FORGET_PIECES = 256 };
 __global__ static void __launch_bounds__(256) forget_weights_kernel(float *partials, const float *du, const floatX *x,
-                                                                    size_t N, size_t T, size_t C, size_t count) {
+                                                                    int N, int T, int C, int count) {
     __shared__ float sums[FORGET_GATES][256];
-    size_t piece = blockIdx.x, each = CEIL_DIV(N, (size_t)FORGET_PIECES), gate0 = blockIdx.z * FORGET_GATES,
-           end = (piece + 1) * each < N ? (piece + 1) * each : N, c0 = blockIdx.y * 256;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32,
-        gates = count - gate0 < FORGET_GATES ? count - gate0 : FORGET_GATES;
-    size_t k = c0 + lane * 8;
+    int piece = blockIdx.x, each = CEIL_DIV(N, FORGET_PIECES), gate0 = blockIdx.z * FORGET_GATES,
+        end = min((piece + 1) * each, N), c0 = blockIdx.y * 256, lane = threadIdx.x % 32, warp = threadIdx.x / 32,
+        gates = min(count - gate0, FORGET_GATES), k = c0 + lane * 8;
     float sum[FORGET_GATES][8] = {}, all[FORGET_GATES] = {};
-    for (size_t n = piece * each + warp; n < end; n += 8) {
+#pragma unroll 4
+    for (int n = piece * each + warp; n < end; n += 8) {
         Pack p = {};
-        if (k < C) p = load_pack(x + n * C + k);
+        if (k < C) p = load_pack(x + (size_t)n * C + k);
+        const float *du_of = du + ((size_t)(n / T) * count + gate0) * T + n % T;
 #pragma unroll
         for (int g = 0; g < FORGET_GATES; g++) {
-            float d = g < gates ? du[(n / T * count + gate0 + g) * T + n % T] : 0;
+            float d = g < gates ? du_of[(size_t)g * T] : 0;
             all[g] += d;
             for (int e = 0; e < 8; e++) sum[g][e] += d * number(p, e);
         }
@@ -146,37 +170,43 @@ __global__ static void __launch_bounds__(256) forget_weights_kernel(float *parti
                 for (int e = 0; e < 8; e++) sums[g][lane * 8 + e] = (w ? sums[g][lane * 8 + e] : 0) + sum[g][e];
         __syncthreads();
     }
+    partials += ((size_t)piece * count + gate0) * (C + 1);
     for (int g = 0; g < gates; g++)
-        if (c0 + threadIdx.x < C)
-            partials[(piece * count + gate0 + g) * (C + 1) + c0 + threadIdx.x] = sums[g][threadIdx.x];
+        if (c0 + threadIdx.x < C) partials[(size_t)g * (C + 1) + c0 + threadIdx.x] = sums[g][threadIdx.x];
     __syncthreads();
     if (c0 > 0) return; /* the bias belongs to the first channels' block */
 #pragma unroll
     for (int g = 0; g < FORGET_GATES; g++)
         if (lane == 0) sums[g][warp] = all[g];
     __syncthreads();
-    for (int g = 0; g < gates; g++) {
-        float total = 0;
-        for (int w = 0; w < 8 && threadIdx.x == 0; w++) total += sums[g][w];
-        if (threadIdx.x == 0) partials[(piece * count + gate0 + g) * (C + 1) + C] = total;
-    }
+    if (threadIdx.x >= gates) return;
+    float total = 0;
+    for (int w = 0; w < 8; w++) total += sums[threadIdx.x][w];
+    partials[(size_t)threadIdx.x * (C + 1) + C] = total;
 }
 
-/* One thread a number: dweight (count, C) and dbias (count) += sums of the pieces */
-__global__ static void forget_weights_sum_kernel(float *dweight, float *dbias, const float *partials, size_t C,
-                                                 size_t count) {
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, gate = i / (C + 1), k = i % (C + 1);
-    if (gate >= count) return;
+/* dweight (count, C) and dbias (count) += sums of the pieces. A block has 32 numbers; its warps share out the pieces. */
+__global__ static void __launch_bounds__(256)
+    forget_weights_sum_kernel(float *dweight, float *dbias, const float *partials, int C, int count) {
+    __shared__ double sums[8][32];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = blockIdx.x * 32 + lane, numbers = count * (C + 1);
     double sum = 0;
-    for (size_t piece = 0; piece < FORGET_PIECES; piece++) sum += (double)partials[piece * count * (C + 1) + i];
-    if (k < C) dweight[gate * C + k] += (float)sum;
+    for (int piece = warp; piece < FORGET_PIECES && i < numbers; piece += 8)
+        sum += (double)partials[(size_t)piece * numbers + i];
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || i >= numbers) return;
+    for (int w = 1; w < 8; w++) sum += sums[w][lane];
+    int gate = i / (C + 1), k = i % (C + 1);
+    if (k < C) dweight[(size_t)gate * C + k] += (float)sum;
     else dbias[gate] += (float)sum;
 }
 
 /* c (B, count, T) from x (N, C), weight (count, C), bias (count) */
 static void forget_forward(double *c, const floatX *x, const float *weight, const float *bias, size_t B, size_t T,
                            size_t C, size_t count, cudaStream_t stream) {
-    forget_logs_kernel<<<CEIL_DIV(B * T, 16), 128, 0, stream>>>(c, x, weight, bias, B * T, T, C, count);
+    forget_logs_kernel<<<CEIL_DIV(B * T, 4 * FORGET_TOKENS), 128, 0, stream>>>(c, x, weight, bias, (int)(B * T), (int)T,
+                                                                               (int)C, (int)count);
     forget_sums_kernel<<<(unsigned)(B * count), FORGET_THREADS, 0, stream>>>(c, T);
     cudaCheck(cudaGetLastError());
 }
@@ -190,11 +220,12 @@ static void forget_local(float *local, const double *c, size_t rows, size_t T, c
 static void forget_backward(floatX *dx, float *dweight, float *dbias, float *partials, float *dc, const double *c,
                             const floatX *x, const float *weight, size_t B, size_t T, size_t C, size_t count,
                             cudaStream_t stream) {
-    size_t N = B * T;
+    int N = (int)(B * T), gates = (int)count;
+    size_t threads = CEIL_DIV(B * T, FORGET_TOKENS) * (C / 8);
     forget_sums_backward_kernel<<<(unsigned)(B * count), FORGET_THREADS, 0, stream>>>(dc, c, T);
-    forget_inputs_kernel<<<CEIL_DIV(N * (C / 8), 256), 256, 0, stream>>>(dx, dc, weight, N, T, C, count);
-    dim3 grid(FORGET_PIECES, (unsigned)CEIL_DIV(C, (size_t)256), (unsigned)CEIL_DIV(count, (size_t)FORGET_GATES));
-    forget_weights_kernel<<<grid, 256, 0, stream>>>(partials, dc, x, N, T, C, count);
-    forget_weights_sum_kernel<<<CEIL_DIV(count * (C + 1), 256), 256, 0, stream>>>(dweight, dbias, partials, C, count);
+    forget_inputs_kernel<<<CEIL_DIV(threads, 256), 256, 0, stream>>>(dx, dc, weight, N, (int)T, (int)C, gates);
+    dim3 grid(FORGET_PIECES, (unsigned)CEIL_DIV(C, (size_t)256), (unsigned)CEIL_DIV(count, FORGET_GATES));
+    forget_weights_kernel<<<grid, 256, 0, stream>>>(partials, dc, x, N, (int)T, (int)C, gates);
+    forget_weights_sum_kernel<<<CEIL_DIV(count * (C + 1), 32), 256, 0, stream>>>(dweight, dbias, partials, (int)C, gates);
     cudaCheck(cudaGetLastError());
 }
