@@ -803,7 +803,8 @@ static double rounded_pass(const Pair *p, size_t B, size_t T) {
    the precisions of heads of 128. */
 static void compare_updates(const Pair *p, size_t B, size_t T, int updates, const char *what) {
     const Config *c = &p->c->config;
-    bool shorter = c->raw, large = c->covariance == COVARIANCE_FULL && config_head_size(c) == 128;
+    bool shorter = c->raw,
+         large = sizeof(floatX) == 2 && c->covariance == COVARIANCE_FULL && config_head_size(c) == 128;
     double limit = large ? 4 * STEPS : STEPS;
     for (int step = 1; step <= updates; step++) {
         Update u = {{shorter ? 3e-4 : 1e-3, shorter ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step, 0.95};
