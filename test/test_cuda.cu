@@ -32,7 +32,7 @@ static const double OUTPUT = 1e-5, FEATURES = 1e-6, GRADIENT = 5e-5, QUERIES = 1
 static const char name[] = "cuda";
 static const double OUTPUT = 1e-2, FEATURES = 1e-2, GRADIENT = 2e-2, QUERIES = 6e-2, SPLATS = 3e-2, WAVES = 1e-1,
                     LOSS = 5e-3, MODEL = 3e-2, COSINE = 0.999, MODEL_SPLATS = 6e-2, MODEL_WAVES = 2e-1,
-                    SPLATS_COSINE = 0.998, STEPS = 2e-2, MILLION = 2e-2, ORTHOGONAL = 6e-2;
+                    SPLATS_COSINE = 0.998, STEPS = 5e-3, MILLION = 2e-2, ORTHOGONAL = 6e-2;
 #endif
 
 /* ---------------------------------------------------------------------- numbers here and there */
@@ -780,23 +780,41 @@ static void compare_watched(const Pair *p, size_t B, size_t T, const char *what)
     cuda_watch(p->g, false);
 }
 
+/* The CPU's loss and gradients with what the GPU multiplies by: copies of the weights, rounded to a floatX. Many steps
+   are below half a unit in their last place, so that copies stay behind their masters: on the CPU alone that moves the
+   third loss of "standard, both, window" by 0.07 where steps are 3e-4. */
+static double rounded_pass(const Pair *p, size_t B, size_t T) {
+    static const int copied[] = {TENSOR_wte,      TENSOR_wpe, TENSOR_qkvw, TENSOR_qkvb,    TENSOR_attprojw,
+                                 TENSOR_attprojb, TENSOR_fcw, TENSOR_fcb,  TENSOR_fcprojw, TENSOR_fcprojb};
+    cpu::GSA *c = p->c;
+    float *masters = (float *)xmalloc(c->total * sizeof(float));
+    memcpy(masters, c->params, c->total * sizeof(float));
+    for (int i : copied) round_numbers(c->params + c->tensors[i].offset, c->tensors[i].size);
+    cpu::gsa_zero_gradients(c);
+    double loss = cpu::gsa_forward(c, p->x, p->y, B, T);
+    cpu::gsa_backward(c, 1);
+    memcpy(c->params, masters, c->total * sizeof(float));
+    free(masters);
+    return loss;
+}
+
 /* Without the sphere steps of 1e-3 are chaotic: on the CPU alone noise of 1e-6 in the gradients of "no sphere, full"
-   becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4. And with heads of 128 the loss falls from 3.1 to 0.6 within four such
-   steps, where bf16 may be a third of a step behind (fp32 is not), so that they are shorter too. */
+   becomes 3.5e-3 of the tenth loss, 4e-7 at 3e-4. In bf16 1.4e-3 was seen at most, and 1.2e-2 where whole matrices are
+   the precisions of heads of 128. */
 static void compare_updates(const Pair *p, size_t B, size_t T, int updates, const char *what) {
-    bool large = sizeof(floatX) == 2 && config_head_size(&p->c->config) == 128, shorter = p->c->config.raw || large;
+    const Config *c = &p->c->config;
+    bool shorter = c->raw,
+         large = sizeof(floatX) == 2 && c->covariance == COVARIANCE_FULL && config_head_size(c) == 128;
+    double limit = large ? 4 * STEPS : STEPS;
     for (int step = 1; step <= updates; step++) {
         Update u = {{shorter ? 3e-4 : 1e-3, shorter ? 3e-3 : 1e-2}, 0.9, 0.95, 0.1, {1, 1}, step, 0.95};
         int64_t clamped[NUM_BOUNDS], device_clamped[NUM_BOUNDS];
-        cpu::gsa_zero_gradients(p->c);
         cuda_zero_gradients(p->g);
-        double loss = cpu::gsa_forward(p->c, p->x, p->y, B, T),
-               device_loss = cuda_forward(p->g, p->x, p->y, (int)B, (int)T);
+        double loss = rounded_pass(p, B, T), device_loss = cuda_forward(p->g, p->x, p->y, (int)B, (int)T);
         /* below 2.5 the batch is being learned by heart, each step takes a good part of the loss, and its ratio says
            little */
-        CHECK(fabs(device_loss - loss) <= STEPS * fmax(loss, 2.5), "%s: loss %.7f before update %d, CPU %.7f", what,
+        CHECK(fabs(device_loss - loss) <= limit * fmax(loss, 2.5), "%s: loss %.7f before update %d, CPU %.7f", what,
               device_loss, step, loss);
-        cpu::gsa_backward(p->c, 1);
         cuda_backward(p->g, 1);
         cpu::gsa_update(p->c, &u, clamped);
         cuda_update(p->g, &u, device_clamped);
@@ -1250,15 +1268,20 @@ static void test_memory(void) {
         const char *wrong = config_head_map(&config, "4");
         if (wrong) die("%s", wrong);
         size_t bytes[NUM_MEMORY], said = 0, before, after, all;
+        double taken, off;
         cuda_memory(&config, 2, bytes);
         for (int i = 0; i < NUM_MEMORY; i++) said += bytes[i];
-        cudaCheck(cudaDeviceSynchronize());
-        cudaCheck(cudaMemGetInfo(&before, &all));
-        CudaModel *m = gsa_create_cuda(&config, 2);
-        cudaCheck(cudaMemGetInfo(&after, &all));
-        CHECK(fabs((double)(before - after) / (double)said - 1) < 0.01, "memory: %.1f MiB said, %.1f taken",
-              (double)said / (1 << 20), (double)(before - after) / (1 << 20));
-        gsa_destroy(m);
+        int tries = 0;
+        do { /* another process on the card may take memory meanwhile */
+            cudaCheck(cudaDeviceSynchronize());
+            cudaCheck(cudaMemGetInfo(&before, &all));
+            CudaModel *m = gsa_create_cuda(&config, 2);
+            cudaCheck(cudaMemGetInfo(&after, &all));
+            gsa_destroy(m);
+            taken = (double)before - (double)after;
+            off = fabs(taken / (double)said - 1);
+        } while (off >= 0.01 && ++tries < 5);
+        CHECK(off < 0.01, "memory: %.1f MiB said, %.1f taken", (double)said / (1 << 20), taken / (1 << 20));
     }
 }
 

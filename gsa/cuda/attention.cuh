@@ -263,9 +263,9 @@ __device__ inline bool sees_all(int i0, int ni, int j0, int nj, int behind, int 
     return j0 + nj - 1 <= i0 + ahead && j0 >= i0 + ni - 1 - behind && j0 + nj <= T;
 }
 
-/* Gated heads, rows queries: adds c_i0 - c_j to the logits of keys j0 and on, as scores; inverse: 1 / scale; start: c_i0
-   less c of the tile that the keys lie in; local: gate.local from key j0 on. What c_i differs from c_i0, that of the
-   block's first row, is the same for all keys of a row: it belongs to the lse. */
+/* Gated heads, rows queries: adds c_i0 - c_j to the logits of keys j0 and on, as scores; inverse: 1 / scale; start:
+   c_i0 less c of the tile that the keys lie in; local: gate.local from key j0 on. What c_i differs from c_i0, that of
+   the block's first row, is the same for all keys of a row: it belongs to the lse. */
 template <int N> __device__ inline void forget_keys(float (&s)[N][4], float start, const float *local, float inverse) {
     local += threadIdx.x % 4 * 2;
     start *= inverse;
@@ -677,7 +677,8 @@ __global__ void __launch_bounds__(128)
                 for (int m = 0; m < M; m++) {
                     if (KEYS) forget_add(s[m], own[m]);
                     else
-                        forget_keys(s[m], forget_start(gate, gate.c[r0], column0), gate.local + column0, 1 / head.scale);
+                        forget_keys(s[m], forget_start(gate, gate.c[r0], column0), gate.local + column0,
+                                    1 / head.scale);
                 }
             if (!sees_all(i0, ni, j0, nj, behind, ahead, T))
 #pragma unroll
@@ -849,12 +850,14 @@ __global__ void __launch_bounds__(256, 2)
     double c_i0 = gate.c ? gate.c[i0] : 0;
     const CUtensorMap *qk_map = head.from_features ? &maps.features : &maps.qkv;
     auto copy_keys = [&](int block) { /* the block-th one of keys and values */
-        int stage = block % STAGES, j0 = first + block * KEYS;
-        uint32_t k_tile = stages + stage * 2 * TILE64, barrier = full + 8 * stage;
-        barrier_expect(barrier, 2 * TILE64 + (gate.c ? KEYS * 4 : 0));
-        copy_tile(k_tile, qk_map, C + h * HS, j0, b, barrier);
-        copy_tile(k_tile + TILE64, &maps.qkv, 2 * C + h * HS, j0, b, barrier);
-        if (gate.c) copy_numbers(shared_address(locals + stage * KEYS), gate.local + j0, KEYS * 4, barrier);
+                                      int stage = block % STAGES, j0 = first + block * KEYS;
+                                      uint32_t k_tile = stages + stage * 2 * TILE64, barrier = full + 8 * stage;
+                                      barrier_expect(barrier, 2 * TILE64 + (gate.c ? KEYS * 4 : 0));
+                                      copy_tile(k_tile, qk_map, C + h * HS, j0, b, barrier);
+                                      copy_tile(k_tile + TILE64, &maps.qkv, 2 * C + h * HS, j0, b, barrier);
+                                      if (gate.c)
+                                          copy_numbers(shared_address(locals + stage * KEYS), gate.local + j0, KEYS * 4,
+                                                       barrier);
     };
     if (threadIdx.x == 0) {
         barrier_init(q_full, 1);
@@ -955,7 +958,8 @@ __global__ void __launch_bounds__(128, KEYS ? 3 : 4)
 
     double c_r0 = gate.c ? gate.c[r0] : 0;
 
-    /* 64 tokens from t on of k and v, or of q and do, to two tiles; locals: what the gate keeps of keys goes there too */
+    /* 64 tokens from t on of k and v, or of q and do, to two tiles; locals: what the gate keeps of keys goes there
+       too */
     auto copy = [&](bool keys, int t, uint32_t tile, uint32_t barrier, const float *locals) {
         barrier_expect(barrier, 2 * TILE64 + (locals ? BLOCK * 4 : 0));
         copy_tile(tile, head.from_features ? &maps.features : &maps.qkv, (keys ? C : 0) + h * HS, t, b, barrier);

@@ -144,8 +144,8 @@ __global__ static void forget_inputs_kernel(floatX *dx, const float *du, const f
 /* partials (pieces, count, C + 1): sums over a piece of the tokens of du x, and of du. A block has 256 channels, 8 a
    lane, and up to FORGET_GATES gates; its warps take turns at the tokens. */
 enum { FORGET_PIECES = 256 };
-__global__ static void __launch_bounds__(256) forget_weights_kernel(float *partials, const float *du, const floatX *x,
-                                                                    int N, int T, int C, int count) {
+__global__ static void __launch_bounds__(256)
+    forget_weights_kernel(float *partials, const float *du, const floatX *x, int N, int T, int C, int count) {
     __shared__ float sums[FORGET_GATES][256];
     int piece = blockIdx.x, each = CEIL_DIV(N, FORGET_PIECES), gate0 = blockIdx.z * FORGET_GATES,
         end = min((piece + 1) * each, N), c0 = blockIdx.y * 256, lane = threadIdx.x % 32, warp = threadIdx.x / 32,
@@ -185,7 +185,8 @@ __global__ static void __launch_bounds__(256) forget_weights_kernel(float *parti
     partials[(size_t)threadIdx.x * (C + 1) + C] = total;
 }
 
-/* dweight (count, C) and dbias (count) += sums of the pieces. A block has 32 numbers; its warps share out the pieces. */
+/* dweight (count, C) and dbias (count) += sums of the pieces. A block has 32 numbers; its warps share out the
+   pieces. */
 __global__ static void __launch_bounds__(256)
     forget_weights_sum_kernel(float *dweight, float *dbias, const float *partials, int C, int count) {
     __shared__ double sums[8][32];
@@ -226,6 +227,7 @@ static void forget_backward(floatX *dx, float *dweight, float *dbias, float *par
     forget_inputs_kernel<<<CEIL_DIV(threads, 256), 256, 0, stream>>>(dx, dc, weight, N, (int)T, (int)C, gates);
     dim3 grid(FORGET_PIECES, (unsigned)CEIL_DIV(C, (size_t)256), (unsigned)CEIL_DIV(count, FORGET_GATES));
     forget_weights_kernel<<<grid, 256, 0, stream>>>(partials, dc, x, N, (int)T, (int)C, gates);
-    forget_weights_sum_kernel<<<CEIL_DIV(count * (C + 1), 32), 256, 0, stream>>>(dweight, dbias, partials, (int)C, gates);
+    forget_weights_sum_kernel<<<CEIL_DIV(count * (C + 1), 32), 256, 0, stream>>>(dweight, dbias, partials, (int)C,
+                                                                                 gates);
     cudaCheck(cudaGetLastError());
 }
