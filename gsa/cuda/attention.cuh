@@ -849,15 +849,14 @@ __global__ void __launch_bounds__(256, 2)
     if (GATED) gate = attention_gate(in, b, h, T);
     double c_i0 = gate.c ? gate.c[i0] : 0;
     const CUtensorMap *qk_map = head.from_features ? &maps.features : &maps.qkv;
-    auto copy_keys = [&](int block) { /* the block-th one of keys and values */
-                                      int stage = block % STAGES, j0 = first + block * KEYS;
-                                      uint32_t k_tile = stages + stage * 2 * TILE64, barrier = full + 8 * stage;
-                                      barrier_expect(barrier, 2 * TILE64 + (gate.c ? KEYS * 4 : 0));
-                                      copy_tile(k_tile, qk_map, C + h * HS, j0, b, barrier);
-                                      copy_tile(k_tile + TILE64, &maps.qkv, 2 * C + h * HS, j0, b, barrier);
-                                      if (gate.c)
-                                          copy_numbers(shared_address(locals + stage * KEYS), gate.local + j0, KEYS * 4,
-                                                       barrier);
+    /* the block-th one of keys and values, and what the gate keeps of its keys */
+    auto copy_keys = [&](int block) {
+        int stage = block % STAGES, j0 = first + block * KEYS;
+        uint32_t k_tile = stages + stage * 2 * TILE64, barrier = full + 8 * stage;
+        barrier_expect(barrier, 2 * TILE64 + (gate.c ? KEYS * 4 : 0));
+        copy_tile(k_tile, qk_map, C + h * HS, j0, b, barrier);
+        copy_tile(k_tile + TILE64, &maps.qkv, 2 * C + h * HS, j0, b, barrier);
+        if (gate.c) copy_numbers(shared_address(locals + stage * KEYS), gate.local + j0, KEYS * 4, barrier);
     };
     if (threadIdx.x == 0) {
         barrier_init(q_full, 1);
