@@ -218,7 +218,7 @@ libraries:
 	echo "missing: $$missing; 'make deps' installs what is missing, 'make test' and 'make quickstart' do so too" >&2; \
 	exit 1; }
 
-# TESTS, SCRIPTS: fewer than all; built on all cores, run one after the other
+# TESTS, SCRIPTS: fewer than all; built and run on all cores, those first that take longest
 test: deps
 	@$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$$(nproc)) build-tests
 	@$(MAKE) --no-print-directory run-tests
@@ -226,7 +226,7 @@ build-tests: all $(TESTS:%=build/$(config)/test/%) $(TOOLS:%=build/$(config)/%) 
 run-tests: build-tests
 	@OUT='$(OUT)' \
 	    SKIP='$(if $(or $(CUDA_TESTS),$(OUT)),,test_cuda, test_gpus: $(if $(NVCC),no NVIDIA GPU answers,no nvcc))' \
-	    test/run build/$(config)/test $(TESTS) $(CUDA_TESTS) $(SCRIPTS)
+	    test/run build/$(config)/test $(SCRIPTS) $(TESTS) $(CUDA_TESTS)
 
 # from a clone to stories: a training, then five stories from its model; run again, it goes on or just writes them anew.
 # Made-up stories copy names and colours from far back. Sharp splats beside standard heads, and no gates, learn that
