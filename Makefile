@@ -170,7 +170,7 @@ PRECISION ?= bf16
 GENCODE   := $(if $(GPU_ARCH),-gencode arch=compute_$(GPU_ARCH:90=90a)$(comma)code=sm_$(GPU_ARCH:90=90a),\
              -gencode arch=compute_80$(comma)code=[sm_80$(comma)compute_80] \
              -gencode arch=compute_90a$(comma)code=sm_90a)
-NVCCFLAGS := -std=c++17 -O3 $(GENCODE) -Xcompiler -Wall,-Wextra,$(ARCH)$(if $(OMP),$(comma)-fopenmp)
+NVCCFLAGS := -std=c++17 -O3 -t 0 $(GENCODE) -Xcompiler -Wall,-Wextra,$(ARCH)$(if $(OMP),$(comma)-fopenmp)
 CUDA      := $(BUILD)/cuda$(GPU_ARCH:%=-sm_%)
 MODEL_OBJECTS := $(MODEL:%=$(BUILD)/%.o)
 

@@ -123,10 +123,10 @@ static void test_death(void) {
     free_scene(&s);
 }
 
-/* However idle: no more die in a pass than come; and the last splat of a head stays. */
+/* However idle: no more die in a pass than come, in 32 passes; and the last splat of a head stays. */
 static void test_survival(void) {
     Scene s = make_scene(ADAPT_GROW, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
-    for (int step = 1000; step < 9000; step += 50) {
+    for (int step = 1000; step < 2600; step += 50) {
         for (size_t g = 0; g < s.a->G; g++)
             for (size_t slot = 1; slot < 32; slot++) {
                 set_rings(s.a->activation, &s, g, slot, 1e-6);
@@ -323,7 +323,8 @@ static void test_rules(void) {
     test_birth();
 }
 
-/* Windows with gradients of 0 for as long as a run: rules of death do not feed on gradients, so the living stay. */
+/* Windows with gradients of 0, many times those that are kept: rules of death do not feed on gradients, so the living
+   stay. */
 static void test_vanishing(void) {
     for (int mode = ADAPT_RELOCATE; mode <= ADAPT_GROW; mode++) {
         Scene s = make_scene(mode, MIXER_SOFTMAX, ENVELOPE_COSINE, COVARIANCE_ISO, 32);
@@ -333,7 +334,7 @@ static void test_vanishing(void) {
         s.rules.activation = 0.3;
         s.rules.every = 5;
         s.a->numbers[ADAPT_NEXT] = 5;
-        for (int64_t step = 1; step <= 5000; step++) {
+        for (int64_t step = 1; step <= 2000; step++) {
             if (!adapt_due(s.a, &s.rules, step)) continue;
             for (size_t i = 0; i < slots; i++) sums[i] = windows < 20 ? 1 : 0;
             adapt_window(s.a, step, s.splats, sums);
@@ -342,7 +343,7 @@ static void test_vanishing(void) {
             count += pass(&s, step);
             adapt_schedule(s.a, &s.rules, step, false);
         }
-        CHECK(count == 0 && adapt_alive(&s.c, 0, s.splats) == 32 && windows > 500,
+        CHECK(count == 0 && adapt_alive(&s.c, 0, s.splats) == 32 && windows > 200,
               "no gradient for %d windows: %d events, %d alive", windows - 20, count, adapt_alive(&s.c, 0, s.splats));
         free(sums);
         free_scene(&s);
