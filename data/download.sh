@@ -28,7 +28,7 @@ parse_arguments() {
         case $1 in
         --help | -h)
             sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
-            exit 0
+            exit
             ;;
         --tokenizer | --vocab | --out | --subsets)
             [ $# -gt 1 ] || usage "$1 needs a value"

@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 case $1 in
 --help | -h)
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
-    exit 0
+    exit
     ;;
 -*)
     echo "adapt.sh: unknown flag $1; --help says more" >&2

@@ -70,7 +70,16 @@ def current(name):
 
 
 def die(sentence):
-    sys.exit(f"convert.py: {sentence}")
+    sys.exit(f"{os.path.basename(sys.argv[0])}: {sentence}")
+
+
+def say(line):
+    """A line on standard output, now; dies where that cannot be done."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or it would be tried again at the end
+        die(f"cannot write standard output: {error.strerror}")
 
 
 def write_file(path, *pieces):
@@ -596,11 +605,7 @@ def main(arguments=None):
         if a.tokenizer and not a.hf:
             p.error("--tokenizer is for a folder without tokenizer.bin; this model file brings its own")
         said = to_safetensors(a.source, a.target, a.hf, a.tokenizer)
-    try:
-        print(said, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or it would be tried again at the end
-        die(f"cannot write standard output: {error.strerror}")
+    say(said)
 
 
 if __name__ == "__main__":

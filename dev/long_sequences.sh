@@ -9,7 +9,7 @@
 case $1 in
 --help | -h)
     sed -n '2,/^case/s/^# \{0,1\}//p' "$0"
-    exit 0
+    exit
     ;;
 -*)
     echo "long_sequences.sh: unknown flag $1; --help says more" >&2

@@ -36,10 +36,18 @@ if not args_.gpt2 and not args_.train:
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 
+def line(text):
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or it would be tried again at the end
+        sys.exit(f"tokenizer_compare.py: cannot write standard output: {error.strerror}")
+
+
 def say(good, text):
     global failures
     failures += not good
-    print(("same       " if good else "DIFFERENT  ") + text, flush=True)
+    line(("same       " if good else "DIFFERENT  ") + text)
 
 
 def ours(name, *args):
@@ -118,7 +126,7 @@ def different_codes():
     kinds = {}
     for pair in found.values():
         kinds[pair] = kinds.get(pair, 0) + 1
-    print(f"utf8proc has Unicode {library.utf8proc_unicode_version().decode()}; "
+    line(f"utf8proc has Unicode {library.utf8proc_unicode_version().decode()}; "
           f"{len(found)} code points are classed differently"
           + "".join(f", {n} {a} here and {b} there" for (a, b), n in kinds.items())
           + (f"; the first is U+{min(found):04X}" if found else ""))
@@ -140,7 +148,7 @@ def compare_text(what, hf, tokenizer, data, entries, shift=lambda i: i):
     drop = set(text) & excluded
     if drop:
         which = " ".join("U+%04X" % ord(c) for c in sorted(drop))
-        print(f"           {what}: {sum(map(text.count, drop))} characters removed, of different class: {which}")
+        line(f"           {what}: {sum(map(text.count, drop))} characters removed, of different class: {which}")
         text = text.translate({ord(c): None for c in drop})
     hf.encode_special_tokens = False
     theirs = hf.encode(text, add_special_tokens=False).ids
@@ -229,8 +237,8 @@ def time_text(what, hf, tokenizer, data):
         mine.append(encode_ours(tokenizer, data, True)[1])
     name = min(best, key=best.get)
     size = len(data) / 1e6
-    print(f"time       {what}: ours {size / min(mine):.1f} MB/s, tokenizers {size / best[name]:.1f} MB/s ({name}): "
-          f"{best[name] / min(mine):.1f} times as fast", flush=True)
+    line(f"time       {what}: ours {size / min(mine):.1f} MB/s, tokenizers {size / best[name]:.1f} MB/s ({name}): "
+          f"{best[name] / min(mine):.1f} times as fast")
 
 
 def build_gpt2(folder):
@@ -260,7 +268,7 @@ def compare_training(path, V, folder):
         say(True, f"{path}: {V} entries learned")
     else:
         say(False, f"{path}: entry {i} is {entries[i]!r} here and {learned[i]!r} there")
-    print(f"time       learning: ours {mine:.2f} s (encoding the text again and writing included), "
+    line(f"time       learning: ours {mine:.2f} s (encoding the text again and writing included), "
           f"tokenizers {theirs:.2f} s")
     compare_text(path + ", learned vocabulary", hf, tokenizer, data, entries, lambda i: i - 2 if i >= 2 else V - 2 + i)
     if args_.repeats:

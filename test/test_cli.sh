@@ -907,7 +907,7 @@ check "build the tools" make -s config=$config $built/dev/scan_bench $built/dev/
     $built/test/check_stories $built/test/test_fuzz
 programs="$built/dev/scan_bench $built/dev/infer_bench $built/dev/logits $built/test/check_stories"
 programs="$programs $built/test/test_fuzz dev/adapt.sh"
-programs="$programs dev/long_sequences.sh data/tinystories.sh data/openwebtext.sh"
+programs="$programs dev/long_sequences.sh data/tinystories.sh data/openwebtext.sh test/soak test/fuzz/run"
 if command -v python3 >/dev/null; then
     for script in compare convert.py gpt2_compare.py pytorch_bench.py tokenizer_compare.py cuda/attention_bench.py \
         pytorch/train.py ../test/pytorch.py; do
@@ -920,6 +920,9 @@ fi
 for program in $programs; do
     check "$program --help" sh -c "$(echo "$program" | tr : ' ') --help | grep -q ."
     refuse "$program: unknown flag" 2 "--help" $(echo "$program" | tr : ' ') --no-such
+    case $program in *.py) continue ;; esac # Python's own --help has no word for it
+    check "$program --help: a full disk" sh -c "
+        timeout 20 $(echo "$program" | tr : ' ') --help >/dev/full; status=\$?; [ \$status = 1 ] || [ \$status = 4 ]"
 done
 
 # ---- wrong files: status 1, or 2 where a flag contradicts a file

@@ -171,6 +171,10 @@ check "the same results" sh -c "sort '$dir/h/results.csv' | cmp - '$dir/all'"
 check "no model came along" sh -c "! ls '$dir'/h/*/model_*.bin"
 check "curves with bands, and of differences" sh -c "
     grep -al PNG '$dir/h/curves.png' '$dir/h/against.png' | grep -c . | grep -q 2"
+full_disk() { "$@" >/dev/full; }
+for what in --help --dry-run --show; do
+    refuse "a full disk: $what" 1 "cannot write standard output" full_disk rates --out "$dir/h" $what
+done
 refuse "a file that is no archive" 1 "cannot read" rates --out "$dir/i" --archive "$0"
 refuse "shards without their tokenizer" 2 "--tokenizer" dev/compare $two --train "$dir/a/data_train_*.bin" \
     --val "$dir/a/data_val_*.bin"

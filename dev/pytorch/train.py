@@ -149,7 +149,7 @@ def main():
             group["lr"] = learning_rate(step, options.steps, options.warmup, rate)
         optimiser.step()
         gsa.apply_bounds(model)
-        print(f"{float(loss.detach()):.9g}", flush=True)
+        convert.say(f"{float(loss.detach()):.9g}")
 
 
 if __name__ == "__main__":
