@@ -330,7 +330,18 @@ check "what was turned into splats trains on" $train $data --init-from "$dir/st.
 check "into linear splats beside windows" $turn --attention hybrid --mixer linear --window 8 --gsa-heads 1 --fit 20 \
     --out "$dir/st.linear"
 check "resume what was turned" $train --resume --out "$dir/st.linear"
+check "turned and trained" $train $data --init-from "$dir/st/model_00000060.bin" --attention hybrid --fit 5 --batch 4 \
+    --steps 4 --save-every 2 --keep 0 --sample-every 0 --out "$dir/st.long"
+mkdir "$dir/st.again" && cp "$dir/st.long/model_00000002.bin" "$dir/st.long/state_00000002.bin" "$dir/st.again"
+check "resumed as without a break, its state too" sh -c "$train --resume --out '$dir/st.again' &&
+    cmp '$dir/st.long/model_00000004.bin' '$dir/st.again/model_00000004.bin' &&
+    cmp '$dir/st.long/state_00000004.bin' '$dir/st.again/state_00000004.bin'"
 check "all heads into splats, with phases" $turn --attention gsa --phase learned --splats 3 --fit 5 --out "$dir/st.gsa"
+check "a standard model of windows" $train $data $standard --window 8 --steps 1 --eval-every 0 --out "$dir/st.narrow"
+check "all its heads into splats" $train $data --init-from "$dir/st.narrow/model_00000001.bin" --attention gsa --fit 5 \
+    --batch 4 --steps 1 --sample-every 0 --out "$dir/st.wide"
+refuse "into splats, all of them within a window" 2 "--window" $train $data \
+    --init-from "$dir/st.narrow/model_00000001.bin" --attention gsa --window 8 --batch 4 --steps 1 --out "$dir/x"
 check "a standard encoder" $train $data $standard --pos learned --objective mlm --steps 5 --out "$dir/st.mlm"
 check "an encoder into splats" $train $data --init-from "$dir/st.mlm/model_00000005.bin" --attention hybrid --steps 2 \
     --fit 5 --batch 4 --out "$dir/st.mlm2"
@@ -920,7 +931,7 @@ fi
 for program in $programs; do
     check "$program --help" sh -c "$(echo "$program" | tr : ' ') --help | grep -q ."
     refuse "$program: unknown flag" 2 "--help" $(echo "$program" | tr : ' ') --no-such
-    case $program in *.py) continue ;; esac # Python's own --help has no word for it
+    case $program in *.py | build/*) continue ;; esac # Python's own --help has no word for it
     check "$program --help: a full disk" sh -c "
         timeout 20 $(echo "$program" | tr : ' ') --help >/dev/full; status=\$?; [ \$status = 1 ] || [ \$status = 4 ]"
 done

@@ -182,6 +182,11 @@ for wrong in "--rates 0" "--rates -1" "--rates nan" "--rates 20" "--rates 1e-3,1
     "--seeds=-1"; do
     refuse "$wrong" 2 "different" dev/compare fair $wrong --dry-run --out "$dir/x"
 done
+for wrong in "--depth 0" "--seq 0" "--batch -1" "--jobs 0" --keep= "--keep a/b" "--keep ../x" --archive= \
+    "--archive $dir" "--archive $dir/none/x.tar.xz" --rows=; do
+    option=${wrong%%[ =]*}
+    refuse "$wrong" 2 "$option" dev/compare fair $wrong --dry-run --out "$dir/x"
+done
 refuse "one rate and several" 2 "--rates" dev/compare $two --lr 1e-3 --rates 1e-3
 
 # ---- recall

@@ -107,7 +107,6 @@ void open_newest(Settings *s, Checkpoint **model, Checkpoint **state) {
     if (checkpoint_weight_type(*model) != TYPE_F32)
         die("%s holds rounded weights, and a run goes on from its own: begin a new one with --init-from %s",
             (*model)->path, (*model)->path);
-    s->init_from = NULL; /* the weights are the run's own now */
 }
 
 /* Dies where the data are not those that the run began with: shards that moved may be named anew, other ones may not.

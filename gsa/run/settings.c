@@ -360,6 +360,7 @@ Config config_from_file(Settings *s, const Checkpoint *k, const Tokenizer *t) {
         s->gain = "none";
         s->rope = "fixed";
         s->forget = "none";
+        if (!is_given(s, SETTING_window)) s->window = 0;
     } else if (turn && !s->gsa_heads) s->gsa_heads = xasprintf("%d", (k->config.NH + 1) / 2);
     Config c = turn ? make_config(s, t) : k->config;
     c.T = (int)s->seq;
