@@ -734,6 +734,8 @@ check "a twin takes the place of own standard heads" \
 own=$(elsewhere "$model" "$model")
 check "a model that is its own twin" [ -n "$own" -a "$own" = "$(elsewhere "$model")" ]
 refuse "measure: --twin alone" 2 "--classes" $infer measure "$model" "$dir/val.txt" --twin "$twin"
+refuse "measure: a twin of splats only" 1 "no standard heads" $infer measure "$model" "$dir/val.txt" \
+    --classes english --twin "$all"
 refuse "measure: a twin of another length" 1 "16 tokens of context" $infer measure "$model" "$dir/val.txt" \
     --classes english --twin "$dir/shorter/model_00000001.bin"
 

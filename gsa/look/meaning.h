@@ -580,6 +580,7 @@ static Loaded open_twin(const Options *o, const Config *c, const char *path) {
         die("--twin: %s has %d layers, %d tokens of context and a vocabulary of %d, and %s has %d, %d and %d; a twin "
             "is trained with the same flags but --attention",
             o->twin, t->L, t->T, t->V, path, c->L, c->T, c->V);
+    if (config_standard_before(t, t->L, 0) == 0) die("--twin: %s has no standard heads to compare with", o->twin);
     return twin;
 }
 
