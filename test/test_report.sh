@@ -186,8 +186,8 @@ PAGE
     for width in 1400 400; do # nothing but what scrolls by itself is wider than the window (which may be 500 at least)
         look --virtual-time-budget=4000 --window-size=$width,900 --dump-dom "file://$dir/act.html" >"$dir/dom"
         want='<pre id="seen">hover 2|held 4|free 1|head 1:0 standard|no splats true|next 1:1 9|sum true|'
-        want="${want}chosen true|snippets true|spaces true|painted true true|partners true|keys true|row true|square true|"
-        want="${want}few circles true|fits true|left true</pre>"
+        want="${want}chosen true|snippets true|spaces true|painted true true|partners true|keys true|row true|"
+        want="${want}square true|few circles true|fits true|left true</pre>"
         check "pointer and clicks do what they should, $width pixels: $(grep -o '<pre id="seen">[^<]*' "$dir/dom")" \
             grep -qF "$want" "$dir/dom"
     done
