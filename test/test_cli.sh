@@ -692,13 +692,29 @@ check "each splat has a name, a share, contributions and snippets" \
     [ \$(grep -c '^splat' '$dir/meaning') = \$(grep -c 'adds to logits' '$dir/meaning') ] &&
     grep -q '% .*\[.*\]' '$dir/meaning'"
 set -f
-check "train splats with phases" $train $data $shape --steps 30 --phase learned --out "$dir/phase"
+check "train splats with phases" $train $data $shape --steps 30 --phase learned --splat-lr 0.2 --out "$dir/phase"
 set +f
 check "inspect their distances" $infer inspect "$dir/phase/model_00000030.bin" --text "$dir/val.txt" --tokens 100
 cp "$dir/out" "$dir/meaning"
-check "where a window has none of the distances that a splat favours, this is said" \
-    sh -c "grep -q 'favours distances from [0-9]* on, more than a window' '$dir/meaning' &&
-    ! grep -q 'distances$' '$dir/meaning'"
+# the wave cos(theta n - psi) again, by the numbers of the other table: it is about as large as it gets in the window of
+# 32 tokens at the distances that are named
+$infer inspect "$dir/phase/model_00000030.bin" >"$dir/table" 2>/dev/null
+check "the distances that a splat favours are those in a window where its wave is largest" awk '
+    FNR == NR { if (/^ *[0-9]+ +[0-9.]+ /) { turn[++splats] = $5; phase[splats] = $6 } next }
+    /a turn of/ {
+        seen++; most = -1; least = 1
+        for (n = 0; n < 32; n++) {
+            wave[n] = cos(6.283185307 * n / turn[seen] - phase[seen])
+            if (wave[n] > most) most = wave[n]
+            if (wave[n] < least) least = wave[n]
+        }
+        flat = most - least
+        good = /no distance:/ ? flat < 0.12 : /shortest/ ? wave[0] == most : /longest/ ? wave[31] == most : flat > 0.08
+        for (i = 9; i <= NF && / distances [0-9]/; i++)
+            if ($i ~ /^[0-9]/) good = good && $i + 0 < 32 && wave[$i + 0] > most - 0.13
+        if (!good) { print most, least ": " $0 >"/dev/stderr"; bad = 1 }
+    }
+    END { exit bad || seen != 8 || seen != splats }' "$dir/table" "$dir/meaning"
 check "measure --classes --silence" $infer measure "$model" "$dir/val.txt" --tokens 1k --classes english --silence
 cp "$dir/out" "$dir/meaning"
 check "information of splats is below the entropy of classes, and above chance" \

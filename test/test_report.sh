@@ -159,6 +159,8 @@ $("overview").decode().then(() => {
   $("splats").rows[1 + own].click();
   seen.push("chosen " + (state.s === own && $("chosen-name").textContent.startsWith("Splat ")));
   seen.push("snippets " + (document.querySelectorAll("#owned b").length >= splats().means[own].k.length));
+  const dotted = Array.from(document.querySelectorAll("#owned td + td")).some(e => e.textContent.includes("\u00b7"));
+  seen.push("spaces " + (!dotted && fixed(-0.0003, 2) === "0.00" && fixed(-0.02, 2) === "-0.02"));
   seen.push("painted " + $("painted").textContent.includes("queries") + " " + location.hash.includes("&s="));
   seen.push("partners " + (document.querySelectorAll("#partners button").length === splats().means[own].with.length));
   $("side").value = "k";
@@ -184,8 +186,8 @@ PAGE
     for width in 1400 400; do # nothing but what scrolls by itself is wider than the window (which may be 500 at least)
         look --virtual-time-budget=4000 --window-size=$width,900 --dump-dom "file://$dir/act.html" >"$dir/dom"
         want='<pre id="seen">hover 2|held 4|free 1|head 1:0 standard|no splats true|next 1:1 9|sum true|'
-        want="${want}chosen true|snippets true|painted true true|partners true|keys true|row true|square true|"
-        want="${want}few circles true|fits true|left true</pre>"
+        want="${want}chosen true|snippets true|spaces true|painted true true|partners true|keys true|row true|"
+        want="${want}square true|few circles true|fits true|left true</pre>"
         check "pointer and clicks do what they should, $width pixels: $(grep -o '<pre id="seen">[^<]*' "$dir/dom")" \
             grep -qF "$want" "$dir/dom"
     done

@@ -55,9 +55,9 @@ static char *splat_name(const Tokenizer *t, const SplatStudy *a, size_t g, size_
     return name;
 }
 
-/* What the model's splats do on n windows of T tokens, `apart` tokens from one to the next. */
-static SplatStudy *study_splats(GSA *m, const int *windows, size_t n, size_t T, size_t apart) {
-    SplatStudy *a = splats_open(&m->config, T, n);
+/* What the model's splats do on n windows of T tokens, `apart` tokens from one to the next; pairs: see splats_open. */
+static SplatStudy *study_splats(GSA *m, const int *windows, size_t n, size_t T, size_t apart, bool pairs) {
+    SplatStudy *a = splats_open(&m->config, T, n, pairs);
     for (size_t w = 0; w < n; w++) {
         gsa_forward(m, windows + w * apart, NULL, 1, T);
         splats_add(a, m->params, windows + w * apart, report_head, m);
@@ -126,21 +126,26 @@ static void print_snippets(const char *title, const Tokenizer *t, const SplatStu
     free(places);
 }
 
-/* The distances at which the envelope is largest. */
+/* The distances in a window of T tokens at which the wave cos(theta n - psi) of splat i is largest. */
 static void print_envelope(const GSA *m, size_t i, size_t T) {
-    if (m->p.log_theta) { /* cos(theta n - psi) */
-        double theta = exp((double)m->p.log_theta[i]), turn = 6.283185307179586 / theta,
-               peak = m->p.psi ? (double)m->p.psi[i] / theta : 0;
-        if (peak < 0) peak += turn;
-        printf("  a turn of %.1f tokens favours distances", turn);
-        if (!(peak < (double)T)) printf(" from %.0f on, more than a window has\n", peak);
-        else {
-            for (int n = 0; n < 5 && peak < (double)T; n++) {
-                printf("%s %.0f", n ? "," : "", peak);
+    if (m->p.log_theta) {
+        double theta = exp((double)m->p.log_theta[i]), psi = m->p.psi ? (double)m->p.psi[i] : 0,
+               turn = 6.283185307179586 / theta, peak = psi / theta, end = (double)T - 0.5, least = 1, most = -1;
+        for (size_t n = 0; n < T; n++) {
+            least = fmin(least, cos(theta * (double)n - psi));
+            most = fmax(most, cos(theta * (double)n - psi));
+        }
+        if (peak < -0.5) peak += turn; /* one nearer to 0 than to any other distance is at 0 */
+        printf("  a turn of %.1f tokens favours ", turn);
+        if (most - least < 0.1) printf("no distance: its cosine is %.2f to %.2f in a window\n", least, most);
+        else if (peak < end) {
+            for (int n = 0; n < 5 && peak < end; n++) {
+                printf("%s%.0f", n ? ", " : "distances ", fmax(peak, 0));
                 peak += turn;
             }
-            printf(peak < (double)T ? " ...\n" : "\n");
-        }
+            printf(peak < end ? " ...\n" : "\n");
+        } else if (cos(psi) >= most) printf("the shortest distances\n");
+        else printf("the longest distances: it is largest at %.0f\n", peak);
     }
     if (m->p.log_delta) printf("  half of it is left after %.1f tokens\n", log(2) / exp((double)m->p.log_delta[i]));
 }
@@ -192,7 +197,7 @@ static SplatStudy *study_text(GSA *m, const Tokenizer *t, const char *path, size
     source_close(source);
     if (count < 1) die("%s holds no text to look at", input_name(path));
     if (T > count) T = count;
-    SplatStudy *a = study_splats(m, text, count / T, T, T);
+    SplatStudy *a = study_splats(m, text, count / T, T, T, true);
     free(text);
     return a;
 }
@@ -234,14 +239,17 @@ static float *all_points(GSA *m, const int *windows, size_t n, int part) {
 /* cluster (N): k-means of x (N, d) on the unit sphere, as far as start_kmeans goes */
 static void k_means(const float *x, size_t N, size_t d, int K, int *cluster) {
     float *centre = (float *)xmalloc((size_t)K * d * sizeof *centre);
+    double *unit = (double *)xmalloc(d * sizeof *unit);
     start_kmeans(centre, K, x, N, (int)d, 1);
     for (size_t i = 0; i < N; i++) {
         double square = 1e-6, nearest = INFINITY;
         for (size_t k = 0; k < d; k++) square += (double)x[i * d + k] * (double)x[i * d + k];
+        for (size_t k = 0; k < d; k++) unit[k] = (double)x[i * d + k] / sqrt(square);
         for (int s = 0; s < K; s++) {
             double apart = 0;
+#pragma omp simd reduction(+ : apart)
             for (size_t k = 0; k < d; k++)
-                apart += pow((double)x[i * d + k] / sqrt(square) - (double)centre[(size_t)s * d + k], 2);
+                apart += (unit[k] - (double)centre[(size_t)s * d + k]) * (unit[k] - (double)centre[(size_t)s * d + k]);
             if (apart < nearest) {
                 nearest = apart;
                 cluster[i] = s;
@@ -249,6 +257,7 @@ static void k_means(const float *x, size_t N, size_t d, int K, int *cluster) {
         }
     }
     free(centre);
+    free(unit);
 }
 
 /* What an assignment of the N tokens to K groups says about their classes, in nats. */
@@ -329,7 +338,8 @@ static void measure_purity(GSA *m, GSA *twin, const int *windows, size_t n, cons
     size_t T = (size_t)c->T, N = n * T;
     GSA *start = gsa_create(c, 1);
     model_start(c, start->params, 1);
-    SplatStudy *study[2] = {study_splats(m, windows, n, T, T + 1), study_splats(start, windows, n, T, T + 1)};
+    SplatStudy *study[2] = {study_splats(m, windows, n, T, T + 1, false),
+                            study_splats(start, windows, n, T, T + 1, false)};
     double entropy = mutual_information(classes, (size_t)count, classes, (size_t)count, N);
     printf(
         "\nwhat a token's strongest splat says about its class, in nats of %.3f; means of heads; in brackets how many "
@@ -541,7 +551,7 @@ static void measure_silence(GSA *m, const Tokenizer *t, const int *windows, size
     }
     qsort(effect, a->splats, sizeof *effect, by_selectivity);
     size_t alive = 0, beyond = 0;
-    SplatStudy *study = study_splats(m, windows, n < 16 ? n : 16, T, T + 1);
+    SplatStudy *study = study_splats(m, windows, n < 16 ? n : 16, T, T + 1, false);
     printf(
         "\nthe splats whose silence makes one class of targets suffer most beside the rest: losses in nats and what "
         "they grow by; t: of the means\n"

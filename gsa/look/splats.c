@@ -6,7 +6,7 @@
 
 /* ---------------------------------------------------------------------- gathering */
 
-SplatStudy *splats_open(const Config *c, size_t T, size_t windows) {
+SplatStudy *splats_open(const Config *c, size_t T, size_t windows, bool pairs) {
     SplatStudy *a = (SplatStudy *)xcalloc(1, sizeof *a);
     size_t G = (size_t)config_gsa_heads(c), S = (size_t)c->S;
     a->config = *c;
@@ -15,6 +15,7 @@ SplatStudy *splats_open(const Config *c, size_t T, size_t windows) {
     a->tokens = (int *)xmalloc(a->room * sizeof *a->tokens);
     a->queries = (float *)xmalloc((2 * G * a->room * S + 1) * sizeof *a->queries);
     a->keys = a->queries + G * a->room * S;
+    if (!pairs) return a;
     a->offsets = (double *)xcalloc(G * S * (T + S) + 1, sizeof *a->offsets);
     a->met = a->offsets + G * S * T;
     return a;
@@ -61,12 +62,14 @@ void splats_add(SplatStudy *a, const float *params, const int *x,
             head_responsibilities(c, params, l, h, in + (size_t)side * T * d, T, r);
             for (size_t n = 0; n < T * S; n++) out[n] = (float)r[n];
         }
-        if (config_is_gated(c, l, h)) read(model, l, h, PART_FORGET, log_forget);
-        HeadWeights *w = head_weights_open(c, params, l, h, in, in + T * d, log_forget, T);
-        head_offsets(w, a->offsets + g * S * T);
-        add_meetings(a->met + g * S * S, w, a->queries + (g * a->room + a->N) * S, a->keys + (g * a->room + a->N) * S,
-                     T, S);
-        head_weights_close(w);
+        if (a->offsets) {
+            if (config_is_gated(c, l, h)) read(model, l, h, PART_FORGET, log_forget);
+            HeadWeights *w = head_weights_open(c, params, l, h, in, in + T * d, log_forget, T);
+            head_offsets(w, a->offsets + g * S * T);
+            add_meetings(a->met + g * S * S, w, a->queries + (g * a->room + a->N) * S,
+                         a->keys + (g * a->room + a->N) * S, T, S);
+            head_weights_close(w);
+        }
         free(in);
         free(r);
     }

@@ -16,11 +16,12 @@ typedef struct {
     int *tokens;       /* (N) */
     float *queries;    /* (G, room, S): responsibilities, equation (11); dead slots 0 */
     float *keys;       /* likewise */
-    double *offsets;   /* (G, S, T): what a splat adds by distance, head_offsets, summed over the windows */
-    double *met;       /* (G, S, S): weight that queries give to keys, by the splats of both */
+    double *offsets;   /* (G, S, T): what a splat adds by distance, head_offsets, summed over the windows; or NULL */
+    double *met;       /* (G, S, S): weight that queries give to keys, by the splats of both; or NULL */
 } SplatStudy;
 
-SplatStudy *splats_open(const Config *c, size_t T, size_t windows);
+/* pairs: gather offsets and met too, which looks at all pairs of tokens in a window */
+SplatStudy *splats_open(const Config *c, size_t T, size_t windows, bool pairs);
 /* One window x (T) that the model has just seen: read copies a part (PART_...) of a head to out. */
 void splats_add(SplatStudy *a, const float *params, const int *x,
                 void (*read)(void *model, int l, int h, int part, float *out), void *model);

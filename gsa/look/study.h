@@ -109,7 +109,8 @@ static int report(const Options *o, char **argv) {
     checkpoint_read_tensors(k, "", m->params);
     Report *r = report_gather(m, t, x, count, path);
     if (config_gsa_heads(c)) {
-        SplatStudy *a = o->examples ? study_text(m, t, o->examples, EXAMPLE_TOKENS) : study_splats(m, x, 1, count, 0);
+        SplatStudy *a =
+            o->examples ? study_text(m, t, o->examples, EXAMPLE_TOKENS) : study_splats(m, x, 1, count, 0, true);
         report_meaning(r, t, a);
         splats_close(a);
     }

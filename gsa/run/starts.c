@@ -16,6 +16,7 @@ static float *unit_keys(const float *keys, size_t n, int d) {
 
 static double distance(const float *a, const float *b, int d) {
     double sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (int k = 0; k < d; k++) sum += ((double)a[k] - b[k]) * ((double)a[k] - b[k]);
     return sum;
 }
