@@ -7,8 +7,8 @@ splats' parameters then moved at random so that nothing is as it starts. test/te
     gradients    of every tensor on one batch: 1e-4 relative to the tensor's norm
     cache        a text in pieces gives the logits of the whole; texts padded on the left those of the texts alone
     generate     greedy: the tokens of infer generate --temperature 0; where two logits are within 1e-4 they may differ
-    there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps, the
-    snippets of dev/pytorch/README.md, with lm-evaluation-harness (where it is installed) on a file of tasks
+    defaults, there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps,
+    the snippets of dev/pytorch/README.md, with lm-evaluation-harness (where it is installed) on a file of tasks
     splats       train_gsa --init-from a standard model --attention hybrid: what is kept stays bit for bit, and the fit
                  takes back most of the loss
 GSA_DATA=FOLDER: ids also of the texts in that folder (*.txt, *.txt.xz), with its gpt2/encoder.json and vocab.bpe too.
@@ -47,7 +47,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.join(ROOT, "dev"), os.path.join(ROOT, "dev/pytorch")]
 sys.dont_write_bytecode = True
+import configuration_gsa
 import convert
+import gsa
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -381,6 +383,36 @@ def check_kinds(folder, tokenizer):
     print(f"gradients: at most {worst[0]:.1e} off, {worst[1]}; generate: {ties} near-ties")
 
 
+DEFAULTS = [{}, {"attention": "standard"}, {"attention": "standard", "position": "learned"}, {"attention": "gsa"},
+            {"attention": "gsa", "envelope": "none"}, {"mixer": "linear"}, {"attention": "augment", "extra_heads": 1},
+            {"attention": "extend"}, {"objective": "mlm"}]
+
+
+def check_defaults(folder, tokenizer):
+    """what GSAConfig and the module choose where little is given is what train_gsa chooses"""
+    for i, given in enumerate(DEFAULTS):
+        flags = {"position": "--pos", "extra_heads": "--gsa-heads"}
+        flags = [word for name in given for word in (flags.get(name, "--" + name), given[name])]
+        out = os.path.join(folder, f"default{i}")
+        run("train_gsa", *SHAPE.split(), *flags, "--tokenizer", tokenizer, "--steps", 1, "--out", out)
+        config, heads, _, _, tensors = convert.read_model(f"{out}/model_00000001.bin")
+        chosen = convert.transformers_config(config, heads, config["V"], {})
+        shape = {name: chosen[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")}
+        ours = configuration_gsa.GSAConfig(**shape, **given).to_dict()
+        wrong = {name: (ours[name], chosen[name]) for name in chosen
+                 if name not in ("architectures", "auto_map", "dtype") and ours[name] != chosen[name]}
+        check(f"defaults of GSAConfig, {given}", not wrong, f"here, train_gsa's: {wrong}")
+        named = convert.transformers_tensors(config, heads, tensors, config["V"])
+        given = {name: given[name] for name in given if name != "objective"} | {
+            "causal": chosen["objective"] == "lm", "window": chosen["window"]}
+        for l, heads_here in enumerate(chosen["gsa_heads"]):
+            module = gsa.GaussianSplatAttention(shape["n_embd"], shape["n_head"], gsa_heads=heads_here, **given)
+            shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+            start = f"transformer.h.{l}.attn."
+            theirs = {name.removeprefix(start): t.shape for name, t in named.items() if name.startswith(start)}
+            check(f"defaults of the module, {given}, layer {l}", shapes == theirs, f"{shapes}, train_gsa: {theirs}")
+
+
 # ---- the tokenizer
 
 
@@ -557,6 +589,7 @@ def main():
             run("train_gsa", *SHAPE.split(), "--tokenizer", tokenizer, "--steps", 300, "--out", out)
             to_or_from([f"{out}/model_00000300.bin", there, "--hf"])
         if "kinds" in parts:
+            check_defaults(folder, tokenizer)
             check_kinds(folder, tokenizer)
         if "plain" in parts:
             check_plain(folder, tokenizer)
