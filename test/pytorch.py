@@ -389,16 +389,18 @@ DEFAULTS = [{}, {"attention": "standard"}, {"attention": "standard", "position":
 
 
 def check_defaults(folder, tokenizer):
-    """what GSAConfig and the module choose where little is given is what train_gsa chooses"""
+    """what GSAConfig and the module choose where little is given, and where all begins that is not drawn at random: as
+    in train_gsa"""
+    shape = SHAPE.replace("3e-3", "0").split()
     for i, given in enumerate(DEFAULTS):
         flags = {"position": "--pos", "extra_heads": "--gsa-heads"}
         flags = [word for name in given for word in (flags.get(name, "--" + name), given[name])]
         out = os.path.join(folder, f"default{i}")
-        run("train_gsa", *SHAPE.split(), *flags, "--tokenizer", tokenizer, "--steps", 1, "--out", out)
+        run("train_gsa", *shape, *flags, "--tokenizer", tokenizer, "--steps", 1, "--out", out)
         config, heads, _, _, tensors = convert.read_model(f"{out}/model_00000001.bin")
         chosen = convert.transformers_config(config, heads, config["V"], {})
-        shape = {name: chosen[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")}
-        ours = configuration_gsa.GSAConfig(**shape, **given).to_dict()
+        sizes = {name: chosen[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")}
+        ours = configuration_gsa.GSAConfig(**sizes, **given).to_dict()
         wrong = {name: (ours[name], chosen[name]) for name in chosen
                  if name not in ("architectures", "auto_map", "dtype") and ours[name] != chosen[name]}
         check(f"defaults of GSAConfig, {given}", not wrong, f"here, train_gsa's: {wrong}")
@@ -406,11 +408,15 @@ def check_defaults(folder, tokenizer):
         given = {name: given[name] for name in given if name != "objective"} | {
             "causal": chosen["objective"] == "lm", "window": chosen["window"]}
         for l, heads_here in enumerate(chosen["gsa_heads"]):
-            module = gsa.GaussianSplatAttention(shape["n_embd"], shape["n_head"], gsa_heads=heads_here, **given)
+            module = gsa.GaussianSplatAttention(sizes["n_embd"], sizes["n_head"], gsa_heads=heads_here, **given)
             shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
             start = f"transformer.h.{l}.attn."
             theirs = {name.removeprefix(start): t.shape for name, t in named.items() if name.startswith(start)}
             check(f"defaults of the module, {given}, layer {l}", shapes == theirs, f"{shapes}, train_gsa: {theirs}")
+            for name, t in module.state_dict().items():
+                if shapes == theirs and name not in ("mu", "forgetw", "c_attn.weight", "c_proj.weight"):
+                    apart = np.abs(t.numpy() - named[start + name]).max()
+                    check(f"start of the module, {given}, layer {l}, {name}", apart <= 1e-5, f"{apart} apart")
 
 
 # ---- the tokenizer
