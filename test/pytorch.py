@@ -7,8 +7,8 @@ splats' parameters then moved at random so that nothing is as it starts. test/te
     gradients    of every tensor on one batch: 1e-4 relative to the tensor's norm
     cache        a text in pieces gives the logits of the whole; texts padded on the left those of the texts alone
     generate     greedy: the tokens of infer generate --temperature 0; where two logits are within 1e-4 they may differ
-    there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps, the
-    snippets of dev/pytorch/README.md, with lm-evaluation-harness (where it is installed) on a file of tasks
+    defaults, there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps,
+    the snippets of dev/pytorch/README.md, with lm-evaluation-harness (where it is installed) on a file of tasks
     splats       train_gsa --init-from a standard model --attention hybrid: what is kept stays bit for bit, and the fit
                  takes back most of the loss
 GSA_DATA=FOLDER: ids also of the texts in that folder (*.txt, *.txt.xz), with its gpt2/encoder.json and vocab.bpe too.
@@ -47,7 +47,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.join(ROOT, "dev"), os.path.join(ROOT, "dev/pytorch")]
 sys.dont_write_bytecode = True
+import configuration_gsa
 import convert
+import gsa
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -351,8 +353,8 @@ KINDS = [  # flags of train_gsa
     "--objective mlm --attention hybrid --phase learned --rope-frequencies learned --gain head",
     "--objective mlm --attention hybrid --mixer linear --phase learned",
 ]
-# with sharp splats, at their usual amplitude, what rounding makes of two equal runs grows a million times in 200 steps
-TRAINED = ["--attention hybrid --gain head --splat-amplitude 0.05", "--attention hybrid --mixer linear --window 16"]
+# with sharp splats, beside standard heads, what rounding makes of two equal runs grows a million times in 200 steps
+TRAINED = ["--attention hybrid", "--attention hybrid --mixer linear --window 16", "--attention standard"]
 SHAPE = "--layers 2 --heads 4 --channels 64 --seq 256 --batch 4 --eval-every 0 --sample-every 0 --lr 3e-3 --threads 1"
 
 
@@ -379,6 +381,42 @@ def check_kinds(folder, tokenizer):
             fast = AutoTokenizer.from_pretrained(there, trust_remote_code=True)
             ties += check_generate(kind, load(there), fast, trained, "Once upon a time", 200)
     print(f"gradients: at most {worst[0]:.1e} off, {worst[1]}; generate: {ties} near-ties")
+
+
+DEFAULTS = [{}, {"attention": "standard"}, {"attention": "standard", "position": "learned"}, {"attention": "gsa"},
+            {"attention": "gsa", "envelope": "none"}, {"mixer": "linear"}, {"attention": "augment", "extra_heads": 1},
+            {"attention": "extend"}, {"objective": "mlm"}]
+
+
+def check_defaults(folder, tokenizer):
+    """what GSAConfig and the module choose where little is given, and where all begins that is not drawn at random: as
+    in train_gsa"""
+    shape = SHAPE.replace("3e-3", "0").split()
+    for i, given in enumerate(DEFAULTS):
+        flags = {"position": "--pos", "extra_heads": "--gsa-heads"}
+        flags = [word for name in given for word in (flags.get(name, "--" + name), given[name])]
+        out = os.path.join(folder, f"default{i}")
+        run("train_gsa", *shape, *flags, "--tokenizer", tokenizer, "--steps", 1, "--out", out)
+        config, heads, _, _, tensors = convert.read_model(f"{out}/model_00000001.bin")
+        chosen = convert.transformers_config(config, heads, config["V"], {})
+        sizes = {name: chosen[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")}
+        ours = configuration_gsa.GSAConfig(**sizes, **given).to_dict()
+        wrong = {name: (ours[name], chosen[name]) for name in chosen
+                 if name not in ("architectures", "auto_map", "dtype") and ours[name] != chosen[name]}
+        check(f"defaults of GSAConfig, {given}", not wrong, f"here, train_gsa's: {wrong}")
+        named = convert.transformers_tensors(config, heads, tensors, config["V"])
+        given = {name: given[name] for name in given if name != "objective"} | {
+            "causal": chosen["objective"] == "lm", "window": chosen["window"]}
+        for l, heads_here in enumerate(chosen["gsa_heads"]):
+            module = gsa.GaussianSplatAttention(sizes["n_embd"], sizes["n_head"], gsa_heads=heads_here, **given)
+            shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+            start = f"transformer.h.{l}.attn."
+            theirs = {name.removeprefix(start): t.shape for name, t in named.items() if name.startswith(start)}
+            check(f"defaults of the module, {given}, layer {l}", shapes == theirs, f"{shapes}, train_gsa: {theirs}")
+            for name, t in module.state_dict().items():
+                if shapes == theirs and name not in ("mu", "forgetw", "c_attn.weight", "c_proj.weight"):
+                    apart = np.abs(t.numpy() - named[start + name]).max()
+                    check(f"start of the module, {given}, layer {l}, {name}", apart <= 1e-5, f"{apart} apart")
 
 
 # ---- the tokenizer
@@ -496,7 +534,7 @@ def check_harness(folder, there, path):
         print("skip lm-evaluation-harness: it is not installed (lm_eval, accelerate)")
         return
     tasks = os.path.join(folder, "tasks.jsonl")
-    run("data/make_stories", "--tasks", "choice", "--count", 100, "--seed", 7, "--out", tasks)
+    run("data/make_stories", "--tasks", "choice", "--count", 300, "--seed", 7, "--out", tasks)
     ours = float(re.search(r"accuracy (\S+)", run("infer", "score", path, tasks).decode())[1])
     paths = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
     done = subprocess.run(["sh", "-c", snippets("sh", there)[0]], cwd=folder, capture_output=True,
@@ -557,6 +595,7 @@ def main():
             run("train_gsa", *SHAPE.split(), "--tokenizer", tokenizer, "--steps", 300, "--out", out)
             to_or_from([f"{out}/model_00000300.bin", there, "--hf"])
         if "kinds" in parts:
+            check_defaults(folder, tokenizer)
             check_kinds(folder, tokenizer)
         if "plain" in parts:
             check_plain(folder, tokenizer)

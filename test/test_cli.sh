@@ -498,8 +498,13 @@ done
 set -f
 check "train on from llm.c's" $train $data --init-from "$llmc" --batch 4 --steps 2 --sample-every 0 --out "$dir/llmc.on"
 check "train on from ours" $train $data --init-from "$gpt2" --batch 4 --steps 2 --sample-every 0 --out "$dir/gpt2.on"
+check "llm.c's into splats" $train $data --init-from "$llmc" --attention hybrid --fit 5 --batch 4 --steps 2 \
+    --sample-every 0 --out "$dir/llmc.into"
+check "ours into splats" $train $data --init-from "$gpt2" --attention hybrid --fit 5 --batch 4 --steps 2 \
+    --sample-every 0 --out "$dir/gpt2.into"
 set +f
 check "to the same model" cmp "$dir/llmc.on/model_00000002.bin" "$dir/gpt2.on/model_00000002.bin"
+check "into the same splats" cmp "$dir/llmc.into/model_00000002.bin" "$dir/gpt2.into/model_00000002.bin"
 check "report of llm.c's" $infer report "$llmc" Once --tokenizer "$dir/t.bin" -o "$dir/r.html"
 check "the tokenizer of a model, given again" $infer generate "$gpt2" Once --tokens 2 --tokenizer "$dir/t.bin"
 refuse "another tokenizer than the model's" 1 "t385.bin" $infer generate "$gpt2" Once --tokenizer "$dir/t385.bin"
@@ -940,7 +945,10 @@ programs="$programs dev/long_sequences.sh data/tinystories.sh data/openwebtext.s
 if command -v python3 >/dev/null; then
     for script in compare convert.py gpt2_compare.py pytorch_bench.py tokenizer_compare.py cuda/attention_bench.py \
         pytorch/train.py ../test/pytorch.py; do
-        programs="$programs python3:dev/$script"
+        case $(head -n 1 "dev/$script") in # documents start those by their names
+            '#!'*) programs="$programs dev/$script" ;;
+            *) programs="$programs python3:dev/$script" ;;
+        esac
     done
 else
     echo "skip --help of dev/*.py: no python3"

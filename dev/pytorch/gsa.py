@@ -302,41 +302,48 @@ class GaussianSplatAttention(nn.Module):
                 as a softmax head takes, 16 for linear
     window      None or 0: no limit; else how many tokens standard heads see
     position    rope, both: standard heads rotate unit queries and keys; learned: they take them as they are
-    gain        "head": standard heads learn a factor of their logits
-    rope        "learned": they learn the frequencies of their rotations
-    phase       "learned": splats learn the phase of their cosine
-    forget      half, all: so many of the standard heads learn gates, by which they let go of older tokens
+    gain        head: standard heads learn a factor of their logits; or none
+    rope        learned: they learn the frequencies of their rotations; or fixed
+    phase       learned: splats learn the phase of their cosine; or none
+    forget      none, half, all: so many of the standard heads learn gates, by which they let go of older tokens
+                (these four, where None: as train_gsa does, head, learned, learned and half where there is such a thing)
     sphere      False leaves equation (1) out; unbounded: names of BOUNDS that apply_bounds leaves alone
     layer_idx   which entry of the cache is this layer's; layers: of the model, for the start of the last projection
     """
 
     def __init__(self, hidden_size, num_heads, *, attention="hybrid", gsa_heads=None, extra_heads=0, mixer=None,
-                 envelope=None, covariance="iso", splats=None, window=None, position="rope", gain="none", rope="fixed",
-                 phase="none", forget="none", causal=True, sphere=True, unbounded=(), layer_idx=0, layers=1):
+                 envelope=None, covariance="iso", splats=None, window=None, position="rope", gain=None, rope=None,
+                 phase=None, forget=None, causal=True, sphere=True, unbounded=(), layer_idx=0, layers=1):
         super().__init__()
         d, NH = hidden_size // num_heads, num_heads + extra_heads
         given = {"attention": attention, "mixer": mixer or ("linear" if attention == "extend" else "softmax"),
-                 "position": position, "covariance": covariance, "gain": gain, "rope": rope, "phase": phase,
-                 "forget": forget}
+                 "position": position, "covariance": covariance}
         given["envelope"] = envelope or ("raised" if given["mixer"] == "linear" else "cosine")
+        if gsa_heads is None:
+            last = {"standard": 0, "hybrid": (num_heads + 1) // 2, "augment": extra_heads}.get(attention, num_heads)
+            gsa_heads = range(NH - last, NH)
+        self.gsa_heads = sorted(set(gsa_heads))
+        rotations = position != "learned" and (attention == "extend" or len(self.gsa_heads) < NH)
+        gates = rotations and attention != "extend" and causal
+        cosine = given["envelope"] in ("cosine", "raised")
+        given["gain"] = gain or ("head" if rotations else "none")
+        given["rope"] = rope or ("learned" if rotations else "fixed")
+        given["phase"] = phase or ("learned" if cosine else "none")
+        given["forget"] = forget or ("half" if gates else "none")
         for name, value in given.items():
             if value not in CHOICES[name]:
                 raise ValueError(f"{name} is one of {', '.join(CHOICES[name])}, not {value!r}")
             setattr(self, name, value)
         if hidden_size % num_heads or d % 2:
             raise ValueError(f"hidden_size {hidden_size} is not an even multiple of {num_heads} heads")
-        if gsa_heads is None:
-            last = {"standard": 0, "hybrid": (num_heads + 1) // 2, "augment": extra_heads}.get(attention, num_heads)
-            gsa_heads = range(NH - last, NH)
-        self.gsa_heads = sorted(set(gsa_heads))
         standard = [h for h in range(NH) if h not in self.gsa_heads]
-        gates = {"none": 0, "half": (len(standard) + 1) // 2, "all": len(standard)}[forget]
+        gates = {"none": 0, "half": (len(standard) + 1) // 2, "all": len(standard)}[self.forget]
         self.gated_heads, self.standard_heads = standard[:gates], standard[gates:]
         self.rope_heads = list(range(NH)) if attention == "extend" else standard  # rows of log_gain and log_rope
         self.hidden_size, self.num_heads, self.head_size, self.causal = hidden_size, NH, d, causal
         self.window, self.sphere, self.unbounded = window or None, sphere, tuple(unbounded)
         self.layer_idx, self.layers = layer_idx, layers
-        self.has_cosine = self.envelope in ("cosine", "raised")
+        self.has_cosine = cosine
         self.has_decay = self.envelope in ("decay", "raised")
         self.splats = splats or (16 if self.mixer == "linear" else d // 2 if self.has_cosine else d)
         self._refuse()
@@ -352,11 +359,11 @@ class GaussianSplatAttention(nn.Module):
             self.register_buffer("alive", torch.empty(G, S))  # 1 or 0
             self.log_theta = nn.Parameter(torch.empty(G, S)) if self.has_cosine else None
             self.log_delta = nn.Parameter(torch.empty(G, S)) if self.has_decay else None
-            self.psi = nn.Parameter(torch.empty(G, S)) if phase == "learned" else None
+            self.psi = nn.Parameter(torch.empty(G, S)) if self.phase == "learned" else None
             self.log_far = nn.Parameter(torch.empty(G)) if attention == "extend" else None
         ropes = len(self.rope_heads)
-        self.log_gain = nn.Parameter(torch.empty(ropes)) if gain == "head" and ropes else None
-        self.log_rope = nn.Parameter(torch.empty(ropes, d // 2)) if rope == "learned" and ropes else None
+        self.log_gain = nn.Parameter(torch.empty(ropes)) if self.gain == "head" and ropes else None
+        self.log_rope = nn.Parameter(torch.empty(ropes, d // 2)) if self.rope == "learned" and ropes else None
         self.forgetw = nn.Parameter(torch.empty(gates, hidden_size)) if gates else None
         self.forgetb = nn.Parameter(torch.empty(gates)) if gates else None
         self.reset_parameters()

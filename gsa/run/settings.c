@@ -336,34 +336,63 @@ static void check_into_splats(Settings *s, const Checkpoint *k) {
     if (!s->splat_amplitude && !linear) s->splat_amplitude = SOFT_AMPLITUDE;
 }
 
-Config config_from_file(Settings *s, const Checkpoint *k, const Tokenizer *t) {
-    bool turn = k->config.attention == ATTENTION_STANDARD && is_given(s, SETTING_attention) &&
-                strcmp(s->attention, "standard") != 0;
-    if (turn) check_into_splats(s, k);
-    else refuse_fit(s);
-    for (int i = 0; i < NUM_SETTINGS; i++) {
-        bool splats = table[i].attributes & SPLATS || i == SETTING_gsa_heads || i == SETTING_attention,
-             starts = i == SETTING_splat_init || i == SETTING_splats_alive || i == SETTING_no_sphere ||
-                      i == SETTING_unbounded;
-        if (turn && ((splats && !starts) || (i == SETTING_window && is_given(s, i)))) continue; /* as the flag says */
-        if (table[i].attributes & NEW_MODEL) {
-            if (is_given(s, i))
-                die_usage("--%s does not go with --init-from: shape and %s are those of %s", table[i].flag,
-                          turn ? "the splats' start" : "splats", k->path);
-        } else if (table[i].model != NONE) take_from_file(s, i, k);
-    }
+/* Setting i from the model file; what only a new model has is refused. own: what else is the file's own. */
+static void take_or_refuse(Settings *s, int i, const Checkpoint *k, const char *own) {
+    if (table[i].attributes & NEW_MODEL && is_given(s, i))
+        die_usage("--%s does not go with --init-from: shape and %s are those of %s", table[i].flag, own, k->path);
+    if (!(table[i].attributes & NEW_MODEL) && table[i].model != NONE) take_from_file(s, i, k);
+}
+
+static void take_length(Settings *s, const Checkpoint *k) {
     if (!is_given(s, SETTING_seq)) s->seq = k->config.T;
     if (s->seq != k->config.T && k->config.position != POSITION_ROPE)
         die_usage("--seq %lld: %s has learned positions for %d tokens and no others", (long long)s->seq, k->path,
                   k->config.T);
-    if (turn && strcmp(s->attention, "gsa") == 0) { /* no head is left that has them */
+}
+
+/* A model that trains on as it is. */
+static Config config_as_it_is(Settings *s, const Checkpoint *k) {
+    refuse_fit(s);
+    for (int i = 0; i < NUM_SETTINGS; i++) take_or_refuse(s, i, k, "splats");
+    take_length(s, k);
+    Config c = k->config;
+    c.T = (int)s->seq;
+    return c;
+}
+
+/* Where heads of a standard model get splats: whether a flag says setting i, as for a new model, and not the file. */
+static bool flag_decides(const Settings *s, int i) {
+    switch (i) {
+    case SETTING_attention:
+    case SETTING_gsa_heads: return true;
+    case SETTING_window: return is_given(s, i);
+    case SETTING_splat_init: /* centres are k-means', on the sphere, within all bounds, and all live */
+    case SETTING_splats_alive:
+    case SETTING_no_sphere:
+    case SETTING_unbounded: return false;
+    default: return table[i].attributes & SPLATS;
+    }
+}
+
+/* A standard model, some heads of which get splats. */
+static Config config_with_splats(Settings *s, const Checkpoint *k, const Tokenizer *t) {
+    check_into_splats(s, k);
+    for (int i = 0; i < NUM_SETTINGS; i++)
+        if (!flag_decides(s, i)) take_or_refuse(s, i, k, "the splats' start");
+    take_length(s, k);
+    if (strcmp(s->attention, "gsa") == 0) { /* no head is left that has them */
         s->gain = "none";
         s->rope = "fixed";
         s->forget = "none";
         if (!is_given(s, SETTING_window)) s->window = 0;
-    } else if (turn && !s->gsa_heads) s->gsa_heads = xasprintf("%d", (k->config.NH + 1) / 2);
-    Config c = turn ? make_config(s, t) : k->config;
-    c.T = (int)s->seq;
+    } else if (!s->gsa_heads) s->gsa_heads = xasprintf("%d", (k->config.NH + 1) / 2);
+    Config c = make_config(s, t);
     c.Vp = k->config.Vp;
     return c;
+}
+
+Config config_from_file(Settings *s, const Checkpoint *k, const Tokenizer *t) {
+    bool turn = k->config.attention == ATTENTION_STANDARD && is_given(s, SETTING_attention) &&
+                strcmp(s->attention, "standard") != 0;
+    return turn ? config_with_splats(s, k, t) : config_as_it_is(s, k);
 }
