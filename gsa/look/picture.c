@@ -667,13 +667,15 @@ void plane_ellipse(double xx, double xy, double yy, PlaneSplat *s) {
 /* Half the side of the square that marks a splat's centre; its area tells its amplitude. */
 static double centre_size(const PlaneSplat *splat) { return 5 + 9 * sqrt(splat->amplitude); }
 
+/* Of many the lines are faint: they cross each other and the keys. */
 static void draw_splats(const Plot *p, const PlaneSplat *splats, int S) {
-    double scale = (p->right - p->left) / (p->x1 - p->x0);
+    double scale = (p->right - p->left) / (p->x1 - p->x0), strength = S > 8 ? 8.0 / S : 1;
     for (int s = 0; s < S; s++) {
         const PlaneSplat *e = &splats[s];
         double x = plot_x(p, e->x), y = plot_y(p, e->y), a = e->a * scale, b = e->b * scale;
         draw_ellipse(p->canvas, x, y, a, b, -e->angle, 0, colour_of(e->slot), 0.5 / (4 + S));
-        draw_ellipse(p->canvas, x, y, a, b, -e->angle, 2.5, colour_of(e->slot), 0.25 + 0.65 * e->amplitude);
+        draw_ellipse(p->canvas, x, y, a, b, -e->angle, 2.5, colour_of(e->slot),
+                     strength * (0.25 + 0.65 * e->amplitude));
     }
 }
 
@@ -762,8 +764,8 @@ Canvas *picture_splats(const char *title, const PlaneSplat *splats, int S, const
     enum { WIDTH = 1500, HEIGHT = 1260, KEY = 300 };
     char x_label[96], y_label[96];
     for (int k = 0; k < 2; k++) widen(&low[k], &high[k], 0.08);
-    snprintf(x_label, sizeof x_label, "first principal component of the keys (%.0f %% of their variance)",
-             100 * share[0]);
+    snprintf(x_label, sizeof x_label, "first principal component of the keys%s (%.0f %% of the keys' variance)",
+             S ? "' means by splat" : "", 100 * share[0]);
     snprintf(y_label, sizeof y_label, "second (%.0f %%)", 100 * share[1]);
     Plot p = plot_open(WIDTH, HEIGHT, title, x_label, y_label, low[0], high[0], low[1], high[1], 0, KEY, true, false);
     draw_splats(&p, splats, S);

@@ -100,7 +100,8 @@ typedef struct {
 Canvas *picture_heads(const char *title, const float *weights, const int *kind, const char *const *kinds,
                       int number_of_kinds, int L, int NH, int T, HeadGrid *grid);
 
-/* A head's splats and keys in the plane of the keys' first two principal components. */
+/* A head's splats and keys in a plane: of the first two principal components of the keys, or where it has splats, of
+   the keys' means by splat. */
 typedef struct {
     float x, y, a, b, angle; /* centre, half-axes at one sigma, angle of a from the x-axis */
     float amplitude;         /* relative to the largest in the head */
