@@ -35,13 +35,7 @@ if not args_.gpt2 and not args_.train:
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-
-def line(text):
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or it would be tried again at the end
-        sys.exit(f"tokenizer_compare.py: cannot write standard output: {error.strerror}")
+from convert import say as line
 
 
 def say(good, text):
@@ -127,9 +121,9 @@ def different_codes():
     for pair in found.values():
         kinds[pair] = kinds.get(pair, 0) + 1
     line(f"utf8proc has Unicode {library.utf8proc_unicode_version().decode()}; "
-          f"{len(found)} code points are classed differently"
-          + "".join(f", {n} {a} here and {b} there" for (a, b), n in kinds.items())
-          + (f"; the first is U+{min(found):04X}" if found else ""))
+         f"{len(found)} code points are classed differently"
+         + "".join(f", {n} {a} here and {b} there" for (a, b), n in kinds.items())
+         + (f"; the first is U+{min(found):04X}" if found else ""))
     return found
 
 
@@ -238,7 +232,7 @@ def time_text(what, hf, tokenizer, data):
     name = min(best, key=best.get)
     size = len(data) / 1e6
     line(f"time       {what}: ours {size / min(mine):.1f} MB/s, tokenizers {size / best[name]:.1f} MB/s ({name}): "
-          f"{best[name] / min(mine):.1f} times as fast")
+         f"{best[name] / min(mine):.1f} times as fast")
 
 
 def build_gpt2(folder):
@@ -269,7 +263,7 @@ def compare_training(path, V, folder):
     else:
         say(False, f"{path}: entry {i} is {entries[i]!r} here and {learned[i]!r} there")
     line(f"time       learning: ours {mine:.2f} s (encoding the text again and writing included), "
-          f"tokenizers {theirs:.2f} s")
+         f"tokenizers {theirs:.2f} s")
     compare_text(path + ", learned vocabulary", hf, tokenizer, data, entries, lambda i: i - 2 if i >= 2 else V - 2 + i)
     if args_.repeats:
         time_text(path + ", learned vocabulary", hf, tokenizer, data)

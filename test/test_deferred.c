@@ -52,25 +52,13 @@ static void late_result(void *model, StepResult *out) {
 }
 
 GSA_NORETURN static void run_here(int argc, char **argv) {
-    Backend b = {.name = cpu_name,
-                 .memory = cpu_memory,
-                 .free_memory = free_memory,
-                 .create = cpu_create,
-                 .destroy = cpu_destroy,
-                 .write = cpu_write,
-                 .read = late_read,
-                 .put = cpu_put,
-                 .get = cpu_get,
-                 .forward = late_forward,
-                 .backward = cpu_backward,
-                 .zero_gradients = cpu_zero_gradients,
-                 .gradient_norms = late_norms,
-                 .update = late_update,
-                 .logits = cpu_logits,
-                 .head = cpu_head,
-                 .watch = cpu_watch,
-                 .defer = late ? late_defer : NULL,
-                 .result = late_result};
+    Backend b = cpu_backend;
+    b.read = late_read;
+    b.forward = late_forward;
+    b.gradient_norms = late_norms;
+    b.update = late_update;
+    b.defer = late ? late_defer : NULL;
+    b.result = late_result;
     exit(train(argc, argv, &b));
 }
 

@@ -331,12 +331,14 @@ static void print_sample(Run *r) {
 
 /* ---------------------------------------------------------------------- birth and death of splats */
 
-/* What a window of statistics is made of, from the last forward and backward pass, whose rank tells it to the others:
-   queries and keys of all GSA heads, then splats, then the sums of their gradients. Malloc'd. */
+/* Tokens that a window of statistics looks at. */
 static int watched_tokens(const Run *r) {
     int64_t tokens = r->settings->batch * r->config.T;
     return (int)(tokens < ADAPT_TOKENS ? tokens : ADAPT_TOKENS);
 }
+
+/* What such a window is made of, from the last forward and backward pass, whose rank tells it to the others: queries and
+   keys of all GSA heads, then splats, then the sums of their gradients. Malloc'd. */
 static float *watch_splats(Run *r) {
     const Adapt *a = r->adapt;
     const Backend *b = r->backend;
