@@ -1,6 +1,7 @@
 /* The loop with a back end that gives what a step gives out one step later (Backend.defer): the same checkpoints and
    logs as with one that computes at once, nothing is evaluated or saved before a step's result was looked at, and a
-   loss that is not finite ends the run before that too. The arithmetic is train_gsa.c's. */
+   loss that is not finite ends the run before that too. Either way the logged loss is the mean of those of the step's
+   batches. The arithmetic is train_gsa.c's. */
 #define main train_gsa_main
 #include "../train_gsa.c"
 #undef main
@@ -10,15 +11,22 @@ static bool late, within; /* this run defers; a step is under way */
 static double clip;
 static StepResult given, queue[2]; /* what the step has given out so far; results that were not asked for */
 static int waiting;
+static double pass_loss; /* of the last forward pass */
+static FILE *passes;     /* the loss of each batch that is trained on, a line each */
 
 static double late_forward(void *model, const int *x, const int *y, int B, int T) {
-    double loss = cpu_forward(model, x, y, B, T);
+    double loss = pass_loss = cpu_forward(model, x, y, B, T);
     if (!within) {
         if (late && waiting) die("the loop evaluates before it has looked at a step");
         return loss;
     }
     given.loss += loss;
     return 0;
+}
+static void noted_backward(void *model, double scale) {
+    fprintf(passes, "%.17g\n", pass_loss);
+    fflush(passes);
+    cpu_backward(model, scale);
 }
 static void late_norms(void *model, double norms[NUM_CLIPS]) {
     cpu_gradient_norms(model, given.norms);
@@ -52,9 +60,13 @@ static void late_result(void *model, StepResult *out) {
 }
 
 GSA_NORETURN static void run_here(int argc, char **argv) {
+    char *path = xasprintf("%s/passes", folder);
+    if (!(passes = fopen(path, "w"))) die("cannot write %s", path);
+    free(path);
     Backend b = cpu_backend;
     b.read = late_read;
     b.forward = late_forward;
+    b.backward = noted_backward;
     b.gradient_norms = late_norms;
     b.update = late_update;
     b.defer = late ? late_defer : NULL;
@@ -84,16 +96,40 @@ static bool same_logs(const char *a, const char *b) {
     return same;
 }
 
+/* How far the last run's logged losses are, relatively, from the means of those of `accum` batches each. */
+static double losses_off(const char *name, int accum) {
+    double logged_losses[1000], worst = 0, loss;
+    int steps = logged(name, "trl:", logged_losses, 1000), step = 0;
+    char *path = xasprintf("%s/passes", folder);
+    FILE *f = fopen(path, "r");
+    while (f && step < steps) {
+        double sum = 0;
+        for (int i = 0; i < accum; i++) sum += fscanf(f, "%lf", &loss) == 1 ? loss : NAN;
+        double off = fabs(logged_losses[step++] / (sum / accum) - 1);
+        if (!(off <= worst)) worst = off;
+    }
+    bool whole = f && steps > 0 && fscanf(f, "%lf", &loss) == EOF;
+    if (f) fclose(f);
+    free(path);
+    return whole ? worst : INFINITY;
+}
+
 static void test_equal(void) {
     static const char *const kinds[] = {
         "--attention standard --save-every 10 --sample-every 9 --clip 0.3",
         "--attention hybrid --save-every 10 --sample-every 9 --accum 3 --clip 0",
         "--attention gsa --save-every 10 --sample-every 9 --splats-alive 4 --adapt grow --adapt-rules "
         "every=3,life=0,activation=0.9"};
+    static const int accum[] = {1, 3, 1};
     static const char *const files[] = {"model_00000010.bin", "model_00000020.bin", "model_00000024.bin"};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         char *now = xasprintf("now%zu", i), *later = xasprintf("later%zu", i);
-        int first = run(now, kinds[i], false), second = run(later, kinds[i], true);
+        int first = run(now, kinds[i], false);
+        double off = losses_off(now, accum[i]);
+        CHECK(off < 1e-8, "%s: logged losses are off by %g", kinds[i], off);
+        int second = run(later, kinds[i], true);
+        off = losses_off(later, accum[i]);
+        CHECK(off < 1e-8, "%s, a step later: logged losses are off by %g", kinds[i], off);
         CHECK(first == 0 && second == 0, "%s: %d, %d, %s", kinds[i], first, second, ending(output_of(later)));
         for (size_t k = 0; k < sizeof files / sizeof *files; k++)
             CHECK(same_file(now, later, files[k]), "%s: %s is the same", kinds[i], files[k]);
@@ -114,8 +150,12 @@ static void test_divergence(void) {
         const char *sentence = strstr(output_of(i ? "nan_later" : "nan_now"), "train_gsacu: step ");
         said[i] = sentence ? sentence : "nothing";
     }
-    CHECK(status[0] == 1 && status[1] == 1 && strcmp(said[0], said[1]) == 0, "%d, %d; %s; %s", status[0], status[1],
-          said[0], said[1]);
+    double losses[1000];
+    char *step = xasprintf("train_gsacu: step %d: ", logged("nan_now", "trl:", losses, 1000) + 1);
+    CHECK(status[0] == 1 && status[1] == 1 && strcmp(said[0], said[1]) == 0 &&
+              strncmp(said[0], step, strlen(step)) == 0,
+          "%d, %d; %s; %s; not %s", status[0], status[1], said[0], said[1], step);
+    free(step);
     char *command = xasprintf("cd '%s' && [ \"$(ls nan_now)\" = \"$(ls nan_later)\" ]", folder);
     CHECK(system(command) == 0, "a run that diverges leaves the same files");
     free(command);

@@ -937,7 +937,9 @@ static void test_kmeans(void) {
     for (int i = 0; i < N * D; i++) keys[i] = (float)rng_normal(&rng);
     for (uint64_t seed = 0; seed < 3; seed++) {
         double sums[CLUSTERS][D + 1] = {{0}}, off = 0;
+        int owners[N], other = 0;
         start_kmeans(mu, CLUSTERS, keys, N, D, seed);
+        nearest_centres(owners, mu, CLUSTERS, keys, N, D);
         for (int i = 0; i < N; i++) {
             double square = 1e-6, nearest = INFINITY;
             int owner = 0;
@@ -950,6 +952,7 @@ static void test_kmeans(void) {
                     owner = s;
                 }
             }
+            other += owners[i] != owner;
             for (int k = 0; k < D; k++) sums[owner][k] += keys[i * D + k] / sqrt(square);
             sums[owner][D]++;
         }
@@ -957,6 +960,7 @@ static void test_kmeans(void) {
             for (int k = 0; k < D; k++) off = max_of(off, fabs(mu[s * D + k] - sums[s][k] / sums[s][D]));
         CHECK(off < 0.02, "k-means with seed %llu: centres are the means of their keys up to %g",
               (unsigned long long)seed, off);
+        CHECK(other == 0, "%d of %d keys with another centre than the nearest", other, N);
     }
     start_kmeans(mu, CLUSTERS, keys, 2, D, 1); /* fewer keys than centres, and a key of zeros */
     memset(keys, 0, sizeof keys);

@@ -239,25 +239,9 @@ static float *all_points(GSA *m, const int *windows, size_t n, int part) {
 /* cluster (N): k-means of x (N, d) on the unit sphere, as far as start_kmeans goes */
 static void k_means(const float *x, size_t N, size_t d, int K, int *cluster) {
     float *centre = (float *)xmalloc((size_t)K * d * sizeof *centre);
-    double *unit = (double *)xmalloc(d * sizeof *unit);
     start_kmeans(centre, K, x, N, (int)d, 1);
-    for (size_t i = 0; i < N; i++) {
-        double square = 1e-6, nearest = INFINITY;
-        for (size_t k = 0; k < d; k++) square += (double)x[i * d + k] * (double)x[i * d + k];
-        for (size_t k = 0; k < d; k++) unit[k] = (double)x[i * d + k] / sqrt(square);
-        for (int s = 0; s < K; s++) {
-            double apart = 0;
-#pragma omp simd reduction(+ : apart)
-            for (size_t k = 0; k < d; k++)
-                apart += (unit[k] - (double)centre[(size_t)s * d + k]) * (unit[k] - (double)centre[(size_t)s * d + k]);
-            if (apart < nearest) {
-                nearest = apart;
-                cluster[i] = s;
-            }
-        }
-    }
+    nearest_centres(cluster, centre, K, x, N, (int)d);
     free(centre);
-    free(unit);
 }
 
 /* What an assignment of the N tokens to K groups says about their classes, in nats. */

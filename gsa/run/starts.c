@@ -21,6 +21,27 @@ static double distance(const float *a, const float *b, int d) {
     return sum;
 }
 
+/* The centre of mu (S, d) nearest to x (d), and its squared distance. */
+static int nearest_of(const float *mu, int S, const float *x, int d, double *least) {
+    int best = 0;
+    *least = INFINITY;
+    for (int s = 0; s < S; s++) {
+        double far = distance(x, mu + (size_t)s * d, d);
+        if (far < *least) {
+            *least = far;
+            best = s;
+        }
+    }
+    return best;
+}
+
+void nearest_centres(int *owner, const float *mu, int S, const float *keys, size_t n, int d) {
+    float *x = unit_keys(keys, n, d);
+    double least;
+    for (size_t i = 0; i < n; i++) owner[i] = nearest_of(mu, S, x + i * d, d, &least);
+    free(x);
+}
+
 void start_kmeans(float *mu, int S, const float *keys, size_t n, int d, uint64_t seed) {
     float *x = unit_keys(keys, n, d);
     double *nearest = (double *)xmalloc(n * sizeof *nearest),
@@ -42,15 +63,7 @@ void start_kmeans(float *mu, int S, const float *keys, size_t n, int d, uint64_t
         bool moved = round == 0;
         memset(sums, 0, (size_t)S * (d + 1) * sizeof *sums);
         for (size_t i = 0; i < n; i++) {
-            int best = 0;
-            nearest[i] = INFINITY;
-            for (int s = 0; s < S; s++) {
-                double far = distance(x + i * d, mu + (size_t)s * d, d);
-                if (far < nearest[i]) {
-                    nearest[i] = far;
-                    best = s;
-                }
-            }
+            int best = nearest_of(mu, S, x + i * d, d, &nearest[i]);
             moved = moved || best != owner[i];
             owner[i] = best;
             for (int k = 0; k < d; k++) sums[(size_t)best * (d + 1) + k] += x[i * d + k];

@@ -15,6 +15,9 @@ extern "C" {
 void start_kmeans(float *mu, int S, const float *keys, size_t n, int d, uint64_t seed);
 void start_components(float *mu, int S, const float *keys, size_t n, int d, uint64_t seed);
 
+/* owner (n): which centre of mu (S, d) each key, as a unit vector, is nearest to. */
+void nearest_centres(int *owner, const float *mu, int S, const float *keys, size_t n, int d);
+
 /* Copies the splats (all tensors of one line per GSA head) of another model into the flat buffer of c, head by head
    in order of layer and head. Dies with a sentence that names the tensor and both shapes where they differ. */
 void start_from_file(const Config *c, float *params, const Checkpoint *other);

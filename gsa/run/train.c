@@ -337,8 +337,8 @@ static int watched_tokens(const Run *r) {
     return (int)(tokens < ADAPT_TOKENS ? tokens : ADAPT_TOKENS);
 }
 
-/* What such a window is made of, from the last forward and backward pass, whose rank tells it to the others: queries and
-   keys of all GSA heads, then splats, then the sums of their gradients. Malloc'd. */
+/* What such a window is made of, from the last forward and backward pass, whose rank tells it to the others: queries
+   and keys of all GSA heads, then splats, then the sums of their gradients. Malloc'd. */
 static float *watch_splats(Run *r) {
     const Adapt *a = r->adapt;
     const Backend *b = r->backend;
