@@ -299,15 +299,31 @@ static void bf16_block(bool ta, bool tb, size_t M, size_t N, size_t K, const bf1
 }
 #endif
 
-/* C (M, N) = op(A) op(B), or += where add, rows contiguous; op transposes where ta, tb. Cut into blocks by the shape
-   alone, never by the number of threads. */
+/* The blocks (m, n) into which a product (M, N) is cut, by its shape alone, never by the number of threads: at least 8
+   for these where it is large enough, none too large for the caches, and among those the squarest, because a block
+   begins with copies of its m rows of A and n columns of B. */
+static void gemm_cut(size_t M, size_t N, size_t *m, size_t *n) {
+    enum { LEAST = 48, MOST = 1024 * 768, BLOCKS = 8 };
+    double least = INFINITY;
+    *m = M < 64 ? M : 64;
+    *n = N < 64 ? N : 64;
+    for (size_t rows = 1, high = M; rows == 1 || high >= LEAST; rows *= 2, high = ((M + rows - 1) / rows + 7) / 8 * 8)
+        for (size_t columns = 1, wide = N; columns == 1 || wide >= LEAST;
+             columns *= 2, wide = ((N + columns - 1) / columns + 15) / 16 * 16) {
+            size_t blocks = ((M + high - 1) / high) * ((N + wide - 1) / wide);
+            double copies = 1 / (double)high + 1 / (double)wide;
+            if (blocks < BLOCKS || high * wide > MOST || copies >= least) continue;
+            least = copies;
+            *m = high;
+            *n = wide;
+        }
+}
+
+/* C (M, N) = op(A) op(B), or += where add, rows contiguous; op transposes where ta, tb. */
 static void gemm(bool ta, bool tb, size_t M, size_t N, size_t K, const real *A, size_t lda, const real *B, size_t ldb,
                  real *C, size_t ldc, bool add) {
-    size_t m = M < 256 ? M : 256, n = N < 512 ? N : 512;
-    while (((M + m - 1) / m) * ((N + n - 1) / n) < 8 && (m > 64 || n > 64)) { /* at least 8 blocks for the threads */
-        if (n >= m) n = (n + 1) / 2;
-        else m = (m + 1) / 2;
-    }
+    size_t m, n;
+    gemm_cut(M, N, &m, &n);
     size_t rows = (M + m - 1) / m, columns = (N + n - 1) / n;
 #ifdef GEMM_DNNL
     bf16 *a = bf16_room, *b = a + M * K;
