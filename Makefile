@@ -234,7 +234,8 @@ run-tests: build-tests
 QUICKSTART := runs/quickstart
 RECIPE     := --gsa-heads 1 --gain none --phase none --rope-frequencies fixed --forget-gate none
 quickstart: deps
-	@$(MAKE) --no-print-directory probe $(PROGRAMS) build/$(config)/test/check_stories
+	@$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$$(nproc)) probe $(PROGRAMS) \
+	    build/$(config)/test/check_stories
 	@if ls $(QUICKSTART)/model_*.bin >/dev/null 2>&1; then flags=--resume; else flags='$(RECIPE)'; fi; \
 	./train_gsa $$flags --out $(QUICKSTART)
 	@model=$$(ls $(QUICKSTART)/model_*.bin | tail -n 1); echo; echo "five stories by $$model:"; echo; \
