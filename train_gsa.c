@@ -2265,7 +2265,7 @@ static void scalar_bounds(GSA *m, int64_t clamped[NUM_BOUNDS]) {
 /* Numbers that muon_steps needs beside x (rows, columns) itself. */
 static size_t muon_room(size_t rows, size_t columns) {
     size_t least = rows < columns ? rows : columns;
-    return rows * columns + 4 * least * least;
+    return rows * columns + 2 * least * least;
 }
 
 /* Numbers that a thread needs for any of the matrices: itself and that room. 0: without Muon. */
@@ -2282,45 +2282,26 @@ static size_t muon_workspace(const Config *c) {
     return most;
 }
 
-/* C (n, n) = A B, which is symmetric: columns by columns from the diagonal on, then mirrored. */
-static void symmetric_product(size_t n, const real *A, const real *B, real *C) {
-    for (size_t j0 = 0; j0 < n; j0 += COLUMNS) {
-        size_t width = n - j0 < COLUMNS ? n - j0 : COLUMNS;
-        product(n - j0, width, n, A + j0 * n, n, 1, B + j0, n, C + j0 * n + j0, n, false);
-        for (size_t j = j0; j < j0 + width; j++)
-            for (size_t i = j0 + width; i < n; i++) C[j * n + i] = C[i * n + j];
-    }
-}
-
 /* All singular values of x (rows, columns), which is overwritten and where none exceeds 1, become about 1, by steps
-   x <- (a + b G + c G^2) x with G = x x^T, or from the right with x^T x where that is smaller: equation (13). All
-   steps' matrices are polynomials of the first G, symmetric, and commute. So only they are multiplied with each other,
-   as Q, and x once, in the end: x <- S x is Q <- S Q and G <- S G S. On the calling thread. Returns where the result
-   is, in room. */
+   x <- a x + (b G + c G^2) x with G = x x^T, or from the right with x^T x where that is smaller: equation (13). On the
+   calling thread. Returns where the result is: in x or in room. */
 static const real *muon_steps(real *x, size_t rows, size_t columns, real *room) {
     const real a = (real)MUON_A, b = (real)MUON_B, c = (real)MUON_C;
     bool tall = rows > columns;
     size_t n = rows * columns, k = tall ? columns : rows;
-    real *y = room, *G = room + n, *S = G + k * k, *Q = S + k * k, *other = Q + k * k;
-    gemm_block(tall, !tall, k, k, tall ? rows : columns, x, columns, x, columns, G, k, false);
+    real *y = room, *gram = room + n, *square = gram + k * k;
     for (int step = 0; step < MUON_STEPS; step++) {
-        real *out = step ? S : Q;
-        symmetric_product(k, G, G, out);
-        for (size_t i = 0; i < k * k; i++) out[i] = b * G[i] + c * out[i];
-        for (size_t i = 0; i < k; i++) out[i * k + i] += a;
-        if (step + 1 < MUON_STEPS) {
-            symmetric_product(k, out, G, other);
-            symmetric_product(k, out, other, G);
-        }
-        if (step == 0) continue;
-        symmetric_product(k, S, Q, other);
-        real *swap = Q;
-        Q = other;
-        other = swap;
+        gemm_block(tall, !tall, k, k, tall ? rows : columns, x, columns, x, columns, gram, k, false);
+        gemm_block(false, false, k, k, k, gram, k, gram, k, square, k, false);
+        for (size_t i = 0; i < k * k; i++) square[i] = b * gram[i] + c * square[i];
+        for (size_t i = 0; i < n; i++) y[i] = a * x[i];
+        if (tall) gemm_block(false, false, rows, k, k, x, columns, square, k, y, columns, true);
+        else gemm_block(false, false, k, columns, k, square, k, x, columns, y, columns, true);
+        real *other = x;
+        x = y;
+        y = other;
     }
-    if (tall) gemm_block(false, false, rows, k, k, x, columns, Q, k, y, columns, false);
-    else gemm_block(false, false, k, columns, k, Q, k, x, columns, y, columns, false);
-    return y;
+    return x;
 }
 
 /* The same from any x on: no singular value exceeds the root of the sum of squares. */

@@ -908,26 +908,9 @@ static void plain_polynomial(double *x, size_t rows, size_t columns, double a, d
     free(gram);
 }
 
-/* A gradient with directions a million times smaller than others, and some in which there is nothing. */
-static void test_unequal(void) {
-    enum { ROWS_HERE = 40, COLUMNS_HERE = 96, N = ROWS_HERE * COLUMNS_HERE };
-    uint64_t rng = 43;
-    real *x = numbers(N, 1, &rng), *room = numbers(muon_room(ROWS_HERE, COLUMNS_HERE), 0, NULL);
-    double *steps = (double *)xmalloc(N * sizeof *steps);
-    for (size_t i = 0; i < ROWS_HERE; i++)
-        for (size_t k = 0; k < COLUMNS_HERE; k++)
-            x[i * COLUMNS_HERE + k] =
-                i < 32 ? x[i * COLUMNS_HERE + k] * pow(1e-6, i / 32.0) : x[(i - 32) * COLUMNS_HERE + k];
-    widen(steps, x, N);
-    plain_polynomial(steps, ROWS_HERE, COLUMNS_HERE, 3.4445, -4.7750, 2.0315, 5);
-    double error = error_of(muon_orthogonal(x, ROWS_HERE, COLUMNS_HERE, room), steps, N);
-    CHECK(error < 5e-4, "Newton-Schulz of unequal directions: %g", error);
-    free(steps);
-}
-
 /* Muon's matrices by the same steps written apart, and against the orthogonal matrix itself: that of the singular
    vectors, by Newton's steps until they stand still. Both have these vectors, and where the singular values are 1 there
-   they are about 1 here. Rounding counts for more than elsewhere, because fp32 keeps the squares of singular values. */
+   they are about 1 here. */
 static void test_orthogonal(void) {
     static const size_t shapes[][2] = {{20, 20}, {20, 80}, {80, 20}, {33, 7}, {64, 64}, {1, 9}, {9, 1}, {300, 70}};
     uint64_t rng = 41;
@@ -942,7 +925,7 @@ static void test_orthogonal(void) {
         plain_polynomial(exact, rows, columns, 1.5, -0.5, 0, 80);
         const real *o = muon_orthogonal(x, rows, columns, room);
         double error = error_of(o, steps, n), apart = 0, skew = 0;
-        CHECK(error < 1e-4, "Newton-Schulz (%zu, %zu): %g", rows, columns, error);
+        CHECK(error < 1e-5, "Newton-Schulz (%zu, %zu): %g", rows, columns, error);
         for (size_t i = 0; i < n; i++) apart += (o[i] - exact[i]) * (o[i] - exact[i]);
         CHECK(sqrt(apart) < 0.35 * sqrt((double)least), "(%zu, %zu): %g from orthogonal, of %g", rows, columns,
               sqrt(apart), sqrt((double)least));
@@ -950,14 +933,13 @@ static void test_orthogonal(void) {
         plain_product(product, steps, exact, rows, rows, columns, true);
         for (size_t i = 0; i < rows; i++)
             for (size_t j = 0; j < i; j++) skew = fmax(skew, fabs(product[i * rows + j] - product[j * rows + i]));
-        CHECK(isfinite(skew) && skew < 1e-4, "(%zu, %zu): other singular vectors, %g", rows, columns, skew);
+        CHECK(isfinite(skew) && skew < 1e-5, "(%zu, %zu): other singular vectors, %g", rows, columns, skew);
         free(steps);
     }
     real *x = numbers(12, 0, NULL), *room = numbers(muon_room(3, 4), 0, NULL), most = 0;
     const real *o = muon_orthogonal(x, 3, 4, room);
     for (int i = 0; i < 12; i++) most = o[i] == 0 ? most : 1;
     CHECK(most == 0, "no gradient, no update");
-    test_unequal();
     free_numbers();
 }
 
