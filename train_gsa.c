@@ -299,9 +299,10 @@ static void bf16_block(bool ta, bool tb, size_t M, size_t N, size_t K, const bf1
 }
 #endif
 
-/* The blocks (m, n) into which a product (M, N) is cut, by its shape alone, never by the number of threads: at least 8
-   for these where it is large enough, none too large for the caches, and among those the squarest, because a block
-   begins with copies of its m rows of A and n columns of B. */
+/* The blocks (m, n) into which a product (M, N) is cut, by its shape alone: were it by the number of threads, sums
+   would round differently with another number. At least 8 blocks, so that threads have work, where the product is large
+   enough; none too large for the caches; among those the squarest, because a block begins with copies of its m rows of
+   A and n columns of B. */
 static void gemm_cut(size_t M, size_t N, size_t *m, size_t *n) {
     enum { LEAST = 48, MOST = 1024 * 768, BLOCKS = 8 };
     double least = INFINITY;
