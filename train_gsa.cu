@@ -1736,7 +1736,8 @@ typedef struct {
     int *starts;         /* scratch of bucket_tokens */
     StepResult *results; /* on their way back: of the last two deferred steps, and of what is waited for */
     cudaEvent_t answered[2];
-    float *flat; /* a whole buffer on its way back; allocated when first needed */
+    cudaEvent_t passed[2]; /* of several GPUs: the passes of the last two steps */
+    float *flat;           /* a whole buffer on its way back; allocated when first needed */
 } CudaModel;
 
 /* One function measures the activations (base NULL) and carves them from one piece of memory; returns its bytes, and
@@ -1879,6 +1880,7 @@ static CudaModel *gsa_create_cuda(const Config *c, size_t B) {
         cudaCheck(cudaMallocHost(&batch->buckets.tokens, (N / SEGMENT + 1) * sizeof(Bucket)));
         cudaCheck(cudaEventCreateWithFlags(&batch->left, cudaEventDisableTiming));
         cudaCheck(cudaEventCreateWithFlags(&m->answered[i], cudaEventDisableTiming));
+        cudaCheck(cudaEventCreateWithFlags(&m->passed[i], cudaEventDisableTiming));
     }
     cudaCheck(cudaMallocHost(&m->results, 3 * sizeof *m->results));
     cudaCheck(cudaMemsetAsync(m->a.result, 0, sizeof *m->results, m->stream)); /* it is read as a whole */
@@ -1905,6 +1907,7 @@ static void gsa_destroy(CudaModel *m) {
         cudaCheck(cudaFreeHost(batch->buckets.tokens));
         cudaCheck(cudaEventDestroy(batch->left));
         cudaCheck(cudaEventDestroy(m->answered[i]));
+        cudaCheck(cudaEventDestroy(m->passed[i]));
     }
     cudaCheck(cudaFreeHost(m->results));
     if (m->pass) cudaCheck(cudaGraphExecDestroy(m->pass));
@@ -2198,8 +2201,9 @@ static Batch *next_batch(CudaModel *m) {
 
 /* Forward and backward pass of a deferred step are recorded, not launched one kernel after the other, and go to the
    device as one graph: its kernels follow each other more closely. Not in the first step, which chooses algorithms, and
-   where splats are watched, which now and then takes other kernels. */
-static bool records_pass(const CudaModel *m) { return m->deferred && m->steps > 0 && !m->watch; }
+   where splats are watched, which now and then takes other kernels, and not with several GPUs, whose sums begin in the
+   midst of it. */
+static bool records_pass(const CudaModel *m) { return m->deferred && m->steps > 0 && !m->watch && team_count() == 1; }
 static void launch_pass(CudaModel *m) {
     cudaGraph_t graph;
     cudaGraphExecUpdateResultInfo info;
@@ -2312,18 +2316,22 @@ static void send_rest(CudaModel *m) {
         if (i < 4) from = to + CEIL_DIV(m->tensors[block_matrices[i]].size, 32) * 32;
     }
     send_gradients(m, ranges, count);
+    cudaCheck(cudaEventRecord(m->passed[m->steps % 2], m->stream));
     cudaCheck(cudaEventRecord(m->arrived, team.stream));
     m->share = false;
     m->sharing = true;
 }
 
-/* Until the sums are there. A GPU that hangs in its own passes is found out first, so that others are not blamed. */
+/* What the device does from here on comes after the sums. A host that waits for them finds out first whether its own
+   GPU hangs in its passes, so that others are not blamed. */
 static void await_gradients(CudaModel *m) {
-    cudaCheck(cudaStreamSynchronize(m->stream));
-    ranks_doing(team.ranks, RANKS_WAITING);
+    if (!m->deferred) {
+        cudaCheck(cudaEventSynchronize(m->passed[m->steps % 2]));
+        ranks_doing(team.ranks, RANKS_WAITING);
+        cudaCheck(cudaEventSynchronize(m->arrived));
+        ranks_doing(team.ranks, RANKS_WORKING);
+    }
     cudaCheck(cudaStreamWaitEvent(m->stream, m->arrived, 0));
-    cudaCheck(cudaStreamSynchronize(m->stream));
-    ranks_doing(team.ranks, RANKS_WORKING);
     m->sharing = false;
 }
 
@@ -2658,7 +2666,12 @@ static void cuda_defer(void *model, bool on, double clip) {
 static void cuda_result(void *model, StepResult *out) {
     CudaModel *m = (CudaModel *)model;
     size_t i = m->given++ % 2;
+    if (team_count() > 1) { /* as await_gradients would have waited */
+        cudaCheck(cudaEventSynchronize(m->passed[i]));
+        ranks_doing(team.ranks, RANKS_WAITING);
+    }
     cudaCheck(cudaEventSynchronize(m->answered[i]));
+    if (team_count() > 1) ranks_doing(team.ranks, RANKS_WORKING);
     *out = m->results[i];
 }
 

@@ -492,55 +492,6 @@ static void evaluation(Run *r) {
     write_log(r);
 }
 
-/* While the GPUs still work on the last backward pass the ranks tell each other the sums of their losses and whether
-   they were interrupted. Returns the sum of all, and makes sure that the last update was the same everywhere. */
-static double exchange(Run *r, double loss) {
-    typedef struct {
-        double loss, norms[NUM_CLIPS];
-        int64_t interrupted;
-    } Report;
-    if (r->ranks->count == 1) return loss;
-    Report mine = {loss, {r->result.norms[0], r->result.norms[1]}, interrupted};
-    Report *all = (Report *)xmalloc((size_t)r->ranks->count * sizeof *all);
-    ranks_gather(r->ranks, &mine, all, sizeof mine);
-    loss = 0;
-    for (int q = 0; q < r->ranks->count; q++) {
-        loss += all[q].loss;
-        r->stop = r->stop || all[q].interrupted;
-        if (r->ranks->rank == 0 && memcmp(all[q].norms, all[0].norms, sizeof mine.norms) != 0)
-            die("step %lld: the gradient norm of %s was %.9g and that of rank 0 %.9g, which should be the same bit for "
-                "bit: a GPU or a connection is faulty; go on from the last checkpoint",
-                (long long)r->step, ranks_name(r->ranks, q), all[q].norms[CLIP_WEIGHTS], all[0].norms[CLIP_WEIGHTS]);
-    }
-    free(all);
-    return loss;
-}
-
-/* The gradients of one update, over --accum batches, of which each rank takes its own; watched: with the sums that
-   adapt.h needs. Returns the sum of the losses. */
-static double forward_backward(Run *r, bool watched) {
-    const Settings *s = r->settings;
-    const int B = (int)s->batch, T = r->config.T;
-    const double share = 1.0 / (double)s->accum;
-    double loss = 0;
-    r->backend->zero_gradients(r->model);
-    if (r->adapt) r->backend->watch(r->model, watched);
-    for (int64_t i = 0; i < s->accum; i++) {
-        if (ranks_of_batch(r->ranks, i) != r->ranks->rank) {
-            if (!r->overfit_x) loader_skip(r->train, (uint64_t)B);
-            continue;
-        }
-        if (r->overfit_x) memcpy(r->x, r->overfit_x, 2 * (size_t)B * T * sizeof *r->x);
-        else next_batch(r, r->train, r->x, r->y, B, (uint64_t)(r->step * s->accum + i));
-        if (r->backend->expect) r->backend->expect(r->model, share);
-        loss += r->backend->forward(r->model, r->x, r->y, B, T);
-        if (r->ranks->count > 1 && i == ranks_last_batch(r->ranks, s->accum)) r->backend->share(r->model);
-        r->backend->backward(r->model, share);
-        ranks_doing(r->ranks, RANKS_WORKING);
-    }
-    return exchange(r, loss);
-}
-
 static void check_finite(const Run *r, int64_t step, double loss, const double norms[NUM_CLIPS]) {
     if (isfinite(loss) && isfinite(norms[CLIP_WEIGHTS]) && isfinite(norms[CLIP_SPLATS])) return;
     die("step %lld: loss %g, gradient norm %g (weights) and %g (splats), out of bounds before: %s; training diverged: "
@@ -630,13 +581,36 @@ static void report_step(Run *r, const Update *u, double took) {
     write_log(r);
 }
 
+/* At the end of a step the ranks tell each other the sums of their losses and whether they were interrupted. result's
+   loss becomes the sum of all; makes sure that the update was the same everywhere. */
+static void exchange(Run *r, int64_t step, StepResult *result) {
+    typedef struct {
+        double loss, norms[NUM_CLIPS];
+        int64_t interrupted;
+    } Report;
+    if (r->ranks->count == 1) return;
+    Report mine = {result->loss, {result->norms[0], result->norms[1]}, interrupted};
+    Report *all = (Report *)xmalloc((size_t)r->ranks->count * sizeof *all);
+    ranks_gather(r->ranks, &mine, all, sizeof mine);
+    result->loss = 0;
+    for (int q = 0; q < r->ranks->count; q++) {
+        result->loss += all[q].loss;
+        r->stop = r->stop || all[q].interrupted;
+        if (r->ranks->rank == 0 && memcmp(all[q].norms, all[0].norms, sizeof mine.norms) != 0)
+            die("step %lld: the gradient norm of %s was %.9g and that of rank 0 %.9g, which should be the same bit for "
+                "bit: a GPU or a connection is faulty; go on from the last checkpoint",
+                (long long)step, ranks_name(r->ranks, q), all[q].norms[CLIP_WEIGHTS], all[0].norms[CLIP_WEIGHTS]);
+    }
+    free(all);
+}
+
 /* The end of the step of update u, whose result is there. A loss or gradient that is not finite ends the program with a
    sentence. window: what was watched, or NULL */
-static void end_step(Run *r, const Update *u, float *window, const StepResult *result) {
-    double loss = result->loss / (double)r->settings->accum;
-    check_finite(r, u->step, loss, result->norms);
-    r->result = *result;
-    r->result.loss = loss;
+static void end_step(Run *r, const Update *u, float *window, StepResult result) {
+    exchange(r, u->step, &result);
+    result.loss /= (double)r->settings->accum;
+    check_finite(r, u->step, result.loss, result.norms);
+    r->result = result;
     if (window) adapt_step(r, u->step, window);
     double now = now_seconds(), began = r->began;
     r->began = now;
@@ -650,8 +624,36 @@ static void settle(Run *r) {
     Update u = r->pending;
     if (!u.step) return;
     r->pending.step = 0;
+    ranks_doing(r->ranks, RANKS_WORKING);
     r->backend->result(r->model, &result);
-    end_step(r, &u, r->pending_window, &result);
+    end_step(r, &u, r->pending_window, result);
+    ranks_doing(r->ranks, RANKS_FREE);
+}
+
+/* The gradients of one update, over --accum batches, of which each rank takes its own; watched: with the sums that
+   adapt.h needs. Returns the sum of this rank's losses. The step before is looked at while the device works. */
+static double forward_backward(Run *r, bool watched) {
+    const Settings *s = r->settings;
+    const int B = (int)s->batch, T = r->config.T;
+    const double share = 1.0 / (double)s->accum;
+    double loss = 0;
+    r->backend->zero_gradients(r->model);
+    if (r->adapt) r->backend->watch(r->model, watched);
+    for (int64_t i = 0; i < s->accum; i++) {
+        if (ranks_of_batch(r->ranks, i) != r->ranks->rank) {
+            if (!r->overfit_x) loader_skip(r->train, (uint64_t)B);
+            continue;
+        }
+        if (r->overfit_x) memcpy(r->x, r->overfit_x, 2 * (size_t)B * T * sizeof *r->x);
+        else next_batch(r, r->train, r->x, r->y, B, (uint64_t)(r->step * s->accum + i));
+        if (r->backend->expect) r->backend->expect(r->model, share);
+        loss += r->backend->forward(r->model, r->x, r->y, B, T);
+        if (r->ranks->count > 1 && i == ranks_last_batch(r->ranks, s->accum)) r->backend->share(r->model);
+        r->backend->backward(r->model, share);
+        settle(r);
+        ranks_doing(r->ranks, RANKS_WORKING);
+    }
+    return loss;
 }
 
 /* One update. A back end that can goes on with it while the next step is made ready: its result is looked at then, and
@@ -659,7 +661,7 @@ static void settle(Run *r) {
 static void train_step(Run *r) {
     ranks_doing(r->ranks, RANKS_WORKING);
     bool watched = r->adapt && adapt_due(r->adapt, &r->rules, r->step + 1);
-    bool deferred = r->backend->defer && r->ranks->count == 1;
+    bool deferred = r->backend->defer != NULL;
     if (!r->pending.step) r->began = now_seconds() - r->reporting;
     if (deferred) r->backend->defer(r->model, true, r->settings->clip);
     StepResult result;
@@ -671,11 +673,10 @@ static void train_step(Run *r) {
     r->step++;
     if (deferred) {
         r->backend->defer(r->model, false, 0);
-        settle(r);
         r->pending = u;
         r->pending_window = window;
         if (watched && r->rules.mode != ADAPT_NONE) settle(r); /* splats may change before the next step */
-    } else end_step(r, &u, window, &result);
+    } else end_step(r, &u, window, result);
     ranks_doing(r->ranks, RANKS_FREE);
 }
 
