@@ -163,6 +163,7 @@ typedef struct {
     float add;         /* what C is multiplied by; 0: there is none */
     int epilogue;
     int batch; /* products at once, each of the next matrices */
+    int most;  /* of these: its algorithm serves, so that a product rounds alike however many go with it */
 } MatmulShape;
 
 typedef struct {
@@ -344,6 +345,19 @@ static char *matmul_choices(const Matmul *mm) {
     return text;
 }
 
+/* p is for so many products at once. */
+static void matmul_batch(const MatmulPlan *p, int count) {
+    const MatmulShape *s = &p->shape;
+    const cublasLtMatrixLayout_t layouts[] = {p->a, p->b, p->d};
+    const int64_t apart[] = {(int64_t)s->m * s->k, (int64_t)s->k * s->n, (int64_t)s->m * s->n};
+    for (int i = 0; i < 3 && s->most > 1; i++) {
+        cublasCheck(
+            cublasLtMatrixLayoutSetAttribute(layouts[i], CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
+        cublasCheck(cublasLtMatrixLayoutSetAttribute(layouts[i], CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &apart[i],
+                                                     sizeof apart[i]));
+    }
+}
+
 /* D = alpha op(A) op(B) + add C with the epilogue of s; vector: bias; aux: what GELU was applied to. false: there is no
    algorithm for it and nothing was done. */
 static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const void *B, const void *C,
@@ -353,7 +367,7 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
     for (int i = 0; i < mm->count && !p; i++) {
         const MatmulShape *o = &mm->plans[i].shape;
         if (o->m == s.m && o->n == s.n && o->k == s.k && o->ta == s.ta && o->tb == s.tb && o->wide == s.wide &&
-            o->add == s.add && o->epilogue == s.epilogue && o->batch == s.batch)
+            o->add == s.add && o->epilogue == s.epilogue && o->batch == s.batch && o->most == s.most)
             p = &mm->plans[i];
     }
     fresh = !p;
@@ -382,14 +396,7 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
         cublasCheck(cublasLtMatrixLayoutCreate(&p->b, FLOATX_TYPE, (uint64_t)(s.tb ? s.n : s.k),
                                                (uint64_t)(s.tb ? s.k : s.n), s.tb ? s.n : s.k));
         cublasCheck(cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)s.m, (uint64_t)s.n, s.m));
-        const cublasLtMatrixLayout_t layouts[] = {p->a, p->b, p->d};
-        const int64_t apart[] = {(int64_t)s.m * s.k, (int64_t)s.k * s.n, (int64_t)s.m * s.n};
-        for (int i = 0; i < 3 && s.batch > 1; i++) {
-            cublasCheck(cublasLtMatrixLayoutSetAttribute(layouts[i], CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &s.batch,
-                                                         sizeof s.batch));
-            cublasCheck(cublasLtMatrixLayoutSetAttribute(layouts[i], CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                                         &apart[i], sizeof apart[i]));
-        }
+        matmul_batch(p, s.most);
     }
     if (vector)
         cublasCheck(
@@ -418,9 +425,10 @@ static bool matmul_run(Matmul *mm, MatmulShape s, void *D, const void *A, const 
         if (!p->possible && s.epilogue == CUBLASLT_EPILOGUE_DEFAULT)
             die("cuBLASLt has no algorithm for (%d, %d) x (%d, %d)", s.n, s.k, s.k, s.m);
         if (p->possible) p->algorithm = proposals[0].algo;
+        matmul_batch(p, s.batch);
         p->tuned = false;
         for (int i = 0; i < 2; i++)
-            p->tuned |= s.batch == 1 && mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
+            p->tuned |= s.most == 1 && mm->tuned[i] && (mm->tuned[i] == (size_t)s.n || mm->tuned[i] == (size_t)s.k);
         if (p->possible && p->tuned) matmul_choose(mm, p, proposals, count, D, A, B, C, alpha, stream);
     }
     if (!p->possible) return false;
@@ -855,7 +863,7 @@ static void matmul_forward(Matmul *mm, floatX *out, const floatX *in, const floa
                            pre ? pre + i * OC : NULL, i + piece < N ? piece : N - i, C, OC, stream);
         return;
     }
-    MatmulShape s = {(int)OC, (int)N, (int)C, true, false, false, add ? 1.0f : 0, CUBLASLT_EPILOGUE_DEFAULT, 1};
+    MatmulShape s = {(int)OC, (int)N, (int)C, true, false, false, add ? 1.0f : 0, CUBLASLT_EPILOGUE_DEFAULT, 1, 1};
     if (pre) s.epilogue = CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
     else if (bias) s.epilogue = CUBLASLT_EPILOGUE_BIAS;
     if (matmul_run(mm, s, out, weight, in, add, bias, pre, 1, stream)) return;
@@ -881,10 +889,11 @@ static void matmul_backward(Matmul *mm, floatX *din, float *dweight, float *dbia
         return;
     }
     cudaStream_t aside = mm->apart ? fork_side(mm, stream) : stream;
-    MatmulShape s = {(int)C, (int)OC, (int)N, false, true, true, 1, CUBLASLT_EPILOGUE_DEFAULT, 1};
+    MatmulShape s = {(int)C, (int)OC, (int)N, false, true, true, 1, CUBLASLT_EPILOGUE_DEFAULT, 1, 1};
     matmul_run(mm, s, dweight, in, dout, dweight, NULL, NULL, scale, aside);
     if (dbias) add_column_sums(dbias, partials, dout, N, OC, aside);
-    s = {(int)C, (int)N, (int)OC, false, false, false, 0, pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT, 1};
+    s = {(int)C, (int)N, (int)OC, false, false, false, 0, pre ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_DEFAULT,
+         1,      1};
     if (matmul_run(mm, s, din, weight, dout, NULL, NULL, pre, scale, stream)) return;
     s.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     matmul_run(mm, s, din, weight, dout, NULL, NULL, NULL, scale, stream);
@@ -1461,17 +1470,18 @@ __global__ static void muon_apply_kernel(float *p, floatX *copy, const floatX *o
     copy[i] = (floatX)weight;
 }
 
-/* train_gsa.c's steps for each of `count` matrices x (rows, columns). y: as large as x; gram, square (count, least,
-   least). Returns where the result is, x or y. Both halves of a symmetric product are computed, because cuBLASLt has no
-   product that computes one. */
+/* train_gsa.c's steps for each of `count` matrices x (rows, columns), which round alike whatever their number, up to
+   `all`. y: as large as x; gram, square (count, least, least). Returns where the result is, x or y. Both halves of a
+   symmetric product are computed, because cuBLASLt has no product that computes one. */
 static floatX *muon_steps(Matmul *mm, floatX *x, floatX *y, floatX *gram, floatX *square, size_t rows, size_t columns,
-                          size_t count, cudaStream_t stream) {
+                          size_t count, size_t all, cudaStream_t stream) {
     const float a = (float)MUON_A, b = (float)MUON_B, c = (float)MUON_C;
     bool tall = rows > columns;
-    int r = (int)rows, k = (int)columns, least = tall ? k : r, most = tall ? r : k, batch = (int)count;
-    MatmulShape inner = {least, least, most, !tall, tall, false, 0, CUBLASLT_EPILOGUE_DEFAULT, batch},
-                again = {least, least, least, false, false, false, b, CUBLASLT_EPILOGUE_DEFAULT, batch},
-                outer = {k, r, least, false, false, false, a, CUBLASLT_EPILOGUE_DEFAULT, batch};
+    int r = (int)rows, k = (int)columns, least = tall ? k : r, longest = tall ? r : k, batch = (int)count,
+        most = (int)all;
+    MatmulShape inner = {least, least, longest, !tall, tall, false, 0, CUBLASLT_EPILOGUE_DEFAULT, batch, most},
+                again = {least, least, least, false, false, false, b, CUBLASLT_EPILOGUE_DEFAULT, batch, most},
+                outer = {k, r, least, false, false, false, a, CUBLASLT_EPILOGUE_DEFAULT, batch, most};
     for (int step = 0; step < MUON_STEPS; step++) {
         matmul_run(mm, inner, gram, x, x, NULL, NULL, NULL, 1, stream);
         matmul_run(mm, again, square, gram, gram, gram, NULL, NULL, c, stream);
@@ -2482,7 +2492,7 @@ static void muon_update(CudaModel *m, const Update *u, Scales scale) {
             muon_start_kernel<<<grid, 256, 0, m->stream>>>(a.muon_x, a.muon_sums, momentum, grads, each, scale, mean);
             cudaCheck(cudaGetLastError());
             const floatX *o = muon_steps(&m->matmul, a.muon_x, a.muon_y, a.muon_gram, a.muon_square, x.rows, x.columns,
-                                         batch, m->stream);
+                                         batch, most, m->stream);
             muon_apply_kernel<<<CEIL_DIV(batch * each, 256), 256, 0, m->stream>>>(
                 m->params + own, m->weights + x.at, o, batch * each, (float)u->rate[CLIP_WEIGHTS],
                 (float)muon_scale(x.rows, x.columns), (float)u->weight_decay);

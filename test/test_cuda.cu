@@ -899,22 +899,29 @@ static void test_muon_passes(size_t n) {
     free_all();
 }
 
-/* Several matrices at once against train_gsa.c's one by one. */
+static const floatX *muon_of(Matmul *mm, const float *x, size_t rows, size_t columns, size_t count, size_t most) {
+    size_t n = count * rows * columns, least = rows < columns ? rows : columns, square = count * least * least;
+    return muon_steps(mm, upload<floatX>(x, n), device_room<floatX>(n), device_room<floatX>(square),
+                      device_room<floatX>(square), rows, columns, count, most, 0);
+}
+
+/* Several matrices at once against train_gsa.c's one by one; and the last one alone is the same bit for bit. */
 static void test_muon_steps(Matmul *mm, size_t rows, size_t columns, size_t count) {
     uint64_t rng = 51;
-    size_t n = rows * columns, least = rows < columns ? rows : columns;
+    size_t n = rows * columns;
     float *x = numbers(count * n, 1, &rng), *room = cpu::numbers(cpu::muon_room(rows, columns), 0, NULL),
           *expected = cpu::numbers(count * n, 0, NULL);
     for (size_t i = 0; i < count * n; i++)
         x[i] /= 1.1f * sqrtf((float)n); /* about as long as muon_start_kernel makes it */
     round_numbers(x, count * n);
-    floatX *got = muon_steps(mm, upload<floatX>(x, count * n), device_room<floatX>(count * n),
-                             device_room<floatX>(count * least * least), device_room<floatX>(count * least * least),
-                             rows, columns, count, 0);
+    const floatX *got = muon_of(mm, x, rows, columns, count, count),
+                 *alone = muon_of(mm, x + (count - 1) * n, rows, columns, 1, count);
     for (size_t i = 0; i < count; i++)
         memcpy(expected + i * n, cpu::muon_steps(x + i * n, rows, columns, room), n * sizeof(float));
-    COMPARE(download(got, count * n), expected, count * n, ORTHOGONAL, "%zu orthogonal (%zu, %zu)", count, rows,
-            columns);
+    const float *all = download(got, count * n);
+    COMPARE(all, expected, count * n, ORTHOGONAL, "%zu orthogonal (%zu, %zu)", count, rows, columns);
+    CHECK(memcmp(download(alone, n), all + (count - 1) * n, n * sizeof(float)) == 0,
+          "one of %zu orthogonal (%zu, %zu), alone", count, rows, columns);
     free_all();
 }
 

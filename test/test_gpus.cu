@@ -113,7 +113,8 @@ static void test_bits(void) {
         const char *name, *flags;
         int steps;
     } kinds[] = {{"hybrid", "--attention hybrid --steps 50 --eval-every 25", 50},
-                 {"gates", "--attention standard --forget-gate all --steps 20 --eval-every 10", 20}};
+                 {"gates", "--attention standard --forget-gate all --steps 20 --eval-every 10", 20},
+                 {"muon", "--attention hybrid --optimizer muon --steps 20 --eval-every 10", 20}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         char *first = xasprintf("%s_%d", kinds[i].name, gpus), *again = xasprintf("%s_again", first),
              *shard = xasprintf("%s_shard", first);

@@ -60,7 +60,7 @@ static void card_speeds(Matmul *mm, double *copy, double *product) {
     noise_kernel<<<CEIL_DIV(n, 256), 256>>>(b, n, 2);
     *copy = 2e3 * (double)bytes /
             time_of([&](int) { cudaCheck(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, 0)); }, 0, 20);
-    MatmulShape s = {M, M, M, true, false, false, 0, CUBLASLT_EPILOGUE_DEFAULT, 1};
+    MatmulShape s = {M, M, M, true, false, false, 0, CUBLASLT_EPILOGUE_DEFAULT, 1, 1};
     *product = 2e3 * M * M * M / time_of([&](int) { matmul_run(mm, s, d, a, b, NULL, NULL, NULL, 1, 0); }, 0, 20);
     free_all();
 }

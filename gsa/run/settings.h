@@ -175,8 +175,7 @@ enum {
     X(CHOICE, reduce, "reduce", "fp32", CHOICES("fp32|bf16"), NONE, FREE | UNSAVED, \
       "several GPUs: how their gradients are added; bf16: half the traffic, and rounded") \
     X(SWITCH, shard_optimiser, "shard-optimiser", false, NO_VALUE, NONE, FREE | UNSAVED, \
-      "several GPUs: each keeps a part of the fp32 weights and of the moments: less memory, same numbers (with Muon " \
-      "to rounding)")
+      "several GPUs: each keeps a part of the fp32 weights and of the moments: less memory, same numbers")
 // clang-format on
 
 /* SETTING_depth ...: a row's place in the table and in Settings.flags. */
