@@ -5,58 +5,20 @@
 #define main train_gsa_main
 #include "../train_gsa.c"
 #undef main
+#include "late.h"
 #include "runs.h"
 
-static bool late, within; /* this run defers; a step is under way */
-static double clip;
-static StepResult given, queue[2]; /* what the step has given out so far; results that were not asked for */
-static int waiting;
+static bool late;        /* this run defers */
 static double pass_loss; /* of the last forward pass */
 static FILE *passes;     /* the loss of each batch that is trained on, a line each */
 
-static double late_forward(void *model, const int *x, const int *y, int B, int T) {
-    double loss = pass_loss = cpu_forward(model, x, y, B, T);
-    if (!within) {
-        if (late && waiting) die("the loop evaluates before it has looked at a step");
-        return loss;
-    }
-    given.loss += loss;
-    return 0;
+static double noted_forward(void *model, const int *x, const int *y, int B, int T) {
+    return pass_loss = cpu_forward(model, x, y, B, T);
 }
 static void noted_backward(void *model, double scale) {
     fprintf(passes, "%.17g\n", pass_loss);
     fflush(passes);
     cpu_backward(model, scale);
-}
-static void late_norms(void *model, double norms[NUM_CLIPS]) {
-    cpu_gradient_norms(model, given.norms);
-    for (int c = 0; c < NUM_CLIPS; c++) norms[c] = within ? 0 : given.norms[c];
-}
-static void late_update(void *model, const Update *u, int64_t clamped[NUM_BOUNDS]) {
-    Update own = *u;
-    for (int c = 0; c < NUM_CLIPS && within; c++)
-        own.scale[c] = clip > 0 && given.norms[c] > clip ? clip / given.norms[c] : 1;
-    cpu_update(model, &own, given.clamped);
-    for (int i = 0; i < NUM_BOUNDS; i++) clamped[i] = within ? 0 : given.clamped[i];
-}
-static const float *late_read(void *model, int buffer) {
-    if (waiting) die("the loop reads the model before it has looked at a step");
-    return cpu_read(model, buffer);
-}
-static void late_defer(void *model, bool on, double largest) {
-    (void)model;
-    within = on;
-    clip = largest;
-    if (on) memset(&given, 0, sizeof given);
-    else if (waiting == 2) die("the loop leaves three results behind");
-    else queue[waiting++] = given;
-}
-static void late_result(void *model, StepResult *out) {
-    (void)model;
-    if (!waiting) die("the loop asks for a result that is not there");
-    *out = queue[0];
-    queue[0] = queue[1];
-    waiting--;
 }
 
 GSA_NORETURN static void run_here(int argc, char **argv) {
@@ -64,13 +26,9 @@ GSA_NORETURN static void run_here(int argc, char **argv) {
     if (!(passes = fopen(path, "w"))) die("cannot write %s", path);
     free(path);
     Backend b = cpu_backend;
-    b.read = late_read;
-    b.forward = late_forward;
+    b.forward = noted_forward;
     b.backward = noted_backward;
-    b.gradient_norms = late_norms;
-    b.update = late_update;
-    b.defer = late ? late_defer : NULL;
-    b.result = late_result;
+    if (late) b = late_backend(b);
     exit(train(argc, argv, &b));
 }
 

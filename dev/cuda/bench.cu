@@ -13,8 +13,8 @@
 #define GSA_TEST_NO_MAIN
 #include "../../test/test_cuda.cu"
 
-#include "../../gsa/flags.h"
 #include "../../gsa/look/measure.h"
+#include "bench_model.cuh"
 
 #include <algorithm>
 #include <functional>
@@ -68,62 +68,21 @@ static void card_speeds(Matmul *mm, double *copy, double *product) {
 /* ---------------------------------------------------------------------- what is measured */
 
 typedef struct {
-    const char *attention, *position, *covariance, *mixer;
-    int64_t batch, seq, layers, heads, channels, vocab, window, splats;
-    bool profile, recompute, muon, mixers;
+    BenchModel model;
+    bool profile, mixers;
 } Options;
 
 static Options read_options(int argc, char **argv) {
-    static Options o = {"standard", "learned", "iso", "softmax", 64,    1024,  12,    12,
-                        768,        50257,     0,     0,         false, false, false, false};
+    static Options o = {bench_model_shape, false, false};
+    o.model.position = "learned";
     static Flag flags[] = {
-        {FLAG_CHOICE, "attention", &o.attention, 0, 0, ATTENTION_CHOICES, "kind of attention", false},
-        {FLAG_CHOICE, "pos", &o.position, 0, 0, POSITION_CHOICES, "kind of positions", false},
-        {FLAG_CHOICE, "mixer", &o.mixer, 0, 0, MIXER_CHOICES, "what mixes the values of GSA heads", false},
-        {FLAG_INT, "splats", &o.splats, 0, 64, NULL,
-         "splats a head; 0: 16 for the linear mixer, else half the head size", false},
-        {FLAG_CHOICE, "covariance", &o.covariance, 0, 0, COVARIANCE_CHOICES, "a splat's precision", false},
-        {FLAG_INT, "batch", &o.batch, 1, 65536, NULL, "sequences", false},
-        {FLAG_INT, "seq", &o.seq, 1, 1 << 24, NULL, "tokens a sequence", false},
-        {FLAG_INT, "layers", &o.layers, 1, MAX_LAYERS, NULL, "layers", false},
-        {FLAG_INT, "heads", &o.heads, 1, MAX_HEADS, NULL, "heads", false},
-        {FLAG_INT, "channels", &o.channels, 32, 65536, NULL, "channels", false},
-        {FLAG_INT, "vocab", &o.vocab, 256, 65536, NULL, "tokens of the vocabulary", false},
-        {FLAG_INT, "window", &o.window, 0, 1 << 24, NULL, "window of standard heads", false},
-        {FLAG_SWITCH, "muon", &o.muon, 0, 0, NULL, "the blocks' matrices are updated by Muon", false},
-        {FLAG_SWITCH, "recompute", &o.recompute, 0, 0, NULL,
-         "whole steps only, blocks computed again in the backward pass", false},
+        BENCH_MODEL_FLAGS(o.model),
         {FLAG_SWITCH, "mixers", &o.mixers, 0, 0, NULL, "features, attention and scans only, unchecked", false},
         {FLAG_SWITCH, "profile", &o.profile, 0, 0, NULL, "three steps and nothing else, for a profiler", false},
         {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
     if (parse_flags(flags, argc, argv, "bench [flags]: the time of each kernel in a training step\n\n") > 0)
         die_usage("'%s' is no flag; --help lists them all", argv[1]);
     return o;
-}
-
-static Config make_bench_config(const Options *o) {
-    Config c;
-    memset(&c, 0, sizeof c);
-    c.T = (int)o->seq;
-    c.V = (int)o->vocab;
-    c.Vp = CEIL_DIV(c.V, 128) * 128;
-    c.L = (int)o->layers;
-    c.NH = (int)o->heads;
-    c.C = (int)o->channels;
-    c.S = (int)(o->splats ? o->splats : o->channels / o->heads / 2);
-    c.window = (int)o->window;
-    c.recompute = o->recompute;
-    c.muon = o->muon;
-    c.position = choice_index(POSITION_CHOICES, o->position);
-    c.attention = choice_index(ATTENTION_CHOICES, o->attention);
-    c.mixer = choice_index(MIXER_CHOICES, o->mixer);
-    c.envelope = c.mixer == MIXER_LINEAR ? ENVELOPE_RAISED : ENVELOPE_COSINE;
-    if (c.mixer == MIXER_LINEAR && !o->splats) c.S = 16;
-    c.covariance = choice_index(COVARIANCE_CHOICES, o->covariance);
-    const char *wrong = config_head_map(&c, NULL);
-    if (!wrong) wrong = config_check(&c);
-    if (wrong) die_usage("%s", wrong);
-    return c;
 }
 
 static void check_and_measure_card(bool check_kernels, double *copy, double *product) {
@@ -143,38 +102,12 @@ static void check_and_measure_card(bool check_kernels, double *copy, double *pro
     printf("copy %.0f GB/s, matrix product %.0f TFLOP/s\n", *copy * 1e-9, *product * 1e-12);
 }
 
-/* A model with tokens x (B, T), frequent and rare ones roughly as in text, and the tokens y that follow them. */
-static CudaModel *make_bench_model(const Config *c, size_t B, int *x, int *y) {
-    CudaModel *m = (CudaModel *)cuda_create(c, (int)B);
-    size_t N = B * (size_t)c->T;
-    float *params = (float *)xmalloc(m->total * sizeof(float));
-    model_start(c, params, 1);
-    cuda_write(m, BUFFER_PARAMS, params);
-    free(params);
-    uint64_t rng = 1;
-    for (size_t i = 0; i < N; i++) {
-        x[i] = (int)(c->V * pow(rng_uniform(&rng), 4));
-        if (i > 0) y[i - 1] = x[i];
-    }
-    y[N - 1] = x[0];
-    return m;
-}
-
-/* As a run's steps follow each other: one is made ready while the one before is computed. */
 static void time_steps(CudaModel *m, const int *x, const int *y, size_t B, size_t T, int runs) {
     double N = (double)(B * T), last = 0;
     std::vector<double> times;
     for (int i = 0; i < runs + 3; i++) {
-        Update u = {{1e-4, 1e-3}, 0.9, 0.95, 0.1, {1, 1}, i + 1, 0.95};
         StepResult result;
-        cuda_defer(m, true, 1);
-        gsa_zero_gradients(m);
-        m->expected = 1;
-        gsa_forward(m, x, y, B, T);
-        gsa_backward(m, 1);
-        gsa_gradient_norms(m, result.norms);
-        gsa_update(m, &u, result.clamped);
-        cuda_defer(m, false, 0);
+        bench_step(m, x, y, B, i + 1, false);
         if (i > 0) cuda_result(m, &result);
         double now = now_seconds();
         if (i > 2) times.push_back(1e3 * (now - last));
@@ -432,15 +365,15 @@ int main(int argc, char **argv) {
     printf("%s\n", cuda_name());
     cudaCheck(cudaEventCreate(&start));
     cudaCheck(cudaEventCreate(&end));
-    Config c = make_bench_config(&o);
-    size_t B = (size_t)o.batch, T = (size_t)o.seq;
+    Config c = bench_config(&o.model);
+    size_t B = (size_t)o.model.batch, T = (size_t)o.model.seq;
     double copy = 0, product = 0;
     if (!o.profile) check_and_measure_card(!o.mixers, &copy, &product);
 
     int *x = (int *)xmalloc(2 * B * T * sizeof(int)), *y = x + B * T;
-    CudaModel *m = make_bench_model(&c, B, x, y);
+    CudaModel *m = bench_model(&c, B, 1, x, y);
     time_steps(m, x, y, B, T, o.profile || o.mixers ? 3 : 30);
-    if (o.profile || o.recompute) return 0;
+    if (o.profile || o.model.recompute) return 0;
 
     Bench b = make_bench(m, B, T);
     printf("%-30s %5s %9s %9s %8s %8s %9s\n", "", "calls", "ms each", "ms a step", "GB/s", "TFLOP/s", "roofline");

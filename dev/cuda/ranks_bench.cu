@@ -2,7 +2,7 @@
 
      make build/release/ranks_bench && build/release/ranks_bench --gpus 2 --attention hybrid; ... --help
 
-   Whole steps of one model on random tokens, in turn: with no sums (each GPU by itself, and no GPU waits for another),
+   Rows of steps of one model on random tokens, in turn: with no sums (each GPU by itself, and no GPU waits for another),
    with sums in fp32 and bf16 at the end of the backward pass and while it runs; then the sums alone, and with
    --shard-optimiser what sharing out the weights takes. Times are medians of rank 0's clock; without sums those of all
    ranks are printed, and what sums add is told against the slowest of them. Bus bandwidth, as NCCL's tests have it:
@@ -10,58 +10,27 @@
 #define GSA_NO_MAIN
 #include "../../train_gsa.cu"
 
-#include "../../gsa/flags.h"
+#include "bench_model.cuh"
 
 #include <algorithm>
 #include <vector>
 
 typedef struct {
-    const char *attention, *mixer, *position;
-    int64_t gpus, batch, seq, layers, heads, channels, vocab, runs;
-    bool shard, recompute;
+    BenchModel model;
+    int64_t gpus, runs;
+    bool shard;
 } Options;
 
 static Options read_options(int argc, char **argv) {
-    static Options o = {"standard", "softmax", "rope", 2, 64, 1024, 12, 12, 768, 50257, 15, false, false};
-    static Flag flags[] = {
-        {FLAG_INT, "gpus", &o.gpus, 1, 1024, NULL, "GPUs", false},
-        {FLAG_CHOICE, "attention", &o.attention, 0, 0, ATTENTION_CHOICES, "kind of attention", false},
-        {FLAG_CHOICE, "mixer", &o.mixer, 0, 0, MIXER_CHOICES, "what mixes the values of GSA heads", false},
-        {FLAG_CHOICE, "pos", &o.position, 0, 0, POSITION_CHOICES, "kind of positions", false},
-        {FLAG_INT, "batch", &o.batch, 1, 65536, NULL, "sequences a GPU", false},
-        {FLAG_INT, "seq", &o.seq, 1, 1 << 24, NULL, "tokens a sequence", false},
-        {FLAG_INT, "layers", &o.layers, 1, MAX_LAYERS, NULL, "layers", false},
-        {FLAG_INT, "heads", &o.heads, 1, MAX_HEADS, NULL, "heads", false},
-        {FLAG_INT, "channels", &o.channels, 32, 65536, NULL, "channels", false},
-        {FLAG_INT, "vocab", &o.vocab, 1, 65536, NULL, "vocabulary", false},
-        {FLAG_INT, "runs", &o.runs, 1, 1000, NULL, "steps of each kind", false},
-        {FLAG_SWITCH, "shard-optimiser", &o.shard, 0, 0, NULL, "the optimiser shared out", false},
-        {FLAG_SWITCH, "recompute", &o.recompute, 0, 0, NULL, "blocks computed again in the backward pass", false},
-        {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
+    static Options o = {bench_model_shape, 2, 6, false};
+    static Flag flags[] = {{FLAG_INT, "gpus", &o.gpus, 1, 1024, NULL, "GPUs", false},
+                           BENCH_MODEL_FLAGS(o.model),
+                           {FLAG_INT, "runs", &o.runs, 1, 1000, NULL, "rows of 5 steps of each kind", false},
+                           {FLAG_SWITCH, "shard-optimiser", &o.shard, 0, 0, NULL, "the optimiser shared out", false},
+                           {FLAG_ROOM, NULL, NULL, 0, 0, NULL, NULL, false}};
     if (parse_flags(flags, argc, argv, "ranks_bench [flags]: what several GPUs gain\n\n") > 0)
         die_usage("'%s' is no flag; --help lists them all", argv[1]);
     return o;
-}
-
-static Config make_bench_config(const Options *o) {
-    Config c;
-    memset(&c, 0, sizeof c);
-    c.T = (int)o->seq;
-    c.V = (int)o->vocab;
-    c.Vp = (c.V + 127) / 128 * 128;
-    c.L = (int)o->layers;
-    c.NH = (int)o->heads;
-    c.C = (int)o->channels;
-    c.recompute = o->recompute;
-    c.position = choice_index(POSITION_CHOICES, o->position);
-    c.attention = choice_index(ATTENTION_CHOICES, o->attention);
-    c.mixer = choice_index(MIXER_CHOICES, o->mixer);
-    c.envelope = c.mixer == MIXER_LINEAR ? ENVELOPE_RAISED : ENVELOPE_COSINE;
-    c.S = c.attention == ATTENTION_STANDARD ? 0 : c.mixer == MIXER_LINEAR ? 16 : c.C / c.NH / 2;
-    const char *wrong = config_head_map(&c, NULL);
-    if (!wrong) wrong = config_check(&c);
-    if (wrong) die_usage("%s", wrong);
-    return c;
 }
 
 struct Bench {
@@ -69,7 +38,7 @@ struct Bench {
     CudaModel *m;
     int *x, *y;
     size_t B, T;
-    int64_t step;
+    int64_t steps; /* so far */
 };
 
 static void meet(Ranks *k) {
@@ -77,22 +46,20 @@ static void meet(Ranks *k) {
     ranks_gather(k, &mine, all, 1);
 }
 
-/* Seconds of one whole step; sums: with those of other GPUs. */
+/* Seconds of a step among others, from the result of the first of a row to that of the last; sums: with those of other
+   GPUs. */
 static double step(Bench *b, bool sums) {
-    Update u = {{1e-4, 1e-3}, 0.9, 0.95, 0.1, {1, 1}, ++b->step, 0.95};
-    double norms[NUM_CLIPS];
-    int64_t clamped[NUM_BOUNDS];
+    enum { ROW = 5 };
+    StepResult result;
+    double began = 0;
     if (sums) meet(b->ranks);
-    double began = now_seconds();
-    gsa_zero_gradients(b->m);
-    b->m->expected = 1;
-    gsa_forward(b->m, b->x, b->y, b->B, b->T);
-    b->m->share = sums;
-    gsa_backward(b->m, 1);
-    gsa_gradient_norms(b->m, norms);
-    gsa_update(b->m, &u, clamped);
-    cudaCheck(cudaDeviceSynchronize());
-    return now_seconds() - began;
+    for (int i = 0; i < ROW; i++) {
+        bench_step(b->m, b->x, b->y, b->B, ++b->steps, sums);
+        if (i > 0) cuda_result(b->m, &result);
+        if (i == 1) began = now_seconds();
+    }
+    cuda_result(b->m, &result);
+    return (now_seconds() - began) / (ROW - 1);
 }
 
 static double median(std::vector<double> times) {
@@ -126,12 +93,12 @@ static const struct {
 static void time_steps(Bench *b, int runs) {
     std::vector<double> times[KINDS];
     int count = b->ranks->count > 1 ? KINDS : 1;
-    for (int i = 0; i < runs + 2; i++)
+    for (int i = 0; i < runs + 1; i++)
         for (int k = 0; k < count; k++) {
             b->m->late = kinds[k].late;
             team.narrow = kinds[k].narrow;
             double seconds = step(b, kinds[k].sums);
-            if (i > 1) times[k].push_back(seconds);
+            if (i > 0) times[k].push_back(seconds);
         }
     double tokens = (double)(b->ranks->count * b->B * b->T), own = median(times[0]), all[1024], slowest = 0;
     ranks_gather(b->ranks, &own, all, sizeof own);
@@ -174,22 +141,14 @@ int main(int argc, char **argv) {
     if (b.ranks->rank > 0 && !freopen("/dev/null", "w", stdout)) die("cannot open /dev/null");
     Sharing sharing = {b.ranks, true, o.shard}; /* with room for bf16 */
     cuda_join(&sharing);
-    Config c = make_bench_config(&o);
-    b.B = (size_t)o.batch;
-    b.T = (size_t)o.seq;
+    Config c = bench_config(&o.model);
+    b.B = (size_t)o.model.batch;
+    b.T = (size_t)o.model.seq;
     printf("%s\n%d GPUs, %zu x %zu tokens each, %zu parameters\n", cuda_name(), b.ranks->count, b.B, b.T,
            model_parameters(&c));
-    b.m = (CudaModel *)cuda_create(&c, (int)o.batch);
-    float *params = (float *)xcalloc(b.m->total, sizeof *params);
-    model_start(&c, params, 1);
-    cuda_write(b.m, BUFFER_PARAMS, params);
-    free(params);
-    size_t N = b.B * b.T;
-    b.x = (int *)xmalloc(2 * N * sizeof *b.x);
-    b.y = b.x + N;
-    uint64_t rng = 1 + (uint64_t)b.ranks->rank;
-    for (size_t i = 0; i < N; i++) b.x[i] = (int)(c.V * pow(rng_uniform(&rng), 4));
-    for (size_t i = 0; i < N; i++) b.y[i] = b.x[(i + 1) % N];
+    b.x = (int *)xmalloc(2 * b.B * b.T * sizeof *b.x);
+    b.y = b.x + b.B * b.T;
+    b.m = bench_model(&c, b.B, 1 + (uint64_t)b.ranks->rank, b.x, b.y);
 
     /* rank 0 chooses algorithms, the others take them */
     if (b.ranks->rank == 0) {
