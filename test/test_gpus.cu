@@ -28,7 +28,8 @@ static const char common[] = "--layers 3 --heads 4 --channels 256 --seq 128 --vo
 
 /* Its output is called `as`, its folder `in`. */
 static pid_t begin(const char *as, const char *in, const char *flags) {
-    char *all = xasprintf("%s%s --out %s/%s", strstr(flags, "--batch") ? "" : "--batch 8 ", flags, folder, in);
+    bool has_batch = strstr(flags, "--batch") || strstr(flags, "--resume");
+    char *all = xasprintf("%s%s --out %s/%s", has_batch ? "" : "--batch 8 ", flags, folder, in);
     pid_t child = start_run(as, common, all);
     free(all);
     return child;
