@@ -1096,6 +1096,11 @@ check "train by Muon" $train $muon --out "$dir/ma" --threads 2
 check "Muon: one thread" sh -c "$train $muon --out '$dir/mb' --threads 1 &&
     cmp '$dir/ma/model_00000020.bin' '$dir/mb/model_00000020.bin' &&
     ! cmp -s '$dir/ma/model_00000020.bin' '$dir/a/model_00000020.bin'"
+rate() {
+    $train $tiny --optimizer "$1" --steps 1 --warmup 0 --schedule constant --eval-every 0 --out "$dir/rate_$1" |
+        sed -n 's/^step 1.* lr \([^ ]*\).*/\1/p'
+}
+check "a rate of its own, of 32 channels" [ "$(rate adamw) $(rate muon)" = "1.20e-02 1.38e-02" ]
 mkdir "$dir/mc" && cp "$dir"/ma/*_00000010.bin "$dir/mc"
 check "Muon: resumed" sh -c "$train --resume --optimizer muon --out '$dir/mc' &&
     cmp '$dir/ma/model_00000020.bin' '$dir/mc/model_00000020.bin' &&

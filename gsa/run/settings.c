@@ -243,16 +243,17 @@ static double six_digits(double x) { /* the number that is printed is the number
     return strtod(text, NULL);
 }
 
-/* The smaller the model, the larger its rate: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Splats' scalars are
-   logarithms, so their best rate does not depend on the model's size; above 0.01 some seeds end far worse than others
+/* The smaller the model, the larger its rate. AdamW: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Muon: 6.9e-3 and 2.8e-3,
+   for text that is read about once; many times wants less than half (dev/RESULTS.md). Splats' scalars are logarithms, so their best rate does not depend on the model's size; above 0.01 some seeds end far worse than others
    (dev/LOG.md). */
 void resolve_rates(Settings *s, const Config *c) {
     bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0 || config_ropes(c) > 0;
     if (!scalars && is_given(s, SETTING_splat_lr))
         die_usage("--splat-lr is for splats, gains and learned rotations, and this model has none");
-    if (strcmp(s->optimizer, "muon") != 0 && is_given(s, SETTING_momentum))
+    bool muon = strcmp(s->optimizer, "muon") == 0;
+    if (!muon && is_given(s, SETTING_momentum))
         die_usage("--momentum is of Muon's: leave it out, or add --optimizer muon");
-    if (!is_given(s, SETTING_lr)) s->lr = six_digits(0.384 / c->C);
+    if (!is_given(s, SETTING_lr)) s->lr = six_digits(muon ? 0.078 / sqrt(c->C) : 0.384 / c->C);
     if (!is_given(s, SETTING_min_lr)) s->min_lr = six_digits(s->lr / 10);
     if (!is_given(s, SETTING_splat_lr)) s->splat_lr = scalars ? six_digits(fmin(10 * s->lr, 0.01)) : 0;
 }

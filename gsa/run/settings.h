@@ -123,7 +123,7 @@ enum {
     X(REAL, momentum, "momentum", 0.95, RANGE(0, 0.9999), NONE, 0, \
       "Muon: memory of the gradient") \
     X(REAL, lr, "lr", 0, RANGE(0, 10), NONE, 0, \
-      "highest learning rate; 0.384 / channels if not given") \
+      "highest learning rate; if not given 0.384 / channels, and 0.078 / sqrt(channels) with Muon") \
     X(REAL, min_lr, "min-lr", 0, RANGE(0, 10), NONE, 0, \
       "learning rate at the end; a tenth of --lr if not given") \
     X(REAL, splat_lr, "splat-lr", 0, RANGE(0, 10), NONE, 0, \
