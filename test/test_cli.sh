@@ -914,6 +914,20 @@ refuse "train: extra heads by a list" 2 "number of extra heads" $train --attenti
 refuse "train: no extra heads" 2 "--gsa-heads 0" $train --attention augment --gsa-heads 0 --out "$dir/x"
 refuse "train: splats start from a missing file" 1 "nothere.bin" $train --splat-init "$dir/nothere.bin" --out "$dir/x"
 refuse "train: an unknown bound" 2 "precision|centre" $train --unbounded precision,speed --out "$dir/x"
+refuse "train: a bound without a name" 2 "precision|centre" $train --unbounded precision, --out "$dir/x"
+for flags in "phase --mixer linear --phase none" phase "phase --attention extend --envelope decay" "gain --gain none" \
+    "gain --attention gsa" "frequency --attention gsa --envelope none" "decay" "precision,decay" \
+    "decay --mixer linear --envelope none"; do
+    refuse "train: no such bound: $flags" 2 "no such bound" $train $tiny --unbounded $flags --out "$dir/x"
+done
+for flags in "phase --mixer linear" "gain" "frequency --envelope none" "frequency,decay --attention extend"; do
+    check "train: such a bound: $flags" $train $tiny --steps 1 --unbounded $flags --out "$dir/bound"
+    rm -rf "$dir/bound"
+done
+refuse "train: a hybrid without splats" 2 "--gsa-heads 0" $train $tiny --gsa-heads 0 --splats 4 --out "$dir/x"
+refuse "train: a window in a hybrid without standard heads" 2 "--window" $train $tiny --gsa-heads 2 --window 8 \
+    --out "$dir/x"
+refuse "train: an end of a constant rate" 2 "--min-lr" $train $tiny --schedule constant --min-lr 1e-4 --out "$dir/x"
 refuse "train: --splat-lr without scalars" 2 "--splat-lr" $train --attention standard --gain none \
     --rope-frequencies fixed --splat-lr 0.01 --out "$dir/x"
 for flag in no-sphere "unbounded decay" "mixer linear" "splats 4" "envelope none" "covariance full" \

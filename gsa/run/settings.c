@@ -253,6 +253,8 @@ void resolve_rates(Settings *s, const Config *c) {
     bool muon = strcmp(s->optimizer, "muon") == 0;
     if (!muon && is_given(s, SETTING_momentum))
         die_usage("--momentum is of Muon's: leave it out, or add --optimizer muon");
+    if (strcmp(s->schedule, "constant") == 0 && is_given(s, SETTING_min_lr))
+        die_usage("--min-lr is where the rate ends, and that of --schedule constant does not change: leave it out");
     if (!is_given(s, SETTING_lr)) s->lr = six_digits(muon ? 0.078 / sqrt(c->C) : 0.384 / c->C);
     if (!is_given(s, SETTING_min_lr)) s->min_lr = six_digits(s->lr / 10);
     if (!is_given(s, SETTING_splat_lr)) s->splat_lr = scalars ? six_digits(fmin(10 * s->lr, 0.01)) : 0;
@@ -265,14 +267,42 @@ static int *config_field(Config *c, const Setting *t) { return (int *)((char *)c
 /* --unbounded: bit b for bound b. */
 static int bounds_off(const char *list) {
     int bits = 0;
-    for (const char *p = list; p && *p; p += strcspn(p, ","), p += *p == ',') {
+    for (const char *p = list, *end; p; p = *end ? end + 1 : NULL) {
+        end = p + strcspn(p, ",");
         char word[16];
-        snprintf(word, sizeof word, "%.*s", (int)strcspn(p, ","), p);
+        snprintf(word, sizeof word, "%.*s", (int)(end - p), p);
         int bound = choice_index(BOUND_CHOICES, word);
         if (bound < 0) die_usage("--unbounded takes any of %s, separated by commas, not '%.40s'", BOUND_CHOICES, list);
         bits |= 1 << bound;
     }
     return bits;
+}
+
+/* Whose bound it is, where this model has nothing that it holds; else NULL. */
+static const char *bound_of_others(const Config *c, int bound) {
+    switch (bound) {
+    case BOUND_FREQUENCY:
+        return config_has_cosine(c) || config_ropes(c) ? NULL
+                                                       : "an envelope with a cosine and of --rope-frequencies learned";
+    case BOUND_DECAY: return config_has_decay(c) ? NULL : "--envelope decay and raised, with --mixer linear";
+    case BOUND_GAIN: return config_gains(c) ? NULL : "--gain head";
+    case BOUND_PHASE: return c->phase && c->mixer == MIXER_LINEAR ? NULL : "--phase learned with --mixer linear";
+    default: return NULL;
+    }
+}
+
+/* Flags that would change nothing in a new model. Files may hold what they say, so config_check lets it pass. */
+static void refuse_without_effect(const Settings *s, const Config *c) {
+    if (c->attention != ATTENTION_STANDARD && !config_gsa_heads(c))
+        die_usage("--gsa-heads %s leaves no head with splats; choose --attention standard for that", s->gsa_heads);
+    if (is_given(s, SETTING_window) && c->window && !config_standard_before(c, c->L, 0))
+        die_usage("--window bounds standard heads, and this model has none");
+    for (int bound = 0; bound < NUM_BOUNDS; bound++) {
+        const char *others = config_bounded(c, bound) ? NULL : bound_of_others(c, bound);
+        char name[16];
+        choice_name(BOUND_CHOICES, bound, name, sizeof name);
+        if (others) die_usage("--unbounded %s: this model has no such bound, which is of %s", name, others);
+    }
 }
 
 Config make_config(Settings *s, const Tokenizer *t) {
@@ -302,6 +332,7 @@ Config make_config(Settings *s, const Tokenizer *t) {
         wrong = config_check(&c);
     }
     if (wrong) die_usage("%s", wrong);
+    refuse_without_effect(s, &c);
     return c;
 }
 
