@@ -14,13 +14,14 @@ check() {
     shift
     if "$@" >"$dir/out" 2>"$dir/err"; then pass; else fail "$name (status $?): $(tail -n 2 "$dir/err")"; fi
 }
-refuse() { # NAME STATUS WORD COMMAND...
+refuse() { # NAME STATUS WORD COMMAND...: it ends with STATUS and, behind what it has said of runs, a sentence with WORD
     name=$1 status=$2 word=$3
     shift 3
     "$@" >"$dir/out" 2>"$dir/err" </dev/null
     got=$?
     if [ $got -ne "$status" ]; then fail "$name: status $got, not $status: $(tail -n 2 "$dir/err")"
     elif ! tail -n 1 "$dir/err" | grep -qF -e "$word"; then fail "$name: '$word' is not in: $(cat "$dir/err")"
+    elif grep -q '^Traceback' "$dir/err"; then fail "$name: $(cat "$dir/err")"
     else pass; fi
 }
 if ! command -v python3 >/dev/null; then
@@ -183,10 +184,32 @@ for wrong in "--rates 0" "--rates -1" "--rates nan" "--rates 20" "--rates 1e-3,1
     refuse "$wrong" 2 "different" dev/compare fair $wrong --dry-run --out "$dir/x"
 done
 for wrong in "--depth 0" "--seq 0" "--batch -1" "--jobs 0" --keep= "--keep a/b" "--keep ../x" --archive= \
-    "--archive $dir" "--archive $dir/none/x.tar.xz" --rows=; do
+    "--archive $dir" "--archive $dir/none/x.tar.xz" --rows= "--lr nan" "--lr inf" "--lr -1" "--lr 0" "--lr 20" \
+    "--lr fast" "--warmup -1" "--threads -1" "--flags '"; do
     option=${wrong%%[ =]*}
     refuse "$wrong" 2 "$option" dev/compare fair $wrong --dry-run --out "$dir/x"
 done
+for row in gsa.sideways gsa.rope.both; do
+    refuse "the row $row" 2 "unknown row" dev/compare modes --rows $row --dry-run --out "$dir/x"
+done
+check "a row's positions may be left out" dev/compare modes --rows gsa --dry-run --out "$dir/x"
+
+# ---- what is in the way: one sentence
+refuse "a folder that is a file" 1 "cannot use $dir/moved.txt" dev/compare $two --out "$dir/moved.txt"
+refuse "no room for its files" 1 "cannot write $dir/x/sources.txt" \
+    sh -c "said=\$(ulimit -f 0; dev/compare $two --out '$dir/x' 2>&1); status=\$?; echo \"\$said\" >&2; exit \$status"
+check "nothing half is left" [ -z "$(ls "$dir/x")" ]
+mkfifo "$dir/fifo"
+interrupted() { # FIFO COMMAND...: Ctrl-C when it reads there
+    python3 -c 'import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by children too
+process = subprocess.Popen(sys.argv[2:])
+with open(sys.argv[1], "wb"):
+    process.send_signal(signal.SIGINT)
+    sys.exit(process.wait())' "$@"
+}
+refuse "Ctrl-C before the first training" 130 "goes on" interrupted "$dir/fifo" dev/compare $two \
+    --train "$dir/fifo" --val "$dir/fifo" --out "$dir/x"
 refuse "one rate and several" 2 "--rates" dev/compare $two --lr 1e-3 --rates 1e-3
 
 # ---- recall
