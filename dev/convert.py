@@ -21,9 +21,11 @@ record of the splats' birth and death. Models and folders with the names of spla
 gsa.lnp) are read too; what is written has today's."""
 import argparse
 import json
+import math
 import os
 import re
 import struct
+import subprocess
 import sys
 
 try:
@@ -80,6 +82,36 @@ def say(line):
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or it would be tried again at the end
         die(f"cannot write standard output: {error.strerror}")
+
+
+def one_sentence(kind, error, trace):
+    """sys.excepthook of the scripts beside this one: what whoever started them can mend is a sentence."""
+    if issubclass(kind, KeyboardInterrupt):
+        sentence = "interrupted"
+    elif issubclass(kind, ModuleNotFoundError) and error.name and "." not in error.name:
+        sentence = f"the Python package {error.name} is missing: pip install {error.name}"
+    elif issubclass(kind, OSError):
+        sentence = f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error)
+    elif issubclass(kind, subprocess.CalledProcessError):
+        said = (error.stderr or b"").decode(errors="replace").strip().split("\n")[-1]
+        sentence = f"{' '.join(error.cmd)} failed: {said or 'see above'}"
+    else:
+        return sys.__excepthook__(kind, error, trace)
+    print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
+
+
+def number(kind, low, high=math.inf):
+    """argparse's type of numbers within bounds; kind: int or float"""
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            what, most = "whole number" if kind is int else "number", "on" if high == math.inf else f"to {high}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {what} from {low} {most}")
+        return value
+    return read
 
 
 def write_file(path, *pieces):
@@ -596,7 +628,7 @@ def main(arguments=None):
     p.add_argument("--hf", action="store_true", help="a folder that transformers loads, whatever the kind of model")
     a = p.parse_args(arguments)
     if np is None:
-        die("numpy is needed; install it with pip or with this system's packages (python3-numpy)")
+        die("the Python package numpy is missing: pip install numpy, or this system's package (python3-numpy)")
     if os.path.isdir(a.source):
         if a.hf:
             p.error("--hf is for a model file as the source; what it wrote is taken back without it")
@@ -609,4 +641,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    sys.excepthook = one_sentence
     main()

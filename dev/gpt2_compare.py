@@ -13,6 +13,9 @@ import subprocess
 import sys
 import tempfile
 
+from convert import one_sentence, say
+
+sys.excepthook = one_sentence
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.error = lambda sentence: parser.exit(2, f"gpt2_compare.py: {sentence}; --help says more\n")
 parser.parse_args()  # before the packages: --help needs none of them
@@ -51,7 +54,7 @@ def compare(what, model, path, tokens):
     agree = (ours.argmax(1) == theirs.argmax(1)).mean()
     bad += not error <= LIMIT
     verdict = "" if error <= LIMIT else "   TOO LARGE"
-    print(f"{what:<66} relative error {error:.2e}, same likeliest token {100 * agree:.1f} %{verdict}")
+    say(f"{what:<66} relative error {error:.2e}, same likeliest token {100 * agree:.1f} %{verdict}")
 
 
 def write_llmc(model, path, version):
@@ -112,8 +115,8 @@ with tempfile.TemporaryDirectory() as folder:
         bad += not same
         loaded = safetensors.numpy.load_file(os.path.join(there, "model.safetensors"))
         total = sum(t.size for t in loaded.values())
-        print(f"{kind}: there and back {'the same bytes' if same else 'NOT THE SAME'}; "
-              f"the safetensors package reads {len(loaded)} tensors, {total} numbers")
+        say(f"{kind}: there and back {'the same bytes' if same else 'NOT THE SAME'}; "
+            f"the safetensors package reads {len(loaded)} tensors, {total} numbers")
         if os.path.exists(os.path.join(there, "config.json")):
             theirs, info = transformers.GPT2LMHeadModel.from_pretrained(there, output_loading_info=True)
             bad += any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))

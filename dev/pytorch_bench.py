@@ -9,20 +9,27 @@ its tanh form, tied classifier of --vocab rows, layernorms of epsilon 1e-5. The 
 autocast to bf16, fp32 weights, fused AdamW, gradient clipping at 1."""
 
 import argparse
+import sys
 import time
+
+from convert import die, number, one_sentence, say
+
+sys.excepthook = one_sentence
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.error = lambda sentence: parser.exit(2, f"pytorch_bench.py: {sentence}; --help says more\n")
-parser.add_argument("--batch", type=int, default=64)
-parser.add_argument("--seq", type=int, default=1024)
-parser.add_argument("--layers", type=int, default=12)
-parser.add_argument("--heads", type=int, default=12)
-parser.add_argument("--channels", type=int, default=768)
-parser.add_argument("--vocab", type=int, default=50304)
+parser.add_argument("--batch", type=number(int, 1), default=64)
+parser.add_argument("--seq", type=number(int, 1), default=1024)
+parser.add_argument("--layers", type=number(int, 1), default=12)
+parser.add_argument("--heads", type=number(int, 1), default=12)
+parser.add_argument("--channels", type=number(int, 1), default=768)
+parser.add_argument("--vocab", type=number(int, 1), default=50304)
 modes = ["default", "reduce-overhead", "max-autotune"]
 parser.add_argument("--mode", choices=modes, default="default", help="of torch.compile")
-parser.add_argument("--steps", type=int, default=20)
+parser.add_argument("--steps", type=number(int, 1), default=20)
 args = parser.parse_args()  # before the package: --help does not need it
+if args.channels % args.heads:
+    parser.error(f"--channels {args.channels} is not a multiple of --heads {args.heads}")
 
 import torch
 import torch.nn as nn
@@ -65,6 +72,8 @@ class GPT(nn.Module):
 
 
 def main():
+    if not torch.cuda.is_available():
+        die("no NVIDIA GPU answers")
     torch.manual_seed(1)
     torch.set_float32_matmul_precision("high")
     model = GPT(args.seq).cuda()
@@ -93,8 +102,8 @@ def main():
         times.append(time.perf_counter() - began)
     median = sorted(times)[len(times) // 2]
     tokens = args.batch * args.seq
-    print(f"PyTorch {torch.__version__}, torch.compile ({args.mode}), {torch.cuda.get_device_name()}: "
-          f"{1e3 * median:.2f} ms a step, {tokens / median:.0f} tokens/s, loss {loss.item():.4f}")
+    say(f"PyTorch {torch.__version__}, torch.compile ({args.mode}), {torch.cuda.get_device_name()}: "
+        f"{1e3 * median:.2f} ms a step, {tokens / median:.0f} tokens/s, loss {loss.item():.4f}")
 
 
 if __name__ == "__main__":

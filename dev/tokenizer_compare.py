@@ -13,6 +13,10 @@ Code points that the two Unicode versions class differently (letters newer than 
 asking both about every code point, and removed from what is compared."""
 import argparse, ctypes, ctypes.util, os, random, re, struct, subprocess, sys, tempfile, time
 
+from convert import die, number, one_sentence, read_bytes
+from convert import say as line
+
+sys.excepthook = one_sentence
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
 EOT, MASK = "<|endoftext|>", "[MASK]"
@@ -23,19 +27,28 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.error = lambda sentence: parser.exit(2, f"tokenizer_compare.py: {sentence}; --help says more\n")
 parser.add_argument("texts", nargs="*", metavar="TEXT", help="UTF-8 files")
 parser.add_argument("--gpt2", metavar="FOLDER", help="holds encoder.json and vocab.bpe")
-parser.add_argument("--train", type=int, metavar="N", help="learn N entries from each TEXT in both programs")
+parser.add_argument("--train", type=number(int, 258, 65536), metavar="N",
+                    help="learn N entries from each TEXT in both programs")
 parser.add_argument("--programs", default=os.path.join(ROOT, "tokenizer"), help="folder of train_bpe and tokenize")
-parser.add_argument("--random", type=int, default=2000000, help="characters of random text")
-parser.add_argument("--repeats", type=int, default=3, help="timings of each; the best counts; 0: none")
+parser.add_argument("--random", type=number(int, 1), default=2000000, help="characters of random text")
+parser.add_argument("--repeats", type=number(int, 0), default=3, help="timings of each; the best counts; 0: none")
 parser.add_argument("--seed", type=int, default=1)
 args_ = parser.parse_args()  # before the package: --help does not need it
 args_.sink = None  # where the output of our programs goes
 if not args_.gpt2 and not args_.train:
     parser.error("--gpt2 FOLDER or --train N says what to compare")
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+if args_.train and not args_.texts:
+    parser.error("--train needs a TEXT to learn from")
+texts = []  # (name, bytes)
+for path in args_.texts:
+    texts.append((path, read_bytes(path)))
+    try:
+        texts[-1][1].decode()
+    except UnicodeDecodeError:
+        die(f"{path} is not UTF-8")
 
-from convert import say as line
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 
 def say(good, text):
@@ -47,7 +60,7 @@ def say(good, text):
 def ours(name, *args):
     start = time.perf_counter()
     if subprocess.run([os.path.join(args_.programs, name), *args], stdout=args_.sink).returncode != 0:
-        sys.exit(f"{name} {' '.join(args)} failed: see above")
+        die(f"{name} {' '.join(args)} failed: see above")
     return time.perf_counter() - start
 
 
@@ -106,7 +119,10 @@ def their_class(codes):
 
 
 def different_codes():
-    library = ctypes.CDLL(ctypes.util.find_library("utf8proc"))
+    name = ctypes.util.find_library("utf8proc")
+    if not name:
+        die("the library utf8proc is missing (Debian: libutf8proc-dev)")
+    library = ctypes.CDLL(name)
     library.utf8proc_unicode_version.restype = ctypes.c_char_p
     names = {**dict.fromkeys(range(1, 6), "letter"), **dict.fromkeys(range(9, 12), "number"),
              **dict.fromkeys(range(23, 26), "space")}
@@ -242,9 +258,7 @@ def build_gpt2(folder):
     return hf
 
 
-def compare_training(path, V, folder):
-    with open(path, "rb") as f:
-        data = f.read()
+def compare_training(path, data, V, folder):
     tokenizer = os.path.join(folder, "trained.bin")
     mine = ours("train_bpe", "--vocab", str(V), "--out", tokenizer, path)
     hf = Tokenizer(models.BPE())
@@ -273,8 +287,9 @@ excluded = {chr(c) for c in different_codes()}
 
 with tempfile.TemporaryDirectory() as folder:
     if args_.gpt2:
-        hf, tokenizer = build_gpt2(args_.gpt2), os.path.join(folder, "gpt2.bin")
+        tokenizer = os.path.join(folder, "gpt2.bin")
         ours("train_bpe", "--gpt2", args_.gpt2, "--out", tokenizer)
+        hf = build_gpt2(args_.gpt2)
         entries = entries_of(tokenizer)
         rng = random.Random(args_.seed)
         text = random_text(rng, args_.random)
@@ -286,13 +301,11 @@ with tempfile.TemporaryDirectory() as folder:
                         if not 0xD800 <= c < 0xE000 and chr(c) not in excluded)
         compare_text("every code point beside a letter, a number, a space and a mark", hf, tokenizer, every.encode(),
                      entries)
-        for path in args_.texts:
-            with open(path, "rb") as f:
-                data = f.read()
+        for path, data in texts:
             compare_text(path, hf, tokenizer, data, entries)
             if args_.repeats:
                 time_text(path, hf, tokenizer, data)
     if args_.train:
-        for path in args_.texts:
-            compare_training(path, args_.train, folder)
+        for path, data in texts:
+            compare_training(path, data, args_.train, folder)
 sys.exit(1 if failures else 0)

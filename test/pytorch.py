@@ -8,7 +8,8 @@ splats' parameters then moved at random so that nothing is as it starts. test/te
     cache        a text in pieces gives the logits of the whole; texts padded on the left those of the texts alone
     generate     greedy: the tokens of infer generate --temperature 0; where two logits are within 1e-4 they may differ
     defaults, there and back, bf16 by autocast, tracing by torch.compile, ids of tokenizer.json, training for 500 steps,
-    the snippets of dev/pytorch/README.md, with lm-evaluation-harness (where it is installed) on a file of tasks
+    what scripts refuse, the snippets of dev/pytorch/README.md, with lm-evaluation-harness (where it is installed) on a
+    file of tasks
     splats       train_gsa --init-from a standard model --attention hybrid: what is kept stays bit for bit, and the fit
                  takes back most of the loss
 GSA_DATA=FOLDER: ids also of the texts in that folder (*.txt, *.txt.xz), with its gpt2/encoder.json and vocab.bpe too.
@@ -37,6 +38,12 @@ parts = parser.parse_args().parts or PARTS  # before the packages: --help needs 
 if not set(parts) <= set(PARTS):
     parser.error(f"the parts are {', '.join(PARTS)}, not {' '.join(parts)}")
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [os.path.join(ROOT, "dev"), os.path.join(ROOT, "dev/pytorch")]
+sys.dont_write_bytecode = True
+import convert
+
+sys.excepthook = convert.one_sentence
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
                "OMP_WAIT_POLICY": "passive"}
 import numpy as np
@@ -44,11 +51,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [os.path.join(ROOT, "dev"), os.path.join(ROOT, "dev/pytorch")]
-sys.dont_write_bytecode = True
 import configuration_gsa
-import convert
 import gsa
 
 transformers.utils.logging.set_verbosity_error()
@@ -505,6 +508,29 @@ def check_training(folder, tokenizer, shard, kind, steps=500):
     check(f"training {kind}", len(ours) == steps and apart.max() <= 0.01, f"{apart.max():.4f} apart")
 
 
+def check_refusals(folder, tokenizer, shard):
+    """what the scripts cannot do is one sentence"""
+    out, longer = os.path.join(folder, "refused"), os.path.join(folder, "longer.bin")
+    run("train_gsa", *SHAPE.split(), "--tokenizer", tokenizer, "--steps", 1, "--out", out)
+    start = os.path.join(out, "model_00000001.bin")
+    with open(shard, "rb") as f, open(longer, "wb") as g:
+        g.write(f.read(1024 + 2 * 1000) + b"\xff\xff" * 1000)
+    full = "/dev/full" if os.path.exists("/dev/full") else None
+    cases = [("pytorch/train.py", [start, tokenizer], "is not a shard", None),
+             ("pytorch/train.py", [start, longer], "holds token 65535", None),
+             ("pytorch/train.py", [start, shard], "cannot write standard output", full),
+             ("gpt2_compare.py", [], "cannot write standard output", full),
+             ("pytorch_bench.py", [], "no NVIDIA GPU", None), ("cuda/attention_bench.py", [], "no NVIDIA GPU", None)]
+    for script, arguments, word, stdout in cases:
+        if word.startswith("cannot write") and not full:
+            continue
+        with open(stdout or os.devnull, "w") as screen:
+            done = subprocess.run([sys.executable, os.path.join(ROOT, "dev", script), *arguments], stdout=screen,
+                                  stderr=subprocess.PIPE, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+        said = done.stderr.decode()
+        check(f"{script}: {word}", done.returncode == 1 and word in said and said.count("\n") == 1, said)
+
+
 # ---- the four snippets of dev/pytorch/README.md
 
 
@@ -603,6 +629,8 @@ def main():
             check_tokenizers(folder, stories, tokenizer, there)
         if "snippets" in parts:
             check_snippets(folder, there)
+        if "training" in parts:
+            check_refusals(folder, tokenizer, f"{shards}_train_000000.bin")
         for kind in TRAINED:
             if "training" in parts:
                 check_training(folder, tokenizer, f"{shards}_train_000000.bin", kind)

@@ -968,6 +968,35 @@ else
     echo "skip --help of dev/*.py: no python3"
     skipped=$((skipped + 1))
 fi
+bare() { # PROGRAM ARGUMENT...: python3 without any package
+    PYTHONDONTWRITEBYTECODE=1 python3 -E -S "$@"
+}
+interrupted() { # FIFO COMMAND...: Ctrl-C when it reads there
+    timeout 60     python3 -c 'import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by children too
+process = subprocess.Popen(sys.argv[2:])
+with open(sys.argv[1], "wb"):
+    process.send_signal(signal.SIGINT)
+    sys.exit(process.wait() != -signal.SIGINT)' "$@"
+}
+if command -v python3 >/dev/null; then
+    compare=dev/tokenizer_compare.py
+    for script in dev/gpt2_compare.py dev/pytorch_bench.py dev/cuda/attention_bench.py "dev/pytorch/train.py a b" \
+        "$compare --train 300 README.md" "dev/convert.py a b" test/pytorch.py; do
+        refuse "$script: no packages" 1 "pip install" bare $script
+    done
+    for wrong in "dev/pytorch_bench.py --batch 0" "dev/pytorch_bench.py --steps 0" "dev/pytorch_bench.py --heads 7" \
+        "dev/pytorch/train.py a b --batch 0" "dev/pytorch/train.py a b --lr nan" "$compare --train 5" \
+        "$compare --train 300" "$compare --gpt2 a --repeats -1"; do
+        refuse "$wrong" 2 "$(echo "$wrong" | grep -o -e "--[a-z]*")" bare $wrong
+    done
+    refuse "a text that is missing" 1 "cannot read $dir/nothing" bare $compare --train 300 "$dir/nothing"
+    printf '\377' >"$dir/latin"
+    refuse "a text that is none" 1 "latin is not UTF-8" bare $compare --train 300 "$dir/latin"
+    mkfifo "$dir/wait"
+    check "Ctrl-C" interrupted "$dir/wait" python3 -E -S $compare --train 300 "$dir/wait"
+    check "a word" [ "$(cat "$dir/err")" = "tokenizer_compare.py: interrupted" ]
+fi
 for program in $programs; do
     check "$program --help" sh -c "$(echo "$program" | tr : ' ') --help | grep -q ."
     refuse "$program: unknown flag" 2 "--help" $(echo "$program" | tr : ' ') --no-such

@@ -201,7 +201,7 @@ refuse "no room for its files" 1 "cannot write $dir/x/sources.txt" \
 check "nothing half is left" [ -z "$(ls "$dir/x")" ]
 mkfifo "$dir/fifo"
 interrupted() { # FIFO COMMAND...: Ctrl-C when it reads there
-    python3 -c 'import signal, subprocess, sys
+    timeout 60     python3 -c 'import signal, subprocess, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by children too
 process = subprocess.Popen(sys.argv[2:])
 with open(sys.argv[1], "wb"):

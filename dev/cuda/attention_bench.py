@@ -1,6 +1,12 @@
 """Times PyTorch's scaled_dot_product_attention (FlashAttention-2 and cuDNN) on the shapes of attention_bench.cu."""
 import argparse
+import os
+import sys
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from convert import die, one_sentence, say
+
+sys.excepthook = one_sentence
 parser = argparse.ArgumentParser(description=__doc__)
 parser.error = lambda sentence: parser.exit(2, f"attention_bench.py: {sentence}; --help says more\n")
 parser.parse_args()  # before the package: --help does not need it
@@ -21,7 +27,9 @@ def median_ms(f, repeats):
     return sorted(events[n].elapsed_time(events[n + 1]) for n in range(repeats))[repeats // 2]
 
 
-print("PyTorch", torch.__version__, torch.cuda.get_device_name())
+if not torch.cuda.is_available():
+    die("no NVIDIA GPU answers")
+say(f"PyTorch {torch.__version__} {torch.cuda.get_device_name()}")
 SHAPES = [(64, 1024, 12, 64), (16, 4096, 12, 64), (4, 16384, 12, 64), (1, 65536, 12, 64), (64, 1024, 24, 32),
           (64, 1024, 6, 128)]
 for B, T, NH, HS in SHAPES:
@@ -39,9 +47,9 @@ for B, T, NH, HS in SHAPES:
                 backward = median_ms(
                     lambda n: torch.autograd.grad(outs[n % 2], sets[n % 2], dout, retain_graph=True), repeats)
             product = B * T * NH * HS * (T + 1)
-            print(f"{name} {B:3d} x {T}, {NH:2d} heads of {HS:3d}: "
-                  f"forward {forward:.3f} ms {2e-9 * product / forward:.0f} TFLOP/s, "
-                  f"backward {backward:.3f} ms {5e-9 * product / backward:.0f} TFLOP/s, "
-                  f"both {forward + backward:.3f} ms")
+            say(f"{name} {B:3d} x {T}, {NH:2d} heads of {HS:3d}: "
+                f"forward {forward:.3f} ms {2e-9 * product / forward:.0f} TFLOP/s, "
+                f"backward {backward:.3f} ms {5e-9 * product / backward:.0f} TFLOP/s, "
+                f"both {forward + backward:.3f} ms")
         except RuntimeError as error:
-            print(name, B, T, NH, HS, "not available:", str(error).split("\n")[0])
+            say(f"{name} {B} {T} {NH} {HS} not available: {str(error).splitlines()[0]}")

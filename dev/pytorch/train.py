@@ -14,15 +14,21 @@ import math
 import os
 import sys
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.dirname(HERE)]
+import convert
+from convert import number
+
+sys.excepthook = convert.one_sentence
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.error = lambda sentence: parser.exit(2, f"train.py: {sentence}; --help says more\n")
 parser.add_argument("start", metavar="START.bin")
 parser.add_argument("shard", metavar="SHARD.bin")
-parser.add_argument("--steps", type=int, default=500, help="updates (500)")
-parser.add_argument("--batch", type=int, default=4, help="sequences of the model's length (4)")
-parser.add_argument("--lr", type=float, default=1e-3, help="highest rate (0.001)")
-parser.add_argument("--warmup", type=int, default=50, help="steps until then (50)")
-parser.add_argument("--seed", type=int, default=1, help="of the order (1)")
+parser.add_argument("--steps", type=number(int, 1), default=500, help="updates (500)")
+parser.add_argument("--batch", type=number(int, 1), default=4, help="sequences of the model's length (4)")
+parser.add_argument("--lr", type=number(float, 0, 10), default=1e-3, help="highest rate (0.001)")
+parser.add_argument("--warmup", type=number(int, 0), default=50, help="steps until then (50)")
+parser.add_argument("--seed", type=number(int, 0), default=1, help="of the order (1)")
 parser.add_argument("--bf16", action="store_true", help="autocast, as train_gsacu computes")
 parser.add_argument("--compile", action="store_true", help="torch.compile the model")
 options = parser.parse_args()  # before the packages: --help needs none of them
@@ -32,9 +38,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [HERE, os.path.dirname(HERE)]
-import convert
 import gsa
 
 BITS = (1 << 64) - 1
@@ -65,6 +68,20 @@ def permute(x, n, key):
         x = left << half | right
         if x < n:
             return x
+
+
+def read_shard(path, config):
+    """the tokens of a file of data/prepare, for a model of this configuration"""
+    data, T, V = convert.read_bytes(path), config["T"], config["V"]
+    magic = int(convert.source("data/loader.h", r"SHARD_MAGIC = (\d+)")[0])
+    if len(data) < 1024 or int.from_bytes(data[:4], "little") != magic:
+        convert.die(f"{path} is not a shard of data/prepare")
+    tokens = np.frombuffer(data, "<u2", (len(data) - 1024) // 2, 1024)
+    if len(tokens) <= T:
+        convert.die(f"{path} holds {len(tokens)} tokens, and a window of this model is {T} and one more")
+    if tokens.max() >= V:
+        convert.die(f"{path} holds token {tokens.max()}, and the model's vocabulary has {V}: another tokenizer's")
+    return tokens
 
 
 def windows(tokens, T, seed):
@@ -124,7 +141,8 @@ def main():
     config, heads, _, _, tensors = convert.read_model(options.start)
     c = convert.transformers_config(config, heads, config["V"], {})
     if c["objective"] != "lm":
-        sys.exit(f"train.py: {options.start} is an encoder; this loop predicts the next token")
+        convert.die(f"{options.start} is an encoder; this loop predicts the next token")
+    shard = read_shard(options.shard, config)
     named = convert.transformers_tensors(config, heads, tensors, config["V"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GPT(c)
@@ -132,7 +150,6 @@ def main():
                            for name, t in named.items()})
     model.to(device)
     call = torch.compile(model) if options.compile else model
-    shard = np.frombuffer(convert.read_bytes(options.shard), "<u2")[512:]
     draw = windows(shard, config["T"], options.seed)
     groups = gsa.parameter_groups(model, options.lr)
     rates = [group["lr"] for group in groups]
