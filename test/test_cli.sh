@@ -1042,6 +1042,11 @@ refuse "train: window longer than the data" 1 "--seq" $train --data "$dir/s_val_
 refuse "train: the folder is in use" 1 "--resume" $train --out "$dir/a"
 refuse "resume: nothing there" 1 "--resume" $train --resume --out "$dir/nowhere"
 refuse "resume: contradiction" 1 "--lr" $train --resume --lr 0.5 --out "$dir/a"
+refuse "resume: a bound" 1 "where it is not given" $train --resume --unbounded centre --out "$dir/a"
+rm -rf "$dir/n" && mkdir "$dir/n" && cp "$dir"/a/*_00000010.bin "$dir/n"
+check "resume: fp32 products, as they were" sh -c "$train --resume --products fp32 --out '$dir/n' &&
+    cmp '$dir/a/model_00000020.bin' '$dir/n/model_00000020.bin'"
+refuse "resume: other products" 1 "where it is fp32" $train --resume --products bf16 --out "$dir/a"
 refuse "resume: contradiction in the shape" 1 "--layers" $train --resume --layers 3 --out "$dir/a"
 rm -rf "$dir/n" && mkdir "$dir/n" && cp "$dir"/a/*_00000010.bin "$dir"/a/*_00000020.bin "$dir/n" && head -c 9000 \
     "$dir/a/state_00000020.bin" >"$dir/n/state_00000020.bin"

@@ -99,10 +99,12 @@ static int take_setting(Settings *s, const char *name, const char *value, const 
         char *given = flag_text(f);
         int attributes = table[f - s->flags].attributes;
         bool may_differ = attributes & FREE || (attributes & PLACE && *value);
-        if (!may_differ && strcmp(given, value) != 0)
-            die("--%s %s contradicts the run to be resumed, where it is '%s' (%s); leave it out, or start a new "
+        /* this one stays open in files, so that either program goes on */
+        const char *was = f == &s->flags[SETTING_products] && !*value ? "fp32" : value;
+        if (!may_differ && strcmp(given, was) != 0)
+            die("--%s %s contradicts the run to be resumed, where it is %s (%s); leave it out, or start a new "
                 "run with --init-from",
-                name, given, value, path);
+                name, given, *was ? was : "not given", path);
         free(given);
     } else if (*value && !set_flag(f, value, error)) die("%s: %s", path, error);
     return (int)(f - s->flags);
