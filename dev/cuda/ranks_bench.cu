@@ -2,8 +2,8 @@
 
      make build/release/ranks_bench && build/release/ranks_bench --gpus 2 --attention hybrid; ... --help
 
-   Rows of steps of one model on random tokens, in turn: with no sums (each GPU by itself, and no GPU waits for another),
-   with sums in fp32 and bf16 at the end of the backward pass and while it runs; then the sums alone, and with
+   Rows of steps of one model on random tokens, in turn: with no sums (each GPU by itself, and no GPU waits for
+   another), with sums in fp32 and bf16 at the end of the backward pass and while it runs; then the sums alone, and with
    --shard-optimiser what sharing out the weights takes. Times are medians of rank 0's clock; without sums those of all
    ranks are printed, and what sums add is told against the slowest of them. Bus bandwidth, as NCCL's tests have it:
    what each GPU sends, 2 (N - 1) / N times the bytes, over the time. */

@@ -245,8 +245,9 @@ static double six_digits(double x) { /* the number that is printed is the number
     return strtod(text, NULL);
 }
 
-/* The smaller the model, the larger its rate. AdamW: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Muon: 6.9e-3 and 2.8e-3,
-   for text that is read about once; many times wants less than half (dev/RESULTS.md). Splats' scalars are logarithms, so their best rate does not depend on the model's size; above 0.01 some seeds end far worse than others
+/* The smaller the model, the larger its rate. AdamW: 3e-3 at 128 channels, 5e-4 at GPT-2's 768. Muon: 6.9e-3 and
+   2.8e-3, for text that is read about once; many times wants less than half (dev/RESULTS.md). Splats' scalars are
+   logarithms, so their best rate does not depend on the model's size; above 0.01 some seeds end far worse than others
    (dev/LOG.md). */
 void resolve_rates(Settings *s, const Config *c) {
     bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0 || config_ropes(c) > 0;
