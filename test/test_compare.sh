@@ -200,15 +200,7 @@ refuse "no room for its files" 1 "cannot write $dir/x/sources.txt" \
     sh -c "said=\$(ulimit -f 0; dev/compare $two --out '$dir/x' 2>&1); status=\$?; echo \"\$said\" >&2; exit \$status"
 check "nothing half is left" [ -z "$(ls "$dir/x")" ]
 mkfifo "$dir/fifo"
-interrupted() { # FIFO COMMAND...: Ctrl-C when it reads there
-    timeout 60     python3 -c 'import signal, subprocess, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by children too
-process = subprocess.Popen(sys.argv[2:])
-with open(sys.argv[1], "wb"):
-    process.send_signal(signal.SIGINT)
-    sys.exit(process.wait())' "$@"
-}
-refuse "Ctrl-C before the first training" 130 "goes on" interrupted "$dir/fifo" dev/compare $two \
+refuse "Ctrl-C before the first training" 130 "goes on" test/interrupt "$dir/fifo" dev/compare $two \
     --train "$dir/fifo" --val "$dir/fifo" --out "$dir/x"
 refuse "one rate and several" 2 "--rates" dev/compare $two --lr 1e-3 --rates 1e-3
 
