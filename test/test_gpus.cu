@@ -1,7 +1,33 @@
 /* Runs on several GPUs against runs on one, in bf16 and in fp32 (test_gpus_fp32): losses, memory shared out, going on
    with another number of GPUs, and one sentence when a rank fails. With 2, 4 and 8 GPUs, where there are as many, or
-   with the numbers given as arguments. The test program is the training program too: test_gpus train FLAGS. Skipped
-   where two GPUs or NCCL are missing; test_ranks.c has what needs neither. */
+   with the numbers given as arguments. Where there are fewer, at least two ranks, or as many as the arguments say, share
+   them. The test program is the training program too: test_gpus train FLAGS. Skipped where a GPU or NCCL is missing;
+   test_ranks.c has what needs neither. */
+#include <cuda_runtime.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* The training program sees as many GPUs as SHARED_GPUS says, and its rank i takes GPU i modulo the real number. NCCL
+   refuses two ranks on one GPU of one machine; so each claims to be a machine, and what they send goes through TCP. */
+static cudaError_t count_gpus(int *count) {
+    cudaError_t error = cudaGetDeviceCount(count);
+    const char *shared = getenv("SHARED_GPUS");
+    if (error == cudaSuccess && *count > 0 && shared) *count = atoi(shared);
+    return error;
+}
+static cudaError_t take_gpu(int device) {
+    int count;
+    if (!getenv("SHARED_GPUS")) return cudaSetDevice(device);
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) return error;
+    char machine[16];
+    snprintf(machine, sizeof machine, "%d", device);
+    setenv("NCCL_HOSTID", machine, 1);
+    return cudaSetDevice(device % count);
+}
+#define cudaGetDeviceCount count_gpus
+#define cudaSetDevice take_gpu
+
 #define main train_main
 #include "../train_gsa.cu"
 #undef main
@@ -41,6 +67,7 @@ static bool run(const char *as, const char *flags) {
 }
 
 static int gpus; /* of the tests below */
+static bool crowded; /* by more ranks than there are */
 
 /* The model after so many steps is the same in the runs `as` and `other`. */
 static void check_same(const char *as, const char *flags, const char *other, int steps) {
@@ -301,9 +328,17 @@ static void test_all(void) {
     test_resume();
     test_by_hand();
     test_faults();
-    if (gpus == 2) test_memory();
-    printf("%d GPUs: %.0f s\n", gpus, now_seconds() - began);
+    if (gpus == 2 && !crowded) test_memory(); /* the last GPU is not the first's */
+    printf("%d %s: %.0f s\n", gpus, crowded ? "ranks on fewer GPUs" : "GPUs", now_seconds() - began);
     fflush(stdout);
+}
+
+static void share_gpus(void) {
+    char *count = xasprintf("%d", gpus);
+    setenv("SHARED_GPUS", count, 1);
+    setenv("NCCL_SOCKET_IFNAME", "lo", 0);
+    setenv("NCCL_IB_DISABLE", "1", 0);
+    free(count);
 }
 
 int main(int argc, char **argv) {
@@ -313,8 +348,8 @@ int main(int argc, char **argv) {
         return train_main(argc - 1, argv + 1);
     }
     int devices = ranks_ask(cuda_devices);
-    if (devices < 2) {
-        skip("several GPUs", "fewer than two answer");
+    if (devices == 0) {
+        skip("several GPUs", "none answers");
         return test_summary(name);
     }
     if (!dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL)) {
@@ -322,10 +357,13 @@ int main(int argc, char **argv) {
         return test_summary(name);
     }
     make_test_folder();
-    for (gpus = 2; gpus <= 8 && gpus <= devices; gpus *= 2) {
-        bool asked = argc == 1;
+    for (gpus = 2; gpus <= 8; gpus *= 2) {
+        bool asked = argc == 1 && (gpus == 2 || gpus <= devices);
         for (int i = 1; i < argc; i++) asked = asked || atoi(argv[i]) == gpus;
-        if (asked) test_all();
+        if (!asked) continue;
+        crowded = gpus > devices;
+        if (crowded) share_gpus();
+        test_all();
     }
     remove_test_folder();
     return test_summary(name);

@@ -133,8 +133,9 @@ enum {
       "steps until the highest rate is reached") \
     X(CHOICE, schedule, "schedule", "cosine", CHOICES("cosine|wsd|constant"), NONE, 0, \
       "after the warm-up: a cosine; constant, then linear over the last fifth; constant") \
-    X(REAL, weight_decay, "weight-decay", 0.1, RANGE(0, 10), NONE, 0, \
-      "of matrices and embeddings") \
+    X(REAL, weight_decay, "weight-decay", 0, RANGE(0, 10), NONE, 0, \
+      "of matrices and embeddings; if not given 0.1, and in a new model with Muon (1 + epochs) / (steps x --lr), of " \
+      "at most 7 epochs") \
     X(REAL, beta1, "beta1", 0.9, RANGE(0, 0.9999), NONE, 0, \
       "AdamW: memory of the gradient") \
     X(REAL, beta2, "beta2", 0.95, RANGE(0, 0.999999), NONE, 0, \
@@ -213,10 +214,12 @@ void settings_from_text(Settings *s, const char *text, size_t bytes, const char 
 void print_settings(const Settings *s, FILE *log, int64_t step);
 
 /* These fill in what the flags leave open and make the model's configuration: the shape, from --depth and --preset;
-   then the rest, which needs the tokenizer; then the learning rates, which depend on the model's size. */
+   then the rest, which needs the tokenizer; then the learning rates, which depend on the model's size; then the weight
+   decay, which depends on how often the run reads its text (epochs). */
 void resolve_shape(Settings *s);
 Config make_config(Settings *s, const Tokenizer *t);
 void resolve_rates(Settings *s, const Config *c);
+void resolve_decay(Settings *s, double epochs);
 /* --init-from: the configuration of the model file, in place of the first two. The sequence length alone may differ
    from the file's, where positions are not learned; and a standard model may become one with splats (into_splats.h). */
 Config config_from_file(Settings *s, const Checkpoint *k, const Tokenizer *t);

@@ -903,6 +903,11 @@ static void print_doubts(const Settings *s, int ranks) {
     if (s->min_lr > s->lr) printf("warning       --min-lr %g is above --lr %g: the rate will rise\n", s->min_lr, s->lr);
 }
 
+/* how often the run reads its text */
+static double epochs_of(const Run *r) {
+    return r->tokens_a_step * (double)r->settings->steps / ((double)loader_windows(r->train) * r->config.T);
+}
+
 static void print_run(const Run *r) {
     const Config *c = &r->config;
     size_t splats = 0;
@@ -920,7 +925,7 @@ static void print_run(const Run *r) {
     printf("operations    %.3g MFLOP a token in training\n", config_operations(c) / 1e6);
     printf("tokens        %llu for training, %llu for validation, vocabulary %d; %.0f a step, %.2f epochs\n",
            (unsigned long long)loader_tokens(r->train), r->val ? (unsigned long long)loader_tokens(r->val) : 0ull, c->V,
-           r->tokens_a_step, r->tokens_a_step * (double)r->settings->steps / ((double)loader_windows(r->train) * c->T));
+           r->tokens_a_step, epochs_of(r));
     fflush(stdout);
 }
 
@@ -983,6 +988,7 @@ int train(int argc, char **argv, const Backend *backend) {
     check_data_flags(&settings, start);
     configure(&run, &settings, start, state);
     open_data(&run);
+    if (!state) resolve_decay(&settings, epochs_of(&run));
     print_run(&run);
     make_model(&run, start);
     if (state) restore(&run, state);
