@@ -1,7 +1,7 @@
 /* Runs on several GPUs against runs on one, in bf16 and in fp32 (test_gpus_fp32): losses, memory shared out, going on
    with another number of GPUs, and one sentence when a rank fails. With 2, 4 and 8 GPUs, where there are as many, or
-   with the numbers given as arguments. Where there are fewer, at least two ranks, or as many as the arguments say, share
-   them. The test program is the training program too: test_gpus train FLAGS. Skipped where a GPU or NCCL is missing;
+   with the numbers given as arguments. Fewer GPUs are shared by as many ranks as the arguments say, by two if they say
+   nothing. The test program is the training program too: test_gpus train FLAGS. Skipped where a GPU or NCCL is missing;
    test_ranks.c has what needs neither. */
 #include <cuda_runtime.h>
 #include <stdio.h>
@@ -66,7 +66,7 @@ static bool run(const char *as, const char *flags) {
     return CHECK(status == 0, "%s (%s): status %d, %s", as, flags, status, ending(output_of(as)));
 }
 
-static int gpus; /* of the tests below */
+static int gpus;     /* of the tests below */
 static bool crowded; /* by more ranks than there are */
 
 /* The model after so many steps is the same in the runs `as` and `other`. */
