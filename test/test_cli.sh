@@ -1142,22 +1142,22 @@ rate() {
 }
 check "a rate of its own, of 32 channels" [ "$(rate adamw) $(rate muon)" = "1.20e-02 1.38e-02" ]
 # its weight decay, by how often the run reads its text; "E D": the epochs that it tells, and the decay
-shards="--layers 1 --heads 2 --channels 32 --data $dir/s_train_000000.bin --tokenizer $dir/t.bin"
 decay() {
     rm -rf "$dir/decay"
     $train --seq 32 --batch 2 --eval-every 0 --sample-every 0 --optimizer muon --lr 0.01 "$@" --out "$dir/decay" |
         sed -n -e 's/.* \([0-9.]*\) epochs$/\1/p' -e 's/.*weight-decay \([^ ]*\).*/\1/p' | tr '\n' ' '
 }
-ruled() { # STEPS LEAST_EPOCHS MOST_EPOCHS: (1 + E) / (steps x lr), with an E within these, of which 7 count at most
-    decay --steps "$1" $shards | awk -v steps="$1" -v least="$2" -v most="$3" '
-        { good = $1 >= least && $1 <= most; apart = $2 * steps * 0.01 / (1 + ($1 < 7 ? $1 : 7)) - 1 }
+shards="--layers 1 --heads 2 --channels 32 --tokenizer $dir/t.bin --data $dir/s"
+ruled() { # SHARD STEPS LEAST_EPOCHS MOST_EPOCHS: (1 + E) / (steps x lr), an E within these, of which 16 count at most
+    decay ${shards}_$1_000000.bin --steps "$2" | awk -v steps="$2" -v least="$3" -v most="$4" '
+        { good = $1 >= least && $1 <= most; apart = $2 * steps * 0.01 / (1 + ($1 < 16 ? $1 : 16)) - 1 }
         END { exit !(good && apart > -0.01 && apart < 0.01) }'
 }
-check "Muon's weight decay, a part of the text" ruled 100 0.2 0.9
-check "Muon's weight decay, some readings" ruled 1000 2 6
-check "Muon's weight decay, many readings" ruled 5000 10 30
+check "Muon's weight decay, a part of the text" ruled train 100 0.2 0.9
+check "Muon's weight decay, some readings" ruled train 1000 2 6
+check "Muon's weight decay, many readings" ruled val 3000 17 40
 given() { case $1 in *" $2 ") ;; *) return 1 ;; esac; }
-check "a decay that is given" given "$(decay --steps 20 $shards --weight-decay 0.5)" 0.5
+check "a decay that is given" given "$(decay ${shards}_train_000000.bin --steps 20 --weight-decay 0.5)" 0.5
 check "a model that is trained on" given "$(decay --steps 20 --init-from "$dir/ma/model_00000020.bin")" 0.1
 mkdir "$dir/mc" && cp "$dir"/ma/*_00000010.bin "$dir/mc"
 check "Muon: resumed" sh -c "$train --resume --optimizer muon --out '$dir/mc' &&

@@ -263,13 +263,14 @@ void resolve_rates(Settings *s, const Config *c) {
     if (!is_given(s, SETTING_splat_lr)) s->splat_lr = scalars ? six_digits(fmin(10 * s->lr, 0.01)) : 0;
 }
 
-/* Each step takes --lr x decay of the weights away. Muon's runs end best where that is 2 in all when the text is read
-   once, and 8 when it is read six times: then the weights forget what they learned a reading ago, which is what a model
-   would learn by heart (dev/LOG.md). More is not known to help. A model that is trained on must not forget so much. */
+/* Each step takes --lr x decay of the weights away. Muon's runs end best where that is about 2 in all when the text is
+   read once, 8 when it is read six times and 16 or more when it is read sixteen times: then the weights forget what
+   they learned a reading ago, which is what a model would learn by heart (dev/LOG.md). A model that is trained on must
+   not forget so much. */
 void resolve_decay(Settings *s, double epochs) {
     if (is_given(s, SETTING_weight_decay)) return;
     bool muon = strcmp(s->optimizer, "muon") == 0, ruled = muon && !s->init_from && s->lr > 0;
-    s->weight_decay = ruled ? six_digits(fmin((1 + fmin(epochs, 7)) / ((double)s->steps * s->lr), 10)) : 0.1;
+    s->weight_decay = ruled ? six_digits(fmin((1 + fmin(epochs, 16)) / ((double)s->steps * s->lr), 10)) : 0.1;
 }
 
 /* ---------------------------------------------------------------------- the model's configuration */

@@ -135,7 +135,7 @@ enum {
       "after the warm-up: a cosine; constant, then linear over the last fifth; constant") \
     X(REAL, weight_decay, "weight-decay", 0, RANGE(0, 10), NONE, 0, \
       "of matrices and embeddings; if not given 0.1, and in a new model with Muon (1 + epochs) / (steps x --lr), of " \
-      "at most 7 epochs") \
+      "at most 16 epochs") \
     X(REAL, beta1, "beta1", 0.9, RANGE(0, 0.9999), NONE, 0, \
       "AdamW: memory of the gradient") \
     X(REAL, beta2, "beta2", 0.95, RANGE(0, 0.999999), NONE, 0, \
