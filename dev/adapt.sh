@@ -1,8 +1,8 @@
 #!/bin/sh
-# The tables of dev/RESULTS.md of birth and death of splats. Part 1, on made-up stories: the default model, and two bad
-# starts (all centres in one small ball; 4 splats alive of 32), with and without adaptation. Part 2: a model of
-# TinyStories goes on with web text. sweep: each threshold below and above its default, one seed. Prints Markdown;
-# stopped and started again it goes on.
+# The tables of dev/RESULTS.md of birth and death of splats. All models are the quick start's. Part 1, on made-up
+# stories: a good start and two bad ones (all centres in one small ball; 4 splats alive of 32), with and without
+# adaptation. Part 2: a model of TinyStories goes on with web text. sweep: each threshold below and above its default,
+# one seed. Prints Markdown; stopped and started again it goes on.
 #
 #   dev/adapt.sh STORIES.txt STORIES_VAL.txt WEB.txt WEB_VAL.txt [OUT]
 #       TRAIN=./train_gsa or ./train_gsacu   JOBS=2 (runs at a time)   THREADS=1   SEEDS="1 2 3"
@@ -57,12 +57,14 @@ dir=$out/\$name
 [ -e \$(printf '%s/model_%08d.bin' "\$dir" "\$last") ] && exit 0
 if ls "\$dir"/model_*.bin >/dev/null 2>&1; then exec $train --resume --out "\$dir" >>"\$dir.log"; fi
 rm -rf "\$dir"
-exec $train --steps "\$last" --sample-every 0 --keep 1 --threads ${THREADS:-1} "\$@" --out "\$dir" >"\$dir.log" 2>&1
+exec $train --steps "\$last" --optimizer adamw --sample-every 0 --keep 1 --threads ${THREADS:-1} "\$@" --out "\$dir" \
+    >"\$dir.log" 2>&1
 EOF
 list=$out/list
 : >"$list"
 : >"$list.later"
-made="--data $out/made_train_*.bin --val $out/made_val_*.bin --tokenizer $out/made.bin"
+model="--gsa-heads 1 --gain none --phase none --rope-frequencies fixed --forget-gate none"
+made="--data $out/made_train_*.bin --val $out/made_val_*.bin --tokenizer $out/made.bin $model"
 for seed in $seeds; do
     case " $parts " in *" 1 "*)
         for start in $starts; do
@@ -78,7 +80,7 @@ for seed in $seeds; do
         done ;;
     esac
     case " $parts " in *" 2 "*)
-        tokens="--data $out/ts_train_*.bin --val $out/ts_val_*.bin --tokenizer $out/both.bin"
+        tokens="--data $out/ts_train_*.bin --val $out/ts_val_*.bin --tokenizer $out/both.bin $model"
         echo "ts.$seed $shift $tokens --seed $seed" >>"$list"
         for adapt in $modes; do
             tokens="--data $out/web_train_*.bin --val $out/web_val_*.bin"

@@ -4,7 +4,7 @@
 # own sentence instead.
 #
 #   dev/long_sequences.sh SHARDS TOKENIZER
-#       PROGRAM=./train_gsacu   FLAGS="--attention hybrid --mixer linear --window 1024"
+#       PROGRAM=./train_gsacu   FLAGS="--optimizer adamw --attention hybrid --mixer linear --window 1024"
 #       ROWS="65536 131072 131072:--recompute 262144:--recompute 1048576:--recompute"
 case $1 in
 --help | -h)
@@ -21,7 +21,7 @@ if [ $# -lt 2 ]; then
     exit 2
 fi
 cd "$(dirname "$0")/.." || exit 1
-program=${PROGRAM:-./train_gsacu} flags=${FLAGS:---attention hybrid --mixer linear --window 1024}
+program=${PROGRAM:-./train_gsacu} flags=${FLAGS:---optimizer adamw --attention hybrid --mixer linear --window 1024}
 rows=${ROWS:-65536 131072 131072:--recompute 262144:--recompute 1048576:--recompute}
 log=$(mktemp) out=$(mktemp -d)
 trap 'rm -rf "$log" "$out"' EXIT

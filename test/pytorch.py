@@ -584,7 +584,7 @@ def check_splats(folder, tokenizer, shard, stories):
     with open(stories, "rb") as f, open(text, "wb") as g:
         g.write(f.read(20000))
     data = ["--threads", 1, "--data", shard, "--batch", 8, "--eval-every", 0, "--sample-every", 0]
-    flags = "--layers 2 --heads 4 --channels 64 --seq 64 --lr 3e-3 --forget-gate none"
+    flags = "--layers 2 --heads 4 --channels 64 --seq 64 --optimizer adamw --lr 3e-3 --forget-gate none"
     run("train_gsa", *flags.split(), "--attention", "standard", *data, "--tokenizer", tokenizer, "--steps", 300,
         "--out", out)
     model = os.path.join(out, "model_00000300.bin")

@@ -1130,12 +1130,24 @@ cp "$dir/a/model_00000020.bin" "$dir/v3.bin" && patch "$dir/v3.bin" 4 '\003'
 check "a file of before phases and gates is read" sh -c "$infer perplexity '$dir/v3.bin' README.md >'$dir/v3' &&
     $infer perplexity '$dir/a/model_00000020.bin' README.md 2>/dev/null | cmp -s - '$dir/v3'"
 
-# ---- Muon: trained, resumed; it has one moment of the blocks' matrices; a run keeps its optimiser
+# ---- what is not given: Muon, and splats in all heads of the first layer, soft; the same models bit for bit
+four_heads="--layers 2 --heads 4 --channels 32 --seq 32 --batch 2 --vocab 300 --steps 3 --eval-every 0 --sample-every 0"
+given_heads="--attention hybrid --gsa-heads 0:0-3 --splat-amplitude 0.1 --phase learned --gain head"
+given_heads="$given_heads --rope-frequencies learned --forget-gate half"
+check "without flags four heads of two layers have splats" \
+    sh -c "$train $four_heads --out '$dir/default' | grep ' of 4 GSA heads (of 8 heads)'"
+check "its optimiser is Muon" sh -c "$train $four_heads --optimizer muon --momentum 0.95 --out '$dir/default.muon' &&
+    cmp '$dir/default/model_00000003.bin' '$dir/default.muon/model_00000003.bin'"
+check "those of the first layer" sh -c "$train $four_heads $given_heads --out '$dir/default.first' &&
+    cmp '$dir/default/model_00000003.bin' '$dir/default.first/model_00000003.bin'"
+
+# ---- Muon and AdamW: trained, resumed; Muon has one moment of the blocks' matrices; a run keeps its optimiser
+check "train by AdamW" $train $run --optimizer adamw --out "$dir/aw"
 muon="$tiny --optimizer muon --momentum 0.9 --steps 20 --eval-every 10 --save-every 10 --keep 0"
 check "train by Muon" $train $muon --out "$dir/ma" --threads 2
 check "Muon: one thread" sh -c "$train $muon --out '$dir/mb' --threads 1 &&
     cmp '$dir/ma/model_00000020.bin' '$dir/mb/model_00000020.bin' &&
-    ! cmp -s '$dir/ma/model_00000020.bin' '$dir/a/model_00000020.bin'"
+    ! cmp -s '$dir/ma/model_00000020.bin' '$dir/aw/model_00000020.bin'"
 rate() {
     $train $tiny --optimizer "$1" --steps 1 --warmup 0 --schedule constant --eval-every 0 --out "$dir/rate_$1" |
         sed -n 's/^step 1.* lr \([^ ]*\).*/\1/p'
@@ -1158,12 +1170,15 @@ check "Muon's weight decay, some readings" ruled train 1000 2 6
 check "Muon's weight decay, many readings" ruled val 3000 17 40
 given() { case $1 in *" $2 ") ;; *) return 1 ;; esac; }
 check "a decay that is given" given "$(decay ${shards}_train_000000.bin --steps 20 --weight-decay 0.5)" 0.5
-check "a model that is trained on" given "$(decay --steps 20 --init-from "$dir/ma/model_00000020.bin")" 0.1
+check "a model that is trained on" sh -c "$train --init-from '$dir/ma/model_00000020.bin' --seq 32 --batch 2 --steps 2 \
+    --eval-every 0 --sample-every 0 --out '$dir/on' | grep -q 'optimizer adamw' && grep -aq '^weight-decay=0.1$' \
+    '$dir/on/state_00000002.bin'"
+check "a model that is trained on by Muon" given "$(decay --steps 20 --init-from "$dir/ma/model_00000020.bin")" 0.1
 mkdir "$dir/mc" && cp "$dir"/ma/*_00000010.bin "$dir/mc"
 check "Muon: resumed" sh -c "$train --resume --optimizer muon --out '$dir/mc' &&
     cmp '$dir/ma/model_00000020.bin' '$dir/mc/model_00000020.bin' &&
     cmp '$dir/ma/state_00000020.bin' '$dir/mc/state_00000020.bin'"
-check "Muon: a smaller state" sh -c "[ \$((\$(wc -c <'$dir/a/state_00000020.bin') - \
+check "Muon: a smaller state" sh -c "[ \$((\$(wc -c <'$dir/aw/state_00000020.bin') - \
     \$(wc -c <'$dir/ma/state_00000020.bin'))) -ge \$((4 * 2 * 12 * 32 * 32)) ]"
 optimiser_memory() {
     $train --optimizer "$1" --seq 32 --batch 1 --vocab 300 --steps 1 --eval-every 0 --sample-every 0 \
@@ -1172,17 +1187,18 @@ optimiser_memory() {
 check "Muon: 1.5 MiB less of 12 x 128^2 numbers in 2 layers" sh -c \
     "echo $(optimiser_memory adamw) $(optimiser_memory muon) | awk '{ exit !(sprintf(\"%.1f\", \$1 - \$2) == 1.5) }'"
 refuse "resume: another optimiser" 1 "contradicts" $train --resume --optimizer adamw --out "$dir/mc"
-refuse "resume: Muon from AdamW" 1 "contradicts" $train --resume --optimizer muon --out "$dir/a"
-refuse "momentum without Muon" 2 "--momentum" $train $tiny --momentum 0.9 --out "$dir/x"
+refuse "resume: Muon from AdamW" 1 "contradicts" $train --resume --optimizer muon --out "$dir/aw"
+refuse "momentum without Muon" 2 "--momentum" $train $tiny --optimizer adamw --momentum 0.9 --out "$dir/x"
 # a state of before --optimizer; two lines that say nothing keep its length
-rm -rf "$dir/n" && mkdir "$dir/n" && cp "$dir"/a/model_00000010.bin "$dir/n"
+rm -rf "$dir/n" && mkdir "$dir/n" && cp "$dir"/aw/model_00000010.bin "$dir/n"
 LC_ALL=C sed -e 's/^optimizer=adamw$/batch=000000002/' -e 's/^momentum=0.95$/batch=0000002/' \
-    "$dir/a/state_00000010.bin" >"$dir/n/state_00000010.bin"
+    "$dir/aw/state_00000010.bin" >"$dir/n/state_00000010.bin"
 check "a state of before Muon" sh -c "! grep -aq '^optimizer' '$dir/n/state_00000010.bin' &&
     grep -aqx 'batch=0000002' '$dir/n/state_00000010.bin'"
 refuse "resume: Muon, where there was none" 1 "--optimizer" $train --resume --optimizer muon --out "$dir/n"
 check "it is resumed by AdamW" sh -c "$train --resume --out '$dir/n' &&
-    cmp '$dir/a/model_00000020.bin' '$dir/n/model_00000020.bin'"
+    cmp '$dir/aw/model_00000020.bin' '$dir/n/model_00000020.bin' &&
+    cmp '$dir/aw/state_00000020.bin' '$dir/n/state_00000020.bin'"
 
 # ---- a full disk while saving: one sentence, and the last good checkpoint survives
 rm -rf "$dir/f" && mkdir "$dir/f" && cp "$dir"/a/*_00000010.bin "$dir/f"

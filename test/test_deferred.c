@@ -74,7 +74,7 @@ static double losses_off(const char *name, int accum) {
 
 static void test_equal(void) {
     static const char *const kinds[] = {
-        "--attention standard --save-every 10 --sample-every 9 --clip 0.3",
+        "--attention standard --save-every 10 --sample-every 9 --clip 0.3 --optimizer adamw",
         "--attention hybrid --save-every 10 --sample-every 9 --accum 3 --clip 0",
         "--attention gsa --save-every 10 --sample-every 9 --splats-alive 4 --adapt grow --adapt-rules "
         "every=3,life=0,activation=0.9"};

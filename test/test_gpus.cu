@@ -52,6 +52,8 @@ GSA_NORETURN static void run_here(int argc, char **argv) {
 static const char common[] = "--layers 3 --heads 4 --channels 256 --seq 128 --vocab 512 --eval-tokens 8192 "
                              "--sample-every 0 --lr 1e-3 --warmup 10";
 
+#define HYBRID "--attention hybrid --optimizer adamw"
+
 /* Its output is called `as`, its folder `in`. */
 static pid_t begin(const char *as, const char *in, const char *flags) {
     bool has_batch = strstr(flags, "--batch") || strstr(flags, "--resume");
@@ -102,13 +104,15 @@ static void test_losses(void) {
         const char *name, *flags, *more;
         int uneven;  /* batches beyond one a GPU */
         bool always; /* or with two GPUs only: what the passes of one GPU are made of does not depend on the others */
-    } kinds[] = {{"standard", "--attention standard", "", 0, false},
-                 {"hybrid", "--attention hybrid", "", 0, true},
-                 {"linear", "--attention gsa --mixer linear", "", 0, false},
-                 {"accum", "--attention hybrid --gain head --pos rope", "", 2, true},
-                 {"recompute", "--attention hybrid", "--recompute", 0, false},
-                 {"narrow", "--attention hybrid", "--reduce bf16", 0, true},
-                 {"grow", "--attention gsa --adapt grow --adapt-rules every=5,life=0,activation=0.9 --splats-alive 8",
+    } kinds[] = {{"standard", "--attention standard --optimizer adamw", "", 0, false},
+                 {"hybrid", HYBRID, "", 0, true},
+                 {"linear", "--attention gsa --mixer linear --optimizer adamw", "", 0, false},
+                 {"accum", HYBRID " --gain head --pos rope", "", 2, true},
+                 {"recompute", HYBRID, "--recompute", 0, false},
+                 {"narrow", HYBRID, "--reduce bf16", 0, true},
+                 {"grow",
+                  "--attention gsa --adapt grow --adapt-rules every=5,life=0,activation=0.9 --splats-alive 8 "
+                  "--optimizer adamw",
                   "", 0, true}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         const char *kind = kinds[i].name;
@@ -140,8 +144,8 @@ static void test_bits(void) {
     static const struct {
         const char *name, *flags;
         int steps;
-    } kinds[] = {{"hybrid", "--attention hybrid --steps 50 --eval-every 25", 50},
-                 {"gates", "--attention standard --forget-gate all --steps 20 --eval-every 10", 20},
+    } kinds[] = {{"hybrid", HYBRID " --steps 50 --eval-every 25", 50},
+                 {"gates", "--attention standard --forget-gate all --optimizer adamw --steps 20 --eval-every 10", 20},
                  {"muon", "--attention hybrid --optimizer muon --steps 20 --eval-every 10", 20}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         char *first = xasprintf("%s_%d", kinds[i].name, gpus), *again = xasprintf("%s_again", first),
@@ -162,7 +166,7 @@ static void test_bits(void) {
 /* 1, all and half of the GPUs; and with the optimiser shared out in between. */
 static void test_resume(void) {
     char *whole = xasprintf("whole_%d", gpus), *unlike[2];
-    char *flags = xasprintf("--attention hybrid --steps 30 --accum %d --save-every 10 --keep 0 --eval-every 0", gpus);
+    char *flags = xasprintf(HYBRID " --steps 30 --accum %d --save-every 10 --keep 0 --eval-every 0", gpus);
     bool good = run(whole, flags);
     for (int shard = 0; shard < 2; shard++) {
         char *all = xasprintf("on%d%s", gpus, shard ? "s" : ""), *half = xasprintf("%s_half", all);
@@ -236,7 +240,7 @@ static void test_faults(void) {
     for (int i = 0; i < (gpus == 2 ? 3 : 1); i++) {
         char *as = xasprintf("fault%d_%d", i, gpus), *says = xasprintf("rank %d (process ", faults[i].rank),
              *what = xasprintf("%d GPUs, rank %d %s", gpus, faults[i].rank, faults[i].what),
-             *flags = xasprintf("--attention hybrid --steps 100000 --save-every 20 --eval-every 0 --gpus %d", gpus);
+             *flags = xasprintf(HYBRID " --steps 100000 --save-every 20 --eval-every 0 --gpus %d", gpus);
         pid_t child = begin(as, as, flags);
         wait_for_steps(as, 30);
         int process = process_of(as, faults[i].rank);
@@ -253,7 +257,7 @@ static void test_faults(void) {
 /* Another process holds the last GPU's memory: this one. It leaves room for a process's beginning, but not for the
    model; then for neither. Once it is gone, the run goes on from its checkpoint. */
 static void test_memory(void) {
-    static const char flags[] = "--attention hybrid --batch 1024 --steps 100000 --save-every 20 --eval-every 0";
+    static const char flags[] = HYBRID " --batch 1024 --steps 100000 --save-every 20 --eval-every 0";
     static const size_t left[] = {(size_t)2 << 30, (size_t)100 << 20};
     char *several = xasprintf("%s --gpus %d", flags, gpus),
          *resumed = xasprintf("--resume --batch 1024 --gpus %d", gpus),
@@ -297,7 +301,7 @@ static void test_by_hand(void) {
         setenv("RANK", number, 1);
         setenv("LOCAL_RANK", number, 1);
         if (rank > 0) setenv("XDG_CACHE_HOME", elsewhere, 1);
-        child[rank] = begin(as, in, "--attention hybrid --steps 50 --eval-every 25");
+        child[rank] = begin(as, in, HYBRID " --steps 50 --eval-every 25");
         free(number);
         free(as);
     }

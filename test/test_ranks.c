@@ -319,7 +319,7 @@ static void test_equal(void) {
         const char *name, *flags;
         int accum, ranks;
     } kinds[] = {
-        {"standard", "--attention standard", 2, 2},
+        {"standard", "--attention standard --optimizer adamw", 2, 2},
         {"hybrid", "--attention hybrid", 3, 3},
         {"linear", "--attention gsa --mixer linear --recompute", 4, 2},
         {"uneven", "--attention hybrid --gain head", 5, 3},

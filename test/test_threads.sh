@@ -56,13 +56,12 @@ run() {
     made text "$out/tokenizer/tokenize" decode --tokenizer "$dir/t.bin" "$work/tokens"
     for kind in standard hybrid linear extend encoder learned full $bf16; do
         case $kind in
-        linear) flags="--attention gsa --mixer linear" ;;
+        linear) flags="--attention gsa --mixer linear --optimizer adamw" ;;
         extend) flags="--attention extend --window 8 --splats-alive 4 --adapt grow --recompute
             --adapt-rules every=5,life=5,activation=0.95" ;;
         encoder) flags="--attention gsa --objective mlm --splat-init kmeans --accum 2" ;;
         bf16) flags="--products bf16" ;;
-        learned) flags="--attention hybrid --phase learned --gain head --rope-frequencies learned --forget-gate half
-            --optimizer muon" ;;
+        learned) flags="--attention hybrid --phase learned --gain head --rope-frequencies learned --forget-gate half" ;;
         full) flags="--attention augment --mixer linear --covariance full --window 8 --pos both --splat-init pca" ;;
         *) flags="--attention $kind" ;;
         esac

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Trains a model of train_gsa in plain PyTorch: the module of gsa.py in a GPT, over the batches that train_gsa draws
-and with its update, so that the losses are train_gsa's to rounding. A start for a loop of your own. Needs numpy and
-torch.
+and with its update by AdamW, so that the losses are train_gsa's to rounding. A start for a loop of your own. Needs
+numpy and torch.
 
     ./train_gsa --data SHARD.bin --tokenizer TOKENIZER --steps 1 --lr 0 --out begin ...
     dev/pytorch/train.py begin/model_00000001.bin SHARD.bin --steps 500 --lr 1e-3 --warmup 50 > losses.txt
-    ./train_gsa --init-from begin/model_00000001.bin --data SHARD.bin --steps 500 --lr 1e-3 --warmup 50 --out run
+    ./train_gsa --init-from begin/model_00000001.bin --optimizer adamw --data SHARD.bin --steps 500 --lr 1e-3 \\
+        --warmup 50 --out run
 
 START.bin is a decoder, SHARD.bin tokens from data/prepare. Prints the loss of every step, in nats a token; on a GPU
 where there is one."""

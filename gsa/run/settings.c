@@ -152,6 +152,8 @@ void settings_from_text(Settings *s, const char *text, size_t bytes, const char 
     if (old_rules) stored[take_setting(s, "adapt-rules", old_rules, path)] = true;
     if (!is_given(s, SETTING_adapt_rules)) complete_rules(s, path);
     free(old_rules);
+    /* a run that began before there was an --optimizer: AdamW's */
+    if (!stored[SETTING_optimizer]) stored[take_setting(s, "optimizer", "adamw", path)] = true;
     /* a run that began before there was a --splat-lr: its splats learned at this rate */
     if (!stored[SETTING_splat_lr] && !is_given(s, SETTING_splat_lr)) s->splat_lr = 10 * s->lr;
     stored[SETTING_splat_lr] = true;
@@ -253,9 +255,11 @@ void resolve_rates(Settings *s, const Config *c) {
     bool scalars = config_gsa_heads(c) > 0 || config_gains(c) > 0 || config_ropes(c) > 0;
     if (!scalars && is_given(s, SETTING_splat_lr))
         die_usage("--splat-lr is for splats, gains and learned rotations, and this model has none");
+    /* a model that is trained on keeps what it knows: Muon's rates are for new ones */
+    if (s->init_from && !is_given(s, SETTING_optimizer)) s->optimizer = "adamw";
     bool muon = strcmp(s->optimizer, "muon") == 0;
     if (!muon && is_given(s, SETTING_momentum))
-        die_usage("--momentum is of Muon's: leave it out, or add --optimizer muon");
+        die_usage("--momentum is Muon's, and this run is AdamW's: leave it out, or choose --optimizer muon");
     if (strcmp(s->schedule, "constant") == 0 && is_given(s, SETTING_min_lr))
         die_usage("--min-lr is where the rate ends, and that of --schedule constant does not change: leave it out");
     if (!is_given(s, SETTING_lr)) s->lr = six_digits(muon ? 0.078 / sqrt(c->C) : 0.384 / c->C);

@@ -58,7 +58,7 @@ enum {
       "standard; GSA in all heads (gsa), in some (hybrid), in extra ones (augment), or beyond a window (extend)") \
     X(TEXT, gsa_heads, "gsa-heads", NULL, ANY("N|MAP"), NONE, NEW_MODEL, \
       "the last N heads of each layer, augment: N more; or layer:head such as 0:3,2:1-4. If not given: hybrid with " \
-      "softmax, all heads of the first of several layers; else half of all heads") \
+      "softmax, all heads of the first of several layers; extend, all; else half of all heads, rounded up") \
     X(INT, window, "window", 0, RANGE(0, 1 << 24), MODEL(window), 0, \
       "standard heads see the last N tokens only; 0: all (extend: 64)") \
     X(CHOICE, mixer, "mixer", NULL, CHOICES(MIXER_CHOICES), MODEL(mixer), SPLATS, \
@@ -115,15 +115,16 @@ enum {
       "sequences per pass") \
     X(INT, accum, "accum", 1, RANGE(1, 65536), NONE, 0, \
       "passes per update, gradients averaged; GPUs share them out; one a GPU if not given") \
-    X(CHOICE, optimizer, "optimizer", "adamw", CHOICES("adamw|muon"), NONE, 0, \
-      "muon: matrices of the blocks get orthogonal updates, as large as AdamW's; all else AdamW") \
+    X(CHOICE, optimizer, "optimizer", "muon", CHOICES("adamw|muon"), NONE, 0, \
+      "muon: matrices of the blocks get orthogonal updates, as large as AdamW's; all else AdamW. With --init-from " \
+      "adamw if not given") \
     X(CHOICE, products, "products", NULL, CHOICES(PRODUCTS_CHOICES), NONE, 0, \
       "train_gsa: what matrix products of layers multiply; bf16: rounded factors, where the CPU has AMX or " \
       "AVX512-BF16; sums, weights and all else stay fp32. fp32 if not given; train_gsacu has what it was built for") \
     X(REAL, momentum, "momentum", 0.95, RANGE(0, 0.9999), NONE, 0, \
       "Muon: memory of the gradient") \
     X(REAL, lr, "lr", 0, RANGE(0, 10), NONE, 0, \
-      "highest learning rate; if not given 0.384 / channels, and 0.078 / sqrt(channels) with Muon") \
+      "highest learning rate; if not given 0.078 / sqrt(channels), and 0.384 / channels without Muon") \
     X(REAL, min_lr, "min-lr", 0, RANGE(0, 10), NONE, 0, \
       "learning rate at the end; a tenth of --lr if not given") \
     X(REAL, splat_lr, "splat-lr", 0, RANGE(0, 10), NONE, 0, \
@@ -134,8 +135,8 @@ enum {
     X(CHOICE, schedule, "schedule", "cosine", CHOICES("cosine|wsd|constant"), NONE, 0, \
       "after the warm-up: a cosine; constant, then linear over the last fifth; constant") \
     X(REAL, weight_decay, "weight-decay", 0, RANGE(0, 10), NONE, 0, \
-      "of matrices and embeddings; if not given 0.1, and in a new model with Muon (1 + epochs) / (steps x --lr), of " \
-      "at most 16 epochs") \
+      "of matrices and embeddings; if not given (1 + epochs) / (steps x --lr), of at most 16 epochs; but 0.1 without " \
+      "Muon or with --init-from") \
     X(REAL, beta1, "beta1", 0.9, RANGE(0, 0.9999), NONE, 0, \
       "AdamW: memory of the gradient") \
     X(REAL, beta2, "beta2", 0.95, RANGE(0, 0.999999), NONE, 0, \
