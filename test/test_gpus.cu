@@ -332,7 +332,7 @@ static void test_all(void) {
     test_resume();
     test_by_hand();
     test_faults();
-    if (gpus == 2 && !crowded) test_memory(); /* the last GPU is not the first's */
+    if (gpus == 2 && !crowded) test_memory(); /* it fills the last GPU, which must not be rank 0's */
     printf("%d %s: %.0f s\n", gpus, crowded ? "ranks on fewer GPUs" : "GPUs", now_seconds() - began);
     fflush(stdout);
 }
