@@ -576,6 +576,35 @@ static void test_band(void) {
     canvas_free(c);
 }
 
+/* Of 15 level lines the first seven are whole, the next seven dashed in the same colours, the last one dotted; a line
+   that leads out of the picture as far as numbers go is drawn too. */
+static void test_dashes(void) {
+    static const double x[] = {0, 100, 200}, far[] = {0, 1e300, 0};
+    double y[15][3];
+    Curve curves[16];
+    for (int i = 0; i < 15; i++) {
+        y[i][0] = y[i][1] = y[i][2] = i + 1;
+        curves[i] = (Curve){"line", x, y[i], NULL, 3, i, false, false};
+    }
+    curves[15] = (Curve){"far", x, far, NULL, 3, 15, false, false};
+    Canvas *c = picture_curves("Dashes", "", "", curves, 16, 0, 16, false);
+    double left, right, top = 72, bottom = c->height - 100;
+    frame_sides(c, &left, &right);
+    for (int i = 0; i < 15; i++) {
+        int row = (int)(bottom - (bottom - top) * (i + 1) / 16), wide = (int)((right - left) * 0.9), there = 0;
+        for (int at = 0; at < wide; at++) there += same(pixel(c, (int)left + 10 + at, row), colour_of(i));
+        double share = (double)there / wide,
+               low = i < 7    ? 0.9
+                     : i < 14 ? 0.5
+                              : 0.08,
+               high = i < 7    ? 1
+                      : i < 14 ? 0.75
+                               : 0.45;
+        CHECK(share >= low && share <= high, "line %d covers %g of its length, not %g to %g", i, share, low, high);
+    }
+    canvas_free(c);
+}
+
 static void test_adaptation(void) {
     char *adapt = xasprintf("%s/adapt.log", dir), *plain = xasprintf("%s/plain.log", dir);
     write_text(plain, "s:1 trl:4");
@@ -870,6 +899,7 @@ static void test_all(void) {
     test_losses();
     test_dot();
     test_band();
+    test_dashes();
     test_adaptation();
     test_report(ATTENTION_HYBRID, MIXER_SOFTMAX, ENVELOPE_COSINE, OBJECTIVE_LM, 2, 2, 6, 20, "hybrid");
     test_report(ATTENTION_STANDARD, MIXER_SOFTMAX, ENVELOPE_COSINE, OBJECTIVE_MLM, 1, 1, 6, 2,

@@ -845,6 +845,24 @@ static void draw_band(const Plot *p, const Curve *v, bool doubling) {
     }
 }
 
+/* A piece of a curve that is *drawn pixels long before it. There are seven colours: the next seven curves are dashed,
+   all others dotted. (One that leads far out of the picture is not cut into dashes.) */
+static void draw_piece(Canvas *c, double x0, double y0, double x1, double y1, const Curve *v, double *drawn) {
+    double length = hypot(x1 - x0, y1 - y0), dash = v->colour < 14 ? 14 : 1, period = dash + 12;
+    double width = v->thin ? 1.5 : 4, opacity = v->thin ? 0.25 : 1;
+    bool whole = v->colour < 7 || !(length < 1e5);
+    if (whole) draw_line(c, x0, y0, x1, y1, width, colour_of(v->colour), opacity);
+    for (double at = 0; !whole && at < length;) {
+        double phase = fmod(*drawn + at, period), end = fmin(length, at + (phase < dash ? dash : period) - phase);
+        double from = at / length, to = end / length;
+        if (phase < dash)
+            draw_line(c, x0 + (x1 - x0) * from, y0 + (y1 - y0) * from, x0 + (x1 - x0) * to, y0 + (y1 - y0) * to, width,
+                      colour_of(v->colour), opacity);
+        at = fmax(end, at + 0.01);
+    }
+    if (isfinite(length)) *drawn += length;
+}
+
 static Canvas *draw_curves(int height, const char *title, const char *x_label, const char *y_label, const Curve *curves,
                            int count, double low, double high, bool doubling) {
     double x0 = INFINITY, x1 = -INFINITY, y0 = INFINITY, y1 = -INFINITY, legend = 0;
@@ -883,13 +901,14 @@ static Canvas *draw_curves(int height, const char *title, const char *x_label, c
             const Curve *v = &curves[i];
             if (v->thin == (pass == 1)) continue;
             if (v->band) draw_band(&p, v, doubling);
+            double drawn = 0;
             for (size_t k = 0; k < v->count; k++) {
                 double x = plot_x(&p, doubling ? log2(v->x[k]) : v->x[k]), y = plot_y(&p, v->y[k]),
                        before = k ? v->x[k - 1] : NAN;
                 if (!isfinite(y)) continue;
                 if (k && isfinite(v->y[k - 1]))
-                    draw_line(p.canvas, plot_x(&p, doubling ? log2(before) : before), plot_y(&p, v->y[k - 1]), x, y,
-                              v->thin ? 1.5 : 4, colour_of(v->colour), v->thin ? 0.25 : 1);
+                    draw_piece(p.canvas, plot_x(&p, doubling ? log2(before) : before), plot_y(&p, v->y[k - 1]), x, y, v,
+                               &drawn);
                 if (v->marks) draw_ellipse(p.canvas, x, y, 6, 6, 0, 0, colour_of(v->colour), 1);
             }
         }
@@ -897,7 +916,8 @@ static Canvas *draw_curves(int height, const char *title, const char *x_label, c
     double row = p.top + 4;
     for (int i = 0; i < count; i++) {
         if (curves[i].thin) continue;
-        draw_line(p.canvas, p.right + 28, row + 8, p.right + 64, row + 8, 5, colour_of(curves[i].colour), 1);
+        double drawn = 0;
+        draw_piece(p.canvas, p.right + 28, row + 8, p.right + 64, row + 8, &curves[i], &drawn);
         draw_text(p.canvas, p.right + 76, row, curves[i].name, TEXT, TEXT_START, ink);
         row += LINE + 6;
     }
