@@ -230,9 +230,10 @@ run-tests: build-tests
 
 # from a clone to stories: a training, then five stories from its model; run again, it goes on or just writes them anew.
 # Made-up stories copy names and colours from far back. Sharp splats beside standard heads, and no gates, learn that
-# first; Muon was not better here (dev/LOG.md).
+# first (dev/LOG.md).
 QUICKSTART := runs/quickstart
-RECIPE     := --optimizer adamw --gsa-heads 1 --gain none --phase none --rope-frequencies fixed --forget-gate none
+RECIPE     := --steps 2750 --batch 8 \
+              --gsa-heads 1 --gain none --phase none --rope-frequencies fixed --forget-gate none
 quickstart: deps
 	@$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$$(nproc)) probe $(PROGRAMS) \
 	    build/$(config)/test/check_stories
@@ -322,7 +323,7 @@ clean:
 
 help:
 	@echo "make               the programs: $(PROGRAMS) $(CUDA_PROGRAMS)"
-	@echo "make quickstart    install what is missing, build, train on made-up stories, write new ones (4 minutes)"
+	@echo "make quickstart    install what is missing, build, train on made-up stories, write new ones (3 minutes)"
 	@echo "make test          install what is missing, build, run all tests; TESTS='test_data ...' SCRIPTS=: only these"
 	@echo "make compare       kinds of attention compared on made-up stories, or TRAIN=FILE VAL=FILE, SET=recall ..."
 	@echo "                   (dev/compare --help; an hour)"

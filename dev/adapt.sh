@@ -1,8 +1,8 @@
 #!/bin/sh
-# The tables of dev/RESULTS.md of birth and death of splats. All models are the quick start's. Part 1, on made-up
-# stories: a good start and two bad ones (all centres in one small ball; 4 splats alive of 32), with and without
-# adaptation. Part 2: a model of TinyStories goes on with web text. sweep: each threshold below and above its default,
-# one seed. Prints Markdown; stopped and started again it goes on.
+# The tables of dev/RESULTS.md of birth and death of splats. All models have the quick start's shape and heads. Part 1,
+# on made-up stories: a good start and two bad ones (all centres in one small ball; 4 splats alive of 32), with and
+# without adaptation. Part 2: a model of TinyStories goes on with web text. sweep: each threshold below and above its
+# default, one seed. Prints Markdown; stopped and started again it goes on.
 #
 #   dev/adapt.sh STORIES.txt STORIES_VAL.txt WEB.txt WEB_VAL.txt [OUT]
 #       TRAIN=./train_gsa or ./train_gsacu   JOBS=2 (runs at a time)   THREADS=1   SEEDS="1 2 3"
