@@ -46,22 +46,29 @@ static void meet(Ranks *k) {
     ranks_gather(k, &mine, all, 1);
 }
 
-/* Seconds of a step among others, from the result of the first of a row to that of the last; sums: with those of other
-   GPUs. */
-static double step(Bench *b, bool sums) {
-    enum { ROW = 5 };
+/* Seconds of each step of a row but the first, from result to result; sums: with those of other GPUs. */
+enum { ROW = 5 };
+static std::vector<double> row(Bench *b, bool sums) {
     StepResult result;
-    double began = 0;
+    std::vector<double> times;
+    double before = 0;
     if (sums) meet(b->ranks);
-    for (int i = 0; i < ROW; i++) {
-        bench_step(b->m, b->x, b->y, b->B, ++b->steps, sums);
-        if (i > 0) cuda_result(b->m, &result);
-        if (i == 1) began = now_seconds();
+    for (int i = 0; i <= ROW; i++) {
+        if (i < ROW) bench_step(b->m, b->x, b->y, b->B, ++b->steps, sums);
+        if (i == 0) continue;
+        cuda_result(b->m, &result);
+        double now = now_seconds();
+        if (i > 1) times.push_back(now - before);
+        before = now;
     }
-    cuda_result(b->m, &result);
-    return (now_seconds() - began) / (ROW - 1);
+    return times;
 }
 
+static double mean(const std::vector<double> &times) {
+    double sum = 0;
+    for (double t : times) sum += t;
+    return sum / (double)times.size();
+}
 static double median(std::vector<double> times) {
     std::sort(times.begin(), times.end());
     return times[times.size() / 2];
@@ -91,14 +98,16 @@ static const struct {
                   {"sums in bf16, at the end", true, true, true},
                   {"sums in bf16, meanwhile", true, false, true}};
 static void time_steps(Bench *b, int runs) {
-    std::vector<double> times[KINDS];
+    std::vector<double> times[KINDS], alone; /* of rows; of each step without sums */
     int count = b->ranks->count > 1 ? KINDS : 1;
     for (int i = 0; i < runs + 1; i++)
         for (int k = 0; k < count; k++) {
             b->m->late = kinds[k].late;
             team.narrow = kinds[k].narrow;
-            double seconds = step(b, kinds[k].sums);
-            if (i > 0) times[k].push_back(seconds);
+            std::vector<double> steps = row(b, kinds[k].sums);
+            if (i == 0) continue;
+            times[k].push_back(mean(steps));
+            if (k == 0) alone.insert(alone.end(), steps.begin(), steps.end());
         }
     double tokens = (double)(b->ranks->count * b->B * b->T), own = median(times[0]), all[1024], slowest = 0;
     ranks_gather(b->ranks, &own, all, sizeof own);
@@ -108,6 +117,11 @@ static void time_steps(Bench *b, int runs) {
         slowest = fmax(slowest, all[q]);
     }
     printf("\n");
+    /* GPUs that wait for each other in every step take as long as the slower one of each */
+    std::vector<double> of_all(alone.size() * (size_t)b->ranks->count), most(alone.size(), 0);
+    ranks_gather(b->ranks, alone.data(), of_all.data(), alone.size() * sizeof(double));
+    for (size_t i = 0; i < of_all.size(); i++) most[i % most.size()] = fmax(most[i % most.size()], of_all[i]);
+    printf("%-28s %8.2f ms\n", "the slowest of each step", 1e3 * mean(most));
     for (int k = 0; k < count; k++) {
         double seconds = k ? median(times[k]) : slowest;
         printf("%-28s %8.2f ms, %9.0f tokens/s on %d GPUs, %+.2f ms\n", kinds[k].name, 1e3 * seconds, tokens / seconds,
