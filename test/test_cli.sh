@@ -1521,7 +1521,10 @@ refuse "steps beyond all bounds" 2 "between 1 and 1000000000" $train --steps 1e9
 refuse "a rate that is no number" 2 "a number" $train --lr nan
 check "a warm-up longer than the run" sh -c "
     $train $tiny --steps 2 --warmup 3 --out '$dir/w1' | grep '^warning.*warm-up' &&
-    ! $train $tiny --steps 2 --warmup 2 --out '$dir/w2' | grep '^warning'"
+    ! $train $tiny --optimizer adamw --steps 2 --warmup 2 --out '$dir/w2' | grep '^warning'"
+check "few tokens for an update by Muon" sh -c "
+    $train $tiny --steps 1 --out '$dir/w4' | grep '^warning.*Muon takes .* of its 64 tokens' &&
+    ! $train $tiny --batch 16 --steps 1 --out '$dir/w5' | grep '^warning'"
 check "a rate that rises" sh -c "
     $train $tiny --steps 2 --lr 1e-3 --min-lr 2e-3 --out '$dir/w3' | grep '^warning.*--min-lr'"
 

@@ -157,6 +157,10 @@ static void check_operations(void) {
     c.window = 10; /* 9 tokens see fewer: 9.55 keys */
     CHECK(fabs(config_operations(&c) - 6 * (9860 + 80 * 9.55)) < 1e-6, "operations within a window: %g",
           config_operations(&c));
+    CHECK(config_muon_operations(&c) == 0, "no operations of Muon by AdamW");
+    c.muon = true; /* a layer: four matrices of 20 x 20, two of 20 x 80; five times X X^T, its square, and that by X */
+    CHECK(config_muon_operations(&c) == 2 * 5 * (4 * 3 * 2 * 8000 + 2 * (2 * 2 * 32000 + 2 * 8000)),
+          "operations of Muon: %g", config_muon_operations(&c));
     try_config(&c, ATTENTION_GSA, NULL, POSITION_ROPE, MIXER_LINEAR, COVARIANCE_ISO, ENVELOPE_RAISED, 0, OBJECTIVE_LM);
     double at_70 = config_operations(&c);
     c.T = 7000;

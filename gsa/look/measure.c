@@ -328,6 +328,20 @@ HeadMeasure measure_heads(const Config *c, const float *params, size_t T,
     return mean;
 }
 
+double config_muon_operations(const Config *c) {
+    Tensor tensors[NUM_TENSORS];
+    double sum = 0;
+    model_tensors(c, tensors);
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        size_t count = config_muon_matrices(c, i);
+        if (!count) continue;
+        MuonMatrix x = config_muon_matrix(c, tensors, i, 0);
+        double least = (double)(x.rows < x.columns ? x.rows : x.columns), all = (double)(x.rows * x.columns);
+        sum += (double)count * MUON_STEPS * (4 * least * all + 2 * least * least * least);
+    }
+    return sum;
+}
+
 double config_operations(const Config *c) {
     double d = config_head_size(c), C = c->C, A = config_width(c), S = c->S, T = c->T,
            sum = c->L * (4 * A * C + 8 * C * C) + (double)c->V * C;

@@ -49,6 +49,8 @@ HeadMeasure measure_heads(const Config *c, const float *params, size_t T,
    forward and twice backward; a softmax head likewise for the scores of the keys that it sees on average, and for
    their values; a scan head for its features and its state. */
 double config_operations(const Config *c);
+/* Likewise of all products of an update by Muon, equation (13); 0 by AdamW. */
+double config_muon_operations(const Config *c);
 
 #ifdef __cplusplus
 }

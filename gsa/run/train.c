@@ -892,8 +892,12 @@ static void configure(Run *r, Settings *s, const Checkpoint *start, const Checkp
     r->tokens_a_step = (double)s->batch * r->config.T * (double)s->accum;
 }
 
-/* Rates that are seldom meant. */
-static void print_doubts(const Settings *s, int ranks) {
+/* What is seldom meant. */
+static void print_doubts(const Run *r) {
+    const Settings *s = r->settings;
+    int ranks = r->ranks->count;
+    double tokens = r->tokens_a_step / ranks, pass = config_operations(&r->config) * tokens,
+           update = config_muon_operations(&r->config);
     if (s->warmup > s->steps)
         printf("warning       the warm-up of %lld steps never reaches --lr: the run has %lld (--warmup)\n",
                (long long)s->warmup, (long long)s->steps);
@@ -901,6 +905,10 @@ static void print_doubts(const Settings *s, int ranks) {
         printf("warning       %d GPUs share %lld batches a step (--accum) unevenly: some wait for others\n", ranks,
                (long long)s->accum);
     if (s->min_lr > s->lr) printf("warning       --min-lr %g is above --lr %g: the rate will rise\n", s->min_lr, s->lr);
+    if (update > pass)
+        printf("warning       an update by Muon takes %.2g times the operations of its %.0f tokens: larger steps "
+               "(--batch, --accum) or --optimizer adamw are faster\n",
+               update / pass, tokens);
 }
 
 /* how often the run reads its text */
@@ -921,7 +929,7 @@ static void print_run(const Run *r) {
     check_memory(r);
     printf("parameters    %zu, of them %zu in the splats of %d GSA heads (of %d heads)\n", model_parameters(c), splats,
            config_gsa_heads(c), c->L * config_heads(c));
-    print_doubts(r->settings, r->ranks->count);
+    print_doubts(r);
     printf("operations    %.3g MFLOP a token in training\n", config_operations(c) / 1e6);
     printf("tokens        %llu for training, %llu for validation, vocabulary %d; %.0f a step, %.2f epochs\n",
            (unsigned long long)loader_tokens(r->train), r->val ? (unsigned long long)loader_tokens(r->val) : 0ull, c->V,
