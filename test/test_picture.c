@@ -576,10 +576,11 @@ static void test_band(void) {
     canvas_free(c);
 }
 
-/* Of 15 level lines the first seven are whole, the next seven dashed in the same colours, the last one dotted; a line
-   that leads out of the picture as far as numbers go is drawn too. */
+/* Of 15 level lines the first seven are whole, the next seven dashed in the same colours, the last one dotted. One
+   more leads out of the picture as far as numbers go, which dashes must not follow. */
 static void test_dashes(void) {
-    static const double x[] = {0, 100, 200}, far[] = {0, 1e300, 0};
+    static const double x[] = {0, 100, 200}, far[] = {0, 1e300, 0}, least[] = {0.9, 0.5, 0.08},
+                        most[] = {1, 0.75, 0.45};
     double y[15][3];
     Curve curves[16];
     for (int i = 0; i < 15; i++) {
@@ -593,13 +594,7 @@ static void test_dashes(void) {
     for (int i = 0; i < 15; i++) {
         int row = (int)(bottom - (bottom - top) * (i + 1) / 16), wide = (int)((right - left) * 0.9), there = 0;
         for (int at = 0; at < wide; at++) there += same(pixel(c, (int)left + 10 + at, row), colour_of(i));
-        double share = (double)there / wide,
-               low = i < 7    ? 0.9
-                     : i < 14 ? 0.5
-                              : 0.08,
-               high = i < 7    ? 1
-                      : i < 14 ? 0.75
-                               : 0.45;
+        double share = (double)there / wide, low = least[i / 7], high = most[i / 7];
         CHECK(share >= low && share <= high, "line %d covers %g of its length, not %g to %g", i, share, low, high);
     }
     canvas_free(c);

@@ -897,7 +897,7 @@ static void print_doubts(const Run *r) {
     const Settings *s = r->settings;
     int ranks = r->ranks->count;
     double tokens = r->tokens_a_step / ranks, pass = config_operations(&r->config) * tokens,
-           update = config_muon_operations(&r->config);
+           update = config_muon_operations(&r->config) / (s->shard_optimiser ? ranks : 1);
     if (s->warmup > s->steps)
         printf("warning       the warm-up of %lld steps never reaches --lr: the run has %lld (--warmup)\n",
                (long long)s->warmup, (long long)s->steps);
