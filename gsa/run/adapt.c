@@ -733,8 +733,9 @@ int adapt_pass(Adapt *a, const AdaptRules *rules, int64_t step, float *splats, f
 
 bool adapt_due(const Adapt *a, const AdaptRules *rules, int64_t step) {
     int64_t spacing = (a->numbers[ADAPT_NEXT] - a->numbers[ADAPT_LAST]) / 5;
+    if (rules->mode == ADAPT_NONE) return step == ADAPT_SPACING || step % ADAPT_RARELY == 0;
     if (step % ADAPT_SPACING == 0) return true;
-    if (rules->mode == ADAPT_NONE || step > rules->end) return false; /* no pass will come */
+    if (step > rules->end) return false; /* no pass will come */
     return step == a->numbers[ADAPT_NEXT] || (spacing < ADAPT_SPACING && step % (spacing > 1 ? spacing : 1) == 0);
 }
 

@@ -4,7 +4,9 @@
    threads.
 
    Statistics come in windows: ADAPT_TOKENS evenly spaced tokens of one batch, every ADAPT_SPACING steps, and at least
-   five between two passes. Of each splat s
+   five between two passes. Where splats stay as they are, only the log and `infer inspect` want them: one after
+   ADAPT_SPACING steps and then every ADAPT_RARELY, because a GPU stands still while the host fetches one. Of each splat
+   s
      activation   mean over queries and keys x of its responsibility r_s(x) = softmax_s(ln alpha_s + ln phi_s(x^))
      pull         sum over the batch's queries and keys of |dL / d ln phi_s|
    are kept for the last ADAPT_WINDOWS windows, and of each head the mean coverage of keys, ln sum_s phi_s(k^).
@@ -33,7 +35,7 @@ extern "C" {
 
 #define ADAPT_CHOICES "none|relocate|grow"
 enum { ADAPT_NONE, ADAPT_RELOCATE, ADAPT_GROW };
-enum { ADAPT_WINDOWS = 10, ADAPT_TOKENS = 256, ADAPT_SPACING = 10 };
+enum { ADAPT_WINDOWS = 10, ADAPT_TOKENS = 256, ADAPT_SPACING = 10, ADAPT_RARELY = 100 };
 
 /* The rules' numbers, in the words above: type, name, default, lowest, highest, help. --adapt-rules sets them. */
 // clang-format off
