@@ -1040,7 +1040,7 @@ __global__ static void rope_steps_kernel(uint32_t *steps, const float *log_rope,
    tokens, queries and keys, of t X_t,k with X = f_k df_(k + HS/2) - f_(k + HS/2) df_k, t from the middle of the
    sequence. A block is a piece of one head; HS / 16 lanes share a row, as above. Sums of a thread's few rows are fp32,
    those of the rows double. */
-enum { ROPE_PIECE = 1024, ROPE_THREADS = 128 };
+enum { ROPE_PIECE = 128, ROPE_THREADS = 128 };
 template <int HS>
 __global__ static void rope_frequencies_kernel(double *records, const floatX *dfeatures, const floatX *features,
                                                const __grid_constant__ HeadList heads, size_t B, size_t T, size_t C) {
@@ -1190,7 +1190,8 @@ static size_t classifier_shared(size_t Vp, size_t most) {
    A target of -1 is left out: loss and gradients 0. */
 static void fused_classifier(floatX *logits, float *losses, const int *targets, float scale, size_t N, size_t V,
                              size_t Vp, cudaStream_t stream) {
-    size_t threads = CEIL_DIV(Vp / 8, 32) * 32, kept = classifier_shared(Vp, cuda_device()->sharedMemPerBlockOptin);
+    /* four packs a thread, so that a multiprocessor has many rows under way */
+    size_t threads = CEIL_DIV(Vp / 8, 4 * 32) * 32, kept = classifier_shared(Vp, cuda_device()->sharedMemPerBlockOptin);
     cudaCheck(cudaFuncSetAttribute(classifier_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)kept));
     classifier_kernel<<<(unsigned)N, (unsigned)(threads < 1024 ? threads : 1024), kept, stream>>>(
         logits, losses, targets, scale, V, Vp, kept > 0);
@@ -1734,10 +1735,10 @@ typedef struct {
     bool watch;
     /* deferred: a step's functions do not wait for the device (Backend.defer) */
     bool deferred;
-    double clip;           /* then */
-    size_t passes;         /* forward passes since the gradients were zero */
-    uint64_t steps, given; /* deferred steps, and those whose results were given */
-    cudaGraphExec_t pass;  /* of deferred steps but the first: a forward and a backward pass as one launch */
+    double clip;                  /* then */
+    size_t passes;                /* forward passes since the gradients were zero */
+    uint64_t steps, given;        /* deferred steps, and those whose results were given */
+    cudaGraphExec_t pass, update; /* of deferred steps: a forward and a backward pass, and an update, as one launch */
     Parts normed, updated;
     NormPieces norm_pieces;
     /* on the host: */
@@ -1921,6 +1922,7 @@ static void gsa_destroy(CudaModel *m) {
     }
     cudaCheck(cudaFreeHost(m->results));
     if (m->pass) cudaCheck(cudaGraphExecDestroy(m->pass));
+    if (m->update) cudaCheck(cudaGraphExecDestroy(m->update));
     cudaCheck(cudaStreamDestroy(m->stream));
     free(m->starts);
     free(m->flat);
@@ -2210,21 +2212,23 @@ static Batch *next_batch(CudaModel *m) {
 }
 
 /* Forward and backward pass of a deferred step are recorded, not launched one kernel after the other, and go to the
-   device as one graph: its kernels follow each other more closely. Not in the first step, which chooses algorithms, and
-   where splats are watched, which now and then takes other kernels, and not with several GPUs, whose sums begin in the
-   midst of it. */
-static bool records_pass(const CudaModel *m) { return m->deferred && m->steps > 0 && !m->watch && team_count() == 1; }
-static void launch_pass(CudaModel *m) {
+   device as one graph: its kernels follow each other more closely. So does the update. Not in the first step, which
+   chooses algorithms, and where splats are watched, which now and then takes other kernels, and not with several GPUs,
+   whose sums begin in the midst of it. */
+static bool records(const CudaModel *m) { return m->deferred && m->steps > 0 && !m->watch && team_count() == 1; }
+static void record(CudaModel *m) { cudaCheck(cudaStreamBeginCapture(m->stream, cudaStreamCaptureModeRelaxed)); }
+/* What was recorded; *last: the graph of the same part of the step before, or NULL */
+static void launch_recorded(CudaModel *m, cudaGraphExec_t *last) {
     cudaGraph_t graph;
     cudaGraphExecUpdateResultInfo info;
     cudaCheck(cudaStreamEndCapture(m->stream, &graph));
-    if (m->pass && cudaGraphExecUpdate(m->pass, graph, &info) != cudaSuccess) { /* other kernels than the last pass's */
+    if (*last && cudaGraphExecUpdate(*last, graph, &info) != cudaSuccess) { /* other kernels than those of the last */
         cudaGetLastError();
-        cudaCheck(cudaGraphExecDestroy(m->pass));
-        m->pass = NULL;
+        cudaCheck(cudaGraphExecDestroy(*last));
+        *last = NULL;
     }
-    if (!m->pass) cudaCheck(cudaGraphInstantiate(&m->pass, graph, 0));
-    cudaCheck(cudaGraphLaunch(m->pass, m->stream));
+    if (!*last) cudaCheck(cudaGraphInstantiate(last, graph, 0));
+    cudaCheck(cudaGraphLaunch(*last, m->stream));
     cudaCheck(cudaGraphDestroy(graph));
 }
 
@@ -2243,7 +2247,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
     m->predicted = 0;
     m->done = 0;
     Batch *batch = next_batch(m);
-    if (records_pass(m)) cudaCheck(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
+    if (records(m)) record(m);
     memcpy(batch->x, x, N * sizeof(int));
     cudaCheck(cudaMemcpyAsync(a.x, batch->x, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     if (y) {
@@ -2251,7 +2255,7 @@ static double gsa_forward(CudaModel *m, const int *x, const int *y, size_t B, si
         memcpy(batch->x + N, y, N * sizeof(int));
         cudaCheck(cudaMemcpyAsync(a.y, batch->x + N, N * sizeof(int), cudaMemcpyHostToDevice, stream));
     }
-    if (!records_pass(m)) cudaCheck(cudaEventRecord(batch->left, stream));
+    if (!records(m)) cudaCheck(cudaEventRecord(batch->left, stream));
     splat_tables(m);
     rope_tables(m);
     gsa_scales(m);
@@ -2432,7 +2436,7 @@ static void gsa_backward(CudaModel *m, double scale) {
     b.segments = a.segments;
     b.tokens = a.bucket_tokens;
     encoder_backward(dp.wte, dp.wpe, a.dresidual, &b, a.token_sums, B, T, C, stream);
-    if (records_pass(m)) launch_pass(m);
+    if (records(m)) launch_recorded(m, &m->pass);
     cudaCheck(cudaEventRecord(m->batches[m->batch].left, stream));
     if (m->share) send_rest(m);
 }
@@ -2512,12 +2516,14 @@ static void gsa_update(CudaModel *m, const Update *u, int64_t clamped[NUM_BOUNDS
                    (float)(1 / (1 - pow(u->beta1, (double)u->step))),
                    (float)(1 / (1 - pow(u->beta2, (double)u->step))),
                    scales};
+    if (records(m)) record(m);
     adamw_kernel<<<m->updated.parts[m->updated.count - 1].end, 256, 0, m->stream>>>(
         m->params, m->weights, m->adam_m, m->adam_v, m->grads, m->updated, adamw);
     cudaCheck(cudaGetLastError());
     if (m->config.muon) muon_update(m, u, scales);
     if (team.shard) share_weights(m);
     scalar_bounds(m);
+    if (records(m)) launch_recorded(m, &m->update);
     StepResult result = {};
     if (!m->deferred) result = read_result(m);
     memcpy(clamped, result.clamped, sizeof result.clamped);

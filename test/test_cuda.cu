@@ -1028,8 +1028,8 @@ static void one_step(CudaModel *g, const Pair *from, int step, bool late, StepRe
     if (late) cuda_defer(g, false, 0);
 }
 
-/* Steps whose results come one step later, and whose passes are graphs, are those of one that waits, bit for bit; an
-   evaluation between them changes nothing. */
+/* Steps whose results come one step later, and whose passes and updates are graphs, are those of one that waits, bit for
+   bit; an evaluation between them changes nothing. */
 static void test_late(int kind, bool muon) {
     enum { COUNT = 6 };
     Config config = kind_config(kind);
@@ -1043,7 +1043,7 @@ static void test_late(int kind, bool muon) {
         if (step == 4) cuda_forward(b.g, a.y, a.x, 2, (int)a.T - 3);
     }
     cuda_result(b.g, &later[COUNT]);
-    CHECK(b.g->pass != NULL, "%s: passes go to the device as a graph", kinds[kind].name);
+    CHECK(b.g->pass && b.g->update, "%s: passes and updates go to the device as graphs", kinds[kind].name);
     for (int step = 1; step <= COUNT; step++)
         CHECK(isfinite(now[step].loss) && now[step].norms[CLIP_WEIGHTS] > 0.05 &&
                   memcmp(&now[step], &later[step], sizeof now[step]) == 0,
