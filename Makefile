@@ -84,7 +84,8 @@ BUILD    := build/$(config)/$(notdir $(CC))-$(MARCH)$(if $(OMP),-omp)$(if $(DNNL
 
 PROGRAMS := train_gsa infer tokenizer/train_bpe tokenizer/tokenize data/prepare data/make_stories data/make_recall \
             dev/plot
-TESTS    := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
+ALL_TESTS := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
+TESTS    := $(ALL_TESTS)
 SCRIPTS  := $(patsubst test/%,%,$(wildcard test/test_*.sh))
 TOOLS    := test/check_stories
 BENCHES  := dev/scan_bench dev/infer_bench dev/logits
@@ -122,7 +123,7 @@ dev/infer_bench.libs        = $(infer.libs)
 dev/logits.libs             = $(NETWORK_LIBS)
 test/fuzz/fuzz.parts       := test/fuzz/targets test/fuzz/table test/fuzz/vocabulary data/tasks $(LOOK) \
                               data/json $(MODEL)
-$(foreach t,$(TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks data/json $(LOOK)))
+$(foreach t,$(ALL_TESTS),$(eval test/$(t).parts := $(MODEL) data/tasks data/json $(LOOK)))
 
 NETWORK_LIBS := $(if $(DNNL),-ldnnl) -lutf8proc -lpthread
 train_gsa.libs             := $(NETWORK_LIBS)
@@ -133,7 +134,7 @@ data/prepare.libs          := -lutf8proc
 data/make_stories.libs     := -lcjson
 test/fuzz/fuzz.libs         = -fsanitize=fuzzer $(addprefix -Wl$(comma)--wrap=,exit malloc calloc realloc free \
                               vasprintf fopen fclose open close mmap munmap) $(NETWORK_LIBS) -lcjson
-$(foreach t,$(TESTS),$(eval test/$(t).libs := $(NETWORK_LIBS) -lcjson))
+$(foreach t,$(ALL_TESTS),$(eval test/$(t).libs := $(NETWORK_LIBS) -lcjson))
 
 # ---- rules
 
@@ -145,7 +146,7 @@ $(1): $$(addprefix $(BUILD)/,$(2).o $$(addsuffix .o,$$($(2).parts))) $(LINKED)
 	$(if $(EMULATOR),@printf '#!/bin/sh\nexec $(EMULATOR) -0 "$$$$0" "$$$$0.aarch64" "$$$$@"\n' >$$@ && chmod +x $$@)
 endef
 $(foreach p,$(PROGRAMS),$(eval $(call program,$(OUT)$(p),$(p))))
-$(foreach t,$(TESTS),$(eval $(call program,build/$(config)/test/$(t),test/$(t))))
+$(foreach t,$(ALL_TESTS),$(eval $(call program,build/$(config)/test/$(t),test/$(t))))
 $(foreach t,$(TOOLS) $(BENCHES) test/fuzz/fuzz,$(eval $(call program,build/$(config)/$(t),$(t))))
 
 $(BUILD)/%.o: %.c | libraries
