@@ -23,7 +23,10 @@ __attribute__((format(printf, 4, 5), unused)) static int check(int good, const c
     __builtin_va_end(args);
     if (good) tests_passed++;
     else tests_failed++;
-    if (!good || getenv("VERBOSE")) printf("%s %s:%d %s\n", good ? "ok  " : "FAIL", file, line, what);
+    if (!good || getenv("VERBOSE")) {
+        printf("%s %s:%d %s\n", good ? "ok  " : "FAIL", file, line, what);
+        fflush(stdout); /* a crash or a limit of time must not swallow it */
+    }
     return good;
 }
 
