@@ -1028,8 +1028,8 @@ static void one_step(CudaModel *g, const Pair *from, int step, bool late, StepRe
     if (late) cuda_defer(g, false, 0);
 }
 
-/* Steps whose results come one step later, and whose passes and updates are graphs, are those of one that waits, bit for
-   bit; an evaluation between them changes nothing. */
+/* Steps whose results come one step later, and whose passes and updates are graphs, are those of one that waits, bit
+   for bit; an evaluation between them changes nothing. */
 static void test_late(int kind, bool muon) {
     enum { COUNT = 6 };
     Config config = kind_config(kind);
