@@ -1038,8 +1038,8 @@ __global__ static void rope_steps_kernel(uint32_t *steps, const float *log_rope,
 
 /* Records of dL / dtheta of the listed heads, records (heads, B, pieces, HS/2): the sum over a piece of a sequence's
    tokens, queries and keys, of t X_t,k with X = f_k df_(k + HS/2) - f_(k + HS/2) df_k, t from the middle of the
-   sequence. A block is a piece of one head; HS / 16 lanes share a row, as above. Sums of a thread's few rows are fp32,
-   those of the rows double. */
+   sequence. A block is a piece of one head, small so that few heads and sequences keep a card busy too; HS / 16 lanes
+   share a row, as above. Sums of a thread's few rows are fp32, those of the rows double. */
 enum { ROPE_PIECE = 128, ROPE_THREADS = 128 };
 template <int HS>
 __global__ static void rope_frequencies_kernel(double *records, const floatX *dfeatures, const floatX *features,
@@ -1738,7 +1738,7 @@ typedef struct {
     double clip;                  /* then */
     size_t passes;                /* forward passes since the gradients were zero */
     uint64_t steps, given;        /* deferred steps, and those whose results were given */
-    cudaGraphExec_t pass, update; /* of deferred steps: a forward and a backward pass, and an update, as one launch */
+    cudaGraphExec_t pass, update; /* of deferred steps: a forward and a backward pass; an update */
     Parts normed, updated;
     NormPieces norm_pieces;
     /* on the host: */

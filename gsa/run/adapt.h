@@ -123,8 +123,8 @@ enum { ADAPT_ENTRIES = 6 };
    uses them so; tokens <= ADAPT_TOKENS. */
 void adapt_sample(Adapt *a, int g, int part, const float *x, int tokens);
 /* One window, after `step` updates, from the sample of all layers. splats: their parameters (first, count); sums
-   (G, S): of |dL / d ln phi|. True: the coverage of a head has shifted; all bands then begin anew. Of windows that
-   are closer than ADAPT_SPACING steps bands see every such step's only: the spacing of their values must not change. */
+   (G, S): of |dL / d ln phi|. True: the coverage of a head has shifted; all bands then begin anew. Bands skip windows
+   of steps that are no multiple of ADAPT_SPACING: those close before a pass would change the noise they measure. */
 bool adapt_window(Adapt *a, int64_t step, const float *splats, const float *sums);
 /* One pass; the last window must be of this step. splats, m, v: the parameters of all splats and Adam's two moments of
    them (first, count), edited in place. Stores what was done in events, which has room for adapt_room(a), and returns
