@@ -304,7 +304,7 @@ static void bf16_block(bool ta, bool tb, size_t M, size_t N, size_t K, const bf1
    enough; none too large for the caches; among those the squarest, because a block begins with copies of its m rows of
    A and n columns of B. */
 static void gemm_cut(size_t M, size_t N, size_t *m, size_t *n) {
-    enum { LEAST = 48, MOST = 1024 * 768, BLOCKS = 8 };
+    enum { LEAST = 48, MOST = 2048 * 768, BLOCKS = 8 };
     double least = INFINITY;
     *m = M < 64 ? M : 64;
     *n = N < 64 ? N : 64;
