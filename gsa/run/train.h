@@ -69,6 +69,7 @@ typedef struct {
     double (*forward)(void *model, const int *x, const int *y, int B, int T);
     /* of the last forward; adds scale times its gradients */
     void (*backward)(void *model, double scale);
+    /* the next backward adds to zeros; what the gradients are until then is not said */
     void (*zero_gradients)(void *model);
     void (*gradient_norms)(void *model, double norms[NUM_CLIPS]);
     /* AdamW and Muon, then the bounds of the splats; how many values were outside */
