@@ -1706,7 +1706,7 @@ typedef struct {
     Tensor tensors[NUM_TENSORS], second[NUM_TENSORS]; /* second: where adam_v has them */
     size_t total, seconds;                            /* lengths of the flat buffers; of adam_v */
     real *params, *grads, *adam_m, *adam_v;           /* the last three are allocated when they are first needed */
-    bool fresh;                                       /* gradients that `written` names count as zero, whatever is there */
+    bool fresh;                                       /* gradients that `written` names count as zero */
     ParameterTensors p, dp;
     real *activations;
     ActivationTensors a;
