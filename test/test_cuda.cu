@@ -195,7 +195,7 @@ static void test_matmul(Matmul *mm, size_t N, size_t C, size_t OC, bool gelu) {
     matmul_backward(mm, device_din, device_dweight, device_dbias, device_room<float>(SUM_BLOCKS * OC),
                     upload<floatX>(dout, N * OC), device_in, device_weight, gelu ? upload<floatX>(before, N * C) : NULL,
                     1, N, C, OC, 0);
-    cpu::matmul_backward(din, dweight, dbias, dout, in, weight, N, C, OC);
+    cpu::matmul_backward(din, dweight, dbias, dout, in, weight, N, C, OC, true);
     if (gelu) cpu::gelu_backward(din, din, before, N * C);
     COMPARE(download(device_din, N * C), din, N * C, GRADIENT, "matmul (%zu, %zu, %zu)%s, gradient", N, C, OC,
             gelu ? " with gelu" : "");
