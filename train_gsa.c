@@ -301,8 +301,8 @@ static void bf16_block(bool ta, bool tb, size_t M, size_t N, size_t K, const bf1
 
 /* The blocks (m, n) into which a product (M, N) is cut, by its shape alone: were it by the number of threads, sums
    would round differently with another number. At least 8 blocks, so that threads have work, where the product is large
-   enough; none too large for the caches; among those the squarest, because a block begins with copies of its m rows of
-   A and n columns of B. */
+   enough; of a large product more, as larger blocks gain nothing; among those the squarest, because a block begins with
+   copies of its m rows of A and n columns of B. */
 static void gemm_cut(size_t M, size_t N, size_t *m, size_t *n) {
     enum { LEAST = 48, MOST = 2048 * 768, BLOCKS = 8 };
     double least = INFINITY;
@@ -1706,7 +1706,7 @@ typedef struct {
     Tensor tensors[NUM_TENSORS], second[NUM_TENSORS]; /* second: where adam_v has them */
     size_t total, seconds;                            /* lengths of the flat buffers; of adam_v */
     real *params, *grads, *adam_m, *adam_v;           /* the last three are allocated when they are first needed */
-    bool fresh;                                       /* gradients that `written` names count as zero */
+    bool fresh;                                       /* gradients of matrices count as zero, whatever they are */
     ParameterTensors p, dp;
     real *activations;
     ActivationTensors a;
@@ -2148,16 +2148,14 @@ static void gsa_backward(GSA *m, double scale) {
     m->fresh = false;
 }
 
-/* Gradients that come from matmul_backward: the first backward pass writes all of them. To store zeros there and add to
-   them would move another 8 bytes a parameter, where AdamW moves 28. */
-static bool written(int tensor) { return tensor == TENSOR_wte || tensor_is_block_matrix(tensor); }
-
-/* The next backward pass begins anew. Until then the gradients that it will write are the old ones. */
+/* The next backward pass begins anew: it writes the gradients of matrices, which come from matmul_backward, and adds to
+   the others. Until then those of matrices are the old ones. To store zeros there and add to them would move another 8
+   bytes a parameter, where AdamW moves 28. */
 static void gsa_zero_gradients(GSA *m) {
     if (!m->grads) return;
     m->fresh = true;
     for (int i = 0; i < NUM_TENSORS; i++)
-        if (!written(i)) memset(m->grads + m->tensors[i].offset, 0, m->tensors[i].size * sizeof(real));
+        if (!tensor_is_matrix(i)) memset(m->grads + m->tensors[i].offset, 0, m->tensors[i].size * sizeof(real));
 }
 
 /* The L2 norm of each clip group's gradients: sums of fixed pieces, in double, added in order. */

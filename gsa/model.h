@@ -237,14 +237,11 @@ size_t model_tensors(const Config *c, Tensor *tensors);
 size_t model_second_moments(const Config *c, Tensor *tensors);
 /* Where the second moment of number `at` of the parameters lies, whose tensor has some. */
 size_t model_second_moment(const Tensor *tensors, const Tensor *second, size_t at);
-/* The four matrices of each block */
-static inline bool tensor_is_block_matrix(int tensor) {
-    return tensor == TENSOR_qkvw || tensor == TENSOR_attprojw || tensor == TENSOR_fcw || tensor == TENSOR_fcprojw;
-}
 /* Into how many matrices, one behind the other, Muon takes a tensor apart: W_qkv of each layer into those of q, k and
    v. 0: the tensor is AdamW's. */
 static inline size_t config_muon_matrices(const Config *c, int tensor) {
-    return !c->muon || !tensor_is_block_matrix(tensor) ? 0 : tensor == TENSOR_qkvw ? 3 * (size_t)c->L : (size_t)c->L;
+    bool block = tensor == TENSOR_qkvw || tensor == TENSOR_attprojw || tensor == TENSOR_fcw || tensor == TENSOR_fcprojw;
+    return !c->muon || !block ? 0 : tensor == TENSOR_qkvw ? 3 * (size_t)c->L : (size_t)c->L;
 }
 /* Matrix j of these: where it lies in the flat buffers, and its sizes. */
 typedef struct {
